@@ -1,0 +1,47 @@
+"""The errors that vlv raises on purpose.
+
+```
+VLVError                      every error below; the command line prints it as one line, exit code 1
+├── ConfigError               a setting is unknown, of the wrong type, or contradicts another
+├── DataError                 an input that is missing, empty, damaged or not the one expected
+│   └── ImageError            one image that cannot be read, or that is refused
+├── ModelFolderError          a folder that is no model, or whose files disagree
+│   └── MissingPartError      a model without the part that the command needs
+├── CheckpointError           a training state that is damaged or belongs to another configuration
+└── OutputError               a result that cannot be written, or would overwrite another
+```
+
+The message is one sentence that says what is wrong (with the value) and how to mend it.
+"""
+
+
+class VLVError(Exception):
+    """Root of every error that vlv raises on purpose."""
+
+
+class ConfigError(VLVError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(VLVError):
+    """An input is missing, empty, damaged or not the one expected."""
+
+
+class ImageError(DataError):
+    """One image cannot be read, or is refused because of its size, shape or format."""
+
+
+class ModelFolderError(VLVError):
+    """A folder is no model, or its files disagree with each other."""
+
+
+class MissingPartError(ModelFolderError):
+    """The model lacks the part that the command needs."""
+
+
+class CheckpointError(VLVError):
+    """A training state is damaged, or belongs to another configuration."""
+
+
+class OutputError(VLVError):
+    """A result cannot be written, or would overwrite another."""
