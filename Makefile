@@ -1,0 +1,48 @@
+# Every target sets up what it needs: a fresh machine wants only Python >= 3.11 and make.
+PYTHON ?= python3
+VENV   ?= .venv
+JOBS   ?= 2
+
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# torch comes first and pinned, so that nothing later replaces a CPU build by a CUDA one
+TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# one thread per process: two processes with two threads each are slower than either alone
+ONE    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt setup
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*##/\1 ##/p' $(MAKEFILE_LIST) | awk -F ' ##' '{printf "  make %-8s%s\n", $$1, $$2}'
+
+demo: $(VENV)/.demo  ## caption, rebuild and mix images with the shipped model; writes demo.html
+	HF_HUB_OFFLINE=1 $(BIN)/vlv demo --output demo.html
+
+test: $(VENV)/.dev  ## run the tests
+	$(ONE) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(VENV)/.dev  ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fmt: $(VENV)/.dev  ## format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+setup: $(VENV)/.dev  ## install everything into .venv
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[eval]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable ".[train,data,eval,dev]"
+	@touch $@ $(VENV)/.demo
