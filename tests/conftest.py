@@ -1,0 +1,107 @@
+"""Fixtures for all tests: no network, one thread, and the miniature components."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import socket
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tests import tiny
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from vlv.models.captioner import CaptionDecoder
+    from vlv.models.diffusion import DiffusionDecoder
+    from vlv.models.encoder import VLVEncoder
+    from vlv.models.pipeline import VLVPipeline
+
+torch.set_num_threads(1)
+
+_LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Refuse every connection that would leave this machine."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: Any) -> None:
+        if self.family != socket.AF_UNIX and address[0] not in _LOOPBACK:
+            raise RuntimeError(f"a test tried to connect to {address!r}; tests run without network")
+        connect(self, address)
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(socket.socket, "connect", guarded)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def global_seed() -> None:
+    """Fix the global generators; the library itself must not use them."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    """A fresh CPU generator, seed 0."""
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def pixels(generator: torch.Generator) -> torch.Tensor:
+    """Three random images: (3, 3, 32, 32) in [0, 1]."""
+    return torch.rand(3, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def tiny_parts() -> tiny.TinyParts:
+    """The raw components, shared by the session: do not train or change them (`tiny.make_parts` gives fresh ones)."""
+    return tiny.make_parts()
+
+
+@pytest.fixture
+def tiny_encoder() -> VLVEncoder:
+    """A fresh VLVEncoder."""
+    return tiny.make_encoder()
+
+
+@pytest.fixture(params=["epsilon", "v_prediction"])
+def prediction_type(request: pytest.FixtureRequest) -> str:
+    """Both regression targets."""
+    return str(request.param)
+
+
+@pytest.fixture
+def tiny_decoder() -> DiffusionDecoder:
+    """A fresh DiffusionDecoder that predicts the noise."""
+    return tiny.make_decoder()
+
+
+@pytest.fixture
+def tiny_caption_decoder() -> CaptionDecoder:
+    """A fresh CaptionDecoder."""
+    return tiny.make_caption_decoder()
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline() -> VLVPipeline:
+    """A complete pipeline, shared by the session: do not train or change it."""
+    return tiny.make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny_pipeline: VLVPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder that holds the complete pipeline (float32)."""
+    folder = tmp_path_factory.mktemp("model") / "vlv-random"
+    tiny_pipeline.save_pretrained(folder)
+    return folder
