@@ -1,0 +1,175 @@
+"""Checkpoints that are either complete or absent.
+
+```
+checkpoints/step-00001234/
+  trainable.safetensors   the trained parameters (and the buffers of trained modules)
+  ema.safetensors         their moving average, where the run keeps one
+  optimizer.safetensors   AdamW's moments, by parameter name
+  state.json              step, counters, random generators, data position, configuration
+  manifest.json           size and sha256 of each file above; written last
+```
+All files are written and fsynced in a temporary folder, which is then renamed. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import load_file, save_file
+
+from vlv.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint whose files were verified."""
+
+    path: Path
+    """Its folder."""
+    state: dict[str, Any]
+    """What state.json holds."""
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.state["step"])
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of `<name>.safetensors`, on the CPU; empty where the checkpoint has no such file."""
+        file = self.path / f"{name}.safetensors"
+        return load_file(file) if file.exists() else {}
+
+
+def save_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    keep_last: int,
+) -> Path:
+    """Write a checkpoint, then delete the ones that are no longer wanted.
+
+    Args:
+        folder: The `checkpoints` folder of the run.
+        tensors: File stem to tensors by name.
+        state: JSON values; `state["step"]` names the checkpoint.
+        keep_last: Number of checkpoints left, this one included.
+
+    Raises:
+        OSError: The disk refuses; earlier checkpoints are then untouched.
+    """
+    target = folder / f"step-{state['step']:08d}"
+    temporary = folder / f".{target.name}.tmp"
+    _remove_temporaries(folder)
+    temporary.mkdir(parents=True)
+    try:
+        for name, named in tensors.items():
+            contiguous = {key: value.detach().contiguous() for key, value in named.items()}
+            save_file(contiguous, temporary / f"{name}.safetensors")
+        _write_json(temporary / "state.json", state)
+        _write_json(temporary / _MANIFEST, _manifest(temporary))
+        for file in temporary.iterdir():
+            _fsync(file)
+        _fsync(temporary)
+        if target.exists():  # a damaged one of an earlier attempt: it was passed over on resuming
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _fsync(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _prune(folder, newest=target, keep_last=keep_last)
+    return target
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint whose files are what its manifest says; damaged ones are logged and passed over.
+
+    Raises:
+        CheckpointError: There are checkpoints, and all are damaged.
+    """
+    candidates = _by_step(folder)
+    for path in reversed(candidates):
+        try:
+            return load_checkpoint(path)
+        except CheckpointError as error:
+            logger.warning("%s; trying the one before it", error)
+    if candidates:
+        raise CheckpointError(
+            f"every checkpoint in {folder} is damaged; delete the folder to start the run from its beginning"
+        )
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Open one checkpoint folder after comparing each file with the manifest.
+
+    Raises:
+        CheckpointError: A file is missing, unreadable, or not the one that was written.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        for name, expected in manifest["files"].items():
+            if _fingerprint(path / name) != expected:
+                raise CheckpointError(
+                    f"the checkpoint {path} is damaged: {name} is not the file that was saved"
+                )
+        return Checkpoint(path, json.loads((path / "state.json").read_text()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"the checkpoint {path} is incomplete ({error})") from error
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Checkpoint folders, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())
+
+
+def _prune(folder: Path, *, newest: Path, keep_last: int) -> None:
+    """Keep `newest` and those just before it; one with a later step was damaged and passed over."""
+    earlier = [path for path in _by_step(folder) if path.name <= newest.name]
+    for path in set(_by_step(folder)) - set(earlier[-keep_last:]):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return {"format": 1, "files": {f.name: _fingerprint(f) for f in sorted(folder.iterdir())}}
+
+
+def _fingerprint(file: Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=1))
+
+
+def _fsync(path: Path) -> None:
+    """Force a file, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,196 @@
+"""What a run folder tells: metrics.jsonl, TensorBoard events, the progress bar, config.yaml and versions.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from vlv.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+_PACKAGES = (
+    "vlv torch transformers diffusers accelerate safetensors tokenizers numpy pillow".split()
+)
+
+
+class Meter:
+    """Means since the last log line; sums stay on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self.images = 0
+        self.seconds = 0.0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one value of each name."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """Mean of each name, and images per second of training time."""
+        means = {name: total.item() / self.counts[name] for name, total in self.sums.items()}
+        return means | {"images_per_second": round(self.images / max(self.seconds, 1e-9), 2)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values from which the sums go on exactly."""
+        sums = {name: total.item() for name, total in self.sums.items()}
+        return {"sums": sums, "counts": self.counts, "images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Set what `state_dict` returned."""
+        self.sums = {
+            name: torch.tensor(total, device=device) for name, total in state["sums"].items()
+        }
+        self.counts = dict(state["counts"])
+        self.images, self.seconds = state["images"], state["seconds"]
+
+
+class Journal:
+    """Writer of the run folder's records.
+
+    Args:
+        run_dir: The run folder; created.
+        settings: The resolved configuration, written to config.yaml.
+        total_steps: Length of the progress bar.
+        step: Steps already done; later lines of metrics.jsonl are dropped, so that it reads as one run.
+        tensorboard: Write events too, if tensorboard is installed.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        settings: Mapping[str, Any],
+        *,
+        total_steps: int,
+        step: int,
+        tensorboard: bool,
+    ) -> None:
+        write_text(run_dir / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
+        write_text(run_dir / "versions.json", json.dumps(versions(), indent=1))
+        self._file = run_dir / "metrics.jsonl"
+        lines = [line for line in read_metrics(self._file) if line["step"] <= step]
+        write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
+        self.latest = {key: value for line in lines for key, value in line.items()}
+        self._stream = self._file.open("a")
+        self._events = _event_writer(run_dir / "tensorboard", step) if tensorboard else None
+        self._bar = tqdm(
+            total=total_steps,
+            initial=step,
+            desc=run_dir.name,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=1.0 if sys.stderr.isatty() else 30.0,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+        self._stream.close()
+        if self._events is not None:
+            self._events.close()
+
+    def tick(self) -> None:
+        """Move the progress bar by one step."""
+        self._bar.update(1)
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Append one line: `kind` is train or eval."""
+        line = {"step": step, "kind": kind, **values}
+        self._stream.write(json.dumps(line) + "\n")
+        self._stream.flush()
+        self.latest |= line
+        for name, value in values.items():
+            if self._events is not None:
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+        if kind == "train":
+            self._bar.set_postfix_str(
+                f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} img/s", refresh=False
+            )
+        else:
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            self._bar.write(f"step {step}  {shown}", file=sys.stderr)
+
+    def flush(self) -> None:
+        """Force metrics.jsonl to the disk: a checkpoint must not be ahead of it."""
+        os.fsync(self._stream.fileno())
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; a last line that a crash cut short is left out.
+
+    Raises:
+        CheckpointError: A line before the last is no JSON.
+    """
+    lines = file.read_text().splitlines() if file.exists() else []
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise CheckpointError(
+                    f"{file} line {number} is no JSON; mend or delete the line"
+                ) from error
+    return found
+
+
+def versions() -> dict[str, str]:
+    """What the run was made with: packages, Python, platform, processor and command line."""
+    installed = {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)}
+    return installed | {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": str(torch.get_num_threads()),
+        "command": shlex.join(sys.argv),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(text)
+    temporary.replace(file)
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def _event_writer(folder: Path, step: int) -> Any:
+    """A TensorBoard writer that hides events after `step`; None where tensorboard is not installed."""
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=step + 1)

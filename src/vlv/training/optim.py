@@ -1,0 +1,191 @@
+"""AdamW with a learning rate per name prefix, the schedule as a function of the step, and the weight average."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlv.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from torch import Tensor, nn
+
+    from vlv.config import OptimConfig
+
+Parameters = dict[str, "nn.Parameter"]
+
+
+def trainable_parameters(module: nn.Module) -> Parameters:
+    """Parameters that require a gradient, by name; a shared parameter appears once, under its first name.
+
+    Raises:
+        ConfigError: Nothing is trainable, or a trainable parameter is not float32 (the master weights).
+    """
+    found = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not found:
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter that requires a gradient; unfreeze a part"
+        )
+    for name, parameter in found.items():
+        if parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"parameter {name} is {parameter.dtype}, but master weights are float32; load the model in float32 "
+                "and set loop.precision to bf16 for the arithmetic"
+            )
+    return found
+
+
+def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:
+    """Share of the full learning rate that step `step` (counted from 0) of `total_steps` uses."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    match config.schedule:
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        case "linear":
+            return max(0.0, 1 - progress)
+        case "constant":
+            return 1.0
+
+
+def name_scale(name: str, scales: Mapping[str, float]) -> float:
+    """Factor of the longest prefix in `scales` that `name` starts with, at a dot.
+
+    >>> name_scale("queries", {"queries": 10.0}), name_scale("queries_norm.weight", {"queries": 10.0})
+    (10.0, 1.0)
+    """
+    fitting = [prefix for prefix in scales if f"{name}.".startswith(f"{prefix}.")]
+    return scales[max(fitting, key=len)] if fitting else 1.0
+
+
+class Optimizer:
+    """AdamW over named parameters.
+
+    Args:
+        parameters: What is trained, by name.
+        config: Rates and decay.
+        total_steps: Length of the run, on which the schedule depends.
+
+    Raises:
+        ConfigError: A prefix of `lr_scale` fits no parameter, or the warm-up is as long as the run.
+    """
+
+    def __init__(self, parameters: Parameters, config: OptimConfig, total_steps: int) -> None:
+        if config.warmup_steps and config.warmup_steps >= total_steps:
+            raise ConfigError(
+                f"optim.warmup_steps is {config.warmup_steps}, but the run has only {total_steps} steps; lower it"
+            )
+        self.parameters, self.config, self.total_steps = parameters, config, total_steps
+        self._adamw = torch.optim.AdamW(
+            self._groups(), lr=config.lr, betas=config.betas, fused=True
+        )
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """One group per learning-rate factor."""
+        scales = self.config.lr_scale
+        for prefix in scales:
+            if not any(f"{name}.".startswith(f"{prefix}.") for name in self.parameters):
+                known = sorted({name.split(".")[0] for name in self.parameters})
+                raise ConfigError(
+                    f"optim.lr_scale names {prefix!r}, but no trained parameter starts with it; "
+                    f"trained are {', '.join(known)}"
+                )
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            groups.setdefault(name_scale(name, scales), []).append(parameter)
+        decay = self.config.weight_decay
+        return [{"params": ps, "lr_scale": s, "weight_decay": decay} for s, ps in groups.items()]
+
+    def factor(self, step: int) -> float:
+        """Share of the full learning rate at step `step`, counted from 0."""
+        return learning_rate_factor(step, self.total_steps, self.config)
+
+    def step(self, step: int) -> None:
+        """Update the parameters as step `step`, counted from 0."""
+        for group in self._adamw.param_groups:
+            group["lr"] = self.config.lr * self.factor(step) * group["lr_scale"]
+        self._adamw.step()
+
+    def zero_grad(self) -> None:
+        """Drop the gradients."""
+        self._adamw.zero_grad(set_to_none=True)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as flat tensors: `<parameter name>:<exp_avg | exp_avg_sq | step>`."""
+        state = self._adamw.state
+        return {
+            f"{name}:{key}": value
+            for name, parameter in self.parameters.items()
+            for key, value in state.get(parameter, {}).items()
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the state that `tensors` returned.
+
+        Raises:
+            CheckpointError: The state names a parameter that is not trained here, or has another shape.
+        """
+        self._adamw.state.clear()
+        for key, value in tensors.items():
+            name, _, part = key.rpartition(":")
+            parameter = self.parameters.get(name)
+            if parameter is None or (value.ndim and value.shape != parameter.shape):
+                raise CheckpointError(
+                    f"the optimiser state {key} {tuple(value.shape)} fits no trained parameter; start a new run folder"
+                )
+            self._adamw.state[parameter][part] = value.to(parameter.device)
+
+
+class MovingAverage:
+    """Exponential moving average of the trained parameters (not in the paper; off by default).
+
+    The decay grows from 0.1 towards `decay`: min(decay, (1 + step) / (10 + step)), so that a short run is not
+    dominated by its first weights.
+    """
+
+    def __init__(self, parameters: Parameters, decay: float) -> None:
+        self.parameters, self.decay = parameters, decay
+        self.averages = {name: p.detach().clone() for name, p in parameters.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Move towards the parameters after step `step`."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        targets = [p.detach() for p in self.parameters.values()]
+        torch._foreach_lerp_(list(self.averages.values()), targets, 1 - decay)
+
+    @torch.no_grad()
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the averages.
+
+        Raises:
+            CheckpointError: The names differ from the trained parameters.
+        """
+        if tensors.keys() != self.averages.keys():
+            raise CheckpointError(
+                "the moving average holds other parameters than the run; start a new run folder"
+            )
+        for name, value in tensors.items():
+            self.averages[name].copy_(value)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """Within the context the parameters hold the averages."""
+        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.copy_to_parameters(self.averages)
+        try:
+            yield
+        finally:
+            self.copy_to_parameters(kept)
+
+    @torch.no_grad()
+    def copy_to_parameters(self, tensors: Mapping[str, Tensor]) -> None:
+        """Overwrite the parameters, by name."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[name])
