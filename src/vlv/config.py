@@ -78,7 +78,15 @@ class LoopConfig(Settings):
 FREE_ON_RESUME = frozenset(
     f"loop.{key}"
     for key in (
-        "log_every eval_every sample_every save_every save_every_seconds keep_last tensorboard".split()
+        [
+            "log_every",
+            "eval_every",
+            "sample_every",
+            "save_every",
+            "save_every_seconds",
+            "keep_last",
+            "tensorboard",
+        ]
     )
 )
 """Settings that may change when a run goes on: none of them touches what is learnt."""

@@ -24,9 +24,17 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_PACKAGES = (
-    "vlv torch transformers diffusers accelerate safetensors tokenizers numpy pillow".split()
-)
+_PACKAGES = [
+    "vlv",
+    "torch",
+    "transformers",
+    "diffusers",
+    "accelerate",
+    "safetensors",
+    "tokenizers",
+    "numpy",
+    "pillow",
+]
 
 
 class Meter:
