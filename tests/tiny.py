@@ -172,7 +172,9 @@ def make_unet(seed: int = 2) -> UNet2DConditionModel:
     )
 
 
-def make_vae(seed: int = 3, *, scaling_factor: float = 0.7, shift_factor: float | None = None) -> AutoencoderKL:
+def make_vae(
+    seed: int = 3, *, scaling_factor: float = 0.7, shift_factor: float | None = None
+) -> AutoencoderKL:
     """Factor 4: 3x32x32 pixels to 4x8x8 latents."""
     return _seeded(
         lambda: AutoencoderKL(
@@ -190,7 +192,9 @@ def make_vae(seed: int = 3, *, scaling_factor: float = 0.7, shift_factor: float 
     )
 
 
-def make_scheduler(prediction_type: str = "epsilon", *, ddim: bool = False) -> DDPMScheduler | DDIMScheduler:
+def make_scheduler(
+    prediction_type: str = "epsilon", *, ddim: bool = False
+) -> DDPMScheduler | DDIMScheduler:
     """The training scheduler: 1,000 steps, scaled-linear betas, as Stable Diffusion's."""
     settings: dict[str, Any] = {
         "num_train_timesteps": 1000,
@@ -254,7 +258,9 @@ def make_parts(prediction_type: str = "epsilon") -> TinyParts:
     )
 
 
-def make_encoder(seed: int = 5, *, image_size: int = IMAGE_SIZE, dropout: float = 0.0) -> VLVEncoder:
+def make_encoder(
+    seed: int = 5, *, image_size: int = IMAGE_SIZE, dropout: float = 0.0
+) -> VLVEncoder:
     """VLVEncoder around `make_florence`."""
     from vlv.models.encoder import VLVEncoder
 
@@ -285,7 +291,9 @@ def make_caption_decoder(seed: int = 6) -> CaptionDecoder:
     """CaptionDecoder around `make_llm`."""
     from vlv.models.captioner import CaptionDecoder
 
-    return CaptionDecoder.from_llm(make_llm(), make_llm_tokenizer(), text_width=TEXT_WIDTH, seed=seed)
+    return CaptionDecoder.from_llm(
+        make_llm(), make_llm_tokenizer(), text_width=TEXT_WIDTH, seed=seed
+    )
 
 
 def make_pipeline(prediction_type: str = "epsilon") -> VLVPipeline:

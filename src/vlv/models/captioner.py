@@ -1,0 +1,297 @@
+"""CaptionDecoder: context c in, caption out.
+
+A projector psi takes c to the language model's width; the result stands before the caption as a prefix. Shapes: B batch,
+Q queries, D text width, E language-model width, T caption tokens with the end token, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.configuration_utils import SubConfigSpec
+
+from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.encoder import draw_linear
+
+CaptionParts = Literal["none", "mlp", "mlp+llm"]
+TOKENIZER_FOLDER = "tokenizer"
+
+
+class CaptionDecoderConfig(PreTrainedConfig):
+    """Configuration of `CaptionDecoder`.
+
+    Attributes:
+        llm_config: Configuration of any causal language model of transformers.
+        text_width: D, the width of the context.
+    """
+
+    model_type = "vlv_caption_decoder"
+    sub_configs_defaults = {  # noqa: RUF012
+        "llm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2")
+    }
+
+    llm_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_width: int = 1024
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One generated caption."""
+
+    text: str
+    num_tokens: int
+    """Generated tokens, without the end token."""
+    finished: bool
+    """Whether the model ended the caption itself, rather than being stopped at ``max_new_tokens``."""
+
+
+class CaptionTokens(NamedTuple):
+    """Captions as supervised tokens."""
+
+    ids: Tensor
+    """Caption tokens and end token, padded on the right, (B, T)."""
+    lengths: Tensor
+    """Supervised tokens of each caption, (B,)."""
+    num_truncated: int
+    """Captions that were cut, and so carry no end token."""
+
+
+class CaptionDecoder(PreTrainedModel):
+    """Context to caption (paper, section 3.3).
+
+    The tokenizer belongs to the component and is saved in its ``tokenizer`` folder; beside a language model's ``config.json``
+    AutoTokenizer would take it for that family's own tokenizer and change the ids silently.
+    """
+
+    config: CaptionDecoderConfig
+    config_class = CaptionDecoderConfig
+    base_model_prefix = ""
+    main_input_name = "c"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    tokenizer: PreTrainedTokenizerBase
+
+    def __init__(self, config: CaptionDecoderConfig) -> None:
+        super().__init__(config)
+        llm_config = cast("PreTrainedConfig", config.llm_config)
+        width = llm_config.get_text_config().hidden_size
+        self.llm: Any = AutoModelForCausalLM.from_config(llm_config)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.text_width, width), nn.GELU(), nn.Linear(width, width)
+        )
+        self.post_init()
+
+    # --- loading and saving ----------------------------------------------------------------------
+
+    @classmethod
+    def from_llm(
+        cls, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, text_width: int, seed: int
+    ) -> CaptionDecoder:
+        """Put a fresh projector on a pretrained language model.
+
+        Args:
+            llm: Any causal language model; it is taken over, not copied.
+            tokenizer: Its tokenizer, which must have an end token.
+            text_width: D.
+            seed: Of the projector.
+
+        Returns:
+            The caption decoder, on the language model's device and in its dtype.
+
+        Raises:
+            ConfigError: The tokenizer has no end token.
+        """
+        with torch.device("meta"):
+            decoder = cls(CaptionDecoderConfig(llm_config=llm.config, text_width=text_width))
+        decoder.llm = llm
+        decoder._attach(tokenizer)
+        generator = torch.Generator().manual_seed(seed)
+        decoder.mlp.to_empty(device="cpu")
+        for layer in (decoder.mlp[0], decoder.mlp[2]):
+            draw_linear(cast("nn.Linear", layer), generator)
+        decoder.mlp.to(llm.device, llm.dtype)
+        return decoder
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Load weights and tokenizer; arguments as in ``PreTrainedModel.from_pretrained``."""
+        loaded = super().from_pretrained(path, *args, **kwargs)
+        decoder = loaded[0] if isinstance(loaded, tuple) else loaded
+        subfolder = Path(kwargs.get("subfolder") or "") / TOKENIZER_FOLDER
+        where = {k: kwargs[k] for k in ("revision", "local_files_only", "cache_dir") if k in kwargs}
+        decoder._attach(
+            AutoTokenizer.from_pretrained(path, subfolder=subfolder.as_posix(), **where)
+        )
+        return loaded
+
+    def save_pretrained(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save weights, configuration and tokenizer."""
+        super().save_pretrained(folder, *args, **kwargs)
+        self._tokenizer().save_pretrained(Path(folder) / TOKENIZER_FOLDER)
+
+    def _attach(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        if tokenizer.eos_token_id is None:
+            raise ConfigError(
+                "the caption decoder's tokenizer has no end token; set tokenizer.eos_token"
+            )
+        self.tokenizer = tokenizer
+
+    def _tokenizer(self) -> Any:
+        if not hasattr(self, "tokenizer"):
+            raise ModelFolderError(
+                "this caption decoder has no tokenizer; build it with from_llm or from_pretrained"
+            )
+        return self.tokenizer
+
+    # --- training --------------------------------------------------------------------------------
+
+    def trainable(self, parts: CaptionParts) -> list[nn.Parameter]:
+        """Choose what trains (paper, Table 4): "mlp" is psi alone, "mlp+llm" everything, "none" nothing.
+
+        Returns:
+            The trainable parameters.
+        """
+        self.mlp.requires_grad_(parts != "none")
+        self.llm.requires_grad_(parts == "mlp+llm")
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def prefix(self, c: Tensor) -> Tensor:
+        """e = psi(c): context (B, Q, D) to prefix (B, Q, E)."""
+        return cast("Tensor", self.mlp(c.to(self.mlp[0].weight.dtype)))
+
+    def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> CaptionTokens:
+        """Turn captions into supervised tokens.
+
+        Args:
+            captions: B texts.
+            max_tokens: Longest kept sequence with its end token. A longer caption is cut and gets no end token, for it did not
+                end there.
+
+        Returns:
+            Ids padded on the right, with the lengths that make the loss mask: pad and end token may share an id.
+        """
+        tokenizer = self._tokenizer()
+        rows = tokenizer(list(captions), add_special_tokens=False).input_ids
+        rows = [[*row, tokenizer.eos_token_id] for row in rows]
+        num_truncated = sum(len(row) > max_tokens for row in rows) if max_tokens else 0
+        rows = [torch.tensor(row[:max_tokens]) for row in rows]
+        ids = nn.utils.rnn.pad_sequence(
+            rows, batch_first=True, padding_value=tokenizer.eos_token_id
+        )
+        lengths = torch.tensor([len(row) for row in rows])
+        return CaptionTokens(ids.to(self.device), lengths.to(self.device), num_truncated)
+
+    def loss(self, c: Tensor, captions: Sequence[str], *, max_tokens: int | None = None) -> Tensor:
+        """Cross-entropy of the captions given c (paper, equation 2).
+
+        Only caption tokens and the end token are predicted; prefix and padding carry no loss. Padding is on the right, so no
+        supervised token can see it and no attention mask is needed.
+
+        Args:
+            c: Context, (B, Q, D).
+            captions: B texts.
+            max_tokens: See `tokenize`.
+
+        Returns:
+            Mean over all supervised tokens, a float32 scalar.
+        """
+        if len(captions) != len(c):
+            raise ValueError(f"{len(c)} contexts need as many captions, got {len(captions)}")
+        tokens = self.tokenize(captions, max_tokens)
+        length = tokens.ids.shape[1]
+        embedded = self.llm.get_input_embeddings()(tokens.ids[:, :-1])  # (B, T-1, E)
+        inputs = torch.cat([self.prefix(c), embedded], dim=1)  # (B, Q+T-1, E)
+        # The last T positions predict the T tokens; the first of them is the end of the prefix.
+        logits = self.llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=length).logits
+        steps = torch.arange(length, device=logits.device)
+        supervised = steps < tokens.lengths[:, None]  # (B, T)
+        return F.cross_entropy(logits[supervised].float(), tokens.ids[supervised])
+
+    # --- inference -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        c: Tensor,
+        *,
+        max_new_tokens: int = 300,
+        num_beams: int = 1,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+    ) -> list[Caption]:
+        """Write captions.
+
+        Greedy and beam search of a batch equal single calls; samples depend on the whole batch and on the seed.
+
+        Args:
+            c: Context, (B, Q, D).
+            max_new_tokens: Longest caption.
+            num_beams: 1 is greedy search (or plain sampling).
+            do_sample: Draw tokens instead of taking the best.
+            temperature: Of sampling; without `do_sample` it must stay 1.
+            top_p: Nucleus of sampling; without `do_sample` it must stay 1.
+            repetition_penalty: 1 is none.
+            seed: Of sampling; the global generator is left as it was.
+
+        Returns:
+            B captions.
+        """
+        if not do_sample and (temperature != 1.0 or top_p != 1.0):
+            raise ConfigError("temperature and top_p have no effect without do_sample; set it")
+        settings = self._generation_config(
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=do_sample,
+            repetition_penalty=repetition_penalty,
+            **({"temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}),
+        )
+        prefix = self.prefix(c)
+        training = self.training
+        self.eval()
+        devices = [prefix.device] if prefix.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=do_sample):
+            if do_sample:
+                torch.manual_seed(seed)
+            rows = self.llm.generate(
+                inputs_embeds=prefix,
+                attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
+                generation_config=settings,
+            )
+        self.train(training)
+        return [self._caption(row) for row in rows.tolist()]
+
+    def _generation_config(self, **settings: Any) -> GenerationConfig:
+        tokenizer = self._tokenizer()
+        pad = tokenizer.pad_token_id
+        return GenerationConfig(
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
+            early_stopping=settings["num_beams"] > 1,
+            **settings,
+        )
+
+    def _caption(self, ids: list[int]) -> Caption:
+        """Cut generated ids at the end token; what follows it is padding."""
+        tokenizer = self._tokenizer()
+        finished = tokenizer.eos_token_id in ids
+        kept = ids[: ids.index(tokenizer.eos_token_id)] if finished else ids
+        text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+        return Caption(text, len(kept), finished)

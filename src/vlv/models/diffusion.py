@@ -1,0 +1,373 @@
+"""DiffusionDecoder: context c to image, frozen; and the denoising loss that teaches the encoder.
+
+Shapes: B batch, Q queries, D text width, H W pixels, k h w latents (k channels). x_t = sqrt(a) x + sqrt(1 - a) eps with a
+the scheduler's ``alphas_cumprod[t]``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import torch
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from vlv.errors import ConfigError, MissingPartError
+from vlv.models.pixels import as_float
+from vlv.models.text_tower import contextualize, null_context, token_embeddings, tokenize
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+Sampler = Literal["dpm", "ddim"]
+TimestepSampling = Literal["uniform", "text"]
+
+SAMPLERS = {"dpm": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
+
+
+class TextContext(NamedTuple):
+    """Encoded texts."""
+
+    c: Tensor
+    """The context, (B, L, D)."""
+    num_truncated: int
+    """How many texts lost tokens because the text tower has no more positions."""
+
+
+class Posterior(NamedTuple):
+    """The VAE's Gaussian over latents, before scaling."""
+
+    mean: Tensor
+    """(B, k, h, w)."""
+    std: Tensor
+    """(B, k, h, w)."""
+
+
+class DiffusionDecoder(nn.Module):
+    """The frozen text-to-image model: text tower T, U-Net, VAE and noise schedule.
+
+    Nothing in it trains and it is always in eval mode, but gradients flow through the U-Net and the text tower to z. U-Net, VAE
+    and scheduler may be None where they are not needed (stage 2 without a denoising loss, cached latents).
+
+    Args:
+        text_encoder: The CLIP text transformer.
+        tokenizer: Its tokenizer.
+        unet: Text-conditioned U-Net on latents.
+        vae: Latent auto-encoder.
+        scheduler: The training schedule; never changed, samplers are built from its configuration.
+    """
+
+    def __init__(
+        self,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+        unet: UNet2DConditionModel | None,
+        vae: AutoencoderKL | None,
+        scheduler: SchedulerMixin | None,
+    ) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.unet = unet
+        self.vae = vae
+        self.scheduler = scheduler
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> DiffusionDecoder:
+        """Stay in eval mode, whatever the surrounding module does."""
+        return super().train(False)
+
+    # --- context ---------------------------------------------------------------------------------
+
+    def context(self, z: Tensor) -> Tensor:
+        """c = T(z): caption embedding (B, Q, D) to context (B, Q, D)."""
+        return contextualize(self.text_encoder, z)
+
+    def encode_text(self, texts: Sequence[str]) -> TextContext:
+        """The context of texts, padded to the tower's length; longer texts are cut and counted."""
+        ids, truncated = tokenize(self.tokenizer, self.text_encoder, list(texts))
+        c = self.context(token_embeddings(self.text_encoder, ids))
+        return TextContext(c, int(truncated.sum()))
+
+    def null_context(self, batch_size: int = 1) -> Tensor:
+        """The context of the empty text, (batch_size, L, D)."""
+        return null_context(self.text_encoder, self.tokenizer, batch_size)
+
+    # --- latents ---------------------------------------------------------------------------------
+
+    @property
+    def downscale_factor(self) -> int:
+        """Pixels per latent position along one side, from the VAE's configuration."""
+        return int(2 ** (len(self._vae().config["block_out_channels"]) - 1))
+
+    @property
+    def image_size(self) -> int:
+        """The side in pixels that the U-Net was trained on."""
+        return int(self._unet().config["sample_size"]) * self.downscale_factor
+
+    @torch.no_grad()
+    def posterior(self, pixels: Tensor) -> Posterior:
+        """The VAE's Gaussian for images, without the latent scale.
+
+        Args:
+            pixels: (B, 3, H, W), float in [0, 1] or uint8, sides divisible by `downscale_factor`.
+
+        Returns:
+            Mean and standard deviation, each (B, k, h, w).
+        """
+        vae, factor = self._vae(), self.downscale_factor
+        height, width = pixels.shape[-2:]
+        if height % factor or width % factor:
+            raise ValueError(f"the VAE reads sides divisible by {factor}, got {height}x{width}")
+        inputs = (as_float(pixels) * 2 - 1).to(vae.device, vae.dtype)
+        gaussian = cast("Any", vae.encode(inputs)).latent_dist
+        return Posterior(gaussian.mean, gaussian.std)
+
+    def draw_latents(self, posterior: Posterior, generator: torch.Generator | None) -> Tensor:
+        """Scaled latents from a posterior: a draw, or its mean where the generator is None.
+
+        Args:
+            posterior: From `posterior`, or read from a cache.
+            generator: Source of the draw.
+
+        Returns:
+            Latents on the scale of the U-Net, (B, k, h, w).
+        """
+        latents = posterior.mean
+        if generator is not None:
+            latents = latents + posterior.std * randn_like(latents, generator)
+        shift, scale = self._latent_scale()
+        return (latents - shift) * scale
+
+    def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Pixels (B, 3, H, W) to scaled latents (B, k, h, w); the posterior mean without a generator."""
+        return self.draw_latents(self.posterior(pixels), generator)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, k, h, w) to pixels (B, 3, H, W) in [0, 1]."""
+        vae = self._vae()
+        shift, scale = self._latent_scale()
+        sample = cast("Any", vae.decode((latents / scale + shift).to(vae.dtype))).sample
+        return cast("Tensor", (sample.float() / 2 + 0.5).clamp(0, 1))
+
+    def _latent_scale(self) -> tuple[float, float]:
+        """(shift, scale) of the VAE's configuration."""
+        config = self._vae().config
+        return float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
+
+    # --- the loss --------------------------------------------------------------------------------
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the length of the noise schedule."""
+        return int(cast("Any", self._scheduler()).config.num_train_timesteps)
+
+    def draw_timesteps(
+        self,
+        batch_size: int,
+        generator: torch.Generator,
+        sampling: TimestepSampling = "uniform",
+    ) -> Tensor:
+        """Draw one timestep per image.
+
+        "uniform" is the paper's (section 3.2). "text" draws floor(T sqrt(u)), u uniform: density 2t/T, mean 2T/3, so that mid and
+        high noise, where the image has to come from the text, is seen more often. The loss is not reweighted: in expectation it
+        is the uniform loss with the weight 2t/T on each timestep, so its values compare only with others drawn the same way.
+
+        Args:
+            batch_size: B.
+            generator: Source of the draws.
+            sampling: "uniform" or "text".
+
+        Returns:
+            Integers in [0, T), (B,), on the generator's device.
+        """
+        u = torch.rand(batch_size, generator=generator, device=generator.device)
+        match sampling:
+            case "uniform":
+                position = u
+            case "text":
+                position = u.sqrt()
+            case _:
+                raise ConfigError(f'timestep sampling is "{sampling}"; choose "uniform" or "text"')
+        return (position * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = sqrt(a) x + sqrt(1 - a) eps, (B, k, h, w)."""
+        signal, sigma = self._signal_and_sigma(timesteps, latents)
+        return signal * latents + sigma * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the U-Net predicts, by the scheduler's ``prediction_type``.
+
+        epsilon: eps. v_prediction: sqrt(a) eps - sqrt(1 - a) x (Salimans and Ho 2022, section 4). sample: x.
+
+        Raises:
+            ConfigError: The prediction type is another.
+        """
+        kind = str(cast("Any", self._scheduler()).config.prediction_type)
+        match kind:
+            case "epsilon":
+                return noise
+            case "sample":
+                return latents
+            case "v_prediction":
+                signal, sigma = self._signal_and_sigma(timesteps, latents)
+                return signal * noise - sigma * latents
+        raise ConfigError(
+            f'the scheduler has the prediction_type "{kind}"; epsilon, v_prediction and sample are supported'
+        )
+
+    def denoising_loss(
+        self,
+        latents: Tensor,
+        c: Tensor,
+        generator: torch.Generator,
+        *,
+        timesteps: Tensor | None = None,
+        noise: Tensor | None = None,
+        sampling: TimestepSampling = "uniform",
+        reduction: Literal["mean", "none"] = "mean",
+    ) -> Tensor:
+        """The diffusion loss of stage 1 (paper, equation 1): how well c tells the U-Net what the noise hides.
+
+        Args:
+            latents: Scaled latents, (B, k, h, w).
+            c: Context, (B, Q, D).
+            generator: Source of the timesteps, then the noise, where they are not given.
+            timesteps: (B,) integers.
+            noise: (B, k, h, w).
+            sampling: How timesteps are drawn, see `draw_timesteps`.
+            reduction: "mean" over the batch, or "none".
+
+        Returns:
+            Mean squared error against `target` in float32: a scalar, or (B,).
+        """
+        if timesteps is None:
+            timesteps = self.draw_timesteps(len(latents), generator, sampling)
+        if noise is None:
+            noise = randn_like(latents, generator)
+        timesteps = timesteps.to(latents.device)
+        noisy = self.add_noise(latents, noise, timesteps)
+        prediction = self._predict(noisy, timesteps, c)
+        target = self.target(latents, noise, timesteps)
+        error = F.mse_loss(prediction.float(), target.float(), reduction="none")
+        per_image = error.flatten(1).mean(1)  # (B,)
+        return per_image.mean() if reduction == "mean" else per_image
+
+    def _signal_and_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(a) and sqrt(1 - a), each (B, 1, 1, 1)."""
+        alphas = getattr(self._scheduler(), "alphas_cumprod", None)
+        if alphas is None:
+            raise ConfigError(
+                f"{type(self.scheduler).__name__} has no alphas_cumprod; use a DDPM-family scheduler"
+            )
+        a = alphas.to(timesteps.device)[timesteps].to(like.device, torch.float32)
+        a = a[:, None, None, None]
+        return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
+        unet = self._unet()
+        output = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=c.to(unet.dtype))
+        return cast("Tensor", output.sample)
+
+    # --- sampling --------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(
+        self,
+        c: Tensor,
+        *,
+        seeds: Sequence[int],
+        steps: int = 20,
+        guidance: float = 2.0,
+        sampler: Sampler = "dpm",
+        height: int | None = None,
+        width: int | None = None,
+        progress: bool = False,
+    ) -> Tensor:
+        """Draw one image per context.
+
+        Each image starts from the noise of its own seed, drawn on the CPU, and both samplers are deterministic from there: a
+        batch of n equals n single calls.
+
+        Args:
+            c: Context, (B, Q, D).
+            seeds: B seeds.
+            steps: Number of sampler steps.
+            guidance: Classifier-free guidance; 1 follows c alone and skips the null branch.
+            sampler: "dpm" (DPM-Solver++, second order) or "ddim" (eta 0).
+            height: Pixels; None is the size the U-Net was trained on.
+            width: Likewise.
+            progress: Show a bar on stderr.
+
+        Returns:
+            Pixels in [0, 1], (B, 3, H, W).
+        """
+        if len(seeds) != len(c):
+            raise ValueError(f"{len(c)} contexts need as many seeds, got {len(seeds)}")
+        solver = self._make_sampler(sampler, steps)
+        latents = self._first_noise(seeds, height, width) * solver.init_noise_sigma
+        null = None if guidance == 1 else self.null_context(len(c))
+        for t in tqdm(solver.timesteps, disable=not progress, desc="sampling"):
+            inputs = solver.scale_model_input(latents, t)
+            prediction = self._predict(inputs, t, c).float()
+            if null is not None:
+                baseline = self._predict(inputs, t, null).float()
+                prediction = baseline + guidance * (prediction - baseline)
+            latents = solver.step(prediction, t, latents).prev_sample
+        return self.decode(latents)
+
+    def _make_sampler(self, sampler: Sampler, steps: int) -> Any:
+        """A fresh sampling scheduler with the training schedule's noise levels and prediction type."""
+        if sampler not in SAMPLERS:
+            raise ConfigError(f'the sampler is "{sampler}"; choose one of {", ".join(SAMPLERS)}')
+        if not 1 <= steps <= self.num_timesteps:
+            raise ConfigError(f"steps is {steps}; choose between 1 and {self.num_timesteps}")
+        solver = SAMPLERS[sampler].from_config(cast("Any", self._scheduler()).config)
+        solver.set_timesteps(steps, device=self._unet().device)
+        return solver
+
+    def _first_noise(self, seeds: Sequence[int], height: int | None, width: int | None) -> Tensor:
+        """Standard normal float32 latents (B, k, h, w), each image from its own CPU generator."""
+        unet, factor = self._unet(), self.downscale_factor
+        height, width = height or self.image_size, width or self.image_size
+        if height % factor or width % factor:
+            raise ConfigError(f"image sides are divisible by {factor}, got {height}x{width}")
+        shape = (int(unet.config["in_channels"]), height // factor, width // factor)
+        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        return torch.stack(draws).to(unet.device)
+
+    # --- parts -----------------------------------------------------------------------------------
+
+    def _unet(self) -> UNet2DConditionModel:
+        if self.unet is None:
+            raise MissingPartError(
+                "this model was loaded without its U-Net (unet), which this needs"
+            )
+        return self.unet
+
+    def _vae(self) -> AutoencoderKL:
+        if self.vae is None:
+            raise MissingPartError("this model was loaded without its VAE (vae), which this needs")
+        return self.vae
+
+    def _scheduler(self) -> SchedulerMixin:
+        if self.scheduler is None:
+            raise MissingPartError(
+                "this model was loaded without its noise schedule (scheduler), which this needs"
+            )
+        return self.scheduler
+
+
+def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal noise of a tensor's shape, drawn on the generator's device."""
+    noise = torch.randn(tensor.shape, generator=generator, device=generator.device)
+    return noise.to(tensor.device, tensor.dtype)

@@ -1,0 +1,247 @@
+"""VLVEncoder: image in, caption embedding z out.
+
+Florence-2 reads the image; its language decoder is fed learnable queries; a projector takes them to the text width.
+Shapes: B batch, N image tokens, P prompt tokens, Q queries, d Florence width, D text width, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from vlv.errors import ConfigError
+from vlv.models.pixels import as_float
+
+EncoderParts = Literal["none", "language", "all"]
+
+# What `<MORE_DETAILED_CAPTION>` becomes in Florence-2's processor; the authors' prompt.
+DEFAULT_PROMPT = "Describe with a paragraph what is shown in the image."
+
+
+class VLVEncoderConfig(PreTrainedConfig):
+    """Configuration of `VLVEncoder`.
+
+    Attributes:
+        backbone_config: The Florence-2 configuration.
+        num_queries: Q, the length of the caption embedding.
+        text_width: D, the width of the text tower's token embeddings.
+        prompt_ids: Florence-2 token ids that follow the image tokens, with start and end token.
+        image_size: Side in pixels that Florence-2 sees; other sizes are resized to it.
+        image_mean: Mean of each channel, subtracted from pixels in [0, 1].
+        image_std: Standard deviation of each channel.
+    """
+
+    model_type = "vlv_encoder"
+    sub_configs_defaults = {"backbone_config": Florence2Config}  # noqa: RUF012
+
+    backbone_config: dict[str, Any] | PreTrainedConfig | None = None
+    num_queries: int = 77
+    text_width: int = 1024
+    prompt_ids: list[int] | tuple[int, ...] = ()
+    image_size: int = 768
+    image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+class VLVEncoder(PreTrainedModel):
+    """Image to caption embedding (paper, section 3.1).
+
+    ``forward`` is ``encode_features(image_features(pixels))``; the two halves are public so that the features of a frozen
+    vision tower can be cached. Dropout and drop path are those of the Florence-2 configuration; a vision tower without
+    trainable parameters stays in eval mode.
+    """
+
+    config: VLVEncoderConfig
+    config_class = VLVEncoderConfig
+    base_model_prefix = ""
+    main_input_name = "pixels"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+
+    def __init__(self, config: VLVEncoderConfig) -> None:
+        super().__init__(config)
+        _check_config(config)
+        backbone_config = cast("Florence2Config", config.backbone_config)
+        width = backbone_config.text_config.hidden_size
+        self.backbone = Florence2ForConditionalGeneration(backbone_config)
+        self.queries = nn.Parameter(torch.zeros(1, config.num_queries, width))
+        self.projector = nn.Sequential(
+            nn.Linear(width, config.text_width),
+            nn.GELU(),
+            nn.Linear(config.text_width, config.text_width),
+        )
+        self.post_init()
+
+    @classmethod
+    def from_florence(
+        cls,
+        florence: Florence2ForConditionalGeneration,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_queries: int,
+        text_width: int,
+        image_size: int,
+        seed: int,
+        prompt: str = DEFAULT_PROMPT,
+    ) -> VLVEncoder:
+        """Put fresh queries and a fresh projector on a pretrained Florence-2.
+
+        Args:
+            florence: The backbone; it is taken over, not copied.
+            tokenizer: Its tokenizer, needed once for the prompt.
+            num_queries: Q.
+            text_width: D.
+            image_size: Side in pixels that Florence-2 sees.
+            seed: Of the queries (standard normal, as the authors') and the projector.
+            prompt: The text that follows the image tokens.
+
+        Returns:
+            The encoder, on the backbone's device and in its dtype.
+        """
+        config = VLVEncoderConfig(
+            backbone_config=florence.config,
+            num_queries=num_queries,
+            text_width=text_width,
+            prompt_ids=list(tokenizer(prompt).input_ids),
+            image_size=image_size,
+        )
+        with torch.device("meta"):
+            encoder = cls(config)
+        encoder.backbone = florence
+        encoder._fill_head(seed)
+        return encoder
+
+    def _fill_head(self, seed: int) -> None:
+        """Draw queries and projector on the CPU and move them beside the backbone."""
+        generator = torch.Generator().manual_seed(seed)
+        queries = torch.randn(self.queries.shape, generator=generator)
+        self.projector.to_empty(device="cpu")
+        for layer in (self.projector[0], self.projector[2]):
+            draw_linear(cast("nn.Linear", layer), generator)
+        reference = self.backbone.lm_head.weight
+        self.queries = nn.Parameter(queries.to(reference))
+        self.projector.to(reference)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VLVEncoder):
+            nn.init.normal_(module.queries)
+
+    @property
+    def num_queries(self) -> int:
+        """Q, the length of the caption embedding."""
+        return self.config.num_queries
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            pixels: (B, 3, H, W), float in [0, 1] or uint8, any size.
+
+        Returns:
+            The caption embedding z, (B, Q, D).
+        """
+        return self.encode_features(self.image_features(pixels))
+
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """The image tokens of Florence-2's vision tower, projected to the language width.
+
+        Args:
+            pixels: (B, 3, H, W), float in [0, 1] or uint8, any size.
+
+        Returns:
+            (B, N, d); token 0 is the spatial mean.
+        """
+        inputs = self._normalize(as_float(pixels))  # (B, 3, image_size, image_size)
+        return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
+
+    def encode_features(self, features: Tensor) -> Tensor:
+        """From image tokens to the caption embedding.
+
+        The encoder reads ``[image tokens, prompt]``; the decoder reads the queries in place of token embeddings, so query k
+        sees the queries before it. The parts are called one by one because ``Florence2Model.forward`` refuses
+        ``decoder_inputs_embeds``.
+
+        Args:
+            features: (B, N, d), from `image_features`.
+
+        Returns:
+            z, (B, Q, D).
+        """
+        language = self.backbone.model.language_model
+        ids = torch.tensor(self.config.prompt_ids, dtype=torch.long, device=features.device)
+        prompt = language.shared(ids).expand(len(features), -1, -1)  # (B, P, d)
+        inputs = torch.cat([features.to(prompt.dtype), prompt], dim=1)  # (B, N + P, d)
+        memory = language.encoder(inputs_embeds=inputs).last_hidden_state  # (B, N + P, d)
+        queries = self.queries.expand(len(features), -1, -1)  # (B, Q, d)
+        hidden = language.decoder(
+            inputs_embeds=queries, encoder_hidden_states=memory, use_cache=False
+        ).last_hidden_state  # (B, Q, d)
+        return cast("Tensor", self.projector(hidden))  # (B, Q, D)
+
+    def _normalize(self, pixels: Tensor) -> Tensor:
+        size = (self.config.image_size, self.config.image_size)
+        pixels = pixels.float()
+        if pixels.shape[-2:] != size:
+            # Antialiased as in PIL; a bicubic filter overshoots, PIL clamps.
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        mean = pixels.new_tensor(self.config.image_mean)[:, None, None]
+        std = pixels.new_tensor(self.config.image_std)[:, None, None]
+        return (pixels - mean) / std
+
+    def trainable(self, parts: EncoderParts) -> list[nn.Parameter]:
+        """Choose what trains, by setting ``requires_grad``.
+
+        Args:
+            parts: "language" is the paper's choice: Florence-2's language encoder and decoder, the queries and the projector,
+                while the vision tower and its projection are frozen. "all" trains everything, "none" nothing.
+
+        Returns:
+            The trainable parameters.
+        """
+        self.requires_grad_(parts != "none")
+        if parts == "language":
+            for module in self._vision():
+                module.requires_grad_(False)
+        self.train(self.training)
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def train(self, mode: bool = True) -> VLVEncoder:
+        """Switch to train mode, but for a frozen vision tower: its drop path would blur frozen features."""
+        super().train(mode)
+        for module in self._vision():
+            if not any(p.requires_grad for p in module.parameters()):
+                module.eval()
+        return self
+
+    def _vision(self) -> tuple[nn.Module, nn.Module]:
+        return self.backbone.model.vision_tower, self.backbone.model.multi_modal_projector
+
+
+def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
+    """Fill a linear layer from a generator with PyTorch's default distribution, uniform in +-1/sqrt(fan-in)."""
+    bound = layer.in_features**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+
+
+def _check_config(config: VLVEncoderConfig) -> None:
+    text = cast("Florence2Config", config.backbone_config).text_config
+    if not config.prompt_ids:
+        raise ConfigError("the encoder configuration has no prompt_ids; give the ids of the prompt")
+    if not 1 <= config.num_queries <= text.max_position_embeddings:
+        raise ConfigError(
+            f"num_queries is {config.num_queries}, but Florence-2's decoder reads between 1 and "
+            f"{text.max_position_embeddings} tokens; choose a number in that range"
+        )

@@ -1,0 +1,107 @@
+"""The pixel convention at every seam: float (B, 3, H, W) in [0, 1], RGB; and images of any kind brought into it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlv.data.images import center_crop_resize, load_image, to_pil, to_tensor
+from vlv.errors import ImageError
+
+ImageLike: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
+"""A PIL image, a path, an array (H, W, 3) uint8, or a tensor (3, H, W), float in [0, 1] or uint8."""
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """Bring pixels (B, 3, H, W) to float in [0, 1]; uint8 is divided by 255, floats pass.
+
+    Raises:
+        ValueError: The shape is another.
+    """
+    if pixels.ndim != 4 or pixels.shape[1] != 3:
+        raise ValueError(f"pixels have the shape (B, 3, H, W), got {tuple(pixels.shape)}")
+    if pixels.dtype == torch.uint8:
+        return pixels.float() / 255
+    if not pixels.is_floating_point():
+        raise ValueError(f"pixels are uint8 or float, got {pixels.dtype}")
+    return pixels
+
+
+def is_single(images: object) -> bool:
+    """Whether `images` is one image rather than several."""
+    if isinstance(images, np.ndarray | Tensor):
+        return images.ndim == 3
+    return isinstance(images, Image.Image | str | Path)
+
+
+def as_batch(images: object, size: int) -> Tensor:
+    """Centre-crop and resize images to squares.
+
+    Args:
+        images: One `ImageLike`, a sequence of them, or a batch (B, 3, H, W) / (B, H, W, 3).
+        size: Side of the result in pixels.
+
+    Returns:
+        float (B, 3, size, size) in [0, 1] on the CPU.
+
+    Raises:
+        ImageError: An item is no image, has an unusable shape, or cannot be read.
+    """
+    items: list[object] = [images] if is_single(images) else list(images)  # type: ignore[call-overload]
+    if not items:
+        raise ImageError("no image was given; pass one image or a list of images")
+    return torch.stack([_square(item, size) for item in items])
+
+
+def _square(item: object, size: int) -> Tensor:
+    """One image as float (3, size, size)."""
+    if isinstance(item, Tensor) and item.shape == (3, size, size) and item.is_floating_point():
+        return _checked(item).float()
+    return to_tensor(center_crop_resize(_to_pil(item), size)).float() / 255
+
+
+def _to_pil(item: object) -> Image.Image:
+    match item:
+        case Image.Image():
+            return load_image(item)
+        case str() | Path():
+            return load_image(Path(item))
+        case np.ndarray():
+            return _from_array(item)
+        case Tensor():
+            return _from_tensor(item)
+    raise ImageError(
+        f"an image is a PIL image, a path, an array or a tensor, got {type(item).__name__}"
+    )
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ImageError(
+            f"an image array is uint8 of shape (H, W, 3), got {array.dtype} of shape {array.shape}"
+        )
+    return Image.fromarray(array)
+
+
+def _from_tensor(tensor: Tensor) -> Image.Image:
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise ImageError(f"an image tensor has the shape (3, H, W), got {tuple(tensor.shape)}")
+    if tensor.dtype == torch.uint8:
+        return Image.fromarray(tensor.permute(1, 2, 0).cpu().numpy())
+    return to_pil(_checked(tensor).float())
+
+
+def _checked(tensor: Tensor) -> Tensor:
+    """A float image tensor on the CPU whose values lie in [0, 1]."""
+    if not tensor.is_floating_point():
+        raise ImageError(f"an image tensor is uint8 or float, got {tensor.dtype}")
+    tensor = tensor.detach().cpu()
+    low, high = float(tensor.min()), float(tensor.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise ImageError(f"a float image lies in [0, 1], got values from {low:g} to {high:g}")
+    return tensor

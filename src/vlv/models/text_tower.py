@@ -1,0 +1,117 @@
+"""The frozen text tower T: caption embedding z in, context c out.
+
+This is the one place where T is applied, for embeddings and for texts alike. Shapes: B batch, Q queries, D text width,
+L token ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+
+def num_positions(text_encoder: CLIPTextModel) -> int:
+    """The longest sequence that the text tower reads, in tokens."""
+    return int(text_encoder.config.max_position_embeddings)
+
+
+def contextualize(text_encoder: CLIPTextModel, z: Tensor) -> Tensor:
+    """Apply the text tower to embeddings: c = T(z).
+
+    Paper, section 3.2: z stands where the token embeddings of a text would stand. T adds its position embeddings, runs its
+    causal transformer and its final norm. ``CLIPTextModel.forward`` takes token ids only, so its three parts are called here;
+    on token embeddings the result equals that of ``forward`` on the ids.
+
+    Args:
+        text_encoder: The CLIP text transformer. Gradients pass through it to z.
+        z: Caption embedding or token embeddings, (B, Q, D), Q at most `num_positions`.
+
+    Returns:
+        The context c, (B, Q, D).
+
+    Raises:
+        ValueError: z has another width or more tokens than the tower has positions.
+    """
+    _check_embeddings(text_encoder, z)
+    hidden = text_encoder.embeddings(inputs_embeds=z)  # (B, Q, D), positions added
+    mask = _causal_mask(hidden)
+    hidden = text_encoder.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+    return cast("Tensor", text_encoder.final_layer_norm(hidden))  # (B, Q, D)
+
+
+def token_embeddings(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
+    """Look up token embeddings, the space z lives in.
+
+    Args:
+        text_encoder: The CLIP text transformer.
+        ids: Token ids, (B, L).
+
+    Returns:
+        Embeddings before positions are added, (B, L, D).
+    """
+    return cast("Tensor", text_encoder.embeddings.token_embedding(ids))
+
+
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, text_encoder: CLIPTextModel, texts: list[str]
+) -> tuple[Tensor, Tensor]:
+    """Turn texts into ids, padded and cut to the tower's length.
+
+    Args:
+        tokenizer: The CLIP tokenizer that belongs to the tower.
+        text_encoder: The tower; its number of positions is the length.
+        texts: B texts.
+
+    Returns:
+        ``(ids, truncated)``: token ids (B, L) and whether the text lost tokens, bool (B,).
+    """
+    length = num_positions(text_encoder)
+    untruncated = tokenizer(texts).input_ids
+    ids = tokenizer(
+        texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+    ).input_ids
+    truncated = torch.tensor([len(row) > length for row in untruncated])
+    return ids.to(text_encoder.device), truncated
+
+
+def null_context(
+    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1
+) -> Tensor:
+    """The context of the empty text, for classifier-free guidance.
+
+    The empty text is padded with the tokenizer's own pad token and read without a padding mask, as Stable Diffusion does.
+
+    Args:
+        text_encoder: The tower.
+        tokenizer: Its tokenizer.
+        batch_size: How often the context is repeated.
+
+    Returns:
+        (batch_size, L, D) with L the tower's number of positions.
+    """
+    ids, _ = tokenize(tokenizer, text_encoder, [""])
+    c = contextualize(text_encoder, token_embeddings(text_encoder, ids))
+    return c.expand(batch_size, -1, -1)
+
+
+def _causal_mask(hidden: Tensor) -> Tensor:
+    """Additive mask (1, 1, Q, Q): token k sees tokens <= k. Right under eager and sdpa attention alike."""
+    length = hidden.shape[1]
+    floor = torch.finfo(hidden.dtype).min
+    mask = torch.full((length, length), floor, dtype=hidden.dtype, device=hidden.device)
+    return mask.triu(1)[None, None]
+
+
+def _check_embeddings(text_encoder: CLIPTextModel, z: Tensor) -> None:
+    width, length = int(text_encoder.config.hidden_size), num_positions(text_encoder)
+    if z.ndim != 3 or z.shape[-1] != width:
+        raise ValueError(
+            f"the text tower reads embeddings of shape (B, Q, {width}), got {tuple(z.shape)}"
+        )
+    if z.shape[1] > length:
+        raise ValueError(f"the text tower has {length} positions, got {z.shape[1]} embeddings")
