@@ -1,0 +1,303 @@
+"""One image file in, the right pixels out: limits, orientation, colour, crop.
+
+`Image.convert("RGB")` alone gives wrong pixels for rotated, transparent, 16-bit and
+colour-managed files; `load_image` is the one place where each of these is put right.
+Shapes: H W pixels, S side of a square image.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from vlv.errors import ImageError
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = frozenset(
+    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+)
+
+# What Pillow's decoders are known to raise on damaged files.
+_DECODE_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITE = (255, 255, 255)
+_FROM_16_BIT = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # rounded, not cut
+
+ImageSource = str | os.PathLike[str] | bytes | BinaryIO
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What is refused, before a single pixel is decoded."""
+
+    max_bytes: int = 20_000_000
+    max_pixels: int = 50_000_000
+    max_side: int = 16_384
+    max_ratio: float = 20.0  # long side over short side
+    formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+def load_image(
+    source: ImageSource, *, limits: ImageLimits = DEFAULT_LIMITS, name: str | None = None
+) -> Image.Image:
+    """Open one image as upright RGB of 8 bits.
+
+    EXIF orientation is applied; transparency is laid over white; 16 bits are scaled to 8, not
+    clipped; an embedded colour profile is converted to sRGB (a broken profile is ignored); of an
+    animation the first frame is taken.
+
+    Args:
+        source: A path, the bytes of a file, or a binary file object.
+        limits: Checked against file and header before decoding.
+        name: What to call the image in an error; the path by default.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        ImageError: The file is missing, empty, damaged, of another format or over a limit.
+    """
+    name = name or _name_of(source)
+    data = _read(source, limits, name)
+    image = _guard(name, lambda: Image.open(BytesIO(data), formats=limits.formats))
+    _check_header(image, limits, name)
+    return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=_is_16_bit_png(data)))
+
+
+def center_crop_resize(image: Image.Image, size: int) -> Image.Image:
+    """Cut the largest centred square and resize it to `size` by `size` pixels (bicubic, antialias).
+
+    The box is cut first: resizing a 1 x 20000 image by its short side would need gigabytes.
+    """
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """The pixels of an RGB image as uint8 (3,H,W)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def to_pil(pixels: torch.Tensor) -> Image.Image:
+    """Pixels (3,H,W), float in [0,1] (clamped, rounded) or uint8, as an RGB image.
+
+    Raises:
+        ValueError: The tensor has another shape.
+    """
+    if pixels.ndim != 3 or pixels.shape[0] != 3:
+        raise ValueError(f"pixels must have the shape (3,H,W), not {tuple(pixels.shape)}")
+    pixels = pixels.detach().cpu()
+    if pixels.dtype != torch.uint8:
+        pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _guard(name: str, action: Callable[[], T]) -> T:
+    """Run a step of Pillow; whatever it finds wrong becomes an ImageError that names the image."""
+    try:
+        return action()
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name}: the format is unknown or not one that vlv reads") from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(f"{name}: cannot be decoded ({_first_line(error)})") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _name_of(source: ImageSource) -> str:
+    if isinstance(source, str | os.PathLike):
+        return os.fspath(source)
+    return "image" if isinstance(source, bytes) else str(getattr(source, "name", "image"))
+
+
+def _read(source: ImageSource, limits: ImageLimits, name: str) -> bytes:
+    try:
+        data = _read_up_to(source, limits.max_bytes + 1)
+    except FileNotFoundError as error:
+        raise ImageError(f"{name}: there is no such file") from error
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise ImageError(f"{name}: the file is empty (0 bytes)")
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"{name}: the file is larger than the limit of {limits.max_bytes} bytes")
+    return data
+
+
+def _read_up_to(source: ImageSource, count: int) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    if isinstance(source, str | os.PathLike):
+        with Path(source).open("rb", buffering=0) as file:
+            return _read_up_to(file, min(count, os.fstat(file.fileno()).st_size or count))
+    return source.read(count) or b""
+
+
+def _check_header(image: Image.Image, limits: ImageLimits, name: str) -> None:
+    width, height = image.size
+    short, long = sorted((width, height))
+    if long > limits.max_side:
+        raise ImageError(
+            f"{name}: {width} x {height} exceeds the limit of {limits.max_side} a side"
+        )
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            f"{name}: {width} x {height} exceeds the limit of {limits.max_pixels} pixels"
+        )
+    if long > limits.max_ratio * short:
+        raise ImageError(
+            f"{name}: {width} x {height} is more elongated than {limits.max_ratio:g}:1; crop it first"
+        )
+
+
+def _upright_rgb(image: Image.Image, *, is_16_bit_png: bool) -> Image.Image:
+    image.load()
+    orientation = _orientation(image)
+    profile = image.info.get("icc_profile")
+    if image.mode != "RGB" or profile or "transparency" in image.info:
+        image = _flat_rgb(_eight_bit(image, is_16_bit_png=is_16_bit_png), profile)
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1 to 8; 1 where the EXIF block is absent or damaged."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except _DECODE_ERRORS as error:
+        logger.debug("EXIF block ignored: %s", error)
+        return 1
+
+
+def _is_16_bit_png(data: bytes) -> bool:
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10"  # bit depth in the header
+
+
+def _eight_bit(image: Image.Image, *, is_16_bit_png: bool) -> Image.Image:
+    """Scale grey images of 16 or 32 bits to 8, and the transparent colour of 16-bit files too."""
+    transparent = image.info.get("transparency")
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        values = np.asarray(image)
+        grey = Image.fromarray(_scaled_grey(values))
+        if isinstance(transparent, int):
+            alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
+            grey = Image.merge("LA", (grey, alpha))
+        return grey
+    if is_16_bit_png and isinstance(
+        transparent, tuple
+    ):  # Pillow keeps the high bytes of the pixels
+        image.info["transparency"] = tuple(int(value) >> 8 for value in transparent)
+    return image
+
+
+def _scaled_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Grey values (H,W) of any type as uint8.
+
+    16-bit range stays 16-bit range; floats in [0,1] are times 255; everything else has no
+    declared white, so that its own range is stretched.
+    """
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
+        return np.asarray(_FROM_16_BIT[values], np.uint8)
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
+    return np.asarray(np.rint(np.nan_to_num(scaled)).clip(0, 255), np.uint8)
+
+
+def _flat_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Colours to sRGB first, then transparency over white."""
+    alpha = None
+    if image.has_transparency_data:
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    image = _to_srgb(image, profile)
+    if alpha is None:
+        return image
+    flat = Image.new("RGB", image.size, _WHITE)
+    flat.paste(image, mask=alpha)
+    return flat
+
+
+def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image of any 8-bit mode as RGB in sRGB; without a profile sRGB is assumed."""
+    if image.mode == "LAB":
+        return ImageCms.applyTransform(image, _lab_transform())  # type: ignore[return-value]
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode not in ("L", "RGB", "CMYK"):
+        image = image.convert("RGB")
+    if profile:
+        try:
+            converted = ImageCms.applyTransform(image, _icc_transform(profile, image.mode))
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:
+            logger.debug("colour profile ignored: %s", error)
+        else:
+            return converted if converted is not None else image
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=32)
+def _icc_transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform:
+    source = ImageCms.ImageCmsProfile(BytesIO(profile))
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+
+
+@lru_cache(maxsize=1)
+def _lab_transform() -> ImageCms.ImageCmsTransform:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    return ImageCms.buildTransform(lab, srgb, "LAB", "RGB")

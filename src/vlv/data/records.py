@@ -1,0 +1,335 @@
+"""Find records: files, folders, globs, tar shards, JSONL and Parquet, each with random access.
+
+A record is an id, the place where its image bytes lie, and what is known about it. Images are
+not opened here.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image
+
+from vlv.data.images import DEFAULT_LIMITS, IMAGE_SUFFIXES, ImageLimits, load_image
+from vlv.data.shards import Span, TarShardWriter, index_tar, shard_path
+from vlv.data.tables import Cell, Row, parse_object, read_jsonl, read_parquet
+from vlv.errors import DataError, ImageError
+
+__all__ = ["Cell", "Record", "Source", "Span", "TarShardWriter", "find_records", "shard_path"]
+
+logger = logging.getLogger(__name__)
+
+READABLE = "images (.jpg, .png, .webp and others), folders, .tar, .jsonl and .parquet"
+_TABLES = frozenset({".jsonl", ".parquet"})
+_SIDECARS = (".txt", ".json")  # caption, metadata
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+
+Source = Path | Span | Cell
+OnDamage = Literal["error", "keep"]
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Record:
+    """One image and what is known about it.
+
+    Attributes:
+        id: Unique and stable: the path relative to the folder that was named, or the tar key.
+        source: Where the bytes of the image lie.
+        caption: The text that belongs to it, if any.
+        meta_json: Everything else, as the text of a JSON object; `meta` is the object.
+    """
+
+    id: str
+    source: Source
+    caption: str | None
+    meta_json: str | None
+
+    def __init__(
+        self,
+        id: str,
+        source: Source,
+        caption: str | None = None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        meta_json: str | None = None,
+    ) -> None:
+        if meta is not None:
+            meta_json = json.dumps(meta, ensure_ascii=False)
+        for name, value in (("id", id), ("source", source), ("caption", caption)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "meta_json", meta_json)
+
+    @property
+    def meta(self) -> dict[str, Any] | None:
+        """The metadata, parsed anew at each access: tens of thousands stay small in memory.
+
+        Raises:
+            DataError: It is not a JSON object.
+        """
+        return None if self.meta_json is None else parse_object(self.meta_json, self.id)
+
+    def open(self, *, max_bytes: int = DEFAULT_LIMITS.max_bytes) -> bytes:
+        """The bytes of the image file; safe from any thread or process.
+
+        Raises:
+            DataError: The file is gone, shorter than when it was indexed, or over the limit.
+        """
+        if isinstance(self.source, Path):
+            return _read_file(self.source, max_bytes)
+        if isinstance(self.source, Span) and self.source.size > max_bytes:
+            raise ImageError(f"{self.source}: larger than the limit of {max_bytes} bytes")
+        return self.source.read()
+
+    def load(self, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+        """The image, upright and RGB: see `load_image`.
+
+        Raises:
+            DataError: It cannot be read or decoded, or is over a limit.
+        """
+        if isinstance(self.source, Path):
+            return load_image(self.source, limits=limits)
+        name = f"{self.source.path}/{self.id}"
+        return load_image(self.open(max_bytes=limits.max_bytes), limits=limits, name=name)
+
+
+def find_records(
+    inputs: Sequence[str | os.PathLike[str]],
+    recursive: bool = True,
+    *,
+    on_damage: OnDamage = "error",
+) -> list[Record]:
+    """List the records of files, folders, globs, tar shards, JSONL and Parquet files.
+
+    Folders give their images (with `.txt` and `.json` of the same stem as caption and metadata)
+    and the records of their `.tar` shards, sorted by path. Numeric brace ranges such as
+    `shard-{00000..00003}.tar` are expanded. An image found twice is listed once; where an id
+    occurs in two inputs, the path of its input is put before it.
+
+    Args:
+        inputs: Paths, globs or brace ranges.
+        recursive: Whether folders are searched to any depth.
+        on_damage: A truncated tar is an error, or its complete records are kept with a warning.
+
+    Raises:
+        DataError: An input is missing, empty, damaged, or of a type that vlv does not read.
+    """
+    if not inputs:
+        raise DataError(f"no input was given; name {READABLE}")
+    found: list[tuple[Record, Path]] = []
+    for text in inputs:
+        for base, path in _expand(os.fspath(text)):
+            records = _records_of(path, base, recursive, on_damage)
+            found += [(record, _container(record, path, base)) for record in records]
+    return _unique_ids(_without_repeats(found))
+
+
+# From what was typed to paths --------------------------------------------------------------------
+
+
+def _expand(text: str) -> Iterator[tuple[Path, Path]]:
+    """Pairs (the folder that ids are relative to, path)."""
+    for part in [text] if Path(text).exists() else _expand_braces(text):
+        path = Path(part)
+        if path.exists():
+            yield (path if path.is_dir() else path.parent), path
+        elif glob.has_magic(part):
+            yield from _expand_glob(part)
+        else:
+            raise DataError(f"{part}: there is no such file or folder")
+
+
+def _expand_braces(text: str) -> Iterator[str]:
+    found = _BRACES.search(text)
+    if found is None:
+        yield text
+        return
+    first, last = found.groups()
+    for number in range(int(first), int(last) + 1):
+        middle = str(number).zfill(len(first))
+        yield from _expand_braces(text[: found.start()] + middle + text[found.end() :])
+
+
+def _expand_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
+    readable = IMAGE_SUFFIXES | _TABLES | {".tar"}
+    matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
+    paths = [path for path in matches if path.is_file() and path.suffix.lower() in readable]
+    paths = paths or [path for path in matches if path.is_dir()]
+    if not paths:
+        raise DataError(f"{pattern}: matches nothing that vlv reads; it reads {READABLE}")
+    fixed = Path(*_before_magic(Path(pattern).parts))
+    yield from ((fixed, path) for path in paths)
+
+
+def _before_magic(parts: Iterable[str]) -> Iterator[str]:
+    for part in parts:
+        if glob.has_magic(part):
+            return
+        yield part
+
+
+# From a path to records --------------------------------------------------------------------------
+
+
+def _records_of(path: Path, base: Path, recursive: bool, on_damage: OnDamage) -> list[Record]:
+    if path.is_dir():
+        return _read_folder(path, base, recursive, on_damage)
+    suffix = path.suffix.lower()
+    if suffix in IMAGE_SUFFIXES:
+        return [_read_image(path, base, _sidecars_of(path))]
+    if suffix == ".tar":
+        return _read_tar(path, on_damage)
+    if suffix in _TABLES:
+        return _read_table(path)
+    if suffix in _SIDECARS and any(path.with_suffix(s).exists() for s in IMAGE_SUFFIXES):
+        return []  # the sidecar of an image, swept up by a glob of the shell
+    raise DataError(f"{path}: vlv does not read this type of file; it reads {READABLE}")
+
+
+def _container(record: Record, path: Path, base: Path) -> Path:
+    if isinstance(record.source, Span):
+        return record.source.path
+    return path if path.suffix.lower() in _TABLES else base
+
+
+def _without_repeats(found: Iterable[tuple[Record, Path]]) -> Iterator[tuple[Record, Path]]:
+    seen: set[Source] = set()
+    for record, container in found:
+        in_table = container.suffix.lower() in _TABLES  # where one image may have many captions
+        if in_table or record.source not in seen:
+            seen.add(record.source)
+            yield record, container
+
+
+def _unique_ids(found: Iterable[tuple[Record, Path]]) -> list[Record]:
+    found = list(found)
+    counts = Counter(record.id for record, _ in found)
+    records: list[Record] = []
+    times: Counter[str] = Counter()
+    for record, container in found:
+        name = record.id
+        if counts[name] > 1:
+            name = f"{container.as_posix()}/{name}"
+            times[name] += 1
+            name += f"#{times[name]}" if times[name] > 1 else ""
+        records.append(record if name == record.id else replace(record, id=name))
+    return records
+
+
+def _read_file(path: Path, max_bytes: int | None = None) -> bytes:
+    try:
+        if max_bytes is not None and path.stat().st_size > max_bytes:
+            raise ImageError(f"{path}: larger than the limit of {max_bytes} bytes")
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _decode(data: bytes, where: object) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: the text is not UTF-8") from error
+
+
+# Folders -----------------------------------------------------------------------------------------
+
+
+def _read_folder(folder: Path, base: Path, recursive: bool, on_damage: OnDamage) -> list[Record]:
+    records: list[Record] = []
+    for path, siblings in _walk(folder, recursive):
+        if path.suffix.lower() == ".tar":
+            records += _read_tar(path, on_damage)
+        else:
+            records.append(_read_image(path, base, siblings))
+    if not records:
+        note = "" if recursive else " (its subfolders were not searched)"
+        raise DataError(f"{folder}: the folder holds no images and no .tar shards{note}")
+    return records
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[tuple[Path, frozenset[str]]]:
+    """Images and shards in sorted order, each with the names of all files beside it."""
+
+    def fail(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    wanted = IMAGE_SUFFIXES | {".tar"}
+    for top, folders, names in os.walk(folder, onerror=fail):
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = shown if recursive else []
+        siblings = frozenset(names)
+        for name in sorted(names):
+            if not name.startswith(".") and Path(name).suffix.lower() in wanted:
+                yield Path(top, name), siblings
+
+
+def _sidecars_of(path: Path) -> frozenset[str]:
+    sidecars = (path.with_suffix(suffix) for suffix in _SIDECARS)
+    return frozenset(sidecar.name for sidecar in sidecars if sidecar.exists())
+
+
+def _read_image(path: Path, base: Path, siblings: frozenset[str]) -> Record:
+    texts: list[str | None] = []
+    for sidecar in (path.with_suffix(suffix) for suffix in _SIDECARS):
+        present = sidecar.name in siblings
+        texts.append(_decode(_read_file(sidecar), sidecar).strip() if present else None)
+    caption, meta_json = texts
+    return Record(path.relative_to(base).as_posix(), path, caption, meta_json=meta_json)
+
+
+# Tar shards and tables ---------------------------------------------------------------------------
+
+
+def _read_tar(path: Path, on_damage: OnDamage) -> list[Record]:
+    index = index_tar(path)
+    if index.damage and on_damage == "error":
+        raise DataError(f"{path}: {index.damage}; fetch or write it again")
+    if index.damage:
+        logger.warning("%s: %s; the complete records are kept", path, index.damage)
+    records: list[Record] = []
+    left_out: list[str] = []
+    for key, parts in index.keys.items():
+        try:
+            records.append(_tar_record(key, parts))
+        except DataError as error:
+            left_out.append(str(error))
+    if left_out:
+        logger.warning("%s: %d keys are left out: %s", path, len(left_out), "; ".join(left_out[:5]))
+    if not records and not index.damage:
+        raise DataError(f"{path}: the tar holds no images")
+    return records
+
+
+def _tar_record(key: str, parts: Mapping[str, Span]) -> Record:
+    images = [parts[suffix] for suffix in sorted(parts) if f".{suffix}" in IMAGE_SUFFIXES]
+    if not images:
+        raise DataError(f"{key}: no image")
+    texts = [
+        _decode(parts[suffix].read(), key).strip() if suffix in parts else None
+        for suffix in ("txt", "json")
+    ]
+    caption, meta_json = texts
+    return Record(key, images[0], caption, meta_json=meta_json)
+
+
+def _read_table(path: Path) -> list[Record]:
+    if path.suffix.lower() == ".parquet":
+        rows: Iterable[Row] = read_parquet(path)
+    else:
+        rows = read_jsonl(path, _decode(_read_file(path), path))
+    records = []
+    for row in rows:
+        source = path.parent / row.image if isinstance(row.image, str) else row.image
+        records.append(Record(row.id, source, row.caption, meta_json=row.meta_json))
+    if not records:
+        raise DataError(f"{path}: the file holds no records")
+    return records

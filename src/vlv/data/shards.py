@@ -1,0 +1,256 @@
+"""Tar shards in the naming of webdataset (one key, several suffixes): an index, and a writer."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from vlv.errors import DataError, OutputError
+
+_BLOCK = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes within a file: the place of a member of a tar."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.path} at byte {self.offset}"
+
+    def read(self) -> bytes:
+        """The bytes; safe from any thread or process, since nothing is kept open.
+
+        Raises:
+            DataError: The file is gone or shorter than when it was indexed.
+        """
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        if len(data) != self.size:
+            raise DataError(f"{self}: the file is shorter than when it was indexed")
+        return data
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """Where the members of a tar lie.
+
+    Attributes:
+        keys: Key to suffix (lower case, without its dot) to place, in the order of the file.
+        damage: What is wrong with the file, in words; empty when it is sound.
+    """
+
+    keys: dict[str, dict[str, Span]]
+    damage: str
+
+
+def index_tar(path: Path) -> TarIndex:
+    """Find every complete member by one pass over the headers of a tar.
+
+    Raises:
+        DataError: The file cannot be read, is no tar, or holds a member twice.
+    """
+    members, damage = _members(path)
+    keys: dict[str, dict[str, Span]] = {}
+    for name, span in members:
+        key, suffix = _split_name(name)
+        if not key or key.endswith("/"):
+            continue  # a hidden file
+        parts = keys.setdefault(key, {})
+        if suffix in parts:
+            raise DataError(f"{path}: the member {name} occurs twice")
+        parts[suffix] = span
+    return TarIndex(keys, damage)
+
+
+def _members(path: Path) -> tuple[list[tuple[str, Span]], str]:
+    members: list[tuple[str, Span]] = []
+    try:
+        length = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            try:
+                for info in tar:  # what comes before a damaged header is kept
+                    span = Span(path, info.offset_data, info.size)
+                    if info.isfile() and span.offset + span.size <= length:
+                        members.append((info.name, span))
+                end = tar.offset
+            except tarfile.TarError:
+                end = length
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: this is no tar file ({error})") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    whole = end + _BLOCK <= length  # a whole tar ends in a block of zeros
+    return members, "" if whole else f"the tar is truncated or damaged after {len(members)} members"
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """The key ends at the first dot of the last part of the path."""
+    folder, slash, last = name.removeprefix("./").rpartition("/")
+    stem, _, suffix = last.partition(".")
+    return f"{folder}{slash}{stem}", suffix.lower()
+
+
+def shard_path(folder: str | os.PathLike[str], index: int, prefix: str = "shard") -> Path:
+    """The final name of shard number `index`."""
+    return Path(folder) / f"{prefix}-{index:05d}.tar"
+
+
+class TarShardWriter:
+    """Write records into numbered tar shards; only complete shards ever bear their final name.
+
+    A shard grows under a hidden temporary name; when it is full, or the writer is closed, it is
+    flushed to the disk and renamed. Leaving the `with` block by an exception discards the
+    unfinished shard. The same records give the same bytes. Several processes may write into one
+    folder, each its own shard numbers.
+
+    Args:
+        folder: Created when absent.
+        prefix: First part of the shard names.
+        per_shard: Records in a full shard.
+        index: Number of the first shard that is written.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        prefix: str = "shard",
+        per_shard: int = 1000,
+        *,
+        index: int = 0,
+    ) -> None:
+        if per_shard < 1:
+            raise ValueError(f"per_shard must be at least 1, not {per_shard}")
+        self.folder = Path(folder)
+        self.prefix = prefix
+        self.per_shard = per_shard
+        self.index = index
+        self._keys: set[str] = set()
+        self._open: tuple[BinaryIO, tarfile.TarFile] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The final name of the shard that is being written, or comes next."""
+        return shard_path(self.folder, self.index, self.prefix)
+
+    def write(self, key: str, parts: Mapping[str, bytes | str | Mapping[str, Any]]) -> None:
+        """Append one record: suffix to content, as in `{"png": bytes, "txt": str, "json": dict}`.
+
+        Raises:
+            OutputError: The key cannot be used, the shard exists already, or the disk refuses.
+        """
+        if _split_name(key) != (key, "") or key in self._keys or key.endswith("/"):
+            raise OutputError(f"'{key}' is no key for {self.path}: it must be new and have no dot")
+        encoded = {suffix: _encode(part) for suffix, part in parts.items()}
+        try:
+            self._append(key, encoded)
+            if len(self._keys) >= self.per_shard:
+                self._finish()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def close(self) -> None:
+        """Complete the shard that is being written, if there is one.
+
+        Raises:
+            OutputError: The disk refuses.
+        """
+        try:
+            self._finish()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def discard(self) -> None:
+        """Remove the unfinished shard, if there is one."""
+        if self._open is not None:
+            file, _ = self._open
+            self._open = None
+            try:
+                file.close()
+            finally:
+                self._temporary.unlink(missing_ok=True)
+        self._keys.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.discard()
+
+    @property
+    def _temporary(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.tmp")
+
+    def _append(self, key: str, parts: Mapping[str, bytes]) -> None:
+        if self._open is None:
+            self._open = self._begin()
+        _, tar = self._open
+        for suffix, data in parts.items():
+            info = tarfile.TarInfo(f"{key}.{suffix}")  # time and owner stay 0: the same bytes
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        self._keys.add(key)
+
+    def _begin(self) -> tuple[BinaryIO, tarfile.TarFile]:
+        if self.path.exists():
+            raise OutputError(f"{self.path} exists already; remove it or start at another index")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self._temporary.open("wb")
+        return file, tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT)
+
+    def _finish(self) -> None:
+        if self._open is None:
+            return
+        file, tar = self._open
+        tar.close()
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        self._temporary.replace(self.path)
+        _sync_folder(self.folder)
+        self._open = None
+        self._keys.clear()
+        self.index += 1
+
+    def _failed(self, error: OSError) -> OutputError:
+        message = f"{self.path}: cannot be written ({error.strerror or error})"
+        self.discard()
+        return OutputError(message)
+
+
+def _encode(part: bytes | str | Mapping[str, Any]) -> bytes:
+    if isinstance(part, bytes):
+        return part
+    if isinstance(part, str):
+        return part.encode()
+    return json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
