@@ -1,0 +1,236 @@
+"""Small configurations of the real classes: what the pretraining starts from.
+
+Widths: text D = 128, Florence-2 128, language model 192; images 3x64x64, latents 4x16x16, Q = 64
+text positions. Every builder takes a seed and leaves the global random state untouched.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    BartTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Florence2Config,
+    Florence2ForConditionalGeneration,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
+
+from vlv.toyworld.language import FORMS, Form, describe
+from vlv.toyworld.questions import ask
+from vlv.toyworld.scene import sample_scene
+
+IMAGE_SIZE = 64
+TEXT_WIDTH = 128
+TEXT_POSITIONS = 64
+
+PROMPTS: dict[Form, str] = {
+    "short": "What does the image describe?",
+    "tags": "List what is shown in the image.",
+    "detailed": "Describe with a paragraph what is shown in the image.",
+}
+"""The prompt of each captioning task of the small Florence-2; the last is Florence-2's own."""
+
+
+T = TypeVar("T")
+
+
+def seeded(build: Callable[[], T], seed: int) -> T:
+    """Build something with the global generator seeded, and put the generator back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def corpus(num_scenes: int = 4000) -> Iterator[str]:
+    """Texts of training scenes in all forms, with questions and answers: what tokenizers see."""
+    for index in range(num_scenes):
+        scene = sample_scene(0, index, "train")
+        rng = np.random.default_rng([0, index])
+        for form in FORMS:
+            yield describe(scene, form, rng)
+        for question in ask(scene, rng):
+            yield f"{question.question} {question.answer}"
+    yield from PROMPTS.values()
+
+
+def _train_bpe(
+    special: list[str], vocab_size: int, suffix: str = ""
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    tokenizer = Tokenizer(models.BPE(end_of_word_suffix=suffix))
+    if suffix:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if suffix:  # CLIP splits words before the byte level and marks their ends by the suffix
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    ends = [letter + suffix for letter in alphabet] if suffix else []
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*special, *ends],
+        show_progress=False,
+        initial_alphabet=alphabet,
+        **({"end_of_word_suffix": suffix} if suffix else {}),
+    )
+    tokenizer.train_from_iterator(corpus(), trainer)
+    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
+    return model["vocab"], [(left, right) for left, right in model["merges"]]
+
+
+def make_text_tokenizer() -> CLIPTokenizer:
+    """CLIP's tokenizer class over the words of the world, `TEXT_POSITIONS` long."""
+    vocab, merges = _train_bpe(["<|startoftext|>", "<|endoftext|>"], 900, "</w>")
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_POSITIONS)
+
+
+def make_florence_tokenizer() -> BartTokenizer:
+    """BART's tokenizer class: `<s> text </s>`, with the image placeholder of Florence-2."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]
+    vocab, merges = _train_bpe(special, 700)
+    tokenizer = BartTokenizer(vocab=vocab, merges=merges)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return tokenizer
+
+
+def make_llm_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's tokenizer class; the pad token is the end token, as in Qwen2.5."""
+    vocab, merges = _train_bpe(["<|endoftext|>"], 700)
+    return Qwen2Tokenizer(vocab=vocab, merges=merges)
+
+
+def make_vae(seed: int) -> AutoencoderKL:
+    """Factor 4: 3x64x64 pixels to 4x16x16 latents."""
+    return seeded(
+        lambda: AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(16, 32, 64),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=8,
+            sample_size=IMAGE_SIZE,
+        ),
+        seed,
+    )
+
+
+def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
+    """CLIP's text transformer of width 128, four layers."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=TEXT_POSITIONS,
+        projection_dim=TEXT_WIDTH,
+        hidden_act="gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return seeded(lambda: CLIPTextModel(config), seed)
+
+
+def make_unet(seed: int) -> UNet2DConditionModel:
+    """Two levels on 4x16x16 latents; text enters at 8x8."""
+    return seeded(
+        lambda: UNet2DConditionModel(
+            sample_size=IMAGE_SIZE // 4,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(64, 128),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            cross_attention_dim=TEXT_WIDTH,
+            attention_head_dim=4,  # the number of heads, whatever it is called
+            norm_num_groups=16,
+        ),
+        seed,
+    )
+
+
+def make_scheduler() -> DDIMScheduler:
+    """Stable Diffusion's schedule with v-prediction, ending at zero signal."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditionalGeneration:
+    """Florence-2 of width 128: a 64-pixel image becomes 8x8 + 1 tokens."""
+    config = Florence2Config(
+        vision_config={
+            "embed_dim": [48, 96, 128, 160],
+            "depths": [1, 1, 2, 1],
+            "num_heads": [2, 4, 4, 5],
+            "num_groups": [2, 4, 4, 5],
+            "patch_stride": [4, 2, 1, 1],
+            "window_size": 4,
+            "projection_dim": TEXT_WIDTH,
+            "drop_path_rate": 0.0,
+        },
+        text_config={
+            "model_type": "bart",
+            "vocab_size": len(tokenizer),
+            "d_model": TEXT_WIDTH,
+            "encoder_layers": 2,
+            "decoder_layers": 3,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 4 * TEXT_WIDTH,
+            "decoder_ffn_dim": 4 * TEXT_WIDTH,
+            "max_position_embeddings": 128,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "activation_dropout": 0.0,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            "decoder_start_token_id": tokenizer.eos_token_id,
+            "forced_eos_token_id": None,
+        },
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+    )
+    return seeded(lambda: Florence2ForConditionalGeneration(config), seed)
+
+
+def make_llm(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
+    """Qwen2 of width 192, six layers; pad = eos."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return seeded(lambda: Qwen2ForCausalLM(config), seed)

@@ -1,0 +1,389 @@
+"""The words of the world: a grammar that describes scenes and a parser that reads captions back.
+
+Three forms, as Florence-2 has three caption tasks: `short` names the objects, `tags` states
+everything in a fixed terse order, `detailed` states everything in varied sentences and order.
+What cannot be seen is never said: no colours, ground or time of day in a sketch or a sepia print.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from vlv.errors import ConfigError
+from vlv.toyworld.scene import COLOURED_STYLES, COLUMNS, Scene, Solid
+
+Form = Literal["short", "tags", "detailed"]
+FORMS: tuple[Form, ...] = ("short", "tags", "detailed")
+
+WORDS: dict[str, dict[str, tuple[str, ...]]] = {
+    "shape": {
+        "sphere": ("sphere", "ball"),
+        "cube": ("cube", "block"),
+        "cylinder": ("cylinder", "drum"),
+        "cone": ("cone",),
+    },
+    "colour": {c: (c,) for c in ("red", "yellow", "green", "turquoise", "blue", "purple")},
+    "size": {"small": ("small", "little"), "large": ("large", "big")},
+    "material": {
+        "matte": ("matte", "dull"),
+        "shiny": ("shiny", "glossy"),
+        "striped": ("striped", "banded"),
+    },
+    "column": {
+        "left": ("on the left", "at the left"),
+        "middle": ("in the middle", "in the centre"),
+        "right": ("on the right", "at the right"),
+    },
+    "row": {
+        "front": ("in front", "in the foreground"),
+        "back": ("at the back", "in the background"),
+    },
+    "style": {
+        "photo": ("photo", "photograph"),
+        "cartoon": ("cartoon", "comic"),
+        "sketch": ("pencil sketch", "pencil drawing"),
+        "sepia": ("sepia print", "sepia picture"),
+    },
+    "ground": {
+        "grass": ("a meadow", "a grassy plain"),
+        "sand": ("a desert", "a sandy plain"),
+        "snow": ("a snowfield", "a snowy plain"),
+    },
+    "time": {
+        "day": ("by day", "in daylight"),
+        "sunset": ("at sunset", "at dusk"),
+        "night": ("at night", "by night"),
+    },
+    "light": {
+        "left": ("lit from the left", "light comes from the left"),
+        "right": ("lit from the right", "light comes from the right"),
+    },
+    "view": {
+        "high": ("seen from above", "seen from high up"),
+        "low": ("seen from a low angle", "seen from low down"),
+    },
+}
+"""Every fact and the phrases that state it; the first phrase is the plainest."""
+
+SCENE_FACTS = ("style", "ground", "time", "light", "view")
+OBJECT_FACTS = ("shape", "colour", "size", "material", "column", "row")
+RELATIONS = {
+    "to the left of": "left",
+    "to the right of": "right",
+    "in front of": "front",
+    "behind": "behind",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a caption (or a scene, or an inspector) says."""
+
+    scene: dict[str, str] = field(default_factory=dict)
+    """Fact name to value, for `SCENE_FACTS`."""
+    objects: tuple[dict[str, str], ...] = ()
+    """For every object the stated `OBJECT_FACTS`."""
+    relations: tuple[tuple[str, str, str], ...] = ()
+    """(shape, relation, shape) with the relations left, right, front, behind."""
+
+
+def true_claims(scene: Scene) -> Claims:
+    """Everything about a scene that can be seen and said."""
+    coloured = scene.style in COLOURED_STYLES
+    hidden = () if coloured else ("ground", "time")
+    facts = {name: getattr(scene, name) for name in SCENE_FACTS if name not in hidden}
+    objects = tuple(
+        {f: getattr(solid, f) for f in OBJECT_FACTS if coloured or f != "colour"}
+        for solid in scene.solids
+    )
+    return Claims(facts, objects)
+
+
+def describe(scene: Scene, form: Form, rng: np.random.Generator) -> str:
+    """Write a caption of a scene.
+
+    Raises:
+        ConfigError: if the form is unknown.
+    """
+    if form == "short":
+        return _short(scene, rng)
+    if form == "tags":
+        return _tags(scene)
+    if form == "detailed":
+        return _detailed(scene, rng)
+    raise ConfigError(f"unknown caption form {form!r}; choose one of {', '.join(FORMS)}")
+
+
+def _say(kind: str, value: str, rng: np.random.Generator) -> str:
+    options = WORDS[kind][value]
+    return options[int(rng.integers(len(options)))]
+
+
+def _noun(claims: dict[str, str], rng: np.random.Generator, *, article: bool = True) -> str:
+    words = [_say(f, claims[f], rng) for f in ("size", "material", "colour", "shape") if f in claims]
+    return " ".join((["a"] if article else []) + words)
+
+
+def _short(scene: Scene, rng: np.random.Generator) -> str:
+    claims = true_claims(scene)
+    nouns = [
+        "a " + " ".join(_say(f, o[f], rng) for f in ("colour", "shape") if f in o)
+        for o in claims.objects
+    ]
+    return f"A {_say('style', scene.style, rng)} of {_join(nouns)}."
+
+
+def _join(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _tags(scene: Scene) -> str:
+    claims = true_claims(scene)
+    facts = claims.scene
+    head = [facts["style"], *(facts[f] for f in ("ground", "time") if f in facts)]
+    head += [f"{facts['light']} light", f"{facts['view']} view"]
+    objects = [
+        " ".join(o[f] for f in ("size", "material", "colour", "shape", "column", "row") if f in o)
+        for o in claims.objects
+    ]
+    return ", ".join(head + objects)
+
+
+def _detailed(scene: Scene, rng: np.random.Generator) -> str:
+    head = _opening(scene, rng)
+    body = _objects(scene, rng)
+    sentences = [head, body]
+    if len(scene.solids) == 2 and rng.random() < 0.5:
+        sentences.append(_relation(scene, rng))
+    if rng.random() < 0.25:
+        sentences = [*sentences[1:], head]
+    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
+
+
+def _opening(scene: Scene, rng: np.random.Generator) -> str:
+    facts = true_claims(scene).scene
+    style = _say("style", scene.style, rng)
+    place = [_say(f, facts[f], rng) for f in ("ground", "time") if f in facts]
+    subject = f"a {style} of {' '.join(place)}" if place else f"a {style}"
+    extras = [_say("view", scene.view, rng), WORDS["light"][scene.light][0]]
+    if rng.random() < 0.5:
+        extras.reverse()
+    if rng.random() < 0.3:
+        extras.remove(WORDS["light"][scene.light][0])
+        return f"{subject}, {extras[0]}. {_capital(WORDS['light'][scene.light][1])}"
+    return f"{subject}, {', '.join(extras)}"
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _objects(scene: Scene, rng: np.random.Generator) -> str:
+    claims = list(true_claims(scene).objects)
+    order = rng.permutation(len(claims))
+    place_first = rng.random() < 0.5
+    phrases = [_object(claims[i], rng, place_first=place_first) for i in order]
+    if place_first:
+        phrases[0] = phrases[0].replace(" a ", (" is a ", " stands a ")[int(rng.integers(2))], 1)
+    else:
+        phrases[0] = ("there is ", "we see ")[int(rng.integers(2))] + phrases[0]
+    joint = "; " if rng.random() < 0.3 else ", "
+    return joint.join(phrases)
+
+
+def _object(claims: dict[str, str], rng: np.random.Generator, *, place_first: bool) -> str:
+    place = f"{_say('column', claims['column'], rng)} {_say('row', claims['row'], rng)}"
+    noun = _noun(claims, rng)
+    return f"{place} {noun}" if place_first else f"{noun} {place}"
+
+
+def _relation(scene: Scene, rng: np.random.Generator) -> str:
+    first, second = (scene.solids[i] for i in rng.permutation(2))
+    kinds = [k for k in RELATIONS if _holds(RELATIONS[k], first, second)]
+    kind = kinds[int(rng.integers(len(kinds)))]
+    names = [_say("shape", solid.shape, rng) for solid in (first, second)]
+    if first.shape == second.shape:  # "the cone is behind the cone" would say nothing
+        return f"the {_say('size', first.size, rng)} {names[0]} is {kind} the other"
+    return f"the {names[0]} is {kind} the {names[1]}"
+
+
+def _holds(relation: str, a: Solid, b: Solid) -> bool:
+    if relation == "left":
+        return COLUMNS.index(a.column) < COLUMNS.index(b.column)
+    if relation == "right":
+        return COLUMNS.index(a.column) > COLUMNS.index(b.column)
+    return (a.row, b.row) == (("front", "back") if relation == "front" else ("back", "front"))
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+_PHRASES = {
+    kind: {phrase: value for value, phrases in table.items() for phrase in phrases}
+    for kind, table in WORDS.items()
+}
+_TAG_SCENE = {
+    **{word: (kind, word) for kind in ("style", "ground", "time") for word in WORDS[kind]},
+    **{f"{side} light": ("light", side) for side in WORDS["light"]},
+    **{f"{height} view": ("view", height) for height in WORDS["view"]},
+}
+
+
+def parse(caption: str) -> Claims:
+    """Read a caption of any form back into claims; text that says nothing adds nothing."""
+    text = re.sub(r"\s+", " ", caption.lower()).strip()
+    if "." not in text and re.search(r"(left|right) light", text):
+        return _parse_tags(text)
+    scene: dict[str, str] = {}
+    for kind in SCENE_FACTS:
+        for phrase, value in sorted(_PHRASES[kind].items(), key=lambda item: -len(item[0])):
+            if re.search(rf"\b{re.escape(phrase)}\b", text):
+                scene.setdefault(kind, value)
+                text = re.sub(rf"\b{re.escape(phrase)}\b", " ", text)
+    objects, relations = [], []
+    for clause in re.split(r"[.;,]|\band (?=a\b)|\bof (?=a\b)", text):
+        relation = _parse_relation(clause)
+        if relation:
+            relations.append(relation)
+            continue
+        found = _parse_object(clause)
+        if found:
+            objects.append(found)
+    return Claims(scene, tuple(objects), tuple(relations))
+
+
+def _parse_tags(text: str) -> Claims:
+    scene: dict[str, str] = {}
+    objects = []
+    for part in (p.strip() for p in text.split(",")):
+        if part in _TAG_SCENE:
+            kind, value = _TAG_SCENE[part]
+            scene.setdefault(kind, value)
+            continue
+        words = part.split()
+        found = {f: w for w in words for f in OBJECT_FACTS if w in WORDS[f]}
+        if "shape" in found:
+            objects.append(found)
+    return Claims(scene, tuple(objects))
+
+
+def _parse_object(clause: str) -> dict[str, str] | None:
+    """The object that a clause introduces: the words between its article and its noun."""
+    found: dict[str, str] = {}
+    for kind in ("column", "row"):
+        for phrase, value in _PHRASES[kind].items():
+            if re.search(rf"\b{phrase}\b", clause):
+                found[kind] = value
+    for word in re.findall(r"[a-z]+", clause):
+        for kind in ("shape", "colour", "size", "material"):
+            if word in _PHRASES[kind]:
+                found.setdefault(kind, _PHRASES[kind][word])
+    return found if "shape" in found else None
+
+
+_RELATION = re.compile(
+    rf"\bthe (?:([a-z]+) )?([a-z]+) is ({'|'.join(RELATIONS)}) the ([a-z]+)\b"
+)
+
+
+def _parse_relation(clause: str) -> tuple[str, str, str] | None:
+    match = _RELATION.search(clause)
+    if not match:
+        return None
+    _, first, kind, second = match.groups()
+    a = _PHRASES["shape"].get(first)
+    b = a if second == "other" else _PHRASES["shape"].get(second)
+    return (a, RELATIONS[kind], b) if a and b else None
+
+
+# --- counting -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimCounts:
+    """How many claims were made, how many are there to be made, how many are right."""
+
+    stated: int = 0
+    true: int = 0
+    correct: int = 0
+    by_fact: tuple[tuple[str, int, int, int], ...] = ()
+    """(fact, stated, true, correct) for every fact."""
+
+    @property
+    def precision(self) -> float:
+        """Share of stated claims that are right; 1 when nothing was stated."""
+        return self.correct / self.stated if self.stated else 1.0
+
+    @property
+    def recall(self) -> float:
+        """Share of true claims that were stated: coverage."""
+        return self.correct / self.true if self.true else 1.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        total = self.stated + self.true
+        return 2 * self.correct / total if total else 1.0
+
+
+def compare(stated: Claims, scene: Scene) -> ClaimCounts:
+    """Count the claims of a caption against the truth.
+
+    Objects are paired so that most facts agree. A fact that cannot be seen (the colour of a
+    sketched cube) counts as wrong when stated. Relations are no duty: a right one adds to both
+    sides, a wrong one to the stated claims alone.
+    """
+    truth = true_claims(scene)
+    rows: Counter[tuple[str, str]] = Counter()
+    for fact in SCENE_FACTS:
+        _count(rows, fact, stated.scene.get(fact), truth.scene.get(fact))
+    for mine, real in _pair(stated.objects, truth.objects):
+        for fact in OBJECT_FACTS:
+            _count(rows, fact, mine.get(fact), real.get(fact))
+    for relation in stated.relations:
+        right = _relation_true(relation, scene)
+        rows["relation", "stated"] += 1
+        rows["relation", "true"] += right
+        rows["relation", "correct"] += right
+    facts = (*SCENE_FACTS, *OBJECT_FACTS, "relation")
+    by_fact = tuple((f, rows[f, "stated"], rows[f, "true"], rows[f, "correct"]) for f in facts)
+    stated_n, true_n, correct_n = (sum(row[i] for row in by_fact) for i in (1, 2, 3))
+    return ClaimCounts(stated_n, true_n, correct_n, by_fact)
+
+
+def _count(rows: Counter[tuple[str, str]], fact: str, mine: str | None, real: str | None) -> None:
+    rows[fact, "stated"] += mine is not None
+    rows[fact, "true"] += real is not None
+    rows[fact, "correct"] += mine is not None and mine == real
+
+
+def _pair(
+    mine: tuple[dict[str, str], ...], real: tuple[dict[str, str], ...]
+) -> list[tuple[dict[str, str], dict[str, str]]]:
+    """Best one-to-one pairing; left-over objects are paired with an empty claim."""
+    mine = mine[:6]  # a caption with more objects than that is babble; the rest counts below
+    size = max(len(mine), len(real))
+    longer = list(real) + [{}] * (size - len(real))
+    padded = list(mine) + [{}] * (size - len(mine))
+
+    def agreement(order: tuple[int, ...]) -> int:
+        return sum(
+            sum(longer[j].get(f) == v for f, v in padded[i].items()) for i, j in enumerate(order)
+        )
+
+    best = max(itertools.permutations(range(size)), key=agreement)
+    return [(padded[i], longer[j]) for i, j in enumerate(best)]
+
+
+def _relation_true(relation: tuple[str, str, str], scene: Scene) -> bool:
+    first, kind, second = relation
+    return any(
+        _holds(kind, a, b)
+        for a, b in itertools.permutations(scene.solids, 2)
+        if (a.shape, b.shape) == (first, second)
+    )

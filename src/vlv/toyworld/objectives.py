@@ -1,0 +1,278 @@
+"""What the small pretrained parts learn, one objective each; `vlv.training.loop.fit` trains them.
+
+Shapes: B batch, H W pixels, k h w latents, L text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import (
+    BartTokenizer,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Florence2ForConditionalGeneration,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
+
+from vlv.models.diffusion import DiffusionDecoder, Posterior
+from vlv.models.text_tower import token_embeddings, tokenize
+from vlv.toyworld.components import PROMPTS
+from vlv.toyworld.inspector import Inspector, encode_scenes, inspection_loss
+from vlv.toyworld.language import FORMS, Form, describe
+from vlv.toyworld.questions import ask
+from vlv.toyworld.scene import Scene
+from vlv.training.objective import Batch, Losses
+
+FOREGROUND_WEIGHT = 10.0
+"""Weight of a pixel inside an object's box in the VAE's loss: objects cover a tenth of a picture."""
+
+
+def scenes_of(batch: Batch) -> list[Scene]:
+    """The scenes behind a batch of rendered images."""
+    return [Scene.from_dict(meta["scene"]) for meta in batch["meta"]]
+
+
+def pixels_of(batch: Batch) -> Tensor:
+    """Float pixels (B, 3, H, W) in [0, 1] of a batch."""
+    return cast("Tensor", batch["pixels"]).float() / 255
+
+
+def draw_captions(
+    scenes: list[Scene], shares: dict[Form, float], generator: torch.Generator
+) -> list[str]:
+    """A fresh caption of every scene, its form drawn with the given shares."""
+    rng = _numpy(generator)
+    forms = rng.choice(len(FORMS), size=len(scenes), p=[shares.get(f, 0.0) for f in FORMS])
+    return [describe(scene, FORMS[i], rng) for scene, i in zip(scenes, forms, strict=True)]
+
+
+def _numpy(generator: torch.Generator) -> np.random.Generator:
+    return np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+
+
+def foreground_weights(batch: Batch) -> Tensor:
+    """Loss weights (B, 1, H, W): `FOREGROUND_WEIGHT` inside the objects' boxes, 1 elsewhere."""
+    weights = torch.ones(len(batch["meta"]), 1, *batch["pixels"].shape[-2:])
+    for row, meta in enumerate(batch["meta"]):
+        for left, top, right, bottom in meta["boxes"]:
+            weights[row, :, top:bottom, left:right] = FOREGROUND_WEIGHT
+    return weights
+
+
+class VaeObjective:
+    """Reconstruction, weighted towards the objects, and a weak pull of the latents to the normal."""
+
+    def __init__(self, vae: AutoencoderKL, kl_weight: float = 1e-4) -> None:
+        self.module: nn.Module = vae
+        self.vae, self.kl_weight = vae, kl_weight
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Absolute plus squared error of the pixels, and the Kullback-Leibler term."""
+        target = pixels_of(batch) * 2 - 1
+        posterior = cast("Any", self.vae.encode(target)).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        decoded = cast("Any", self.vae.decode(posterior.mean + posterior.std * noise)).sample
+        error = decoded - target
+        weights = foreground_weights(batch)
+        weights = weights / weights.mean()
+        reconstruction = (weights * (error.abs() + 5 * error.square())).mean()
+        kl = posterior.kl().mean() / noise[0].numel()
+        squared = (error.detach() / 2).square().mean()
+        return Losses(
+            reconstruction + self.kl_weight * kl,
+            {"kl": kl.detach(), "psnr": -10 * squared.log10()},
+        )
+
+
+class InspectorObjective:
+    """Everything that is in a picture; blurred and noisy copies keep it from judging sharpness."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self.module: nn.Module = inspector
+        self.inspector = inspector
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Cross-entropies of all facts plus the box error."""
+        pixels = _degrade(pixels_of(batch), generator)
+        return Losses(inspection_loss(self.inspector(pixels), encode_scenes(scenes_of(batch))))
+
+
+def _degrade(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Blur by a random amount and add a little noise; (B, 3, H, W) in and out."""
+    blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    share = torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    level = 0.04 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    mixed = pixels + (blurred - pixels) * share.square()
+    return (mixed + level * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
+
+
+class ImageTower(nn.Module):
+    """The image side of the contrastive pretraining; it is thrown away afterwards."""
+
+    def __init__(self, inspector_like: Inspector, width: int) -> None:
+        super().__init__()
+        self.body = inspector_like
+        features = 4 * inspector_like.config.channels[-1]
+        self.project = nn.Linear(features, width)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return cast("Tensor", self.project(self.body.features(pixels).flatten(1)))
+
+
+class TextTowerObjective:
+    """CLIP's contrastive loss between captions and images."""
+
+    def __init__(
+        self, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, images: ImageTower
+    ) -> None:
+        self.text_encoder, self.tokenizer, self.images = text_encoder, tokenizer, images
+        self.scale = nn.Parameter(torch.tensor(2.6))
+        self.module: nn.Module = nn.ModuleDict({"text_encoder": text_encoder, "images": images})
+        self.module.register_parameter("scale", self.scale)
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Symmetric cross-entropy over the batch."""
+        shares: dict[Form, float] = {"tags": 0.4, "detailed": 0.6}
+        captions = draw_captions(scenes_of(batch), shares, generator)
+        ids, _ = tokenize(self.tokenizer, self.text_encoder, captions)
+        texts = F.normalize(self.text_encoder(input_ids=ids).pooler_output, dim=-1)
+        images = F.normalize(self.images(pixels_of(batch)), dim=-1)
+        logits = self.scale.exp().clamp(max=100) * texts @ images.T
+        labels = torch.arange(len(logits))
+        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        accuracy = (logits.argmax(-1) == labels).float().mean()
+        return Losses(loss, {"accuracy": accuracy.detach()})
+
+
+class TeacherObjective:
+    """The text-conditioned U-Net, trained together with its text tower; captions are dropped for
+    one image in ten, so that guidance has its unconditional branch."""
+
+    shares: dict[Form, float] = {"short": 0.1, "tags": 0.35, "detailed": 0.55}  # noqa: RUF012
+
+    def __init__(self, decoder: DiffusionDecoder, dropout: float = 0.1) -> None:
+        assert decoder.unet is not None
+        decoder.unet.requires_grad_(True)
+        decoder.text_encoder.requires_grad_(True)
+        self.decoder, self.dropout = decoder, dropout
+        self.module: nn.Module = decoder
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Denoising loss of cached latents (posterior mean and standard deviation)."""
+        mean, std = batch["latents_mean"].float(), batch["latents_std"].float()
+        latents = self.decoder.draw_latents(Posterior(mean, std), generator)
+        captions = draw_captions(scenes_of(batch), self.shares, generator)
+        dropped = (torch.rand(len(captions), generator=generator) < self.dropout).tolist()
+        texts = ["" if d else c for c, d in zip(captions, dropped, strict=True)]
+        ids, _ = tokenize(self.decoder.tokenizer, self.decoder.text_encoder, texts)
+        c = self.decoder.context(token_embeddings(self.decoder.text_encoder, ids))
+        return Losses(self.decoder.denoising_loss(latents, c, generator))
+
+
+class FlorenceObjective:
+    """Florence-2's captioning tasks: each batch is one task with its prompt."""
+
+    shares: dict[Form, float] = {"short": 0.1, "tags": 0.6, "detailed": 0.3}  # noqa: RUF012
+
+    def __init__(
+        self,
+        florence: Florence2ForConditionalGeneration,
+        tokenizer: BartTokenizer,
+        normalise: tuple[Tensor, Tensor],
+    ) -> None:
+        self.module: nn.Module = florence
+        self.florence, self.tokenizer, self.normalise = florence, tokenizer, normalise
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Cross-entropy of the caption tokens and the end token."""
+        rng = _numpy(generator)
+        form = FORMS[int(rng.choice(len(FORMS), p=[self.shares[f] for f in FORMS]))]
+        captions = [describe(scene, form, rng) for scene in scenes_of(batch)]
+        rows = self.tokenizer(captions, padding=True, return_tensors="pt")
+        labels = rows.input_ids[:, 1:].masked_fill(rows.attention_mask[:, 1:] == 0, -100)
+        logits = caption_logits(
+            self.florence, self.tokenizer, self._inputs(batch), form, rows.input_ids[:, :-1]
+        )
+        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        right = ((logits.argmax(-1) == labels) & (labels >= 0)).sum() / (labels >= 0).sum()
+        return Losses(loss, {f"accuracy_{form}": right.detach()})
+
+    def _inputs(self, batch: Batch) -> Tensor:
+        mean, std = self.normalise
+        return (pixels_of(batch) - mean) / std
+
+
+def caption_logits(
+    florence: Florence2ForConditionalGeneration,
+    tokenizer: BartTokenizer,
+    inputs: Tensor,
+    form: Form,
+    decoder_ids: Tensor,
+) -> Tensor:
+    """Next-token logits (B, L, vocabulary) of Florence-2 for one task.
+
+    Args:
+        florence: The model.
+        tokenizer: Its tokenizer.
+        inputs: Normalised pixels (B, 3, H, W).
+        form: The captioning task.
+        decoder_ids: What was written so far (B, L), from the start token on.
+    """
+    memory = caption_memory(florence, tokenizer, inputs, form)
+    hidden = florence.model.language_model.decoder(
+        input_ids=decoder_ids, encoder_hidden_states=memory, use_cache=False
+    ).last_hidden_state
+    return cast("Tensor", florence.lm_head(hidden))
+
+
+def caption_memory(
+    florence: Florence2ForConditionalGeneration,
+    tokenizer: BartTokenizer,
+    inputs: Tensor,
+    form: Form,
+) -> Tensor:
+    """What Florence-2's decoder looks at: image tokens and the task's prompt, encoded."""
+    image = florence.model.get_image_features(inputs).pooler_output
+    ids = torch.tensor(tokenizer(PROMPTS[form]).input_ids)
+    prompt = florence.get_input_embeddings()(ids).expand(len(image), -1, -1)
+    encoder = florence.model.language_model.encoder
+    return cast("Tensor", encoder(inputs_embeds=torch.cat((image, prompt), 1)).last_hidden_state)
+
+
+class LlmObjective:
+    """A language model of the world's texts alone: captions of all forms, and captions followed by
+    questions and answers. It never sees an image."""
+
+    shares: dict[Form, float] = {"short": 0.1, "tags": 0.2, "detailed": 0.7}  # noqa: RUF012
+
+    def __init__(self, llm: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> None:
+        self.module: nn.Module = llm
+        self.llm, self.tokenizer = llm, tokenizer
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Next-token cross-entropy of whole texts with their end token."""
+        scenes = scenes_of(batch)
+        captions = draw_captions(scenes, self.shares, generator)
+        rng = _numpy(generator)
+        texts = [_with_questions(s, t, rng) for s, t in zip(scenes, captions, strict=True)]
+        end = cast("str", self.tokenizer.eos_token)
+        rows = self.tokenizer([t + end for t in texts], padding=True, return_tensors="pt")
+        logits = self.llm(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
+        labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)[:, 1:]
+        return Losses(F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten()))
+
+
+def _with_questions(scene: Scene, caption: str, rng: np.random.Generator) -> str:
+    """Half of the texts go on with questions about their scene."""
+    if rng.random() < 0.5:
+        return caption
+    questions = ask(scene, rng)
+    chosen = [questions[i] for i in rng.permutation(len(questions))[:2]]
+    return caption + "".join(f"\n{q.question} {q.answer}" for q in chosen)

@@ -1,0 +1,250 @@
+"""Training of the miniature pretrained parts: one call each, resumable, saved in the real layouts.
+
+The parts play the roles of the downloaded models, so this is the only place where a decoder, a
+Florence-2 or a language model learns anything but the method's own stages:
+
+    inspector   the measuring instrument                  needs nothing
+    vae         latents                                   needs nothing
+    text        CLIP text tower, contrastive              needs nothing
+    unet        text-conditioned U-Net, with its tower    needs vae, text
+    florence    Florence-2 on its captioning tasks        needs nothing
+    llm         language model on text alone              needs nothing
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from transformers import (
+    BartTokenizer,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Florence2ForConditionalGeneration,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+)
+
+from vlv.config import LoopConfig, OptimConfig
+from vlv.data.batches import BatchLoader
+from vlv.data.records import Record, find_records
+from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.diffusion import DiffusionDecoder
+from vlv.models.encoder import VLVEncoderConfig
+from vlv.toyworld import components
+from vlv.toyworld.inspector import Inspector, InspectorConfig
+from vlv.toyworld.objectives import (
+    FlorenceObjective,
+    ImageTower,
+    InspectorObjective,
+    LlmObjective,
+    TeacherObjective,
+    TextTowerObjective,
+    VaeObjective,
+)
+from vlv.training.loop import fit
+from vlv.training.objective import FitResult, Objective
+
+Part = Literal["inspector", "vae", "text", "unet", "florence", "llm"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one part is trained."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    ema: float | None = 0.999
+
+    def settings(self, seed: int, steps: int | None) -> tuple[LoopConfig, OptimConfig]:
+        """The loop and the optimiser: AdamW, a short warm-up, cosine decay."""
+        steps = steps or self.steps
+        loop = LoopConfig(
+            steps=steps,
+            batch_size=self.batch_size,
+            seed=seed,
+            ema=self.ema,
+            eval_every=None,
+            save_every=None,
+            save_every_seconds=180,
+        )
+        warmup = min(100, steps // 10)
+        return loop, OptimConfig(lr=self.lr, weight_decay=0.01, warmup_steps=warmup)
+
+
+RECIPES: dict[Part, Recipe] = {
+    "inspector": Recipe(steps=2200, batch_size=64, lr=1.5e-3),
+    "vae": Recipe(steps=2200, batch_size=16, lr=2e-3),
+    "text": Recipe(steps=400, batch_size=128, lr=1e-3),
+    "unet": Recipe(steps=4500, batch_size=32, lr=1e-3),
+    "florence": Recipe(steps=6000, batch_size=32, lr=8e-4),
+    "llm": Recipe(steps=1500, batch_size=32, lr=1.5e-3),
+}
+"""Budgets for two CPU cores, several hours in all."""
+
+
+def pretrain(
+    part: Part,
+    data: list[Path],
+    models: Path,
+    run_dir: Path,
+    *,
+    seed: int = 0,
+    steps: int | None = None,
+    max_seconds: float | None = None,
+) -> FitResult:
+    """Train one part and save it in `models`; the same call goes on after an interruption.
+
+    Args:
+        part: Which one.
+        data: Rendered shards of the world (`vlv toyworld render`).
+        models: Folder of the parts, in the diffusers layout; earlier parts are read from it.
+        run_dir: Folder of this run.
+        seed: Of the weights, the order of the data, and every draw.
+        steps: Other length than the recipe's.
+        max_seconds: Stop and save after this time.
+
+    Raises:
+        ConfigError: The part is unknown, or the data were not rendered here.
+        ModelFolderError: A part that this one needs is not in `models` yet.
+        Interrupted: As `fit`.
+    """
+    if part not in PARTS:
+        raise ConfigError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
+    records = find_records(data)
+    if "scene" not in (records[0].meta or {}):
+        raise ConfigError(f"{data[0]} holds no scenes; render it with `vlv toyworld render`")
+    objective, save, extra = _PREPARE[part](models, records, seed)
+    recipe = RECIPES[part]
+    loop, optim = recipe.settings(seed, steps)
+    loader = BatchLoader(
+        records,
+        recipe.batch_size,
+        None if part in ("llm", "unet") else components.IMAGE_SIZE,
+        seed=seed,
+        num_workers=1,
+        extra=extra,
+    )
+    result = fit(
+        objective, loader, loop, optim, run_dir, max_seconds=max_seconds, settings={"part": part}
+    )
+    save(records)
+    return result
+
+
+Save = Callable[[list[Record]], None]
+Prepared = tuple[Objective, Save, dict[str, Any] | None]
+
+
+def _inspector(models: Path, records: list[Record], seed: int) -> Prepared:
+    del records
+    inspector = components.seeded(lambda: Inspector(InspectorConfig()), seed)
+    return InspectorObjective(inspector), lambda _: _save(inspector, models / "inspector"), None
+
+
+def _vae(models: Path, records: list[Record], seed: int) -> Prepared:
+    del records
+    vae = components.make_vae(seed)
+
+    def save(records: list[Record]) -> None:
+        vae.register_to_config(scaling_factor=round(1 / _latent_std(vae, records), 4))
+        _save(vae, models / "vae")
+
+    return VaeObjective(vae), save, None
+
+
+@torch.no_grad()
+def _latent_std(vae: AutoencoderKL, records: list[Record], num_images: int = 1024) -> float:
+    """Standard deviation of the latents: its inverse is the latent scale."""
+    loader = BatchLoader(records[:num_images], 64, components.IMAGE_SIZE, seed=0)
+    batches = (next(loader)["pixels"] for _ in range(max(1, len(records[:num_images]) // 64)))
+    means = [cast("Any", vae.encode(b.float() / 127.5 - 1)).latent_dist.mean for b in batches]
+    return float(torch.cat(means).std())
+
+
+def _text(models: Path, records: list[Record], seed: int) -> Prepared:
+    del records
+    tokenizer = components.make_text_tokenizer()
+    tower = components.make_text_encoder(tokenizer, seed)
+    body = components.seeded(lambda: Inspector(InspectorConfig()), seed + 1)
+    images = components.seeded(lambda: ImageTower(body, components.TEXT_WIDTH), seed + 2)
+
+    def save(_: list[Record]) -> None:
+        _save(tower, models / "text_encoder_contrastive")
+        tokenizer.save_pretrained(models / "tokenizer")
+
+    return TextTowerObjective(tower, tokenizer, images), save, None
+
+
+def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
+    from vlv.training.latents import cache_latents
+
+    tower = CLIPTextModel.from_pretrained(_need(models, "text_encoder_contrastive"))
+    tokenizer = CLIPTokenizer.from_pretrained(_need(models, "tokenizer"))
+    vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
+    unet, scheduler = components.make_unet(seed), components.make_scheduler()
+    decoder = DiffusionDecoder(tower, tokenizer, unet, vae, scheduler)
+    cached = cache_latents(decoder, records, components.IMAGE_SIZE, models / "latents")
+
+    def save(_: list[Record]) -> None:
+        _save(unet, models / "unet")
+        _save(tower, models / "text_encoder")
+        scheduler.save_pretrained(models / "scheduler")
+
+    return TeacherObjective(decoder), save, dict(cached)
+
+
+def _florence(models: Path, records: list[Record], seed: int) -> Prepared:
+    del records
+    tokenizer = components.make_florence_tokenizer()
+    florence = components.make_florence(tokenizer, seed)
+    mean, std = (
+        torch.tensor(v)[:, None, None]
+        for v in (VLVEncoderConfig.image_mean, VLVEncoderConfig.image_std)
+    )
+
+    def save(_: list[Record]) -> None:
+        _save(florence, models / "florence")
+        tokenizer.save_pretrained(models / "florence")
+
+    return FlorenceObjective(florence, tokenizer, (mean, std)), save, None
+
+
+def _llm(models: Path, records: list[Record], seed: int) -> Prepared:
+    del records
+    tokenizer = components.make_llm_tokenizer()
+    llm = components.make_llm(tokenizer, seed)
+
+    def save(_: list[Record]) -> None:
+        _save(llm, models / "llm")
+        tokenizer.save_pretrained(models / "llm")
+
+    return LlmObjective(llm, tokenizer), save, None
+
+
+_PREPARE: dict[Part, Callable[[Path, list[Record], int], Prepared]] = {
+    "inspector": _inspector,
+    "vae": _vae,
+    "text": _text,
+    "unet": _unet,
+    "florence": _florence,
+    "llm": _llm,
+}
+
+
+def _save(model: Any, folder: Path) -> None:
+    model.save_pretrained(folder, safe_serialization=True)
+
+
+def _need(models: Path, name: str) -> Path:
+    if not (models / name).is_dir():
+        raise ModelFolderError(
+            f"{models} has no {name}; train the parts in the order {', '.join(PARTS)}"
+        )
+    return models / name
