@@ -1,0 +1,75 @@
+"""The ``vlv`` command: parses, calls one public function, prints.
+
+Data go to stdout or to files, everything else to stderr. Exit codes: 0 all done, 1 wrong usage, settings
+or files, 2 finished with failed items, 130 interrupted in a clean state.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+from vlv.cli import caption, common, embed, images, info, train
+from vlv.errors import VLVError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+app = typer.Typer(
+    name="vlv",
+    help="Turn images into caption embeddings, and those into images and captions.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(caption.caption)
+app.command()(images.reconstruct)
+app.command()(images.generate)
+app.command()(images.mix)
+app.command()(embed.embed)
+app.command()(info.info)
+app.command()(info.doctor)
+app.add_typer(train.app)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Carry out one command line; return the exit code.
+
+    >>> run(["--no-such-option"])
+    1
+    """
+    common.quieten()
+    try:
+        code = app(args=list(arguments), prog_name="vlv", standalone_mode=False)
+    except VLVError as error:
+        common.say(f"vlv: {' '.join(str(error).split())}")
+        return 1
+    except typer.TyperException as error:  # wrong usage
+        common.say(f"vlv: {error.format_message()} (see vlv {_command(arguments)}--help)")
+        return 1
+    if code == INTERRUPTED:
+        common.say("vlv: interrupted")
+    return int(code or 0)
+
+
+INTERRUPTED = 130
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """First word of the arguments when it is a command."""
+    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    return f"{arguments[0]} " if arguments and arguments[0] in names else ""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main() -> NoReturn:
+    """Entry point of the ``vlv`` script."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,109 @@
+"""``vlv caption``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from vlv.cli import common
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlv.jobs.caption import CaptionJob
+    from vlv.jobs.table import Row
+
+Output = Annotated[
+    str | None,
+    typer.Option("--output", "-o", help="FILE.jsonl or FILE.parquet; - prints JSON lines."),
+]
+Sidecar = Annotated[
+    str | None, typer.Option(help="Write a text file with this suffix beside each image: .txt")
+]
+OnExisting = Annotated[
+    Literal["skip", "overwrite", "append", "error"],
+    typer.Option(help="What to do with captions that are there already."),
+]
+MaxNewTokens = Annotated[int, typer.Option(help="Longest caption, in tokens.")]
+NumBeams = Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")]
+Temperature = Annotated[float | None, typer.Option(help="Draw the tokens at this temperature.")]
+TopP = Annotated[float | None, typer.Option(help="Draw among the likeliest tokens only.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be captioned.")]
+
+
+def caption(
+    inputs: common.Inputs,
+    output: Output = None,
+    sidecar: Sidecar = None,
+    on_existing: OnExisting = "skip",
+    model: common.Model = common.SHIPPED_MODEL,
+    revision: common.Revision = None,
+    device: common.Device = "auto",
+    batch_size: common.BatchSize = 8,
+    max_new_tokens: MaxNewTokens = 300,
+    num_beams: NumBeams = 1,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    recursive: common.Recursive = True,
+    limit: common.Limit = None,
+    dry_run: DryRun = False,
+    seed: common.Seed = 0,
+) -> int:
+    """Describe images in words.
+
+    Captions go to stdout, or to a table (--output), or to text files beside the images (--sidecar).
+    An interrupted run goes on where it stopped when the same command is given again.
+    """
+    from vlv.jobs.caption import CaptionJob, CaptionSettings
+
+    table = None if output in {None, "-"} else Path(str(output))
+    job = CaptionJob(
+        common.find_inputs(inputs, recursive, limit),
+        CaptionSettings(model, revision, max_new_tokens, num_beams, temperature, top_p, seed),
+        output=table,
+        sidecar=sidecar,
+        on_existing=on_existing,
+    )
+    if dry_run:
+        return _list(job)
+    printer = _Printer(job, as_json=output == "-", silent=bool(table or sidecar))
+    with printer.progress:
+        tally = job.run(
+            lambda: common.load_pipeline(model, ["caption"], revision=revision, device=device),
+            batch_size=batch_size,
+            report=printer.report,
+        )
+    return common.close(tally, table)
+
+
+def _list(job: CaptionJob) -> int:
+    from vlv.jobs.inputs import file_name
+
+    for record in job.todo:
+        typer.echo(file_name(record))
+    common.say(f"dry run: {len(job.todo)} to caption, {job.skipped} already done")
+    return 0
+
+
+class _Printer:
+    """Shows rows as they come: captions on stdout where asked for, failures and progress on stderr."""
+
+    def __init__(self, job: CaptionJob, *, as_json: bool, silent: bool) -> None:
+        self._as_json, self._silent = as_json, silent and not as_json
+        self._single = len(job.todo) == 1
+        self.progress = common.Progress(len(job.todo), resumable=silent)
+
+    def report(self, rows: Sequence[Row]) -> None:
+        self.progress.report([row["error"] for row in rows])
+        for row in () if self._silent else rows:
+            self._print(row)
+
+    def _print(self, row: Row) -> None:
+        if self._as_json:
+            typer.echo(json.dumps(row, ensure_ascii=False))
+        elif row["error"] is None:
+            text = " ".join(row["caption"].split())
+            typer.echo(text if self._single else f"{row['file_name']}\t{text}")

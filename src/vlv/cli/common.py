@@ -1,0 +1,140 @@
+"""What the commands share: options, loading a model, and talking to the user on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Self
+
+import typer
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlv.data.records import Record
+    from vlv.jobs.tally import Tally
+    from vlv.models.pipeline import VLVPipeline
+
+SHIPPED_MODEL = "vlv-tiny"
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(help="Image files, folders, globs, .tar shards, .jsonl or .parquet lists."),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", help="vlv-tiny (shipped), a model folder, or OWNER/NAME on the hub."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
+Device = Annotated[
+    str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images worked on together.")]
+Recursive = Annotated[bool, typer.Option(help="Look into subfolders.")]
+Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")]
+Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
+Guidance = Annotated[float, typer.Option(min=0, help="Guidance scale; 1 is none.")]
+Sampler = Annotated[str, typer.Option(help="dpm (DPM-Solver++) or ddim.")]
+
+
+def say(message: str) -> None:
+    """Write one line to stderr."""
+    typer.echo(message, err=True)
+
+
+def quieten() -> None:
+    """Silence what third-party libraries say on import; it concerns no user of the command line.
+
+    Importing the diffusers pipelines warns twice that torchvision is missing, which is on purpose.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+def find_inputs(inputs: Sequence[str], recursive: bool, limit: int | None) -> list[Record]:
+    """Records of the inputs, in order."""
+    from vlv.data.records import find_records
+
+    return find_records(list(inputs), recursive=recursive)[:limit]
+
+
+def pick_device(device: str) -> str:
+    """Name of the device that ``auto`` stands for.
+
+    Raises:
+        ConfigError: No such device on this machine.
+    """
+    import torch
+
+    from vlv.errors import ConfigError
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {device!r} cannot be used ({reason}); try --device cpu"
+        ) from error
+    return device
+
+
+def load_pipeline(
+    model: str, parts: Sequence[str] | None, *, revision: str | None = None, device: str = "auto"
+) -> VLVPipeline:
+    """Load what a command needs of a model, onto its device; say so when it is the shipped one."""
+    from vlv.models.pipeline import VLVPipeline
+
+    if model == SHIPPED_MODEL:
+        say(
+            "note: vlv-tiny knows the toy world only (rendered solids on a floor); "
+            "for photographs name a real model: --model FOLDER or --model OWNER/NAME"
+        )
+    pipe: VLVPipeline = VLVPipeline.from_pretrained(model, parts=parts, revision=revision)
+    pipe.to(pick_device(device))
+    return pipe
+
+
+class Progress:
+    """A bar on stderr, and the names of bad files.
+
+    Args:
+        total: Number of inputs.
+        resumable: Whether the same command goes on after an interruption.
+    """
+
+    def __init__(self, total: int, *, resumable: bool = True) -> None:
+        self._bar = tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
+        self._resumable = resumable
+        self._seen = 0
+
+    def report(self, errors: Sequence[str | None]) -> None:
+        """Name the bad files of a batch, one entry per file, and move the bar."""
+        for error in errors:
+            if error is not None:
+                with self._bar.external_write_mode(sys.stderr):
+                    say(f"failed: {error}")
+        self._seen += len(errors)
+        self._bar.update(len(errors))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._bar.close()
+        if kind is KeyboardInterrupt and self._resumable:
+            say(f"{self._seen} results are kept; the same command goes on from there")
+
+
+def close(tally: Tally, where: Path | str | None = None) -> int:
+    """Print the closing line and return the exit code."""
+    say(tally.line() + (f" -> {where}" if where else ""))
+    return tally.exit_code
