@@ -6,9 +6,26 @@ command line `--set optim.lr=1e-4` changes one value.
 
 from __future__ import annotations
 
-from typing import Literal
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
+
+from vlv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Settings(BaseModel):
@@ -90,3 +107,269 @@ FREE_ON_RESUME = frozenset(
     )
 )
 """Settings that may change when a run goes on: none of them touches what is learnt."""
+
+
+class PartSource(Settings):
+    """Where a component comes from; a plain string is its path."""
+
+    path: str
+    """Folder, or id on the hub."""
+    subfolder: str | None = None
+    """Folder within it."""
+    revision: str | None = None
+    """Commit, branch or tag on the hub."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_text(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
+class ModelConfig(Settings):
+    """What a run starts from."""
+
+    decoder: PartSource
+    """The frozen diffusion decoder: a model folder in the diffusers layout."""
+    florence: PartSource | None = None
+    """Stage 1: the Florence-2 that becomes the encoder."""
+    num_queries: PositiveInt | None = None
+    """Stage 1: length Q of the caption embedding; null takes every position of the text tower."""
+    input_size: PositiveInt | None = None
+    """Stage 1: side in pixels that Florence-2 sees; null takes data.image_size."""
+    encoder: PartSource | None = None
+    """Stage 2: a model folder or a VLV encoder from stage 1."""
+    llm: PartSource | None = None
+    """Stage 2: the language model that becomes the caption decoder."""
+
+
+class DataConfig(Settings):
+    """The images, and for stage 2 their captions."""
+
+    inputs: list[str] = Field(min_length=1)
+    """Files, folders, globs, tar shards, JSONL or Parquet."""
+    held_out: list[str] = []
+    """Inputs of the same kinds, never trained on, for the figures during training."""
+    image_size: PositiveInt
+    """Side in pixels of the square that is cut from each image."""
+    num_workers: int = Field(2, ge=0)
+    """Threads that decode images; 0 decodes in the training process."""
+    max_bad_share: float = Field(0.001, ge=0, le=1)
+    """Share of unreadable images at which the run stops; each is skipped and named in quarantine.jsonl."""
+    latents: str | None = None
+    """Folder for cached VAE posteriors; null computes them in every step."""
+
+
+class Stage1Config(Settings):
+    """Stage 1: images alone."""
+
+    trainable: Literal["language", "all"] = "language"
+    """Florence-2's language model, queries and projector (the paper), or the vision tower too."""
+    draws_per_image: PositiveInt = 1
+    """Draws of timestep and noise per encoded image; the paper's 1 spends a whole encoder pass on each."""
+    timesteps: Literal["uniform", "text"] = "uniform"
+    """Uniform (the paper), or more of the high noise, where the image has to come from the text."""
+    warm_start_steps: int = Field(0, ge=0)
+    """Our addition: steps that only move z to the text embeddings of the encoder's own caption; 0 is the paper."""
+    warm_start_fade_steps: int = Field(0, ge=0)
+    """Steps over which the denoising loss then takes over."""
+
+    @model_validator(mode="after")
+    def _fade_has_effect(self) -> Stage1Config:
+        if self.warm_start_fade_steps and not self.warm_start_steps:
+            raise ValueError(
+                "warm_start_fade_steps has no effect while warm_start_steps is 0; set both or neither"
+            )
+        return self
+
+
+class Stage2Config(Settings):
+    """Stage 2: captions."""
+
+    trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm+encoder"
+    """What trains (paper, Table 4); the encoder without its vision tower."""
+    max_caption_tokens: PositiveInt | None = 300
+    """Longest caption with its end token; a longer one is cut. Null cuts nothing."""
+    denoising_weight: float = Field(0.0, ge=0)
+    """Our addition: weight of stage 1's loss, which keeps z readable for the diffusion decoder; 0 is the paper."""
+    draws_per_image: PositiveInt = 1
+    """As in stage 1."""
+    timesteps: Literal["uniform", "text"] = "uniform"
+    """As in stage 1."""
+
+    @model_validator(mode="after")
+    def _denoising_has_effect(self) -> Stage2Config:
+        if self.denoising_weight and self.trainable != "mlp+llm+encoder":
+            raise ValueError(
+                f"denoising_weight is {self.denoising_weight}, but with trainable {self.trainable} the encoder is "
+                "frozen and the loss moves nothing; set it to 0 or train the encoder"
+            )
+        if not self.denoising_weight and (self.draws_per_image, self.timesteps) != (1, "uniform"):
+            raise ValueError(
+                "draws_per_image and timesteps have no effect while denoising_weight is 0; remove them or set it"
+            )
+        return self
+
+
+class RunConfig(Settings):
+    """One training run."""
+
+    stage: Literal["stage1", "stage2"]
+    """Which of the two."""
+    model: ModelConfig
+    """What it starts from."""
+    data: DataConfig
+    """What it sees."""
+    optim: OptimConfig
+    """How it learns."""
+    loop: LoopConfig
+    """How long, and when to look."""
+    stage1: Stage1Config | None = None
+    """Settings of stage 1, and only of it."""
+    stage2: Stage2Config | None = None
+    """Settings of stage 2, and only of it."""
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> RunConfig:
+        first = self.stage == "stage1"
+        needed = ("stage1", "model.florence") if first else ("stage2", "model.encoder", "model.llm")
+        unused = ("stage2", "model.encoder", "model.llm") if first else ("stage1", *_STAGE1_MODEL)
+        for key in needed:
+            if _get(self, key) is None:
+                raise ValueError(f"{self.stage} needs {key}; set it")
+        for key in unused:
+            if _get(self, key) is not None:
+                raise ValueError(f"{key} has no effect in {self.stage}; remove it")
+        if self.stage2 and self.data.latents and not self.stage2.denoising_weight:
+            raise ValueError(
+                "data.latents has no effect while stage2.denoising_weight is 0; remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_into_steps(self) -> RunConfig:
+        spans = {"optim.warmup_steps": self.optim.warmup_steps}
+        if self.stage1 is not None:
+            warm = self.stage1.warm_start_steps + self.stage1.warm_start_fade_steps
+            spans["stage1.warm_start_steps + warm_start_fade_steps"] = warm
+        for key, span in spans.items():
+            if span and span >= self.loop.steps:
+                raise ValueError(
+                    f"{key} is {span}, but the run has only {self.loop.steps} steps; lower it"
+                )
+        return self
+
+
+_STAGE1_MODEL = ("model.florence", "model.num_queries", "model.input_size")
+
+
+def preset_names() -> list[str]:
+    """The names that `load_config` knows."""
+    folder = resources.files("vlv") / "presets"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a configuration.
+
+    Args:
+        source: Path of a YAML file, or the name of a preset.
+        overrides: Changes such as `optim.lr=1e-4`; the value is YAML, `null` included.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigError: Unknown file or preset, no YAML, an unknown key (the nearest is named), a value of the wrong type,
+            or settings that contradict each other.
+    """
+    text, name = _read(source)
+    values = _parse_yaml(text, name)
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{name} holds no settings; it should be a YAML mapping such as a preset's"
+        )
+    for override in overrides:
+        _apply(values, override)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_in_words(error)}") from error
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    """Text and name of a YAML file or preset."""
+    path = Path(source)
+    if path.is_file():
+        return path.read_text(encoding="utf-8"), str(path)
+    if str(source) in preset_names():
+        return (resources.files("vlv") / "presets" / f"{source}.yaml").read_text("utf-8"), str(
+            source
+        )
+    known = preset_names()
+    near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(known)}"
+    raise ConfigError(f"there is no file or preset {str(source)!r}; {hint}")
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `a.b=c` in nested values."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"{override!r} is no setting; write it as optim.lr=1e-4")
+    *path, last = key.strip().split(".")
+    for name in path:
+        if values.get(name) is None:
+            values[name] = {}
+        values = values[name]
+        if not isinstance(values, dict):
+            raise ConfigError(f"{override!r} sets something below {name}, which is a single value")
+    values[last] = _parse_yaml(text, override)
+
+
+def _in_words(error: ValidationError) -> str:
+    """The first thing that is wrong, in one sentence."""
+    first = error.errors()[0]
+    *parents, last = location = [str(part) for part in first["loc"]] or [""]
+    key = ".".join(location)
+    match first["type"]:
+        case "extra_forbidden":
+            known = _fields_at(parents)
+            near = difflib.get_close_matches(last, known, n=1, cutoff=0.0)
+            return f"unknown setting {key}; did you mean {'.'.join([*parents, *near])}?"
+        case "missing":
+            return f"{key} is missing; set it"
+        case "value_error":
+            return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
+        case _:
+            return f"{key} is {first['input']!r}, but {_lower_first(first['msg'])}"
+
+
+def _fields_at(path: Sequence[str]) -> list[str]:
+    """Names of the settings below a path of names."""
+    model: type[BaseModel] = RunConfig
+    for name in path:
+        annotation = model.model_fields[name].annotation
+        choices = get_args(annotation) or (annotation,)
+        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+    return list(model.model_fields)
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _get(settings: BaseModel, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = settings
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value

@@ -82,15 +82,14 @@ def save_checkpoint(
         for name, named in tensors.items():
             contiguous = {key: value.detach().contiguous() for key, value in named.items()}
             save_file(contiguous, temporary / f"{name}.safetensors")
-        _write_json(temporary / "state.json", state)
-        _write_json(temporary / _MANIFEST, _manifest(temporary))
-        for file in temporary.iterdir():
-            _fsync(file)
-        _fsync(temporary)
+            sync(temporary / f"{name}.safetensors")
+        write_json(temporary / "state.json", state)
+        write_json(temporary / _MANIFEST, _manifest(temporary))
+        sync(temporary)
         if target.exists():  # a damaged one of an earlier attempt: it was passed over on resuming
             shutil.rmtree(target)
         temporary.rename(target)
-        _fsync(folder)
+        sync(folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -162,11 +161,13 @@ def _fingerprint(file: Path) -> dict[str, Any]:
     return {"bytes": file.stat().st_size, "sha256": digest}
 
 
-def _write_json(file: Path, value: Any) -> None:
+def write_json(file: Path, value: Any) -> None:
+    """Write and fsync a JSON file."""
     file.write_text(json.dumps(value, indent=1))
+    sync(file)
 
 
-def _fsync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Force a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

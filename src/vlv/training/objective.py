@@ -1,0 +1,71 @@
+"""What the loop is given (an objective, a loader, looks) and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+Evaluate = Callable[[int], dict[str, float]]
+Sample = Callable[[int, Path], None]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What an objective returns for one batch."""
+
+    total: Tensor
+    """Scalar to be minimised."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Scalars for the log, by name."""
+
+
+class Objective(Protocol):
+    """What trains, and which loss."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Everything that is used; the parameters that require a gradient are trained and saved."""
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Loss of one batch; every random draw comes from `generator` (on the CPU).
+
+        Beside the loader's entries `batch["step"]` counts the optimiser steps done before this one.
+        """
+
+
+class Loader(Protocol):
+    """An endless stream of batches that knows its position."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from the present position on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the last batch handed out, as JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position."""
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a run stands."""
+
+    step: int
+    """Optimiser steps done."""
+    finished: bool
+    """Whether these are all."""
+    metrics: dict[str, float]
+    """Last value of everything in metrics.jsonl."""
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """A batch with its tensors on a device; everything else as it is."""
+    return {
+        k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()
+    }

@@ -1,0 +1,157 @@
+"""The method: two stages, each a choice of what trains and of which loss.
+
+Shapes: B batch, R draws per image, Q queries, D text width, h w latents, L token ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlv.errors import DataError
+from vlv.models.diffusion import Posterior
+from vlv.models.text_tower import token_embeddings
+from vlv.training.objective import Batch, Losses
+
+if TYPE_CHECKING:
+    from vlv.config import Stage1Config, Stage2Config
+    from vlv.models.captioner import CaptionDecoder
+    from vlv.models.diffusion import DiffusionDecoder
+    from vlv.models.encoder import VLVEncoder
+
+
+class Stage1:
+    """Images alone teach the encoder: z must tell the frozen diffusion decoder what the noise hides (paper, equation 1).
+
+    Trains the encoder (Florence-2's language model, queries and projector; the vision tower too if `trainable` is "all").
+
+    Args:
+        encoder: Image to z.
+        decoder: Frozen.
+        config: What trains, timesteps, draws per image, warm start.
+    """
+
+    def __init__(
+        self, encoder: VLVEncoder, decoder: DiffusionDecoder, config: Stage1Config
+    ) -> None:
+        encoder.trainable(config.trainable)
+        decoder.requires_grad_(False)
+        self.encoder, self.decoder, self.config = encoder, decoder, config
+        self.module = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Denoising loss of `batch["pixels"]` (B, 3, H, W), with the latents from the batch where they are cached."""
+        z = self.encoder(batch["pixels"])  # (B, Q, D)
+        warm = warm_start_share(batch["step"], self.config)
+        total, parts = z.new_zeros(()), {}
+        if warm < 1:
+            parts["denoising"] = denoising_loss(self.decoder, z, batch, generator, self.config)
+            total = total + (1 - warm) * parts["denoising"]
+        if warm > 0:
+            parts["warm_start"] = warm_start_loss(self.decoder, z, batch)
+            total = total + warm * parts["warm_start"]
+        return Losses(total, parts)
+
+
+class Stage2:
+    """Captions teach the caption decoder to read z (paper, equation 2), and the encoder if it trains.
+
+    Our addition, off in the paper's preset: `denoising_weight` times the loss of stage 1 keeps the encoder's z readable
+    for the diffusion decoder, so that one checkpoint both captions and reconstructs.
+
+    Args:
+        encoder: From stage 1; if it trains, all but the vision tower does.
+        decoder: Frozen; without a denoising loss its text tower is enough.
+        caption_decoder: psi and the language model.
+        config: What trains, and the weight of the denoising loss.
+    """
+
+    def __init__(
+        self,
+        encoder: VLVEncoder,
+        decoder: DiffusionDecoder,
+        caption_decoder: CaptionDecoder,
+        config: Stage2Config,
+    ) -> None:
+        encoder.trainable("language" if config.trainable == "mlp+llm+encoder" else "none")
+        caption_decoder.trainable("mlp" if config.trainable == "mlp" else "mlp+llm")
+        decoder.requires_grad_(False)
+        self.encoder, self.decoder, self.caption_decoder = encoder, decoder, caption_decoder
+        self.config = config
+        self.module = nn.ModuleDict(
+            {"encoder": encoder, "decoder": decoder, "caption_decoder": caption_decoder}
+        )
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
+        """Cross-entropy of `batch["captions"]` given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
+        with torch.set_grad_enabled(self.config.trainable == "mlp+llm+encoder"):
+            z = self.encoder(batch["pixels"])  # (B, Q, D)
+            c = self.decoder.context(z)  # (B, Q, D)
+        captions, longest = captions_of(batch), self.config.max_caption_tokens
+        total = caption = self.caption_decoder.loss(c, captions, max_tokens=longest)
+        parts = {"caption": caption}
+        if self.config.denoising_weight > 0:
+            parts["denoising"] = denoising_loss(self.decoder, z, batch, generator, self.config)
+            total = total + self.config.denoising_weight * parts["denoising"]
+        return Losses(total, parts)
+
+
+def denoising_loss(
+    decoder: DiffusionDecoder,
+    z: Tensor,
+    batch: Batch,
+    generator: torch.Generator,
+    config: Stage1Config | Stage2Config,
+) -> Tensor:
+    """Equation 1 with R draws of timestep and noise per image; z and its context are computed once."""
+    latents = latents_of(decoder, batch, generator).repeat_interleave(config.draws_per_image, 0)
+    c = decoder.context(z).repeat_interleave(config.draws_per_image, 0)  # (B R, Q, D)
+    return decoder.denoising_loss(latents, c, generator, sampling=config.timesteps)
+
+
+def latents_of(decoder: DiffusionDecoder, batch: Batch, generator: torch.Generator) -> Tensor:
+    """Scaled latents (B, 4, h, w), drawn from the VAE's posterior, which the batch may bring along."""
+    if "latents_mean" not in batch:
+        return decoder.encode(batch["pixels"], generator)
+    mean, std = batch["latents_mean"].float(), batch["latents_std"].float()
+    return decoder.draw_latents(Posterior(mean, std), generator)
+
+
+def warm_start_share(step: int, config: Stage1Config) -> float:
+    """Share of the warm start in the loss: 1, then a straight line to 0.
+
+    Our addition, off in the paper's preset.
+    """
+    done = step - config.warm_start_steps
+    if done < 0:
+        return 1.0
+    return max(0.0, 1 - (done + 1) / (config.warm_start_fade_steps + 1))
+
+
+def warm_start_loss(decoder: DiffusionDecoder, z: Tensor, batch: Batch) -> Tensor:
+    """Distance of z from the text tower's embeddings of the encoder's own caption, `batch["own_ids"]` (B, L).
+
+    Mean squared error over the first L positions in units of the embeddings' mean square: 1 is what z = 0 would get.
+    """
+    if "own_ids" not in batch:
+        raise DataError(
+            'the warm start needs the encoder\'s own captions as batch["own_ids"]; supply them, or set '
+            "stage1.warm_start_steps to 0"
+        )
+    target = token_embeddings(decoder.text_encoder, batch["own_ids"])  # (B, L, D)
+    return F.mse_loss(z[:, : target.shape[1]], target) / target.square().mean()
+
+
+def captions_of(batch: Batch) -> list[str]:
+    """The captions of a batch.
+
+    Raises:
+        DataError: A record has none.
+    """
+    for record, caption in zip(batch["ids"], batch["captions"], strict=True):
+        if not caption:
+            raise DataError(f"{record} has no caption, but stage 2 needs one for every image")
+    return list(batch["captions"])

@@ -1,0 +1,85 @@
+"""Which weights train, and weights out of checkpoints into modules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlv.errors import CheckpointError
+from vlv.training.checkpoint import Checkpoint, latest_checkpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor, nn
+
+
+def set_train_mode(module: nn.Module) -> None:
+    """Train mode, except for submodules whose parameters are all frozen: they keep eval mode (no dropout, no drift)."""
+    module.train()
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()
+
+
+def changing_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Persistent buffers of submodules that train, such as running means of batch norms."""
+    trained = {
+        f"{name}.{buffer}" if name else buffer
+        for name, part in module.named_modules()
+        if any(p.requires_grad for p in part.parameters())
+        for buffer, _ in part.named_buffers(recurse=False)
+    }
+    persistent = module.state_dict(keep_vars=True)
+    return {name: persistent[name] for name in sorted(trained & persistent.keys())}
+
+
+def load_trained(module: nn.Module, run_dir: Path, *, ema: bool = True, part: str = "") -> int:
+    """Load the weights of a run's newest good checkpoint into a module; return their step.
+
+    Args:
+        module: Gets the weights; parameters that were not trained keep their values.
+        run_dir: Folder of the run.
+        ema: Prefer the moving average, where the run kept one.
+        part: Only the weights below this name, such as "encoder", into a module that is that part.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it does not fit the module.
+    """
+    checkpoint = latest_checkpoint(run_dir / "checkpoints")
+    if checkpoint is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint; train the run first")
+    weights = checkpoint.tensors("trainable") | (checkpoint.tensors("ema") if ema else {})
+    if part:
+        prefix = f"{part}."
+        weights = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+        if not weights:
+            raise CheckpointError(
+                f"{checkpoint.path} holds no weights of {part!r}; they were not trained"
+            )
+    load_weights(module, weights, checkpoint, must_hold=set())
+    return checkpoint.step
+
+
+@torch.no_grad()
+def load_weights(
+    module: nn.Module, weights: Mapping[str, Tensor], checkpoint: Checkpoint, *, must_hold: set[str]
+) -> None:
+    """Copy weights by name; none may be unknown or of another shape, and `must_hold` may not be missing."""
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    if missing := must_hold - weights.keys():
+        raise CheckpointError(
+            f"{checkpoint.path} lacks {min(missing)}; it belongs to another model"
+        )
+    for name, value in weights.items():
+        if name not in own or own[name].shape != value.shape:
+            there = tuple(own[name].shape) if name in own else "absent"
+            raise CheckpointError(
+                f"{checkpoint.path} holds {name} {tuple(value.shape)}, which is {there} in this model; "
+                "it belongs to another model"
+            )
+    for name, value in weights.items():
+        own[name].copy_(value)
