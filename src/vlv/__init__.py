@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlv.errors import VLVError as VLVError
+    from vlv.models.captioner import Caption as Caption
+    from vlv.models.captioner import CaptionDecoder as CaptionDecoder
+    from vlv.models.diffusion import DiffusionDecoder as DiffusionDecoder
+    from vlv.models.encoder import VLVEncoder as VLVEncoder
+    from vlv.models.mixing import mix_embeddings as mix_embeddings
+    from vlv.models.pipeline import VLVPipeline as VLVPipeline
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Caption": "vlv.models.captioner",
+    "CaptionDecoder": "vlv.models.captioner",
+    "DiffusionDecoder": "vlv.models.diffusion",
+    "VLVEncoder": "vlv.models.encoder",
     "VLVError": "vlv.errors",
+    "VLVPipeline": "vlv.models.pipeline",
+    "mix_embeddings": "vlv.models.mixing",
 }
 
 __all__ = sorted([*_HOMES, "__version__"])

@@ -1,7 +1,7 @@
 """Files in, batches out: open images, find records, hand out batches with exact resume."""
 
 from vlv.data.batches import Batch, BatchLoader, epoch_batches, fingerprint
-from vlv.data.images import ImageLimits, center_crop_resize, load_image, to_pil, to_tensor
+from vlv.data.images import ImageLimits, center_crop_resize, load_image, to_pil, to_rgb, to_tensor
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Record, Span, TarShardWriter, find_records, shard_path
 
@@ -20,5 +20,6 @@ __all__ = [
     "load_image",
     "shard_path",
     "to_pil",
+    "to_rgb",
     "to_tensor",
 ]

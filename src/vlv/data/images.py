@@ -108,18 +108,31 @@ def load_image(
     return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=_is_16_bit_png(data)))
 
 
+def to_rgb(
+    image: Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS, name: str = "image"
+) -> Image.Image:
+    """An image that Pillow has already opened, as upright RGB of 8 bits; see `load_image`.
+
+    Raises:
+        ImageError: It is damaged or over a limit.
+    """
+    _check_header(image, limits, name)
+    return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=False))
+
+
 def center_crop_resize(image: Image.Image, size: int) -> Image.Image:
     """Cut the largest centred square and resize it to `size` by `size` pixels (bicubic, antialias).
 
-    The box is cut first: resizing a 1 x 20000 image by its short side would need gigabytes.
+    The square is cut first: resizing a 1 x 20000 image by its short side would need gigabytes.
+    (`resize(box=...)` is no substitute, for its kernel reads beyond the box.)
     """
     width, height = image.size
     if (width, height) == (size, size):
         return image
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.BICUBIC)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:
@@ -248,13 +261,17 @@ def _scaled_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
     16-bit range stays 16-bit range; floats in [0,1] are times 255; everything else has no
     declared white, so that its own range is stretched.
     """
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ValueError("it holds no finite number")
+    low, high = float(finite.min()), float(finite.max())
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
         return np.asarray(_FROM_16_BIT[values], np.uint8)
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
-    scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-12))
-    return np.asarray(np.rint(np.nan_to_num(scaled)).clip(0, 255), np.uint8)
+    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
+    scaled = (values - low) * (255 / max(high - low, 1e-300))
+    return np.asarray(np.rint(scaled), np.uint8)
 
 
 def _flat_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:

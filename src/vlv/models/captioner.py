@@ -171,7 +171,7 @@ class CaptionDecoder(PreTrainedModel):
         return [p for p in self.parameters() if p.requires_grad]
 
     def prefix(self, c: Tensor) -> Tensor:
-        """e = psi(c): context (B, Q, D) to prefix (B, Q, E)."""
+        """From context to prefix: e = psi(c), (B, Q, D) to (B, Q, E)."""
         return cast("Tensor", self.mlp(c.to(self.mlp[0].weight.dtype)))
 
     def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> CaptionTokens:

@@ -86,7 +86,7 @@ class DiffusionDecoder(nn.Module):
     # --- context ---------------------------------------------------------------------------------
 
     def context(self, z: Tensor) -> Tensor:
-        """c = T(z): caption embedding (B, Q, D) to context (B, Q, D)."""
+        """From caption embedding to context: c = T(z), (B, Q, D) to (B, Q, D)."""
         return contextualize(self.text_encoder, z)
 
     def encode_text(self, texts: Sequence[str]) -> TextContext:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from vlv.data.images import center_crop_resize, load_image, to_pil, to_tensor
+from vlv.data.images import center_crop_resize, load_image, to_pil, to_rgb, to_tensor
 from vlv.errors import ImageError
 
 ImageLike: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
@@ -39,11 +40,23 @@ def is_single(images: object) -> bool:
     return isinstance(images, Image.Image | str | Path)
 
 
-def as_batch(images: object, size: int) -> Tensor:
+def as_list(images: Any) -> list[Any]:
+    """One image, a sequence of images, or a batch (B, 3, H, W) / (B, H, W, 3), as a list of images.
+
+    Raises:
+        ImageError: There is no image.
+    """
+    items = [images] if is_single(images) else list(images)
+    if not items:
+        raise ImageError("no image was given; pass one image or a list of images")
+    return items
+
+
+def as_batch(images: Sequence[Any], size: int) -> Tensor:
     """Centre-crop and resize images to squares.
 
     Args:
-        images: One `ImageLike`, a sequence of them, or a batch (B, 3, H, W) / (B, H, W, 3).
+        images: Images of any kind, see `ImageLike`.
         size: Side of the result in pixels.
 
     Returns:
@@ -52,10 +65,7 @@ def as_batch(images: object, size: int) -> Tensor:
     Raises:
         ImageError: An item is no image, has an unusable shape, or cannot be read.
     """
-    items: list[object] = [images] if is_single(images) else list(images)  # type: ignore[call-overload]
-    if not items:
-        raise ImageError("no image was given; pass one image or a list of images")
-    return torch.stack([_square(item, size) for item in items])
+    return torch.stack([_square(image, size) for image in images])
 
 
 def _square(item: object, size: int) -> Tensor:
@@ -68,7 +78,7 @@ def _square(item: object, size: int) -> Tensor:
 def _to_pil(item: object) -> Image.Image:
     match item:
         case Image.Image():
-            return load_image(item)
+            return to_rgb(item)
         case str() | Path():
             return load_image(Path(item))
         case np.ndarray():

@@ -71,7 +71,7 @@ def tokenize(
         ``(ids, truncated)``: token ids (B, L) and whether the text lost tokens, bool (B,).
     """
     length = num_positions(text_encoder)
-    untruncated = tokenizer(texts).input_ids
+    untruncated = tokenizer(texts, verbose=False).input_ids
     ids = tokenizer(
         texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
     ).input_ids

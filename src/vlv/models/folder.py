@@ -1,0 +1,292 @@
+"""A model is a folder: finding it, reading its index, loading and writing its components.
+
+```
+my-model/
+  model_index.json   one entry per component: [library, class], or {"repo", "subfolder", "revision"} where a frozen component
+                     is named instead of copied; and the image size
+  encoder/ caption_decoder/                        config.json + model.safetensors
+  text_encoder/ tokenizer/ unet/ vae/ scheduler/   as in any diffusers folder
+```
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+
+from vlv.errors import MissingPartError, ModelFolderError
+from vlv.models.captioner import CaptionDecoder
+from vlv.models.encoder import VLVEncoder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Task = Literal["caption", "reconstruct", "generate", "embed"]
+Reference: TypeAlias = dict[str, str | None]
+"""Where a component lies that is not copied: ``repo`` (hub id or folder), ``subfolder``, ``revision``."""
+
+INDEX_NAME = "model_index.json"
+
+MODELS: dict[str, Any] = {
+    "encoder": VLVEncoder,
+    "text_encoder": CLIPTextModel,
+    "unet": UNet2DConditionModel,
+    "vae": AutoencoderKL,
+    "caption_decoder": CaptionDecoder,
+}
+COMPONENTS = (
+    "encoder",
+    "text_encoder",
+    "tokenizer",
+    "unet",
+    "vae",
+    "scheduler",
+    "caption_decoder",
+)
+_GENERATE = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+NEEDED: dict[str, tuple[str, ...]] = {
+    "embed": ("encoder",),
+    "caption": ("encoder", "text_encoder", "caption_decoder"),
+    "reconstruct": ("encoder", *_GENERATE),
+    "generate": _GENERATE,
+}
+"""The components that each task needs."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_READ_ERRORS = (
+    AttributeError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
+_SKIPPED_FILES = ["*.bin", "*.msgpack", "*.ckpt", "*.fp16.*", "*.non_ema.*"]
+
+
+@dataclass(frozen=True)
+class ModelIndex:
+    """What a model folder says about itself."""
+
+    folder: Path
+    components: dict[str, Reference | None]
+    """Component name to the reference that stands for it; None where it lies in the folder."""
+    image_size: int | None = None
+    """Side in pixels of the images it was trained on; None where the index does not say."""
+
+    def require(self, tasks: Iterable[str]) -> list[str]:
+        """The components that tasks need.
+
+        Raises:
+            MissingPartError: The model lacks one of them.
+        """
+        needed: list[str] = []
+        for task in tasks:
+            if task not in NEEDED:
+                raise ModelFolderError(
+                    f'"{task}" is no part of a model; choose from {", ".join(NEEDED)}'
+                )
+            check_parts(f"the model {self.folder}", task, self.components)
+            needed += NEEDED[task]
+        return [name for name in COMPONENTS if name in needed]
+
+
+def check_parts(model: str, task: str, present: Iterable[str]) -> None:
+    """Raise MissingPartError unless a model has every component that a task needs."""
+    missing = [name for name in NEEDED[task] if name not in set(present)]
+    if missing:
+        raise MissingPartError(
+            f'{model} has no {" and no ".join(missing)}, which "{task}" needs; '
+            "name a model that has it"
+        )
+
+
+# --- finding ---------------------------------------------------------------------------------------
+
+
+def shipped_models() -> dict[str, Path]:
+    """The models inside the package, by name: the folder ``weights/NAME`` is called ``vlv-NAME``."""
+    weights = Path(str(files("vlv"))) / "weights"
+    folders = sorted(path.parent for path in weights.glob(f"*/{INDEX_NAME}"))
+    return {f"vlv-{folder.name}": folder for folder in folders}
+
+
+def find_folder(
+    name: str | Path,
+    *,
+    tasks: Iterable[str] | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> Path:
+    """Resolve the name of a model to a folder on this machine.
+
+    Args:
+        name: A folder, a shipped model, or ``owner/name`` on the hub, tried in this order. Only the last uses the network.
+        tasks: Of a model on the hub, download only what these need.
+        revision: Of a model on the hub.
+        local_files_only: Take a model on the hub from the cache, without network.
+
+    Raises:
+        ModelFolderError: There is no such model; the message names the ways to name one.
+    """
+    if Path(name).is_dir():
+        return Path(name)
+    shipped = shipped_models()
+    if str(name) in shipped:
+        return shipped[str(name)]
+    if not _HUB_ID.fullmatch(str(name)):
+        known = ", ".join(shipped) or "none in this installation"
+        raise ModelFolderError(
+            f'there is no model "{name}"; name a shipped model ({known}), a model folder, '
+            "or a model on the hub as owner/name"
+        )
+    parts = sorted({part for task in tasks for part in NEEDED.get(task, ())}) if tasks else None
+    return download(str(name), parts, revision, local_files_only=local_files_only)
+
+
+def download(
+    repo: str, parts: Iterable[str] | None, revision: str | None, *, local_files_only: bool
+) -> Path:
+    """Fetch a repository of the hub, or the folders of it that are named.
+
+    Raises:
+        ModelFolderError: It cannot be had.
+    """
+    patterns = None if parts is None else [INDEX_NAME, *(f"{part}/*" for part in parts)]
+    try:
+        folder = snapshot_download(
+            repo,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=_SKIPPED_FILES,
+            local_files_only=local_files_only,
+        )
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelFolderError(
+            f'there is no folder "{repo}", and the hub did not give a model of that name ({reason}); '
+            "check the name, the revision and the connection"
+        ) from error
+    return Path(folder)
+
+
+def read_index(folder: Path) -> ModelIndex:
+    """Read ``model_index.json``.
+
+    Raises:
+        ModelFolderError: It is missing or damaged.
+    """
+    path = folder / INDEX_NAME
+    if not path.is_file():
+        found = sorted(p.name for p in folder.iterdir())[:8]
+        raise ModelFolderError(
+            f"{folder} is no model: {INDEX_NAME} is missing (found: {', '.join(found) or 'nothing'}); "
+            "name the folder that save_pretrained wrote"
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        entries = {name: index[name] for name in COMPONENTS if name in index}
+        return ModelIndex(
+            folder=folder,
+            components={
+                name: entry if isinstance(entry, dict) else None
+                for name, entry in entries.items()
+                if entry and (isinstance(entry, dict) or entry[0])
+            },
+            image_size=index.get("image_size"),
+        )
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelFolderError(f"{path} cannot be read ({error}); copy the model again") from error
+
+
+# --- loading ---------------------------------------------------------------------------------------
+
+
+def load_component(
+    index: ModelIndex, name: str, dtype: torch.dtype, *, local_files_only: bool = False
+) -> Any:
+    """Load one component in eval mode onto the CPU.
+
+    Raises:
+        ModelFolderError: Its files are missing, damaged or of another configuration.
+    """
+    folder = component_folder(index, name, local_files_only=local_files_only)
+    try:
+        if name == "tokenizer":
+            return CLIPTokenizer.from_pretrained(folder)
+        if name == "scheduler":
+            return _load_scheduler(folder)
+        model, info = MODELS[name].from_pretrained(folder, **_load_options(name, dtype))
+    except _READ_ERRORS as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFolderError(
+            f"the part {name} in {folder} cannot be loaded ({reason}); copy the model again"
+        ) from error
+    missing = [*info["missing_keys"], *info.get("mismatched_keys", ())]
+    if missing:
+        raise ModelFolderError(
+            f"the weights of {name} in {folder} do not fit its config.json: {len(missing)} tensors are "
+            f"missing or of another shape, such as {missing[0]}; copy the model again"
+        )
+    return model.eval()
+
+
+def component_folder(index: ModelIndex, name: str, *, local_files_only: bool = False) -> Path:
+    """The folder of a component; a reference is followed, to another folder or to the hub."""
+    reference = index.components[name]
+    if reference is None:
+        folder = index.folder / name
+    else:
+        folder = _follow(reference, index.folder, local_files_only=local_files_only)
+    if not folder.is_dir():
+        raise ModelFolderError(
+            f"{index.folder / INDEX_NAME} lists the part {name}, but the folder {folder} is missing; "
+            "copy the model again"
+        )
+    return folder
+
+
+def _follow(reference: Reference, base: Path, *, local_files_only: bool) -> Path:
+    """The folder that a reference names; a relative path counts from the model folder."""
+    repo, subfolder = str(reference["repo"]), reference.get("subfolder")
+    root = base / repo
+    if not root.is_dir():
+        parts = [subfolder] if subfolder else None
+        revision = reference.get("revision")
+        root = download(repo, parts, revision, local_files_only=local_files_only)
+    return root / (subfolder or ".")
+
+
+def default_image_size(index: ModelIndex) -> int | None:
+    """The side in pixels from the configurations of U-Net and VAE, without their weights; None without them."""
+    if not {"unet", "vae"} <= set(index.components):
+        return None
+    configs = [index.folder / name / "config.json" for name in ("unet", "vae")]
+    if not all(path.is_file() for path in configs):
+        return None
+    unet, vae = (json.loads(path.read_text(encoding="utf-8")) for path in configs)
+    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+
+
+def _load_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
+    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": True}
+    key = "dtype" if issubclass(MODELS[name], PreTrainedModel) else "torch_dtype"
+    return options | {key: dtype}
+
+
+def _load_scheduler(folder: Path) -> Any:
+    config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+    return getattr(diffusers, config["_class_name"]).from_pretrained(folder)

@@ -1,0 +1,467 @@
+"""VLVPipeline: image to caption embedding, to image, to caption; and embeddings mixed.
+
+Shapes: B batch, Q queries, D text width, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from vlv.data.images import to_pil
+from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.captioner import Caption
+from vlv.models.diffusion import DiffusionDecoder, Sampler
+from vlv.models.folder import (
+    COMPONENTS,
+    MODELS,
+    Reference,
+    Task,
+    check_parts,
+    default_image_size,
+    find_folder,
+    load_component,
+    read_index,
+)
+from vlv.models.mixing import MixMode, mix_embeddings
+from vlv.models.pixels import as_batch, as_list, is_single
+from vlv.models.saving import (
+    CARD_NAME,
+    index_entry,
+    model_card,
+    write_atomically,
+    write_component,
+    write_index,
+)
+from vlv.models.text_tower import contextualize
+
+logger = logging.getLogger(__name__)
+
+
+class VLVPipeline(DiffusionPipeline):
+    """The Vision-Language-Vision auto-encoder as one object.
+
+    Every component is optional: captioning needs no U-Net, reconstruction no language model. A method that lacks one says so
+    with a MissingPartError. Wherever images are taken, one image gives one result and a list gives a list; images are PIL images,
+    paths, arrays (H, W, 3) or tensors (3, H, W), and are centre-cropped and resized to `image_size`.
+
+    Args:
+        encoder: VLVEncoder.
+        text_encoder: CLIPTextModel, the text tower T.
+        tokenizer: Its tokenizer.
+        unet: UNet2DConditionModel.
+        vae: AutoencoderKL.
+        scheduler: The noise schedule the U-Net was trained with.
+        caption_decoder: CaptionDecoder.
+        image_size: Side in pixels that images are brought to; None is what the U-Net was trained on.
+    """
+
+    model_cpu_offload_seq = "encoder->text_encoder->unet->vae"
+    _optional_components = list(COMPONENTS)  # noqa: RUF012
+
+    def __init__(
+        self,
+        encoder: Any = None,
+        text_encoder: Any = None,
+        tokenizer: Any = None,
+        unet: Any = None,
+        vae: Any = None,
+        scheduler: Any = None,
+        caption_decoder: Any = None,
+        image_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            encoder=encoder,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            vae=vae,
+            scheduler=scheduler,
+            caption_decoder=caption_decoder,
+        )
+        self.register_to_config(image_size=image_size)
+        self.references: dict[str, Reference] = {}
+        for name in MODELS:
+            if self._parts()[name] is not None:
+                self._parts()[name].eval()
+
+    # --- loading and saving ----------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls,
+        name_or_folder: str | Path,
+        *,
+        parts: Iterable[Task] | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        local_files_only: bool = False,
+    ) -> VLVPipeline:
+        """Load a model onto the CPU, in eval mode.
+
+        Args:
+            name_or_folder: A model folder, the name of a shipped model, or ``owner/name`` on the hub. The network is used for the last
+                only.
+            parts: What it is for, any of "caption", "reconstruct", "generate", "embed": only the components these need are
+                loaded. None loads all that the model has.
+            revision: Of a model on the hub.
+            dtype: Of the weights in memory, whatever the files hold.
+            local_files_only: Take a model on the hub from the cache.
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            ModelFolderError: There is no such model, or it is incomplete or damaged.
+            MissingPartError: It lacks a component that `parts` need.
+        """
+        tasks = None if parts is None else list(parts)
+        folder = find_folder(
+            name_or_folder, tasks=tasks, revision=revision, local_files_only=local_files_only
+        )
+        index = read_index(folder)
+        names = list(index.components) if tasks is None else index.require(tasks)
+        loaded = {
+            name: load_component(index, name, dtype, local_files_only=local_files_only)
+            for name in names
+        }
+        pipe = cls(**loaded, image_size=index.image_size or default_image_size(index))
+        pipe.references = {k: v for k, v in index.components.items() if v is not None}
+        pipe.register_to_config(_name_or_path=str(name_or_folder))
+        return pipe
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        references: Mapping[str, Reference] | None = None,
+        card: str | None = None,
+    ) -> None:
+        """Write a model folder: complete, or not at all.
+
+        Args:
+            folder: New, empty, or an older model that is replaced.
+            dtype: Of the weights in the files (``torch.float16`` halves them); None keeps that in memory.
+            references: Components that are named instead of copied; None keeps those the model was loaded with.
+            card: Text of README.md; None keeps that of the replaced folder, or writes a template.
+
+        Raises:
+            OutputError: The folder holds something else, or a weight does not fit the dtype.
+        """
+        folder = Path(folder)
+        references = self.references if references is None else references
+        parts = self._parts()
+        old_card = folder / CARD_NAME
+        if card is None and old_card.is_file():
+            card = old_card.read_text(encoding="utf-8")
+
+        def write(temporary: Path) -> None:
+            entries: dict[str, Any] = {name: [None, None] for name in COMPONENTS}
+            for name, component in parts.items():
+                if name in references:
+                    entries[name] = dict(references[name])
+                elif component is not None:
+                    write_component(component, temporary / name, dtype)
+                    entries[name] = index_entry(component)
+            extra = {"image_size": self._known_image_size()}
+            write_index(temporary, type(self).__name__, entries, extra)
+            text = card or model_card(folder.resolve().name, parts)
+            (temporary / CARD_NAME).write_text(text, encoding="utf-8")
+
+        write_atomically(folder, write)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        dtype: torch.dtype | None = None,
+        card: str | None = None,
+        commit_message: str = "Upload VLVPipeline",
+    ) -> str:
+        """Upload the model with its card.
+
+        Args:
+            repo_id: ``owner/name``; created where it does not exist.
+            private: Of a created repository.
+            token: Of the hub; None is the stored login.
+            dtype: Of the uploaded weights.
+            card: Text of README.md; None is the template.
+            commit_message: Of the upload.
+
+        Returns:
+            Address of the commit.
+        """
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary) / "model"
+            text = card or model_card(repo_id, self._parts())
+            self.save_pretrained(folder, dtype=dtype, card=text)
+            commit = api.upload_folder(
+                repo_id=repo_id, folder_path=folder, commit_message=commit_message
+            )
+        return str(commit.commit_url)
+
+    # --- properties ------------------------------------------------------------------------------
+
+    @property
+    def image_size(self) -> int:
+        """Side in pixels that images are brought to."""
+        size = self._known_image_size()
+        if size is None:
+            raise ModelFolderError(
+                f"the image size of {self._name()} is unknown: it has no U-Net and VAE to derive it from; "
+                f"pass image_size to VLVPipeline"
+            )
+        return size
+
+    @property
+    def decoder(self) -> DiffusionDecoder:
+        """The frozen components as a DiffusionDecoder."""
+        return DiffusionDecoder(
+            self.text_encoder, self.tokenizer, self.unet, self.vae, self.scheduler
+        )
+
+    def _known_image_size(self) -> int | None:
+        if self.config.image_size is not None:
+            return int(self.config.image_size)
+        if self.unet is None or self.vae is None:
+            return None
+        return self.decoder.image_size
+
+    def _parts(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in COMPONENTS}
+
+    def _name(self) -> str:
+        return str(self.config.get("_name_or_path") or "in memory")
+
+    def _require(self, task: Task, *, given_z: bool = False) -> None:
+        """Check the components of a task; where z is given the encoder is not needed."""
+        present = [name for name, component in self._parts().items() if component is not None]
+        check_parts(
+            f"the model {self._name()}, as it was loaded,",
+            task,
+            [*present, "encoder"] if given_z else present,
+        )
+
+    def _embedding(self, images: Any, z: Tensor | None, batch_size: int) -> Tensor:
+        """(B, Q, D) from either argument."""
+        if (images is None) == (z is None):
+            raise ConfigError(
+                "give either images or a caption embedding z=, not both and not neither"
+            )
+        if z is None:
+            return self.embed(as_list(images), batch_size=batch_size)
+        return z if z.ndim == 3 else z[None]
+
+    # --- image to embedding ----------------------------------------------------------------------
+
+    @torch.no_grad()
+    def embed(self, images: Any, *, batch_size: int = 16, progress: bool = False) -> Tensor:
+        """Encode images.
+
+        Args:
+            images: One image or several.
+            batch_size: Images encoded together.
+            progress: Show a bar on stderr.
+
+        Returns:
+            The caption embedding z: (Q, D) for one image, (B, Q, D) for several.
+        """
+        self._require("embed")
+        z = torch.cat(
+            [
+                self.encoder(as_batch(chunk, self.image_size).to(self.encoder.device))
+                for chunk in _chunks(as_list(images), batch_size, progress, "encoding")
+            ]
+        )
+        return z[0] if is_single(images) else z
+
+    @torch.no_grad()
+    def context(self, z: Tensor) -> Tensor:
+        """From caption embedding to context, (Q, D) or (B, Q, D) alike."""
+        z = z.to(self.text_encoder.device, self.text_encoder.dtype)
+        c = contextualize(self.text_encoder, z if z.ndim == 3 else z[None])
+        return c if z.ndim == 3 else c[0]
+
+    def mix(
+        self,
+        items: Sequence[Any],
+        *,
+        keep: Sequence[int] | None = None,
+        weights: Sequence[float] | None = None,
+        mode: MixMode = "concat",
+    ) -> Tensor:
+        """Mix images, or caption embeddings, into one caption embedding; see `mix_embeddings`.
+
+        Args:
+            items: Images and caption embeddings (Q, D), in any combination.
+            keep: Leading tokens kept of each, for "concat".
+            weights: For "average" and "slerp".
+            mode: How to mix.
+
+        Returns:
+            z, to be handed to `reconstruct` or `caption` as ``z=``.
+        """
+        zs = [x if isinstance(x, Tensor) and x.ndim == 2 else self.embed(x) for x in items]
+        return mix_embeddings(zs, keep=keep, weights=weights, mode=mode)
+
+    # --- embedding to caption --------------------------------------------------------------------
+
+    def caption(self, images: Any = None, *, z: Tensor | None = None, **settings: Any) -> Any:
+        """Describe images, or caption embeddings, in words.
+
+        Args:
+            images: One image or several.
+            z: Instead of images, (Q, D) or (B, Q, D).
+            **settings: As in `describe`.
+
+        Returns:
+            A str for one image, a list of str for several.
+        """
+        captions = self.describe(images, z=z, **settings)
+        single = is_single(images) if z is None else z.ndim == 2
+        return captions[0].text if single else [caption.text for caption in captions]
+
+    def describe(
+        self,
+        images: Any = None,
+        *,
+        z: Tensor | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
+        **generation: Any,
+    ) -> list[Caption]:
+        """Like `caption`, with the number of tokens and whether the caption ended by itself.
+
+        Args:
+            images: One image or several.
+            z: Instead of images, (Q, D) or (B, Q, D).
+            batch_size: Captions written together.
+            progress: Show a bar on stderr.
+            **generation: As in `CaptionDecoder.generate`: max_new_tokens, num_beams, do_sample, ...
+
+        Returns:
+            One Caption per image.
+        """
+        self._require("caption", given_z=z is not None)
+        z = self._embedding(images, z, batch_size)
+        captions: list[Caption] = []
+        for chunk in _chunks(z, batch_size, progress, "captioning"):
+            captions += self.caption_decoder.generate(self.context(chunk), **generation)
+        return captions
+
+    # --- embedding or text to image --------------------------------------------------------------
+
+    def reconstruct(
+        self,
+        images: Any = None,
+        *,
+        z: Tensor | None = None,
+        batch_size: int = 16,
+        **sampling: Any,
+    ) -> Any:
+        """Rebuild images from their caption embeddings alone.
+
+        Args:
+            images: One image or several.
+            z: Instead of images, (Q, D) or (B, Q, D).
+            batch_size: Images drawn together.
+            **sampling: As in `draw`: seed, steps, guidance, sampler, progress.
+
+        Returns:
+            A PIL image for one, a list for several.
+        """
+        self._require("reconstruct", given_z=z is not None)
+        single = is_single(images) if z is None else z.ndim == 2
+        z = self._embedding(images, z, batch_size)
+        pictures = self.draw(self.context(z), batch_size=batch_size, **sampling)
+        return pictures[0] if single else pictures
+
+    def generate(self, texts: str | Sequence[str], **sampling: Any) -> Any:
+        """Draw images from text with the same frozen decoder.
+
+        Args:
+            texts: One text or several. Text beyond the text tower's length is cut, with a warning.
+            **sampling: As in `draw`.
+
+        Returns:
+            A PIL image for one text, a list for several.
+        """
+        self._require("generate")
+        single = isinstance(texts, str)
+        encoded = self.decoder.encode_text([texts] if isinstance(texts, str) else list(texts))
+        if encoded.num_truncated:
+            logger.warning(
+                "%d of %d texts are longer than the text tower's %d tokens and were cut",
+                encoded.num_truncated,
+                len(encoded.c),
+                encoded.c.shape[1],
+            )
+        pictures = self.draw(encoded.c, **sampling)
+        return pictures[0] if single else pictures
+
+    def draw(
+        self,
+        c: Tensor,
+        *,
+        seed: int | Sequence[int] = 0,
+        steps: int = 20,
+        guidance: float = 2.0,
+        sampler: Sampler = "dpm",
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> list[Image.Image]:
+        """Draw one image per context.
+
+        Args:
+            c: Context, (B, Q, D).
+            seed: One for all images, each of which then starts from the same noise, or one per image.
+            steps: Sampler steps.
+            guidance: Classifier-free guidance; 1 is none.
+            sampler: "dpm" or "ddim".
+            batch_size: Images drawn together.
+            progress: Show a bar on stderr.
+
+        Returns:
+            B images of `image_size`.
+        """
+        seeds = [seed] * len(c) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(c):
+            raise ConfigError(f"{len(c)} images need as many seeds, got {len(seeds)}")
+        pictures: list[Image.Image] = []
+        for rows in _chunks(range(len(c)), batch_size, progress, "drawing"):
+            pixels = self.decoder.sample(
+                c[rows.start : rows.stop],
+                seeds=seeds[rows.start : rows.stop],
+                steps=steps,
+                guidance=guidance,
+                sampler=sampler,
+                height=self.image_size,
+                width=self.image_size,
+            )
+            pictures += [to_pil(picture) for picture in pixels]
+        return pictures
+
+
+def _chunks(items: Any, size: int, progress: bool, what: str) -> Iterator[Any]:
+    """Slices of `size` items, with a bar on stderr where it is asked for."""
+    if size < 1:
+        raise ConfigError(f"batch_size is {size}; choose 1 or more")
+    starts = range(0, len(items), size)
+    for start in tqdm(starts, disable=not progress, desc=what):
+        yield items[start : start + size]

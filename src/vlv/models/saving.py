@@ -1,0 +1,152 @@
+"""Writing a model folder: components, index, model card; all or nothing."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+from torch import nn
+
+from vlv.errors import OutputError
+from vlv.models.folder import INDEX_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import torch
+
+CARD_NAME = "README.md"
+
+
+def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> None:
+    """Save one component, its floating-point tensors in another dtype where one is given.
+
+    Raises:
+        OutputError: A weight does not fit the dtype.
+    """
+    if dtype is not None and isinstance(component, nn.Module):
+        component = nn.Module.to(copy.deepcopy(component), dtype)
+        for name, tensor in component.state_dict().items():
+            if not tensor.isfinite().all():
+                raise OutputError(
+                    f"{folder.name}: the weight {name} does not fit {dtype}; save as float32"
+                )
+    component.save_pretrained(folder)
+
+
+def index_entry(component: Any) -> list[str]:
+    """[library, class] of a component, as diffusers writes it; our own classes name their module."""
+    module = type(component).__module__
+    library = module.split(".", maxsplit=1)[0]
+    name = type(component).__name__
+    return [library if hasattr(importlib.import_module(library), name) else module, name]
+
+
+def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary folder beside `folder`, then put it in its place.
+
+    Raises:
+        OutputError: `folder` exists and is no model.
+    """
+    if folder.exists() and not (folder / INDEX_NAME).is_file() and any(folder.iterdir()):
+        raise OutputError(
+            f"{folder} exists and is no model folder; name a new folder or empty this one"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        write(temporary)
+        _make_readable(temporary)
+        _replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Undo the private modes that temporary folders and safetensors files are born with."""
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; an older folder is removed only after that."""
+    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
+    if folder.exists():
+        folder.rename(old / folder.name)
+    new.rename(folder)
+    shutil.rmtree(old)
+
+
+def write_index(
+    folder: Path, class_name: str, components: Mapping[str, Any], extra: Mapping[str, Any]
+) -> None:
+    """Write ``model_index.json``: for each component its entry, or null."""
+    index = {"_class_name": class_name, "_diffusers_version": diffusers.__version__}
+    text = json.dumps({**index, **components, **extra}, indent=2) + "\n"
+    (folder / INDEX_NAME).write_text(text, encoding="utf-8")
+
+
+def model_card(name: str, components: Mapping[str, Any]) -> str:
+    """A short model card: what the model is, how to load it, and what its parts are.
+
+    Args:
+        name: Name of the model, a heading and the argument of ``from_pretrained``.
+        components: Component name to component; None where it is absent.
+
+    Returns:
+        Markdown with the metadata block of the hub.
+    """
+    rows = [
+        f"| `{part}` | {type(component).__name__} | {_num_parameters(component)} |"
+        for part, component in components.items()
+        if component is not None
+    ]
+    return _CARD.format(name=name, rows="\n".join(rows))
+
+
+def _num_parameters(component: Any) -> str:
+    if not isinstance(component, nn.Module):
+        return ""
+    return f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f} M"
+
+
+_CARD = """---
+library_name: vlv
+pipeline_tag: image-to-text
+---
+
+# {name}
+
+A Vision-Language-Vision auto-encoder ([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)): an image becomes a caption embedding,
+from which a frozen diffusion model rebuilds the image and a language model writes its caption.
+
+```python
+from vlv import VLVPipeline
+
+pipe = VLVPipeline.from_pretrained("{name}")
+pipe.caption("photo.jpg")
+pipe.reconstruct("photo.jpg", seed=0)
+```
+
+| part | class | parameters |
+|---|---|---|
+{rows}
+
+## Licence of each part
+
+Not stated yet. The parts may carry different licences; name them here before sharing the model.
+
+## Data and training
+
+Not stated yet.
+
+## Evaluation and limits
+
+Not stated yet.
+"""
