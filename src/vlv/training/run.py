@@ -77,7 +77,8 @@ class Run:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
             losses = self.objective.loss(batch, self.generator)
         self.accelerator.backward(losses.total)
-        self.pending.append({"loss": losses.total.detach(), **losses.parts})
+        parts = {"loss": losses.total, **losses.parts}
+        self.pending.append({name: value.detach() for name, value in parts.items()})
         self.meter.images += rows
 
     def update(self) -> None:

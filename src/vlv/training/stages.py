@@ -48,7 +48,8 @@ class Stage1:
         warm = warm_start_share(batch["step"], self.config)
         total, parts = z.new_zeros(()), {}
         if warm < 1:
-            parts["denoising"] = denoising_loss(self.decoder, z, batch, generator, self.config)
+            c = self.decoder.context(z)  # (B, Q, D)
+            parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + (1 - warm) * parts["denoising"]
         if warm > 0:
             parts["warm_start"] = warm_start_loss(self.decoder, z, batch)
@@ -87,28 +88,27 @@ class Stage2:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Cross-entropy of `batch["captions"]` given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
-        with torch.set_grad_enabled(self.config.trainable == "mlp+llm+encoder"):
-            z = self.encoder(batch["pixels"])  # (B, Q, D)
-            c = self.decoder.context(z)  # (B, Q, D)
+        z = self.encoder(batch["pixels"])  # (B, Q, D)
+        c = self.decoder.context(z)  # (B, Q, D)
         captions, longest = captions_of(batch), self.config.max_caption_tokens
         total = caption = self.caption_decoder.loss(c, captions, max_tokens=longest)
         parts = {"caption": caption}
         if self.config.denoising_weight > 0:
-            parts["denoising"] = denoising_loss(self.decoder, z, batch, generator, self.config)
+            parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + self.config.denoising_weight * parts["denoising"]
         return Losses(total, parts)
 
 
 def denoising_loss(
     decoder: DiffusionDecoder,
-    z: Tensor,
+    c: Tensor,
     batch: Batch,
     generator: torch.Generator,
     config: Stage1Config | Stage2Config,
 ) -> Tensor:
-    """Equation 1 with R draws of timestep and noise per image; z and its context are computed once."""
+    """Equation 1 with R draws of timestep and noise per image, all with the same c (B, Q, D)."""
     latents = latents_of(decoder, batch, generator).repeat_interleave(config.draws_per_image, 0)
-    c = decoder.context(z).repeat_interleave(config.draws_per_image, 0)  # (B R, Q, D)
+    c = c.repeat_interleave(config.draws_per_image, 0)  # (B R, Q, D)
     return decoder.denoising_loss(latents, c, generator, sampling=config.timesteps)
 
 
