@@ -136,6 +136,8 @@ class ModelConfig(Settings):
     """Stage 1: length Q of the caption embedding; null takes every position of the text tower."""
     input_size: PositiveInt | None = None
     """Stage 1: side in pixels that Florence-2 sees; null takes data.image_size."""
+    prompt: str | None = None
+    """Stage 1: what Florence-2 is asked beside each image; null is the paper's prompt for a long caption."""
     encoder: PartSource | None = None
     """Stage 2: a model folder or a VLV encoder from stage 1."""
     llm: PartSource | None = None
@@ -259,7 +261,7 @@ class RunConfig(Settings):
         return self
 
 
-_STAGE1_MODEL = ("model.florence", "model.num_queries", "model.input_size")
+_STAGE1_MODEL = ("model.florence", "model.num_queries", "model.input_size", "model.prompt")
 
 
 def preset_names() -> list[str]:

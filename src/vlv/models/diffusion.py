@@ -126,7 +126,7 @@ class DiffusionDecoder(nn.Module):
         if height % factor or width % factor:
             raise ValueError(f"the VAE reads sides divisible by {factor}, got {height}x{width}")
         inputs = (as_float(pixels) * 2 - 1).to(vae.device, vae.dtype)
-        gaussian = cast("Any", vae.encode(inputs)).latent_dist
+        gaussian = vae.encode(inputs).latent_dist
         return Posterior(gaussian.mean, gaussian.std)
 
     def draw_latents(self, posterior: Posterior, generator: torch.Generator | None) -> Tensor:
@@ -154,7 +154,7 @@ class DiffusionDecoder(nn.Module):
         """Scaled latents (B, k, h, w) to pixels (B, 3, H, W) in [0, 1]."""
         vae = self._vae()
         shift, scale = self._latent_scale()
-        sample = cast("Any", vae.decode((latents / scale + shift).to(vae.dtype))).sample
+        sample = vae.decode((latents / scale + shift).to(vae.dtype)).sample
         return cast("Tensor", (sample.float() / 2 + 0.5).clamp(0, 1))
 
     def _latent_scale(self) -> tuple[float, float]:
@@ -167,7 +167,7 @@ class DiffusionDecoder(nn.Module):
     @property
     def num_timesteps(self) -> int:
         """T, the length of the noise schedule."""
-        return int(cast("Any", self._scheduler()).config.num_train_timesteps)
+        return int(self._scheduler().config.num_train_timesteps)
 
     def draw_timesteps(
         self,
@@ -212,7 +212,7 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ConfigError: The prediction type is another.
         """
-        kind = str(cast("Any", self._scheduler()).config.prediction_type)
+        kind = str(self._scheduler().config.prediction_type)
         match kind:
             case "epsilon":
                 return noise
@@ -234,6 +234,7 @@ class DiffusionDecoder(nn.Module):
         timesteps: Tensor | None = None,
         noise: Tensor | None = None,
         sampling: TimestepSampling = "uniform",
+        weights: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
         """The diffusion loss of stage 1 (paper, equation 1): how well c tells the U-Net what the noise hides.
@@ -245,6 +246,7 @@ class DiffusionDecoder(nn.Module):
             timesteps: (B,) integers.
             noise: (B, k, h, w).
             sampling: How timesteps are drawn, see `draw_timesteps`.
+            weights: Weight of each latent position, (B, 1, h, w); None weighs all alike.
             reduction: "mean" over the batch, or "none".
 
         Returns:
@@ -259,6 +261,8 @@ class DiffusionDecoder(nn.Module):
         prediction = self._predict(noisy, timesteps, c)
         target = self.target(latents, noise, timesteps)
         error = F.mse_loss(prediction.float(), target.float(), reduction="none")
+        if weights is not None:
+            error = error * weights
         per_image = error.flatten(1).mean(1)  # (B,)
         return per_image.mean() if reduction == "mean" else per_image
 
@@ -331,7 +335,7 @@ class DiffusionDecoder(nn.Module):
             raise ConfigError(f'the sampler is "{sampler}"; choose one of {", ".join(SAMPLERS)}')
         if not 1 <= steps <= self.num_timesteps:
             raise ConfigError(f"steps is {steps}; choose between 1 and {self.num_timesteps}")
-        solver = SAMPLERS[sampler].from_config(cast("Any", self._scheduler()).config)
+        solver = SAMPLERS[sampler].from_config(self._scheduler().config)
         solver.set_timesteps(steps, device=self._unet().device)
         return solver
 
@@ -347,19 +351,19 @@ class DiffusionDecoder(nn.Module):
 
     # --- parts -----------------------------------------------------------------------------------
 
-    def _unet(self) -> UNet2DConditionModel:
+    def _unet(self) -> Any:  # UNet2DConditionModel; diffusers is not typed
         if self.unet is None:
             raise MissingPartError(
                 "this model was loaded without its U-Net (unet), which this needs"
             )
         return self.unet
 
-    def _vae(self) -> AutoencoderKL:
+    def _vae(self) -> Any:
         if self.vae is None:
             raise MissingPartError("this model was loaded without its VAE (vae), which this needs")
         return self.vae
 
-    def _scheduler(self) -> SchedulerMixin:
+    def _scheduler(self) -> Any:
         if self.scheduler is None:
             raise MissingPartError(
                 "this model was loaded without its noise schedule (scheduler), which this needs"

@@ -23,7 +23,7 @@ from transformers import (
 
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 from vlv.models.text_tower import token_embeddings, tokenize
-from vlv.toyworld.components import PROMPTS
+from vlv.toyworld.components import IMAGE_SIZE, PROMPTS
 from vlv.toyworld.inspector import Inspector, encode_scenes, inspection_loss
 from vlv.toyworld.language import FORMS, Form, describe
 from vlv.toyworld.questions import ask
@@ -32,6 +32,8 @@ from vlv.training.objective import Batch, Losses
 
 FOREGROUND_WEIGHT = 10.0
 """Weight of a pixel inside an object's box in the VAE's loss: objects cover a tenth of a picture."""
+LATENT_WEIGHT = 3.0
+"""Weight of a latent position inside an object's box in the teacher's loss."""
 
 
 def scenes_of(batch: Batch) -> list[Scene]:
@@ -64,6 +66,17 @@ def foreground_weights(batch: Batch) -> Tensor:
         for left, top, right, bottom in meta["boxes"]:
             weights[row, :, top:bottom, left:right] = FOREGROUND_WEIGHT
     return weights
+
+
+def latent_weights(batch: Batch, side: int) -> Tensor:
+    """Loss weights of latents (B, 1, side, side): `LATENT_WEIGHT` where an object is, with mean 1."""
+    weights = torch.ones(len(batch["meta"]), 1, side, side)
+    factor = IMAGE_SIZE // side
+    for row, meta in enumerate(batch["meta"]):
+        for left, top, right, bottom in meta["boxes"]:
+            rows = slice(top // factor, -(-bottom // factor))
+            weights[row, :, rows, left // factor : -(-right // factor)] = LATENT_WEIGHT
+    return weights / weights.mean()
 
 
 class VaeObjective:
@@ -173,7 +186,8 @@ class TeacherObjective:
         texts = ["" if d else c for c, d in zip(captions, dropped, strict=True)]
         ids, _ = tokenize(self.decoder.tokenizer, self.decoder.text_encoder, texts)
         c = self.decoder.context(token_embeddings(self.decoder.text_encoder, ids))
-        return Losses(self.decoder.denoising_loss(latents, c, generator))
+        weights = latent_weights(batch, latents.shape[-1])
+        return Losses(self.decoder.denoising_loss(latents, c, generator, weights=weights))
 
 
 class FlorenceObjective:
