@@ -94,7 +94,7 @@ class CaptionDecoder(PreTrainedModel):
         self.mlp = nn.Sequential(
             nn.Linear(config.text_width, width), nn.GELU(), nn.Linear(width, width)
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     # --- loading and saving ----------------------------------------------------------------------
 
@@ -128,7 +128,9 @@ class CaptionDecoder(PreTrainedModel):
         return decoder
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """Load weights and tokenizer; arguments as in ``PreTrainedModel.from_pretrained``."""
         loaded = super().from_pretrained(path, *args, **kwargs)
         decoder = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -139,7 +141,9 @@ class CaptionDecoder(PreTrainedModel):
         )
         return loaded
 
-    def save_pretrained(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, folder: str | Path, *args: Any, **kwargs: Any
+    ) -> None:
         """Save weights, configuration and tokenizer."""
         super().save_pretrained(folder, *args, **kwargs)
         self._tokenizer().save_pretrained(Path(folder) / TOKENIZER_FOLDER)
@@ -172,7 +176,7 @@ class CaptionDecoder(PreTrainedModel):
 
     def prefix(self, c: Tensor) -> Tensor:
         """From context to prefix: e = psi(c), (B, Q, D) to (B, Q, E)."""
-        return cast("Tensor", self.mlp(c.to(self.mlp[0].weight.dtype)))
+        return cast("Tensor", self.mlp(c.to(next(self.mlp.parameters()).dtype)))
 
     def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> CaptionTokens:
         """Turn captions into supervised tokens.
@@ -265,7 +269,7 @@ class CaptionDecoder(PreTrainedModel):
         )
         prefix = self.prefix(c)
         training = self.training
-        self.eval()
+        self.train(False)
         devices = [prefix.device] if prefix.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices, enabled=do_sample):
             if do_sample:

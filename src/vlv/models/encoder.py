@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    BartConfig,
     Florence2Config,
     Florence2ForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError
 from vlv.models.pixels import as_float
@@ -42,7 +44,9 @@ class VLVEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "vlv_encoder"
-    sub_configs_defaults = {"backbone_config": Florence2Config}  # noqa: RUF012
+    sub_configs_defaults = {  # noqa: RUF012
+        "backbone_config": SubConfigSpec(config_class=Florence2Config)
+    }
 
     backbone_config: dict[str, Any] | PreTrainedConfig | None = None
     num_queries: int = 77
@@ -72,7 +76,7 @@ class VLVEncoder(PreTrainedModel):
         super().__init__(config)
         _check_config(config)
         backbone_config = cast("Florence2Config", config.backbone_config)
-        width = backbone_config.text_config.hidden_size
+        width = _language_config(config).hidden_size
         self.backbone = Florence2ForConditionalGeneration(backbone_config)
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, width))
         self.projector = nn.Sequential(
@@ -80,7 +84,7 @@ class VLVEncoder(PreTrainedModel):
             nn.GELU(),
             nn.Linear(config.text_width, config.text_width),
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_florence(
@@ -133,7 +137,7 @@ class VLVEncoder(PreTrainedModel):
         self.projector.to(reference)
 
     def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, VLVEncoder):
             nn.init.normal_(module.queries)
 
@@ -236,8 +240,12 @@ def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
         layer.bias.uniform_(-bound, bound, generator=generator)
 
 
+def _language_config(config: VLVEncoderConfig) -> BartConfig:
+    return cast("BartConfig", cast("Florence2Config", config.backbone_config).text_config)
+
+
 def _check_config(config: VLVEncoderConfig) -> None:
-    text = cast("Florence2Config", config.backbone_config).text_config
+    text = _language_config(config)
     if not config.prompt_ids:
         raise ConfigError("the encoder configuration has no prompt_ids; give the ids of the prompt")
     if not 1 <= config.num_queries <= text.max_position_embeddings:

@@ -278,7 +278,8 @@ def default_image_size(index: ModelIndex) -> int | None:
     if not all(path.is_file() for path in configs):
         return None
     unet, vae = (json.loads(path.read_text(encoding="utf-8")) for path in configs)
-    return int(unet["sample_size"]) * 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    return int(unet["sample_size"] * factor)
 
 
 def _load_options(name: str, dtype: torch.dtype) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor
@@ -66,7 +66,15 @@ class VLVPipeline(DiffusionPipeline):
         image_size: Side in pixels that images are brought to; None is what the U-Net was trained on.
     """
 
-    model_cpu_offload_seq = "encoder->text_encoder->unet->vae"
+    encoder: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    vae: Any
+    scheduler: Any
+    caption_decoder: Any
+
+    model_cpu_offload_seq = "encoder->text_encoder->unet->vae"  # type: ignore[assignment]
     _optional_components = list(COMPONENTS)  # noqa: RUF012
 
     def __init__(
@@ -81,7 +89,7 @@ class VLVPipeline(DiffusionPipeline):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(
+        self.register_modules(  # type: ignore[no-untyped-call]
             encoder=encoder,
             text_encoder=text_encoder,
             tokenizer=tokenizer,
@@ -90,7 +98,7 @@ class VLVPipeline(DiffusionPipeline):
             scheduler=scheduler,
             caption_decoder=caption_decoder,
         )
-        self.register_to_config(image_size=image_size)
+        self.register_to_config(image_size=image_size)  # type: ignore[no-untyped-call]
         self.references: dict[str, Reference] = {}
         for name in MODELS:
             if self._parts()[name] is not None:
@@ -138,7 +146,9 @@ class VLVPipeline(DiffusionPipeline):
         }
         pipe = cls(**loaded, image_size=index.image_size or default_image_size(index))
         pipe.references = {k: v for k, v in index.components.items() if v is not None}
-        pipe.register_to_config(_name_or_path=str(name_or_folder))
+        pipe.register_to_config(  # type: ignore[no-untyped-call]
+            _name_or_path=str(name_or_folder)
+        )
         return pipe
 
     def save_pretrained(  # type: ignore[override]
@@ -237,8 +247,8 @@ class VLVPipeline(DiffusionPipeline):
         )
 
     def _known_image_size(self) -> int | None:
-        if self.config.image_size is not None:
-            return int(self.config.image_size)
+        if (size := self.config["image_size"]) is not None:
+            return int(size)
         if self.unet is None or self.vae is None:
             return None
         return self.decoder.image_size
