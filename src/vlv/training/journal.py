@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import shlex
@@ -136,9 +137,9 @@ class Journal:
             if self._events is not None:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
         if kind == "train":
-            self._bar.set_postfix_str(
-                f"loss {values['loss']:.4f}, {values['images_per_second']:.1f} img/s", refresh=False
-            )
+            loss = values.get("loss", math.nan)  # every step since the last line was skipped
+            speed = values["images_per_second"]
+            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} img/s", refresh=False)
         else:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             self._bar.write(f"step {step}  {shown}", file=sys.stderr)
