@@ -268,19 +268,26 @@ class CaptionDecoder(PreTrainedModel):
             **({"temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}),
         )
         prefix = self.prefix(c)
+        rows = self._search(prefix, settings, seed)
+        return [self._caption(row) for row in rows.tolist()]
+
+    def _search(self, prefix: Tensor, settings: GenerationConfig, seed: int) -> Tensor:
+        """Generated ids, (B, up to max_new_tokens), in eval mode; the global generator is left as it was."""
+        sampling = bool(settings.do_sample)
+        devices = [prefix.device] if prefix.device.type == "cuda" else []
+        mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
         training = self.training
         self.train(False)
-        devices = [prefix.device] if prefix.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices, enabled=do_sample):
-            if do_sample:
-                torch.manual_seed(seed)
-            rows = self.llm.generate(
-                inputs_embeds=prefix,
-                attention_mask=torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device),
-                generation_config=settings,
-            )
-        self.train(training)
-        return [self._caption(row) for row in rows.tolist()]
+        try:
+            with torch.random.fork_rng(devices=devices, enabled=sampling):
+                if sampling:
+                    torch.manual_seed(seed)
+                ids = self.llm.generate(
+                    inputs_embeds=prefix, attention_mask=mask, generation_config=settings
+                )
+        finally:
+            self.train(training)
+        return cast("Tensor", ids)
 
     def _generation_config(self, **settings: Any) -> GenerationConfig:
         tokenizer = self._tokenizer()

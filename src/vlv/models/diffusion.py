@@ -51,8 +51,8 @@ class Posterior(NamedTuple):
 class DiffusionDecoder(nn.Module):
     """The frozen text-to-image model: text tower T, U-Net, VAE and noise schedule.
 
-    Nothing in it trains and it is always in eval mode, but gradients flow through the U-Net and the text tower to z. U-Net, VAE
-    and scheduler may be None where they are not needed (stage 2 without a denoising loss, cached latents).
+    Nothing in it trains and it is always in eval mode, but gradients flow through the U-Net and the text tower to z. All but
+    the text tower may be None where they are not needed (stage 2 without a denoising loss, cached latents).
 
     Args:
         text_encoder: The CLIP text transformer.
@@ -65,7 +65,7 @@ class DiffusionDecoder(nn.Module):
     def __init__(
         self,
         text_encoder: CLIPTextModel,
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: PreTrainedTokenizerBase | None,
         unet: UNet2DConditionModel | None,
         vae: AutoencoderKL | None,
         scheduler: SchedulerMixin | None,
@@ -91,25 +91,25 @@ class DiffusionDecoder(nn.Module):
 
     def encode_text(self, texts: Sequence[str]) -> TextContext:
         """The context of texts, padded to the tower's length; longer texts are cut and counted."""
-        ids, truncated = tokenize(self.tokenizer, self.text_encoder, list(texts))
+        ids, truncated = tokenize(self._part("tokenizer"), self.text_encoder, list(texts))
         c = self.context(token_embeddings(self.text_encoder, ids))
         return TextContext(c, int(truncated.sum()))
 
     def null_context(self, batch_size: int = 1) -> Tensor:
         """The context of the empty text, (batch_size, L, D)."""
-        return null_context(self.text_encoder, self.tokenizer, batch_size)
+        return null_context(self.text_encoder, self._part("tokenizer"), batch_size)
 
     # --- latents ---------------------------------------------------------------------------------
 
     @property
     def downscale_factor(self) -> int:
         """Pixels per latent position along one side, from the VAE's configuration."""
-        return int(2 ** (len(self._vae().config["block_out_channels"]) - 1))
+        return int(2 ** (len(self._part("vae").config["block_out_channels"]) - 1))
 
     @property
     def image_size(self) -> int:
         """The side in pixels that the U-Net was trained on."""
-        return int(self._unet().config["sample_size"]) * self.downscale_factor
+        return int(self._part("unet").config["sample_size"]) * self.downscale_factor
 
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> Posterior:
@@ -121,7 +121,7 @@ class DiffusionDecoder(nn.Module):
         Returns:
             Mean and standard deviation, each (B, k, h, w).
         """
-        vae, factor = self._vae(), self.downscale_factor
+        vae, factor = self._part("vae"), self.downscale_factor
         height, width = pixels.shape[-2:]
         if height % factor or width % factor:
             raise ValueError(f"the VAE reads sides divisible by {factor}, got {height}x{width}")
@@ -152,14 +152,14 @@ class DiffusionDecoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, k, h, w) to pixels (B, 3, H, W) in [0, 1]."""
-        vae = self._vae()
+        vae = self._part("vae")
         shift, scale = self._latent_scale()
         sample = vae.decode((latents / scale + shift).to(vae.dtype)).sample
         return cast("Tensor", (sample.float() / 2 + 0.5).clamp(0, 1))
 
     def _latent_scale(self) -> tuple[float, float]:
         """(shift, scale) of the VAE's configuration."""
-        config = self._vae().config
+        config = self._part("vae").config
         return float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
 
     # --- the loss --------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class DiffusionDecoder(nn.Module):
     @property
     def num_timesteps(self) -> int:
         """T, the length of the noise schedule."""
-        return int(self._scheduler().config.num_train_timesteps)
+        return int(self._part("scheduler").config.num_train_timesteps)
 
     def draw_timesteps(
         self,
@@ -212,7 +212,7 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ConfigError: The prediction type is another.
         """
-        kind = str(self._scheduler().config.prediction_type)
+        kind = str(self._part("scheduler").config.prediction_type)
         match kind:
             case "epsilon":
                 return noise
@@ -268,7 +268,7 @@ class DiffusionDecoder(nn.Module):
 
     def _signal_and_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(a) and sqrt(1 - a), each (B, 1, 1, 1)."""
-        alphas = getattr(self._scheduler(), "alphas_cumprod", None)
+        alphas = getattr(self._part("scheduler"), "alphas_cumprod", None)
         if alphas is None:
             raise ConfigError(
                 f"{type(self.scheduler).__name__} has no alphas_cumprod; use a DDPM-family scheduler"
@@ -278,7 +278,7 @@ class DiffusionDecoder(nn.Module):
         return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
-        unet = self._unet()
+        unet = self._part("unet")
         output = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=c.to(unet.dtype))
         return cast("Tensor", output.sample)
 
@@ -335,13 +335,13 @@ class DiffusionDecoder(nn.Module):
             raise ConfigError(f'the sampler is "{sampler}"; choose one of {", ".join(SAMPLERS)}')
         if not 1 <= steps <= self.num_timesteps:
             raise ConfigError(f"steps is {steps}; choose between 1 and {self.num_timesteps}")
-        solver = SAMPLERS[sampler].from_config(self._scheduler().config)
-        solver.set_timesteps(steps, device=self._unet().device)
+        solver = SAMPLERS[sampler].from_config(self._part("scheduler").config)
+        solver.set_timesteps(steps, device=self._part("unet").device)
         return solver
 
     def _first_noise(self, seeds: Sequence[int], height: int | None, width: int | None) -> Tensor:
         """Standard normal float32 latents (B, k, h, w), each image from its own CPU generator."""
-        unet, factor = self._unet(), self.downscale_factor
+        unet, factor = self._part("unet"), self.downscale_factor
         height, width = height or self.image_size, width or self.image_size
         if height % factor or width % factor:
             raise ConfigError(f"image sides are divisible by {factor}, got {height}x{width}")
@@ -351,24 +351,15 @@ class DiffusionDecoder(nn.Module):
 
     # --- parts -----------------------------------------------------------------------------------
 
-    def _unet(self) -> Any:  # UNet2DConditionModel; diffusers is not typed
-        if self.unet is None:
+    def _part(self, name: str) -> Any:
+        """A component that may be absent; diffusers' classes are not typed."""
+        part = getattr(self, name)
+        if part is None:
             raise MissingPartError(
-                "this model was loaded without its U-Net (unet), which this needs"
+                f"this diffusion decoder was built without its {name}, which this step needs; "
+                "load the model with it"
             )
-        return self.unet
-
-    def _vae(self) -> Any:
-        if self.vae is None:
-            raise MissingPartError("this model was loaded without its VAE (vae), which this needs")
-        return self.vae
-
-    def _scheduler(self) -> Any:
-        if self.scheduler is None:
-            raise MissingPartError(
-                "this model was loaded without its noise schedule (scheduler), which this needs"
-            )
-        return self.scheduler
+        return part
 
 
 def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

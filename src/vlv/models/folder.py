@@ -142,8 +142,11 @@ def find_folder(
     Raises:
         ModelFolderError: There is no such model; the message names the ways to name one.
     """
-    if Path(name).is_dir():
-        return Path(name)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise ModelFolderError(f"{path} is a file; a model is a folder: name the one around it")
     shipped = shipped_models()
     if str(name) in shipped:
         return shipped[str(name)]

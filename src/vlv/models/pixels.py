@@ -8,14 +8,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vlv.data.images import center_crop_resize, load_image, to_pil, to_rgb, to_tensor
 from vlv.errors import ImageError
 
-ImageLike: TypeAlias = Image.Image | str | Path | np.ndarray | Tensor
-"""A PIL image, a path, an array (H, W, 3) uint8, or a tensor (3, H, W), float in [0, 1] or uint8."""
+ImageLike: TypeAlias = Image.Image | str | Path | bytes | NDArray[np.uint8] | Tensor
+"""A PIL image, a path, the bytes of a file, an array (H, W, 3) uint8, or a tensor (3, H, W), float in [0, 1] or uint8."""
 
 
 def as_float(pixels: Tensor) -> Tensor:
@@ -36,8 +37,8 @@ def as_float(pixels: Tensor) -> Tensor:
 def is_single(images: object) -> bool:
     """Whether `images` is one image rather than several."""
     if isinstance(images, np.ndarray | Tensor):
-        return images.ndim == 3
-    return isinstance(images, Image.Image | str | Path)
+        return images.ndim <= 3
+    return isinstance(images, Image.Image | str | Path | bytes)
 
 
 def as_list(images: Any) -> list[Any]:
@@ -79,14 +80,14 @@ def _to_pil(item: object) -> Image.Image:
     match item:
         case Image.Image():
             return to_rgb(item)
-        case str() | Path():
-            return load_image(Path(item))
+        case str() | Path() | bytes():
+            return load_image(item)
         case np.ndarray():
             return _from_array(item)
         case Tensor():
             return _from_tensor(item)
     raise ImageError(
-        f"an image is a PIL image, a path, an array or a tensor, got {type(item).__name__}"
+        f"an image is a PIL image, a path, bytes, an array or a tensor, got {type(item).__name__}"
     )
 
 
@@ -95,15 +96,15 @@ def _from_array(array: np.ndarray) -> Image.Image:
         raise ImageError(
             f"an image array is uint8 of shape (H, W, 3), got {array.dtype} of shape {array.shape}"
         )
-    return Image.fromarray(array)
+    return to_rgb(Image.fromarray(array))
 
 
 def _from_tensor(tensor: Tensor) -> Image.Image:
     if tensor.ndim != 3 or tensor.shape[0] != 3:
         raise ImageError(f"an image tensor has the shape (3, H, W), got {tuple(tensor.shape)}")
     if tensor.dtype == torch.uint8:
-        return Image.fromarray(tensor.permute(1, 2, 0).cpu().numpy())
-    return to_pil(_checked(tensor).float())
+        return to_rgb(to_pil(tensor))
+    return to_rgb(to_pil(_checked(tensor)))
 
 
 def _checked(tensor: Tensor) -> Tensor:
