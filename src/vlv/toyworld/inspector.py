@@ -84,6 +84,7 @@ class Inspector(PreTrainedModel):
     """Convolutions, then one learned query for the scene and one for each column."""
 
     config: InspectorConfig
+    config_class = InspectorConfig
     base_model_prefix = ""
     main_input_name = "pixels"
 
