@@ -93,18 +93,19 @@ class LoopConfig(Settings):
 
 
 FREE_ON_RESUME = frozenset(
-    f"loop.{key}"
-    for key in (
-        [
-            "log_every",
-            "eval_every",
-            "sample_every",
-            "save_every",
-            "save_every_seconds",
-            "keep_last",
-            "tensorboard",
-        ]
-    )
+    {
+        "loop.log_every",
+        "loop.eval_every",
+        "loop.sample_every",
+        "loop.save_every",
+        "loop.save_every_seconds",
+        "loop.keep_last",
+        "loop.tensorboard",
+        "data.inputs",  # the loader compares the records themselves
+        "data.held_out",
+        "data.num_workers",
+        "data.max_bad_share",
+    }
 )
 """Settings that may change when a run goes on: none of them touches what is learnt."""
 

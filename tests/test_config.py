@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+
+from vlv.config import FREE_ON_RESUME, LoopConfig, RunConfig, load_config, preset_names
+from vlv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_are_complete_and_valid(name: str) -> None:
+    config = load_config(name)
+    assert name.endswith(config.stage)
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_paper_stage1_is_the_papers() -> None:
+    config = load_config("paper-stage1")
+    assert config.loop.steps == 200_000
+    assert config.loop.batch_size * config.loop.accumulate == 512
+    assert config.loop.precision == "fp32"
+    assert config.loop.ema is None
+    assert (config.optim.lr, config.optim.betas) == (5e-5, (0.9, 0.99))
+    assert (config.optim.weight_decay, config.optim.clip) == (0.01, 1.0)
+    assert (config.optim.schedule, config.optim.warmup_steps) == ("cosine", 0)
+    assert (config.data.image_size, config.model.input_size, config.model.num_queries) == (
+        384,
+        768,
+        77,
+    )
+    assert config.stage1 is not None
+    assert (config.stage1.trainable, config.stage1.draws_per_image) == ("language", 1)
+    assert (config.stage1.timesteps, config.stage1.warm_start_steps) == ("uniform", 0)
+
+
+def test_paper_stage2_is_the_papers() -> None:
+    config = load_config("paper-stage2")
+    assert config.loop.steps == 100_000
+    assert config.loop.batch_size * config.loop.accumulate == 64
+    assert config.loop.precision == "bf16"
+    assert (config.optim.lr, config.optim.schedule) == (1e-5, "linear")
+    assert config.stage2 is not None
+    assert (config.stage2.trainable, config.stage2.denoising_weight) == ("mlp+llm+encoder", 0)
+    assert config.model.llm is not None
+    assert config.model.llm.path == "Qwen/Qwen2.5-3B"
+
+
+def test_overrides_are_yaml() -> None:
+    changes = [
+        *("optim.lr=1e-4", "loop.ema=0.99", "optim.clip=null", "data.inputs=[a, b]"),
+        *("optim.lr_scale={encoder.queries: 10}", "model.florence={path: x, revision: main}"),
+    ]
+    config = load_config("paper-stage1", changes)
+    assert config.optim.lr == 1e-4
+    assert config.loop.ema == 0.99
+    assert config.optim.clip is None
+    assert config.data.inputs == ["a", "b"]
+    assert config.optim.lr_scale == {"encoder.queries": 10}
+    assert config.model.florence is not None
+    assert (config.model.florence.path, config.model.florence.revision) == ("x", "main")
+
+
+def test_a_file_may_be_given(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    config = load_config("tiny-stage2")
+    import yaml
+
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(file) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "unknown setting optim.lrr; did you mean optim.lr?"),
+        ("optimm.lr=1", "unknown setting optimm; did you mean optim?"),
+        ("stage1.draws=2", "unknown setting stage1.draws; did you mean stage1.draws_per_image?"),
+        (
+            "model.decoder={pth: x}",
+            "unknown setting model.decoder.pth; did you mean model.decoder.path?",
+        ),
+        ("loop.steps=many", "loop.steps is 'many', but input should be a valid integer"),
+        ("loop.steps=0", "loop.steps is 0, but input should be greater than 0"),
+        (
+            "optim.schedule=cos",
+            "optim.schedule is 'cos', but input should be 'cosine', 'linear' or",
+        ),
+        ("optim.lr=null", "optim.lr is None, but input should be a valid number"),
+        ("data.inputs=[]", "data.inputs is [], but"),
+        ("model.decoder=null", "model.decoder is None, but"),
+        ("optim.lr", "'optim.lr' is no setting; write it as optim.lr=1e-4"),
+        ("optim..lr=1", "is no setting"),
+        ("optim.lr.x=1", "sets something below lr, which is a single value"),
+        ("optim.lr=[1", "optim.lr=[1 is no valid YAML"),
+        ("stage2={}", "stage2 has no effect in stage1; remove it"),
+        ("model.llm=x", "model.llm has no effect in stage1; remove it"),
+        ("stage1=null", "stage1 needs stage1; set it"),
+        ("model.florence=null", "stage1 needs model.florence; set it"),
+        (
+            "optim.warmup_steps=200000",
+            "optim.warmup_steps is 200000, but the run has only 200000 steps",
+        ),
+        ("stage1.warm_start_steps=200000", "warm_start_steps + warm_start_fade_steps is 200000"),
+        ("stage1.warm_start_fade_steps=5", "no effect while warm_start_steps is 0"),
+        ("loop={steps: 1, batch_size: 1, save_every: null, save_every_seconds: null}", "both null"),
+    ],
+)
+def test_wrong_settings_in_words(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("paper-stage1", [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["stage2.trainable=mlp", "stage2.denoising_weight=1"],
+            "with trainable mlp the encoder is frozen",
+        ),
+        (["stage2.draws_per_image=2"], "no effect while denoising_weight is 0"),
+        (["data.latents=x"], "data.latents has no effect while stage2.denoising_weight is 0"),
+        (["model.num_queries=7"], "model.num_queries has no effect in stage2"),
+        (["stage=stage1"], "stage1 needs stage1"),
+        (["stage=stage3"], "stage is 'stage3', but"),
+    ],
+)
+def test_contradictions_in_stage2(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("paper-stage2", overrides)
+
+
+def test_unknown_sources(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="no file or preset 'paper-stge1'; did you mean paper-stage1?"
+    ):
+        load_config("paper-stge1")
+    with pytest.raises(ConfigError, match="the presets are paper-stage1"):
+        load_config(tmp_path / "xyz")
+    file = tmp_path / "broken.yaml"
+    for text, message in (
+        ("a: [", "is no valid YAML"),
+        ("just text", "holds no settings"),
+        ("", "holds no"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(file)
+    file.write_text("stage: stage1")
+    with pytest.raises(ConfigError, match="model is missing; set it"):
+        load_config(file)
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        load_config("paper-stage1").loop.steps = 3  # type: ignore[misc]
+
+
+def test_what_may_change_on_resume_exists() -> None:
+    config = load_config("paper-stage1").model_dump()
+    for key in FREE_ON_RESUME:
+        section, name = key.split(".")
+        assert name in config[section]
+    assert set(LoopConfig.model_fields) >= {"steps", "seed"}
+
+
+def test_every_setting_has_a_sentence() -> None:
+    for section in RunConfig.model_fields.values():
+        assert section.description
+    for name, field in LoopConfig.model_fields.items():
+        assert field.description, name

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests import tiny
+from vlv.data.batches import BatchLoader
+from vlv.data.records import find_records
+from vlv.errors import DataError
+from vlv.training.latents import cache_latents, weights_hash
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vlv.data.records import Record
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    draws = np.random.default_rng(0)
+    for name in "abcde":
+        pixels = draws.integers(0, 256, (tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    return find_records([folder])
+
+
+def test_rows_belong_to_records(records: list[Record], tmp_path: Path) -> None:
+    decoder = tiny.make_decoder()
+    cached = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache", batch_size=2)
+    assert cached["latents_mean"].shape == (5, *tiny.LATENT_SHAPE)
+    assert cached["latents_mean"].dtype == np.float16
+    loader = BatchLoader(records, 3, tiny.IMAGE_SIZE, seed=4, extra=cached)
+    drawn = next(iter(loader))
+    mean, std = decoder.posterior(drawn["pixels"])
+    torch.testing.assert_close(drawn["latents_mean"].float(), mean, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(drawn["latents_std"].float(), std, atol=2e-3, rtol=2e-3)
+
+
+def test_reused_when_everything_agrees(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny.make_decoder()
+    first = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache")
+    monkeypatch.delattr(type(decoder), "posterior")
+    again = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache")
+    assert np.array_equal(first["latents_std"], again["latents_std"])
+
+
+def test_refused_when_something_differs(records: list[Record], tmp_path: Path) -> None:
+    decoder, folder = tiny.make_decoder(), tmp_path / "cache"
+    cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    with pytest.raises(DataError, match="made with records .*delete the folder or name another"):
+        cache_latents(decoder, records[:4], tiny.IMAGE_SIZE, folder)
+    with pytest.raises(DataError, match="made with image_size 32, this run has 16"):
+        cache_latents(decoder, records, 16, folder)
+    decoder.vae = tiny.make_vae(seed=9)
+    with pytest.raises(DataError, match="made with vae "):
+        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="is damaged"):
+        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+
+
+def test_interrupted_computation_is_begun_again(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, folder = tiny.make_decoder(), tmp_path / "cache"
+    plain, calls = decoder.posterior, []
+
+    def stop(pixels: torch.Tensor) -> object:
+        calls.append(len(pixels))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, "posterior", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2)
+    assert not (folder / "manifest.json").exists()
+    assert np.isfinite(
+        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)["latents_mean"]
+    ).all()
+
+
+def test_bad_image_leaves_a_row_that_cannot_be_used(records: list[Record], tmp_path: Path) -> None:
+    (tmp_path / "images" / "b.png").write_bytes(b"no image")
+    decoder, bad = tiny.make_decoder(), []
+    with pytest.raises(DataError):
+        cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "strict")
+    cached = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache", on_bad=bad.append)
+    assert [record.id for record in bad] == [records[1].id]
+    broken = [bool(np.isnan(row).all()) for row in cached["latents_mean"]]
+    assert broken == [False, True, False, False, False]
+
+
+def test_missing_file_is_named(records: list[Record], tmp_path: Path) -> None:
+    decoder, folder = tiny.make_decoder(), tmp_path / "cache"
+    cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    (folder / "latents_std.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read .*delete the folder"):
+        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+
+
+def test_weights_hash_sees_names_and_values() -> None:
+    one, same, other = tiny.make_vae(), tiny.make_vae(), tiny.make_vae(seed=8)
+    assert weights_hash(one) == weights_hash(same) != weights_hash(other)

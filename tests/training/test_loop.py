@@ -1,0 +1,495 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vlv
+from tests.training.support import (
+    Denoiser,
+    RepeatableLoader,
+    assert_same_weights,
+    optim_config,
+    train,
+    weights,
+)
+from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
+from vlv.training.journal import read_metrics
+from vlv.training.loop import FitResult, Interrupted, Losses, load_trained
+from vlv.training.run import Run
+
+TIMES = {"images_per_second", "elapsed_seconds"}
+
+
+def lines(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without the times."""
+    found = read_metrics(run_dir / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
+
+
+def interrupted_at_every_step(
+    run_dir: Path, **kwargs: Any
+) -> tuple[Denoiser, list[str], FitResult]:
+    """Train with a new process's worth of objects for each step."""
+    seen: list[str] = []
+    while True:
+        objective, loader = Denoiser(), RepeatableLoader()
+        torch.manual_seed(random.randrange(1000))  # what the caller drew before must not matter
+        try:
+            result = train(run_dir, objective, loader=loader, max_seconds=0, **kwargs)
+        except Interrupted:
+            seen += loader.seen
+        else:
+            return objective, seen + loader.seen, result
+
+
+def evaluate(step: int) -> dict[str, float]:
+    return {"global_draw": float(torch.rand(1)) * 0 + step, "python_draw": random.random() * 0}
+
+
+@pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"ema": 0.9, "accumulate": 3}])
+def test_interrupted_run_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -> None:
+    objective, loader = Denoiser(), RepeatableLoader()
+    result = train(tmp_path / "a", objective, loader=loader, evaluate=evaluate, **options)
+    again, seen, resumed = interrupted_at_every_step(tmp_path / "b", evaluate=evaluate, **options)
+    assert_same_weights(objective.module, again.module)
+    assert seen == loader.seen
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    assert result.finished
+    assert resumed.finished
+    assert resumed.step == result.step == 9
+
+
+def test_evaluation_does_not_disturb_training(tmp_path: Path) -> None:
+    plain, looked_at = Denoiser(), Denoiser()
+
+    def disturb(step: int) -> dict[str, float]:
+        torch.rand(5), random.random(), np.random.rand()  # noqa: NPY002
+        assert not looked_at.module.training
+        assert not torch.is_grad_enabled()
+        return {"x": 1.0}
+
+    train(tmp_path / "a", plain)
+    train(tmp_path / "b", looked_at, evaluate=disturb, eval_every=1)
+    assert_same_weights(plain.module, looked_at.module)
+
+
+def test_global_generators_are_left_as_they_were(tmp_path: Path) -> None:
+    before = torch.get_rng_state(), random.getstate()
+    train(tmp_path)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+def test_killed_run_equals_uninterrupted(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.training.support", str(tmp_path / "killed"), "2000"]
+    root = Path(__file__).parents[2]
+    folder = tmp_path / "killed" / "checkpoints"
+    for target in (3, 12):
+        process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+        while not any(int(path.name[5:]) >= target for path in folder.glob("step-*")):
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    step = max(int(path.name[5:]) for path in folder.glob("step-*"))
+    assert step >= 12
+    reference, killed = Denoiser(), Denoiser()
+    settings = {"save_every": 1, "keep_last": 3, "ema": 0.9, "accumulate": 2}
+    with pytest.raises(Interrupted):
+        train(tmp_path / "killed", killed, steps=2000, max_seconds=0, **settings)
+
+    def stop(step_now: int) -> dict[str, float]:
+        if step_now == step + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+    with pytest.raises(Interrupted):
+        train(
+            tmp_path / "ref",
+            reference,
+            steps=2000,
+            evaluate=stop,
+            eval_every=1,
+            **{**settings, "save_every": 10**6},
+        )
+    assert load_trained(killed.module, tmp_path / "killed") == step + 1
+    load_trained(reference.module, tmp_path / "ref")
+    assert_same_weights(killed.module, reference.module)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signals) -> None:
+    def send(step: int) -> dict[str, float]:
+        if step == 5:
+            os.kill(os.getpid(), number)
+        return {}
+
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=rf"{number.name} was received at step 5 of 9") as caught:
+        train(tmp_path, evaluate=send, eval_every=5)
+    assert caught.value.result.step == 5
+    assert not caught.value.result.finished
+    assert isinstance(caught.value, KeyboardInterrupt)
+    assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
+    assert signal.getsignal(number) is handler
+    assert train(tmp_path).finished
+
+
+def test_finished_run_is_left_alone(tmp_path: Path) -> None:
+    first = Denoiser()
+    result = train(tmp_path, first, ema=0.9)
+    second, loader = Denoiser(), RepeatableLoader()
+    again = train(tmp_path, second, loader=loader, ema=0.9)
+    assert again == result
+    assert loader.seen == []
+    assert_same_weights(first.module, second.module)
+    assert not second.module.training
+
+
+def test_module_holds_the_average_at_the_end(tmp_path: Path) -> None:
+    objective, plain, averaged = Denoiser(), Denoiser(), Denoiser()
+    train(tmp_path, objective, ema=0.9)
+    load_trained(plain.module, tmp_path, ema=False)
+    load_trained(averaged.module, tmp_path)
+    assert_same_weights(objective.module, averaged.module)
+    assert not torch.equal(plain.module["head"].weight, averaged.module["head"].weight)  # type: ignore[index]
+
+
+def test_frozen_parameters_are_untouched_and_not_saved(tmp_path: Path) -> None:
+    objective = Denoiser()
+    before = weights(objective.module)
+    train(tmp_path, objective, ema=0.9)
+    after = objective.module.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(not name.startswith("frozen") for name in changed)
+    for parameter in objective.module["frozen"].parameters():  # type: ignore[index]
+        assert parameter.grad is None
+    from safetensors.torch import load_file
+
+    newest = tmp_path / "checkpoints" / "step-00000009"
+    for name in ("trainable", "ema", "optimizer"):
+        assert not any(
+            key.startswith("frozen") for key in load_file(newest / f"{name}.safetensors")
+        )
+
+
+def test_frozen_submodules_stay_in_eval_mode(tmp_path: Path) -> None:
+    objective = Denoiser()
+    modes = []
+    plain = objective.loss
+
+    def loss(batch: dict[str, Any], generator: torch.Generator) -> Losses:
+        modes.append([part.training for part in objective.module.children()])
+        return plain(batch, generator)
+
+    objective.loss = loss  # type: ignore[method-assign]
+    train(tmp_path, objective, evaluate=lambda step: {}, eval_every=1)
+    assert all(mode == [False, True, True] for mode in modes)
+
+
+def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
+    class Linear(Denoiser):
+        """Without batch norm, dropout and noise, so that a batch is the mean of its parts."""
+
+        def loss(self, batch: dict[str, Any], generator: torch.Generator) -> Losses:
+            out = self.module["head"](self.module["frozen"][0](batch["x"]))  # type: ignore[index]
+            return Losses((out - batch["x"]).square().mean())
+
+    class Joined(RepeatableLoader):
+        def __iter__(self) -> Any:
+            stream = super().__iter__()
+            for first in stream:
+                second = next(stream)
+                yield {
+                    "ids": first["ids"] + second["ids"],
+                    "x": torch.cat([first["x"], second["x"]]),
+                }
+
+    small, large = Linear(), Linear()
+    train(tmp_path / "a", small, accumulate=2)
+    train(tmp_path / "b", large, batch_size=8, loader=Joined())
+    for name, value in small.module.state_dict().items():
+        torch.testing.assert_close(value, large.module.state_dict()[name], atol=1e-6, rtol=1e-5)
+
+
+def test_step_counts_optimiser_steps(tmp_path: Path) -> None:
+    objective = Denoiser()
+    train(tmp_path, objective, steps=3, accumulate=2, optim=optim_config(warmup_steps=0))
+    assert objective.steps == [0, 0, 1, 1, 2, 2]
+
+
+class Poisoned(Denoiser):
+    """The loss is not finite in the given steps."""
+
+    def __init__(self, steps: set[int]) -> None:
+        super().__init__()
+        self.poison = steps
+
+    def loss(self, batch: dict[str, Any], generator: torch.Generator) -> Losses:
+        losses = super().loss(batch, generator)
+        factor = float("nan") if batch["step"] in self.poison else 1.0
+        return Losses(losses.total * factor, losses.parts)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    objective = Poisoned({2, 3})
+    result = train(tmp_path, objective, log_every=1, ema=0.9)
+    assert result.metrics["skipped_steps"] == 2
+    assert "step 3: the loss or its gradient is not finite" in caplog.text
+    assert all(torch.isfinite(value).all() for value in objective.module.state_dict().values())
+
+
+def test_skipped_step_changes_no_parameter(tmp_path: Path) -> None:
+    objective = Poisoned(set(range(9)))
+    before = {name: p.clone() for name, p in objective.module.named_parameters()}
+    train(tmp_path, objective)
+    for name, parameter in objective.module.named_parameters():
+        assert torch.equal(parameter, before[name])
+
+
+def test_many_bad_steps_in_a_row_stop_the_run(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"not finite in 3 steps in a row up to step 6; lower optim.lr"
+    ):
+        train(tmp_path, Poisoned({1, 3, 4, 5}), max_bad_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"steps": 12},
+            r"loop.steps is 12, but the run in .* was started with 9; .* another run folder",
+        ),
+        ({"batch_size": 5, "loader": RepeatableLoader(5)}, "loop.batch_size is 5"),
+        ({"optim": optim_config(lr=0.5)}, "optim.lr is 0.5"),
+        ({"optim": optim_config(lr_scale={"head": 3})}, "optim.lr_scale.head is 3.0"),
+        ({"settings": {"part": "b"}}, "part is 'b', but .* started with 'a'"),
+        ({"settings": {}}, "part is None"),
+    ],
+)
+def test_resume_refuses_other_settings(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, settings={"part": "a"}, max_seconds=0)
+    with pytest.raises(CheckpointError, match=message):
+        train(tmp_path, **{"settings": {"part": "a"}, **changes})
+
+
+def test_resume_allows_other_log_settings(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, max_seconds=0)
+    assert train(tmp_path, log_every=1, save_every=None, keep_last=5, eval_every=None).finished
+
+
+def test_resume_refuses_another_model(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, max_seconds=0)
+    wider, unfrozen = Denoiser(), Denoiser()
+    wider.module["head"] = torch.nn.Linear(8, 7)  # type: ignore[index,operator]
+    unfrozen.module.requires_grad_(True)
+    with pytest.raises(
+        CheckpointError, match=r"holds head.bias \(6,\), which is \(7,\) in this model"
+    ):
+        train(tmp_path, wider)
+    with pytest.raises(CheckpointError, match=r"lacks frozen.0.bias; it belongs to another model"):
+        train(tmp_path, unfrozen)
+
+
+def test_damaged_checkpoint_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference, objective = Denoiser(), Denoiser()
+    train(tmp_path / "a", reference)
+    with pytest.raises(Interrupted):
+        train(
+            tmp_path / "b",
+            evaluate=lambda step: os.kill(os.getpid(), signal.SIGTERM) or {},
+            eval_every=7,
+        )
+    newest = tmp_path / "b" / "checkpoints" / "step-00000007" / "trainable.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-1] ^= 1
+    newest.write_bytes(data)
+    train(tmp_path / "b", objective)
+    assert (
+        "step-00000007 is damaged: trainable.safetensors is not the file that was saved"
+        in caplog.text
+    )
+    assert_same_weights(reference.module, objective.module)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+
+
+def test_full_disk_is_survived_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: Any, **kwargs: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vlv.training.run.save_checkpoint", full)
+        with pytest.raises(
+            OutputError, match=r"step 3 could not be saved .*No space left.*make room"
+        ):
+            train(tmp_path, save_every=1)
+        with pytest.raises(OutputError, match="step 1"):
+            train(tmp_path, max_seconds=0)
+    assert "step 2: the checkpoint could not be saved" in caplog.text
+    assert train(tmp_path, save_every=1).finished
+
+
+def test_metrics_read_as_one_run(tmp_path: Path) -> None:
+    train(tmp_path, evaluate=lambda step: {"gap": step / 2})
+    found = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(line["step"], line["kind"]) for line in found] == [
+        (2, "train"),
+        (4, "train"),
+        (4, "eval"),
+        (6, "train"),
+        (8, "train"),
+        (8, "eval"),
+        (9, "train"),
+        (9, "eval"),
+    ]
+    assert found[0].keys() == {
+        *("step", "kind", "loss", "error", "grad_norm", "lr"),
+        *("images_per_second", "skipped_steps", "elapsed_seconds"),
+    }
+    assert found[1]["loss"] == pytest.approx(found[1]["error"])
+    assert found[2]["gap"] == 2.0
+
+
+def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        train(tmp_path, max_seconds=0, log_every=1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "kind": "train"}\n{"step": 3, "ki')
+    train(tmp_path, log_every=1)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 10))
+
+
+def test_run_folder_holds_settings_and_versions(tmp_path: Path) -> None:
+    import yaml
+
+    train(tmp_path, settings={"part": "a"})
+    settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert settings["part"] == "a"
+    assert settings["loop"]["steps"] == 9
+    assert settings["optim"]["betas"] == [0.9, 0.99]
+    versions = json.loads((tmp_path / "versions.json").read_text())
+    assert {"torch", "python", "command"} <= versions.keys()
+
+
+def test_samples_and_tensorboard(tmp_path: Path) -> None:
+    def sample(step: int, folder: Path) -> None:
+        (folder / f"{step}.txt").write_text("")
+
+    train(tmp_path, sample=sample, sample_every=4, tensorboard=True)
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
+        "4.txt",
+        "8.txt",
+        "9.txt",
+    ]
+    pytest.importorskip("tensorboard")
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_one_process_per_folder(tmp_path: Path) -> None:
+    def nested(step: int) -> dict[str, float]:
+        with pytest.raises(OutputError, match="another process is training in"):
+            train(tmp_path)
+        return {"refused": 1.0}
+
+    assert train(tmp_path, evaluate=nested).metrics["refused"] == 1.0
+
+
+def test_loader_faults_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the data ended after 2 of 9 steps"):
+        train(tmp_path / "a", loader=RepeatableLoader(length=2))
+    with pytest.raises(DataError, match=r"hands out 3 rows, but loop.batch_size is 4"):
+        train(tmp_path / "b", loader=RepeatableLoader(3))
+
+
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlv.training.run.Accelerator.num_processes", property(lambda self: 2))
+    with pytest.raises(ConfigError, match="2 processes were launched"):
+        train(tmp_path)
+
+
+def test_bf16_computes_in_bf16_and_keeps_float32_weights(tmp_path: Path) -> None:
+    objective = Denoiser()
+    seen = []
+    plain = objective.loss
+
+    def loss(batch: dict[str, Any], generator: torch.Generator) -> Losses:
+        seen.append(objective.module["head"](torch.randn(4, 8)).dtype)  # type: ignore[index]
+        return plain(batch, generator)
+
+    objective.loss = loss  # type: ignore[method-assign]
+    train(tmp_path, objective, precision="bf16", steps=3)
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in objective.module.parameters()} == {torch.float32}
+
+
+def test_load_trained_takes_a_part(tmp_path: Path) -> None:
+    objective, fresh = Denoiser(), Denoiser()
+    train(tmp_path, objective)
+    head = fresh.module["head"]  # type: ignore[index]
+    assert load_trained(head, tmp_path, part="head") == 9
+    assert_same_weights(head, objective.module["head"])  # type: ignore[index]
+    with pytest.raises(CheckpointError, match="holds no weights of 'frozen'"):
+        load_trained(head, tmp_path, part="frozen")
+    with pytest.raises(CheckpointError, match="which is absent in this model"):
+        load_trained(head, tmp_path)
+    with pytest.raises(CheckpointError, match="has no checkpoint"):
+        load_trained(head, tmp_path / "other")
+
+
+def test_saving_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    plain = Run.save
+
+    def save(self: Run, *, must_succeed: bool) -> None:
+        saved.append(self.step)
+        plain(self, must_succeed=must_succeed)
+
+    monkeypatch.setattr(Run, "save", save)
+    train(tmp_path, save_every=None, save_every_seconds=1e-9)
+    assert saved == list(range(1, 10))
+
+
+def test_there_is_one_loop() -> None:
+    source = Path(vlv.__file__).parent
+    found = [
+        (file.name, line.strip())
+        for file in sorted(source.rglob("*.py"))
+        for line in file.read_text().splitlines()
+        if re.search(r"\.backward\(|for batch in .*loader", line)
+    ]
+    assert found == [
+        ("loop.py", "for batch in run.loader:"),
+        ("run.py", "self.accelerator.backward(losses.total)"),
+    ]
+
+
+def test_training_uses_no_pickle() -> None:
+    for file in (Path(vlv.__file__).parent / "training").glob("*.py"):
+        assert not re.search(
+            r"import pickle|torch\.(load|save)\(|numpy\.load\(|allow_pickle=True", file.read_text()
+        )
