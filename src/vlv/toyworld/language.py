@@ -7,9 +7,11 @@ What cannot be seen is never said: no colours, ground or time of day in a sketch
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,7 +92,10 @@ class Claims:
     objects: tuple[dict[str, str], ...] = ()
     """For every object the stated `OBJECT_FACTS`."""
     relations: tuple[tuple[str, str, str], ...] = ()
-    """(shape, relation, shape) with the relations left, right, front, behind."""
+    """(object, relation, shape) with the relations left, right, front, behind; the object is a shape
+    such as `cube`, or a size and a shape such as `small cube`."""
+    contradictions: tuple[str, ...] = ()
+    """The fact's name for every further value that was stated of a thing that has one already."""
 
 
 def true_claims(scene: Scene) -> Claims:
@@ -125,17 +130,13 @@ def _say(kind: str, value: str, rng: np.random.Generator) -> str:
     return options[int(rng.integers(len(options)))]
 
 
-def _noun(claims: dict[str, str], rng: np.random.Generator, *, article: bool = True) -> str:
-    words = [_say(f, claims[f], rng) for f in ("size", "material", "colour", "shape") if f in claims]
-    return " ".join((["a"] if article else []) + words)
+def _noun(claims: dict[str, str], facts: tuple[str, ...], rng: np.random.Generator) -> str:
+    return " ".join(["a", *(_say(fact, claims[fact], rng) for fact in facts if fact in claims)])
 
 
 def _short(scene: Scene, rng: np.random.Generator) -> str:
     claims = true_claims(scene)
-    nouns = [
-        "a " + " ".join(_say(f, o[f], rng) for f in ("colour", "shape") if f in o)
-        for o in claims.objects
-    ]
+    nouns = [_noun(solid, ("colour", "shape"), rng) for solid in claims.objects]
     return f"A {_say('style', scene.style, rng)} of {_join(nouns)}."
 
 
@@ -199,7 +200,7 @@ def _objects(scene: Scene, rng: np.random.Generator) -> str:
 
 def _object(claims: dict[str, str], rng: np.random.Generator, *, place_first: bool) -> str:
     place = f"{_say('column', claims['column'], rng)} {_say('row', claims['row'], rng)}"
-    noun = _noun(claims, rng)
+    noun = _noun(claims, ("size", "material", "colour", "shape"), rng)
     return f"{place} {noun}" if place_first else f"{noun} {place}"
 
 
@@ -227,78 +228,98 @@ _PHRASES = {
     kind: {phrase: value for value, phrases in table.items() for phrase in phrases}
     for kind, table in WORDS.items()
 }
+
+
+def _any_of(phrases: Iterable[str]) -> str:
+    return "|".join(map(re.escape, sorted(phrases, key=len, reverse=True)))
+
+
+_SAID = {kind: re.compile(rf"\b(?:{_any_of(table)})\b") for kind, table in _PHRASES.items()}
 _TAG_SCENE = {
     **{word: (kind, word) for kind in ("style", "ground", "time") for word in WORDS[kind]},
     **{f"{side} light": ("light", side) for side in WORDS["light"]},
     **{f"{height} view": ("view", height) for height in WORDS["view"]},
 }
+_AFTER_NOUN = "|".join(f"(?<={noun}) " for noun in _PHRASES["shape"])
+_CLAUSE_END = re.compile(rf"[.;,]|(?:\band |\bof |{_AFTER_NOUN})(?=a\b)")
+_QUALIFIED = rf"(?:({_any_of(_PHRASES['size'])}) )?({_any_of(_PHRASES['shape'])})\b"
+_RELATION = re.compile(
+    rf"\bthe {_QUALIFIED} is ({_any_of(RELATIONS)}) the (other|{_any_of(_PHRASES['shape'])})\b"
+)
+_REFERENCE = re.compile(rf"\bthe {_QUALIFIED}")
 
 
 def parse(caption: str) -> Claims:
-    """Read a caption of any form back into claims; text that says nothing adds nothing."""
+    """Read a caption of any form back into claims.
+
+    Text that says nothing adds nothing, nor does a sentence that breaks off before its noun. Of a
+    thing that is given several values of one fact the first stands; the others are contradictions.
+    """
     text = re.sub(r"\s+", " ", caption.lower()).strip()
-    if "." not in text and re.search(r"(left|right) light", text):
-        return _parse_tags(text)
-    scene: dict[str, str] = {}
+    return _parse_tags(text) if _is_tags(text) else _parse_prose(text)
+
+
+def _is_tags(text: str) -> bool:
+    """A list of tags has no full stop and opens with the bare style or names the light's side."""
+    first = text.partition(",")[0].strip()
+    return "." not in text and (
+        first in WORDS["style"] or bool(re.search(r"(left|right) light", text))
+    )
+
+
+def _parse_prose(text: str) -> Claims:
+    scene, contradictions = _read_facts(text, SCENE_FACTS)
     for kind in SCENE_FACTS:
-        for phrase, value in sorted(_PHRASES[kind].items(), key=lambda item: -len(item[0])):
-            if re.search(rf"\b{re.escape(phrase)}\b", text):
-                scene.setdefault(kind, value)
-                text = re.sub(rf"\b{re.escape(phrase)}\b", " ", text)
+        text = _SAID[kind].sub(" ", text)
     objects, relations = [], []
-    for clause in re.split(r"[.;,]|\band (?=a\b)|\bof (?=a\b)", text):
+    for clause in _CLAUSE_END.split(text):
         relation = _parse_relation(clause)
+        clause = _REFERENCE.sub(" ", clause)  # "the cube" speaks of an object, "a cube" adds one
         if relation:
             relations.append(relation)
-            continue
-        found = _parse_object(clause)
-        if found:
+        elif _SAID["shape"].search(clause):
+            found, repeated = _read_facts(clause, OBJECT_FACTS)
             objects.append(found)
-    return Claims(scene, tuple(objects), tuple(relations))
+            contradictions += repeated
+    return Claims(scene, tuple(objects), tuple(relations), tuple(contradictions))
+
+
+def _read_facts(text: str, kinds: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    return _first_values(
+        {kind: [_PHRASES[kind][said] for said in _SAID[kind].findall(text)] for kind in kinds}
+    )
+
+
+def _first_values(stated: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
+    """Split the values of every fact into the first, and a contradiction for each other value."""
+    first = {kind: values[0] for kind, values in stated.items() if values}
+    return first, [kind for kind, values in stated.items() for _ in range(len(set(values)) - 1)]
 
 
 def _parse_tags(text: str) -> Claims:
-    scene: dict[str, str] = {}
+    parts = [part.strip() for part in text.split(",")]
+    facts = [_TAG_SCENE[part] for part in parts if part in _TAG_SCENE]
+    scene, contradictions = _first_values(
+        {kind: [value for fact, value in facts if fact == kind] for kind in SCENE_FACTS}
+    )
     objects = []
-    for part in (p.strip() for p in text.split(",")):
-        if part in _TAG_SCENE:
-            kind, value = _TAG_SCENE[part]
-            scene.setdefault(kind, value)
-            continue
-        words = part.split()
-        found = {f: w for w in words for f in OBJECT_FACTS if w in WORDS[f]}
-        if "shape" in found:
+    for part in parts:
+        stated = {fact: [w for w in part.split() if w in WORDS[fact]] for fact in OBJECT_FACTS}
+        if part not in _TAG_SCENE and stated["shape"]:
+            found, repeated = _first_values(stated)
             objects.append(found)
-    return Claims(scene, tuple(objects))
-
-
-def _parse_object(clause: str) -> dict[str, str] | None:
-    """The object that a clause introduces: the words between its article and its noun."""
-    found: dict[str, str] = {}
-    for kind in ("column", "row"):
-        for phrase, value in _PHRASES[kind].items():
-            if re.search(rf"\b{phrase}\b", clause):
-                found[kind] = value
-    for word in re.findall(r"[a-z]+", clause):
-        for kind in ("shape", "colour", "size", "material"):
-            if word in _PHRASES[kind]:
-                found.setdefault(kind, _PHRASES[kind][word])
-    return found if "shape" in found else None
-
-
-_RELATION = re.compile(
-    rf"\bthe (?:([a-z]+) )?([a-z]+) is ({'|'.join(RELATIONS)}) the ([a-z]+)\b"
-)
+            contradictions += repeated
+    return Claims(scene, tuple(objects), (), tuple(contradictions))
 
 
 def _parse_relation(clause: str) -> tuple[str, str, str] | None:
     match = _RELATION.search(clause)
     if not match:
         return None
-    _, first, kind, second = match.groups()
-    a = _PHRASES["shape"].get(first)
-    b = a if second == "other" else _PHRASES["shape"].get(second)
-    return (a, RELATIONS[kind], b) if a and b else None
+    size, noun, kind, other = match.groups()
+    shape = _PHRASES["shape"][noun]
+    first = f"{_PHRASES['size'][size]} {shape}" if size else shape
+    return first, RELATIONS[kind], shape if other == "other" else _PHRASES["shape"][other]
 
 
 # --- counting -----------------------------------------------------------------------------------
@@ -334,18 +355,21 @@ class ClaimCounts:
 def compare(stated: Claims, scene: Scene) -> ClaimCounts:
     """Count the claims of a caption against the truth.
 
-    Objects are paired so that most facts agree. A fact that cannot be seen (the colour of a
-    sketched cube) counts as wrong when stated. Relations are no duty: a right one adds to both
-    sides, a wrong one to the stated claims alone.
+    Objects are paired so that most facts agree; every claim about an object that is left over is
+    wrong, and so is every contradiction. A fact that cannot be seen (the colour of a sketched cube)
+    counts as wrong when stated. Relations are no duty: a right one adds to both sides, a wrong one
+    to the stated claims alone, a repeated one to nothing.
     """
     truth = true_claims(scene)
     rows: Counter[tuple[str, str]] = Counter()
     for fact in SCENE_FACTS:
         _count(rows, fact, stated.scene.get(fact), truth.scene.get(fact))
-    for mine, real in _pair(stated.objects, truth.objects):
+    for mine, real in pair_objects(stated.objects, truth.objects):
         for fact in OBJECT_FACTS:
             _count(rows, fact, mine.get(fact), real.get(fact))
-    for relation in stated.relations:
+    for fact in stated.contradictions:
+        rows[fact, "stated"] += 1
+    for relation in dict.fromkeys(stated.relations):
         right = _relation_true(relation, scene)
         rows["relation", "stated"] += 1
         rows["relation", "true"] += right
@@ -362,22 +386,52 @@ def _count(rows: Counter[tuple[str, str]], fact: str, mine: str | None, real: st
     rows[fact, "correct"] += mine is not None and mine == real
 
 
-def _pair(
+def pair_objects(
     mine: tuple[dict[str, str], ...], real: tuple[dict[str, str], ...]
 ) -> list[tuple[dict[str, str], dict[str, str]]]:
-    """Best one-to-one pairing; left-over objects are paired with an empty claim."""
-    mine = mine[:6]  # a caption with more objects than that is babble; the rest counts below
-    size = max(len(mine), len(real))
-    longer = list(real) + [{}] * (size - len(real))
-    padded = list(mine) + [{}] * (size - len(mine))
+    """Pair stated and real objects so that most facts agree; what is left over is paired with {}.
 
-    def agreement(order: tuple[int, ...]) -> int:
-        return sum(
-            sum(longer[j].get(f) == v for f, v in padded[i].items()) for i, j in enumerate(order)
-        )
+    The stated objects come first and keep their order. One that is stated more often than it is
+    wholly true of real objects is left over from its second time on.
+    """
+    rows = _best_rows(mine, real)
+    partner = {row: truth for row, truth in zip(rows, real, strict=True) if row is not None}
+    missed = [truth for row, truth in zip(rows, real, strict=True) if row is None]
+    return [(said, partner.get(row, {})) for row, said in enumerate(mine)] + [
+        ({}, truth) for truth in missed
+    ]
 
-    best = max(itertools.permutations(range(size)), key=agreement)
-    return [(padded[i], longer[j]) for i, j in enumerate(best)]
+
+def _best_rows(
+    mine: tuple[dict[str, str], ...], real: tuple[dict[str, str], ...]
+) -> tuple[int | None, ...]:
+    """For every real object the number of the stated one that stands for it, or None.
+
+    Among the best candidates of each of the n real objects, n each, an optimal pairing can always be
+    found, so that a long list of stated objects costs no more than a short one.
+    """
+    rows = _without_repetitions(mine, real)
+    score = [{row: len(mine[row].items() & truth.items()) for row in rows} for truth in real]
+    best = {
+        row for scores in score for row in heapq.nlargest(len(real), rows, key=scores.__getitem__)
+    }
+    candidates = [*sorted(best), *[None] * (len(real) - len(best))]
+    return max(
+        itertools.permutations(candidates, len(real)),
+        key=lambda chosen: sum(s.get(row, 0) for s, row in zip(score, chosen, strict=True)),
+    )
+
+
+def _without_repetitions(
+    mine: tuple[dict[str, str], ...], real: tuple[dict[str, str], ...]
+) -> list[int]:
+    """Numbers of the stated objects, without what is stated more often than it is wholly true."""
+    kept: list[int] = []
+    for row, said in enumerate(mine):
+        before = sum(mine[other] == said for other in kept)
+        if before < max(1, sum(said.items() <= truth.items() for truth in real)):
+            kept.append(row)
+    return kept
 
 
 def _relation_true(relation: tuple[str, str, str], scene: Scene) -> bool:
@@ -385,5 +439,5 @@ def _relation_true(relation: tuple[str, str, str], scene: Scene) -> bool:
     return any(
         _holds(kind, a, b)
         for a, b in itertools.permutations(scene.solids, 2)
-        if (a.shape, b.shape) == (first, second)
+        if first in (a.shape, f"{a.size} {a.shape}") and b.shape == second
     )

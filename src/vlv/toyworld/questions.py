@@ -1,5 +1,4 @@
-"""Questions about a scene whose answers are plain: existence, count, colour, shape, material,
-relation and style. What cannot be seen is not asked."""
+"""Questions about a scene whose answers are plain; what cannot be seen is not asked."""
 
 from __future__ import annotations
 
@@ -40,9 +39,7 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
         solid = unique[int(rng.integers(len(unique)))]
         name = solid["shape"]
         if "colour" in solid:
-            questions.append(
-                Question("colour", f"what colour is the {name}?", solid["colour"])
-            )
+            questions.append(Question("colour", f"what colour is the {name}?", solid["colour"]))
         questions.append(
             Question("material", f"what is the surface of the {name} like?", solid["material"])
         )
@@ -64,9 +61,7 @@ def _existence(shapes: list[str], scene: Scene, rng: np.random.Generator) -> Que
             shape, colour = solid.shape, solid.colour
         found = any((s.shape, s.colour) == (shape, colour) for s in scene.solids)
         return Question("existence", f"is there a {colour} {shape}?", "yes" if found else "no")
-    return Question(
-        "existence", f"is there a {shape}?", "yes" if shape in shapes else "no"
-    )
+    return Question("existence", f"is there a {shape}?", "yes" if shape in shapes else "no")
 
 
 def _relation(unique: list[dict[str, str]], rng: np.random.Generator) -> Question:

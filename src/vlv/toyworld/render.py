@@ -82,7 +82,9 @@ def render(scene: Scene, size: int = SIZE_PX, supersample: int = 2) -> Rendering
     lit = _lit(scene, points, hits, light)
     colour = _STYLE[scene.style](scene, rays, hits, lit, light, grid)
     picture = colour.reshape(size, supersample, size, supersample, 3).mean((1, 3))
-    owner = hits.solid.reshape(grid, grid)[supersample // 2 :: supersample, supersample // 2 :: supersample]
+    owner = hits.solid.reshape(grid, grid)[
+        supersample // 2 :: supersample, supersample // 2 :: supersample
+    ]
     image = np.rint(np.clip(picture, 0, 1) * 255).astype(np.uint8)
     return Rendering(image, np.maximum(owner, -1))
 
@@ -287,8 +289,10 @@ def _local_normal(shape: str, p: Array) -> Array:
 
 
 def _gloss(solid: Solid, p: Array, n: Array) -> Array:
-    """Highlight (P,) in [0, 1] of shiny solids, always in sight: a spot on spheres, a streak down
-    the side of cylinders and cones, a diagonal streak over the faces of cubes (camera axes)."""
+    """Highlight (P,) in [0, 1] of shiny solids, always in sight (camera axes).
+
+    A spot on spheres, a streak down the side of cylinders and cones, a diagonal one over cubes.
+    """
     if solid.shape == "sphere":
         spot = np.array((-0.35, -0.70, 0.62), np.float32)
         return np.clip((n @ spot - 0.86) / 0.06, 0, 1)
@@ -320,7 +324,9 @@ def _lit(scene: Scene, points: Array, hits: _Hits, light: Array) -> Array:
 def _hills(scene: Scene, rays: Array) -> NDArray[np.bool_]:
     """Sky rays (P, 3) that meet the far hills."""
     angle = np.arctan2(rays[:, 0], rays[:, 1])
-    height = 0.035 + 0.030 * np.sin(5.0 * angle + scene.phase) + 0.012 * np.sin(11 * angle - scene.phase)
+    height = (
+        0.035 + 0.030 * np.sin(5.0 * angle + scene.phase) + 0.012 * np.sin(11 * angle - scene.phase)
+    )
     return rays[:, 2] < height
 
 
@@ -339,9 +345,7 @@ def _background(scene: Scene, rays: Array, hits: _Hits, *, flat: bool) -> Array:
     return np.where(((hits.solid == -2) & _hills(scene, rays))[:, None], hills, colour)
 
 
-def _photo(
-    scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int
-) -> Array:
+def _photo(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     del grid
     ambient, directional, _ = (np.array(c, np.float32) for c in LIGHT[scene.time])
     lambert = np.clip(hits.normal @ light, 0, 1) * lit
@@ -353,9 +357,7 @@ def _photo(
     return np.where((hits.solid >= 0)[:, None], solid, colour * dark)
 
 
-def _cartoon(
-    scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int
-) -> Array:
+def _cartoon(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     ambient, directional, _ = (np.array(c, np.float32) for c in LIGHT[scene.time])
     step = ((hits.normal @ light) * lit > 0.25).astype(np.float32)[:, None]
     base = np.where(hits.band[:, None] > 0, np.float32(0.98), hits.albedo * 1.1)
@@ -367,9 +369,7 @@ def _cartoon(
     return colour * (1 - 0.9 * _outline(hits, grid))[:, None]
 
 
-def _sketch(
-    scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int
-) -> Array:
+def _sketch(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     del scene, rays
     tone = 0.50 + 0.38 * np.clip(hits.normal @ light, 0, 1) * lit
     tone = np.where(hits.band > 0, 0.97, tone)
@@ -379,9 +379,7 @@ def _sketch(
     return grey[:, None] * np.array((1.0, 0.99, 0.96), np.float32)
 
 
-def _sepia(
-    scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int
-) -> Array:
+def _sepia(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     colour = _photo(scene, rays, hits, lit, light, grid)
     grey = colour @ np.array((0.35, 0.50, 0.15), np.float32)
     steps = np.linspace(-1, 1, grid, dtype=np.float32)
