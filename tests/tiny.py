@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,8 +58,9 @@ def _seeded(build: Callable[[], Any], seed: int) -> Any:
         return build().eval()
 
 
+@cache
 def _train_bpe(
-    vocab_size: int, special: list[str], suffix: str = ""
+    vocab_size: int, special: tuple[str, ...], suffix: str = ""
 ) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Train a byte-level BPE on CAPTIONS; return (vocabulary, merges), special tokens first."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=suffix))
@@ -69,10 +71,10 @@ def _train_bpe(
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     if suffix:
         # CLIP ends each word with a suffixed token: every byte also exists with the suffix.
-        special = [*special, *(byte + suffix for byte in alphabet)]
+        special = (*special, *(byte + suffix for byte in alphabet))
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=special,
+        special_tokens=list(special),
         show_progress=False,
         initial_alphabet=alphabet,
         **({"end_of_word_suffix": suffix} if suffix else {}),
@@ -84,20 +86,20 @@ def _train_bpe(
 
 def make_clip_tokenizer() -> CLIPTokenizer:
     """A real CLIPTokenizer with 16 positions; byte-level, so any text has ids."""
-    vocab, merges = _train_bpe(700, ["<|startoftext|>", "<|endoftext|>"], "</w>")
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_POSITIONS)
+    vocab, merges = _train_bpe(700, ("<|startoftext|>", "<|endoftext|>"), "</w>")
+    return CLIPTokenizer(vocab=dict(vocab), merges=list(merges), model_max_length=TEXT_POSITIONS)
 
 
 def make_llm_tokenizer() -> Qwen2Tokenizer:
     """A real Qwen2Tokenizer whose pad token is its end token, as in Qwen2.5 base."""
-    vocab, merges = _train_bpe(400, ["<|endoftext|>"])
-    return Qwen2Tokenizer(vocab=vocab, merges=merges)
+    vocab, merges = _train_bpe(400, ("<|endoftext|>",))
+    return Qwen2Tokenizer(vocab=dict(vocab), merges=list(merges))
 
 
 def make_florence_tokenizer() -> BartTokenizer:
     """A BART tokenizer: ``<s> text </s>``."""
-    vocab, merges = _train_bpe(400, ["<s>", "<pad>", "</s>", "<unk>", "<mask>"])
-    return BartTokenizer(vocab=vocab, merges=merges)
+    vocab, merges = _train_bpe(400, ("<s>", "<pad>", "</s>", "<unk>", "<mask>"))
+    return BartTokenizer(vocab=dict(vocab), merges=list(merges))
 
 
 def make_florence(
