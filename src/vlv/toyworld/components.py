@@ -184,10 +184,10 @@ def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditiona
     """Florence-2 of width 128: a 64-pixel image becomes 8x8 + 1 tokens."""
     config = Florence2Config(
         vision_config={
-            "embed_dim": [48, 96, 128, 160],
-            "depths": [1, 1, 2, 1],
-            "num_heads": [2, 4, 4, 5],
-            "num_groups": [2, 4, 4, 5],
+            "embed_dim": [32, 64, 96, 128],
+            "depths": [1, 1, 1, 1],
+            "num_heads": [2, 2, 3, 4],
+            "num_groups": [2, 2, 3, 4],
             "patch_stride": [4, 2, 1, 1],
             "window_size": 4,
             "projection_dim": TEXT_WIDTH,
@@ -198,7 +198,7 @@ def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditiona
             "vocab_size": len(tokenizer),
             "d_model": TEXT_WIDTH,
             "encoder_layers": 2,
-            "decoder_layers": 3,
+            "decoder_layers": 2,
             "encoder_attention_heads": 4,
             "decoder_attention_heads": 4,
             "encoder_ffn_dim": 4 * TEXT_WIDTH,

@@ -116,7 +116,11 @@ class Inspector(PreTrainedModel):
         """Pixels (B, 3, 64, 64) in [0, 1] to features (B, 1 + K, F): the scene, then each column."""
         if pixels.shape[-2:] != (64, 64):
             pixels = F.interpolate(pixels, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
-        x = self.body(pixels * 2 - 1).flatten(2).mT + self.position  # (B, 64, F)
+        return self.read(self.body(pixels * 2 - 1).flatten(2).mT)
+
+    def read(self, tokens: Tensor) -> Tensor:
+        """Image tokens (B, 64, F) to features (B, 1 + K, F)."""
+        x = tokens + self.position
         queries = self.queries.expand(len(x), -1, -1)
         found, _ = self.attention(queries, x, x, need_weights=False)
         return torch.as_tensor(self.mix(queries + found))

@@ -24,7 +24,7 @@ from transformers import (
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 from vlv.models.text_tower import token_embeddings, tokenize
 from vlv.toyworld.components import IMAGE_SIZE, PROMPTS
-from vlv.toyworld.inspector import Inspector, encode_scenes, inspection_loss
+from vlv.toyworld.inspector import Inspector, InspectorConfig, encode_scenes, inspection_loss
 from vlv.toyworld.language import FORMS, Form, describe
 from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import Scene
@@ -136,6 +136,7 @@ class ImageTower(nn.Module):
         self.project = nn.Linear(features, width)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, H, W) in [0, 1] to image embeddings (B, D)."""
         return cast("Tensor", self.project(self.body.features(pixels).flatten(1)))
 
 
@@ -165,8 +166,10 @@ class TextTowerObjective:
 
 
 class TeacherObjective:
-    """The text-conditioned U-Net, trained together with its text tower; captions are dropped for
-    one image in ten, so that guidance has its unconditional branch."""
+    """The text-conditioned U-Net, trained together with its text tower.
+
+    Captions are dropped for one image in ten, so that guidance has its unconditional branch.
+    """
 
     shares: dict[Form, float] = {"short": 0.1, "tags": 0.35, "detailed": 0.55}  # noqa: RUF012
 
@@ -190,10 +193,27 @@ class TeacherObjective:
         return Losses(self.decoder.denoising_loss(latents, c, generator, weights=weights))
 
 
+class VisionReader(Inspector):
+    """The inspector's questions put to Florence-2's image tokens."""
+
+    def __init__(
+        self, florence: Florence2ForConditionalGeneration, normalise: tuple[Tensor, Tensor]
+    ) -> None:
+        super().__init__(InspectorConfig())
+        self.body = nn.Sequential()
+        self.florence, self.normalise = florence, normalise
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, 3, 64, 64) in [0, 1] to features (B, 1 + K, F)."""
+        mean, std = self.normalise
+        tokens = self.florence.model.get_image_features((pixels - mean) / std).pooler_output
+        return self.read(tokens[:, 1:])
+
+
 class FlorenceObjective:
     """Florence-2's captioning tasks: each batch is one task with its prompt."""
 
-    shares: dict[Form, float] = {"short": 0.1, "tags": 0.6, "detailed": 0.3}  # noqa: RUF012
+    shares: dict[Form, float] = {"short": 0.1, "tags": 0.7, "detailed": 0.2}  # noqa: RUF012
 
     def __init__(
         self,
@@ -261,8 +281,10 @@ def caption_memory(
 
 
 class LlmObjective:
-    """A language model of the world's texts alone: captions of all forms, and captions followed by
-    questions and answers. It never sees an image."""
+    """A language model of the world's texts alone: it never sees an image.
+
+    Captions of all forms, half of them followed by questions and answers.
+    """
 
     shares: dict[Form, float] = {"short": 0.1, "tags": 0.2, "detailed": 0.7}  # noqa: RUF012
 

@@ -7,7 +7,8 @@ Florence-2 or a language model learns anything but the method's own stages:
     vae         latents                                   needs nothing
     text        CLIP text tower, contrastive              needs nothing
     unet        text-conditioned U-Net, with its tower    needs vae, text
-    florence    Florence-2 on its captioning tasks        needs nothing
+    vision      Florence-2's vision tower, on labels      needs nothing
+    florence    Florence-2 on its captioning tasks        needs vision
     llm         language model on text alone              needs nothing
 """
 
@@ -45,11 +46,12 @@ from vlv.toyworld.objectives import (
     TeacherObjective,
     TextTowerObjective,
     VaeObjective,
+    VisionReader,
 )
 from vlv.training.loop import fit
 from vlv.training.objective import FitResult, Objective
 
-Part = Literal["inspector", "vae", "text", "unet", "florence", "llm"]
+Part = Literal["inspector", "vae", "text", "unet", "vision", "florence", "llm"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -79,12 +81,13 @@ class Recipe:
 
 
 RECIPES: dict[Part, Recipe] = {
-    "inspector": Recipe(steps=2200, batch_size=64, lr=1.5e-3),
+    "inspector": Recipe(steps=1500, batch_size=64, lr=1.5e-3),
     "vae": Recipe(steps=2200, batch_size=16, lr=2e-3),
     "text": Recipe(steps=400, batch_size=128, lr=1e-3),
-    "unet": Recipe(steps=4500, batch_size=32, lr=1e-3),
-    "florence": Recipe(steps=6000, batch_size=32, lr=8e-4),
-    "llm": Recipe(steps=1500, batch_size=32, lr=1.5e-3),
+    "unet": Recipe(steps=2700, batch_size=32, lr=1e-3),
+    "vision": Recipe(steps=1000, batch_size=64, lr=1.5e-3),
+    "florence": Recipe(steps=2200, batch_size=32, lr=1e-3),
+    "llm": Recipe(steps=1000, batch_size=32, lr=1.5e-3),
 }
 """Budgets for two CPU cores, several hours in all."""
 
@@ -200,20 +203,34 @@ def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
     return TeacherObjective(decoder), save, dict(cached)
 
 
-def _florence(models: Path, records: list[Record], seed: int) -> Prepared:
+def _vision(models: Path, records: list[Record], seed: int) -> Prepared:
     del records
     tokenizer = components.make_florence_tokenizer()
     florence = components.make_florence(tokenizer, seed)
-    mean, std = (
-        torch.tensor(v)[:, None, None]
-        for v in (VLVEncoderConfig.image_mean, VLVEncoderConfig.image_std)
-    )
+    reader = components.seeded(lambda: VisionReader(florence, _normalisation()), seed + 1)
+
+    def save(_: list[Record]) -> None:
+        _save(florence, models / "florence_vision")
+
+    return InspectorObjective(reader), save, None
+
+
+def _florence(models: Path, records: list[Record], seed: int) -> Prepared:
+    del records, seed
+    tokenizer = components.make_florence_tokenizer()
+    florence = Florence2ForConditionalGeneration.from_pretrained(_need(models, "florence_vision"))
 
     def save(_: list[Record]) -> None:
         _save(florence, models / "florence")
         tokenizer.save_pretrained(models / "florence")
 
-    return FlorenceObjective(florence, tokenizer, (mean, std)), save, None
+    return FlorenceObjective(florence, tokenizer, _normalisation()), save, None
+
+
+def _normalisation() -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (3, 1, 1) that Florence-2's inputs are normalised with."""
+    mean, std = VLVEncoderConfig.image_mean, VLVEncoderConfig.image_std
+    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 
 def _llm(models: Path, records: list[Record], seed: int) -> Prepared:
@@ -233,6 +250,7 @@ _PREPARE: dict[Part, Callable[[Path, list[Record], int], Prepared]] = {
     "vae": _vae,
     "text": _text,
     "unet": _unet,
+    "vision": _vision,
     "florence": _florence,
     "llm": _llm,
 }
