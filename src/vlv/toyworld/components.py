@@ -210,7 +210,7 @@ def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditiona
             "bos_token_id": tokenizer.bos_token_id,
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
-            "decoder_start_token_id": tokenizer.eos_token_id,
+            "decoder_start_token_id": tokenizer.bos_token_id,
             "forced_eos_token_id": None,
         },
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
