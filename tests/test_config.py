@@ -138,7 +138,7 @@ def test_contradictions_in_stage2(overrides: list[str], message: str) -> None:
 
 def test_unknown_sources(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="no file or preset 'paper-stge1'; did you mean paper-stage1?"
+        ConfigError, match=r"no file or preset 'paper-stge1'; did you mean paper-stage1?"
     ):
         load_config("paper-stge1")
     with pytest.raises(ConfigError, match="the presets are paper-stage1"):

@@ -339,8 +339,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _in_words(error: ValidationError) -> str:
-    """The first thing that is wrong, in one sentence."""
-    first = error.errors()[0]
+    """One thing that is wrong, in one sentence; a misspelt key before the missing one that it causes."""
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     *parents, last = location = [str(part) for part in first["loc"]] or [""]
     key = ".".join(location)
     match first["type"]:

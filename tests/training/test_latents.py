@@ -55,7 +55,7 @@ def test_reused_when_everything_agrees(
 def test_refused_when_something_differs(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
     cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
-    with pytest.raises(DataError, match="made with records .*delete the folder or name another"):
+    with pytest.raises(DataError, match=r"made with records .*delete the folder or name another"):
         cache_latents(decoder, records[:4], tiny.IMAGE_SIZE, folder)
     with pytest.raises(DataError, match="made with image_size 32, this run has 16"):
         cache_latents(decoder, records, 16, folder)
@@ -104,7 +104,7 @@ def test_missing_file_is_named(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
     cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
     (folder / "latents_std.npy").write_bytes(b"")
-    with pytest.raises(DataError, match="cannot be read .*delete the folder"):
+    with pytest.raises(DataError, match=r"cannot be read .*delete the folder"):
         cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
 
 

@@ -108,7 +108,7 @@ def _create(file: Path, count: int, example: NDArray[np.float32]) -> NDArray[np.
 def _open(folder: Path) -> dict[str, NDArray[np.float16]]:
     try:
         return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _NAMES}
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise DataError(
             f"the latents in {folder} cannot be read ({error}); delete the folder"
         ) from error
