@@ -1,0 +1,1 @@
+"""Measurements: metrics as pure functions, one file per experiment, results as data."""

@@ -1,0 +1,135 @@
+"""Estimates with bootstrap intervals.
+
+Every figure here is a function of sums over images: a share, a ratio of shares, an F1 score. So a resample of the images is
+a row of counts, and all resamples are one matrix product. Shapes: N images, K columns, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Statistic = Callable[[Array], Array]
+"""From the means of the columns, (..., K), to the figure, (...)."""
+
+_DRAWS_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A figure with its uncertainty; NaN where there was nothing to measure."""
+
+    value: float
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    n: int
+    """Images that were resampled."""
+
+
+def mean(columns: Array) -> Array:
+    """Mean of column 0."""
+    return columns[..., 0]
+
+
+def ratio(columns: Array) -> Array:
+    """Sum of column 0 over sum of column 1: a share when column 1 counts the cases."""
+    return columns[..., 0] / columns[..., 1]
+
+
+def complement(columns: Array) -> Array:
+    """1 - `ratio`."""
+    return 1 - ratio(columns)
+
+
+def ratio_of_ratios(columns: Array) -> Array:
+    """(column 0 / column 1) / (column 2 / column 3), all of the same images: a paired comparison of two shares."""
+    return ratio(columns) / ratio(columns[..., 2:])
+
+
+def f1(columns: Array) -> Array:
+    """Harmonic mean of precision and recall, from sums of (stated, true, correct): 2 correct / (stated + true)."""
+    return 2 * columns[..., 2] / (columns[..., 0] + columns[..., 1])
+
+
+def ratio_of_f1(columns: Array) -> Array:
+    """F1 of columns 0 to 2 over F1 of columns 3 to 5."""
+    return f1(columns) / f1(columns[..., 3:])
+
+
+def way(columns: Array) -> Array:
+    """How far along from column 0 to column 1 column 2 has come: (a - c) / (a - b); 0 at a, 1 at b, above 1 beyond b."""
+    return (columns[..., 0] - columns[..., 2]) / (columns[..., 0] - columns[..., 1])
+
+
+def resample_counts(n: int, num: int, rng: np.random.Generator) -> Array:
+    """How often each of n images occurs in each of `num` resamples with replacement, (num, n)."""
+    draws = rng.integers(n, size=(num, n)) + np.arange(num)[:, None] * n
+    counts = np.bincount(draws.ravel(), minlength=num * n).reshape(num, n)
+    return counts.astype(np.float64)
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Statistic,
+    seed: int,
+    num: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Percentile interval of the bootstrap (Efron 1979): images are redrawn with replacement, all columns of an image together.
+
+    Args:
+        values: (N,) or (N, K), one row per image; in a ratio the numerator and the denominator are two columns.
+        statistic: From the means of the columns (..., K) to the figure (...).
+        seed: Of the resamples.
+        num: R, how many.
+        level: Share of the resamples inside the interval.
+
+    Returns:
+        Its two ends, in the unit of the figure; NaN where no resample gave a finite figure.
+
+    >>> bootstrap_interval([2.0, 2.0, 2.0], mean, seed=0)
+    (2.0, 2.0)
+    """
+    table = _table(values)
+    rng = np.random.default_rng(seed)
+    n = len(table)
+    at_once = max(1, _DRAWS_AT_ONCE // n)
+    figures = []
+    for start in range(0, num, at_once):
+        counts = resample_counts(n, min(at_once, num - start), rng)
+        figures.append(_apply(statistic, counts @ table / n))
+    finite = np.concatenate(figures)
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def estimate(
+    values: ArrayLike, statistic: Statistic, seed: int, num: int = 1000, level: float = 0.95
+) -> Estimate:
+    """The figure of all images with its bootstrap interval; arguments as in `bootstrap_interval`."""
+    table = _table(values)
+    value = float(_apply(statistic, table.mean(0)))
+    low, high = bootstrap_interval(table, statistic, seed, num, level)
+    return Estimate(value, low, high, len(table))
+
+
+def _table(values: ArrayLike) -> Array:
+    table = np.asarray(values, np.float64)
+    if not len(table):
+        raise ValueError("an estimate needs at least one image")
+    return table[:, None] if table.ndim == 1 else table
+
+
+def _apply(statistic: Statistic, columns: Array) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0: nothing to measure
+        return statistic(columns)
