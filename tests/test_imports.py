@@ -21,6 +21,8 @@ LAYERS = [
     ("jobs",),
     ("toyworld",),
     ("evaluation",),
+    ("demo",),
+    ("tour",),
     ("serving",),
     ("cli",),
 ]

@@ -82,7 +82,7 @@ def test_damage_in_the_middle_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     write(path, range(2))
     path.write_text("not json\n" + path.read_text())
-    with pytest.raises(OutputError, match="line 1 of .* is damaged"):
+    with pytest.raises(OutputError, match=r"line 1 of .* is damaged"):
         open_table(path)
 
 
@@ -171,5 +171,5 @@ def test_damaged_header_is_refused(tmp_path: Path, header: str) -> None:
     path = tmp_path / "out.jsonl"
     write(path, range(1))
     path.with_name("out.jsonl.settings.json").write_text(header)
-    with pytest.raises(OutputError, match="settings.json"):
+    with pytest.raises(OutputError, match=r"settings\.json"):
         open_table(path)

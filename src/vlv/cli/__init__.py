@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from vlv.cli import caption, common, embed, images, info, train
+from vlv.cli import caption, common, demo, embed, images, info, train
 from vlv.errors import VLVError
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ app.command()(images.reconstruct)
 app.command()(images.generate)
 app.command()(images.mix)
 app.command()(embed.embed)
+app.command()(demo.demo)
 app.command()(info.info)
 app.command()(info.doctor)
 app.add_typer(train.app)
@@ -61,7 +62,7 @@ INTERRUPTED = 130
 
 def _command(arguments: Sequence[str]) -> str:
     """First word of the arguments when it is a command."""
-    names = {command.name or command.callback.__name__ for command in app.registered_commands}
+    names = {getattr(command.callback, "__name__", "") for command in app.registered_commands}
     return f"{arguments[0]} " if arguments and arguments[0] in names else ""
 
 

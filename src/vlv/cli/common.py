@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import typer
 from tqdm import tqdm
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from vlv.data.records import Record
     from vlv.jobs.tally import Tally
+    from vlv.models.folder import Task
     from vlv.models.pipeline import VLVPipeline
 
 SHIPPED_MODEL = "vlv-tiny"
@@ -39,7 +40,7 @@ Recursive = Annotated[bool, typer.Option(help="Look into subfolders.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Guidance scale; 1 is none.")]
-Sampler = Annotated[str, typer.Option(help="dpm (DPM-Solver++) or ddim.")]
+Sampler = Annotated[Literal["dpm", "ddim"], typer.Option(help="dpm is DPM-Solver++.")]
 
 
 def say(message: str) -> None:
@@ -88,17 +89,20 @@ def pick_device(device: str) -> str:
 
 
 def load_pipeline(
-    model: str, parts: Sequence[str] | None, *, revision: str | None = None, device: str = "auto"
+    model: str, parts: Sequence[Task], *, revision: str | None = None, device: str = "auto"
 ) -> VLVPipeline:
     """Load what a command needs of a model, onto its device; say so when it is the shipped one."""
+    from transformers.utils.logging import disable_progress_bar
+
     from vlv.models.pipeline import VLVPipeline
 
+    disable_progress_bar()  # one bar per part, for weights that load in a moment
     if model == SHIPPED_MODEL:
         say(
             "note: vlv-tiny knows the toy world only (rendered solids on a floor); "
             "for photographs name a real model: --model FOLDER or --model OWNER/NAME"
         )
-    pipe: VLVPipeline = VLVPipeline.from_pretrained(model, parts=parts, revision=revision)
+    pipe = VLVPipeline.from_pretrained(model, parts=parts, revision=revision)
     pipe.to(pick_device(device))
     return pipe
 

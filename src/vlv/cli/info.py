@@ -34,11 +34,14 @@ def info(
     ] = common.SHIPPED_MODEL,
     revision: common.Revision = None,
 ) -> int:
-    """Show the parts of a model, their sizes and licences, and what it knows."""
-    from vlv.jobs.model_info import describe_model
-    from vlv.models.pipeline import model_folder
+    """Show the parts of a model, their sizes and licences, and what it knows.
 
-    about = describe_model(model_folder(model, revision=revision))
+    A model of the hub is looked up among the downloaded ones; nothing is fetched.
+    """
+    from vlv.jobs.model_info import describe_model
+    from vlv.models.folder import find_folder
+
+    about = describe_model(find_folder(model, revision=revision, local_files_only=True))
     typer.echo(f"{model}  ({about.folder})")
     for part in about.parts:
         typer.echo(_line(part))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlv.data.images import IMAGE_SUFFIXES
 from vlv.errors import ConfigError, OutputError
 from vlv.jobs.files import write_text
-from vlv.jobs.inputs import file_name, good_images, image_size, open_batches
+from vlv.jobs.inputs import file_name, good_images, open_batches
 from vlv.jobs.table import GrowingTable
 from vlv.jobs.tally import Tally
 
@@ -224,7 +224,7 @@ class CaptionJob:
     ) -> Iterator[list[Row]]:
         pipe = load()
         tally.restart()
-        for batch in open_batches(self.todo, batch_size, image_size(pipe)):
+        for batch in open_batches(self.todo, batch_size, pipe.image_size):
             captions = iter(caption_images(pipe, batch, self.settings))
             rows = []
             for item in batch:
@@ -285,13 +285,13 @@ def caption_images(
             "top_p": settings.top_p or 1.0,
             "seed": _batch_seed(settings.seed, batch[0].record.id),
         }
-    captions: list[Caption] = pipe.caption_decoder.generate(
-        pipe.context(pipe.embed(images)),
+    return pipe.describe(
+        images,
+        batch_size=len(images),
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
         **options,
     )
-    return captions
 
 
 def _batch_seed(seed: int, first_id: str) -> int:

@@ -6,7 +6,6 @@ end they are joined into ``FILE`` and removed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ from safetensors.torch import save_file
 
 from vlv.errors import ConfigError, OutputError
 from vlv.jobs.files import write_text, writing
-from vlv.jobs.inputs import file_name, good_images, image_size, open_batches
+from vlv.jobs.inputs import file_name, good_images, open_batches
 from vlv.jobs.tally import Tally
+from vlv.training.latents import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from vlv.data.records import Record
     from vlv.jobs.inputs import Opened
@@ -129,9 +129,7 @@ class EmbedJob:
         pipe = load()
         tally.restart()
         first = len(self._have)
-        for number, batch in enumerate(
-            open_batches(self.todo, batch_size, image_size(pipe)), first
-        ):
+        for number, batch in enumerate(open_batches(self.todo, batch_size, pipe.image_size), first):
             self._add(number, self._embed(pipe, batch), tally)
             tally.failed += sum(item.error is not None for item in batch)
             report(batch)
@@ -196,12 +194,3 @@ class EmbedJob:
 
 def _key(file: dict[str, Any]) -> tuple[str, str]:
     return file["id"], file["file_name"]
-
-
-def weights_hash(module: nn.Module) -> str:
-    """Sixteen hexadecimal digits of the SHA-256 of a module's weights, names included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlv.data.records import Record
-    from vlv.models.pipeline import VLVPipeline
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,6 @@ def open_batches(
                 yield [future.result() for future in waiting.popleft()]
         while waiting:
             yield [future.result() for future in waiting.popleft()]
-
-
-def image_size(pipe: VLVPipeline) -> int:
-    """Pixels a side that the model's encoder looks at."""
-    return int(pipe.encoder.config.image_size)
 
 
 def good_images(batch: Sequence[Opened]) -> list[Image.Image]:

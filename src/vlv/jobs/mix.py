@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from vlv.data.images import load_image
 from vlv.errors import ConfigError, OutputError
 from vlv.jobs.pictures import write_png
-from vlv.jobs.reconstruct import SampleSettings, sample_images
+from vlv.jobs.reconstruct import SampleSettings, draw
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from vlv.models.mixing import MixMode
     from vlv.models.pipeline import VLVPipeline
 
 Number = TypeVar("Number", int, float)
-Mode = Literal["concat", "average", "slerp"]
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class MixSettings:
 
     Attributes:
         mode: ``concat`` joins leading vectors; ``average`` and ``slerp`` blend position by position.
-        keep: Vectors taken of each embedding, for ``concat``.
-        weights: Share of each embedding, for the other two.
+        keep: Vectors taken of each embedding, for ``concat``; None shares them evenly.
+        weights: Share of each embedding, for the other two; None is equal shares.
     """
 
-    mode: Mode
+    mode: MixMode
     keep: tuple[int, ...] | None = None
     weights: tuple[float, ...] | None = None
 
     @classmethod
     def parse(
-        cls, num_images: int, keep: str | None, weights: str | None, mode: Mode | None
+        cls, num_images: int, keep: str | None, weights: str | None, mode: MixMode | None
     ) -> Self:
         """Make sense of what the command line says.
 
@@ -56,12 +56,8 @@ class MixSettings:
             )
         if keep is not None:
             return cls("concat", keep=tuple(_numbers(keep, int, num_images, "--keep 20,12")))
-        if mode == "concat" or (mode is None and weights is None):
-            raise ConfigError(
-                "say how to mix: --keep 20,12 joins vectors, --weights .5,.5 blends them"
-            )
         if weights is None:
-            return cls(mode or "average", weights=(1 / num_images,) * num_images)
+            return cls(mode or "concat")
         shares = tuple(_numbers(weights, float, num_images, "--weights .5,.5"))
         return cls(mode or "average", weights=shares)
 
@@ -97,6 +93,6 @@ def mix_files(
         raise OutputError(f"{output} is an input and would be overwritten; name another file")
     images = [load_image(path) for path in inputs]
     z = pipe.mix(images, keep=how.keep, weights=how.weights, mode=how.mode)
-    (image,) = sample_images(pipe, pipe.context(z[None]), settings)
+    (image,) = draw(pipe, pipe.context(z[None]), settings)
     sources = {"sources": [str(path) for path in inputs]}
     write_png(output, image, {**asdict(settings), **asdict(how), **sources})

@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vlv.errors import ModelFolderError
+from vlv.models.folder import INDEX_NAME, NEEDED, Reference, read_index
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-COMMANDS = {
-    "caption": ("encoder", "text_encoder", "caption_decoder"),
-    "reconstruct": ("encoder", "text_encoder", "unet", "vae", "scheduler"),
-    "generate": ("text_encoder", "tokenizer", "unet", "vae", "scheduler"),
-    "embed": ("encoder",),
-}
-"""Parts that each command needs."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ class ModelInfo:
     def commands(self) -> list[str]:
         """Commands for which all parts are there."""
         names = {part.name for part in self.parts}
-        return [command for command, needs in COMMANDS.items() if names.issuperset(needs)]
+        return [command for command, needs in NEEDED.items() if names.issuperset(needs)]
 
 
 def describe_model(folder: Path) -> ModelInfo:
@@ -78,42 +71,41 @@ def describe_model(folder: Path) -> ModelInfo:
     Raises:
         ModelFolderError: The folder is no model.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelFolderError(f"{folder} is no model folder: it has no model_index.json")
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelFolderError(f"{index} is damaged ({error})") from error
+    references = read_index(folder).components
+    kinds = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
     card = _front_matter(folder / "README.md")
     licences = card.get("parts") or {}
     parts = [
-        _part(folder / name, entry, str(licences.get(name, "")))
-        for name, entry in sorted(entries.items())
-        if not name.startswith("_") and _is_component(entry)
+        _referred(name, reference, str(licences.get(name, "")))
+        if reference is not None
+        else _read_part(folder / name, str(kinds[name][-1]), str(licences.get(name, "")))
+        for name, reference in references.items()
     ]
     return ModelInfo(folder, parts, str(card.get("license", "")), str(card.get("knows", "")))
 
 
-def _is_component(entry: Any) -> bool:
-    return isinstance(entry, dict) or (isinstance(entry, list) and entry[-1] is not None)
+def _referred(name: str, reference: Reference, licence: str) -> Part:
+    where = "/".join(str(reference[key]) for key in ("repo", "subfolder") if reference.get(key))
+    revision = reference.get("revision")
+    return Part(name, "", licence=licence, reference=where + (f"@{revision}" if revision else ""))
 
 
-def _part(folder: Path, entry: Any, licence: str) -> Part:
-    if isinstance(entry, dict):
-        where = "/".join(str(entry[key]) for key in ("repo", "subfolder") if entry.get(key))
-        return Part(
-            folder.name, "", licence=licence, reference=f"{where}@{entry.get('revision', 'main')}"
+def _read_part(folder: Path, kind: str, licence: str) -> Part:
+    if not folder.is_dir():
+        raise ModelFolderError(
+            f"{folder} is missing, though {INDEX_NAME} lists it; copy the model again"
         )
-    files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-    count, dtypes = 0, set()
-    for path in files:
-        if path.suffix == ".safetensors":
-            for tensor in read_header(path).values():
-                count += math.prod(tensor["shape"])
-                dtypes.add(tensor["dtype"])
-    size = sum(path.stat().st_size for path in files)
-    return Part(folder.name, str(entry[-1]), count, size, tuple(sorted(dtypes)), licence)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    headers = [read_header(path) for path in files if path.suffix == ".safetensors"]
+    tensors = [tensor for header in headers for tensor in header.values()]
+    return Part(
+        folder.name,
+        kind,
+        num_parameters=sum(math.prod(tensor["shape"]) for tensor in tensors),
+        num_bytes=sum(path.stat().st_size for path in files),
+        dtypes=tuple(sorted({tensor["dtype"] for tensor in tensors})),
+        licence=licence,
+    )
 
 
 def read_header(path: Path) -> dict[str, dict[str, Any]]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from vlv.data.images import to_pil
 from vlv.errors import ConfigError, OutputError
-from vlv.jobs.inputs import file_name, good_images, image_size, open_batches, open_record
+from vlv.jobs.inputs import file_name, good_images, open_batches, open_record
 from vlv.jobs.pictures import read_settings, sheet, slug, write_png
 from vlv.jobs.tally import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from torch import Tensor
+
     from vlv.data.records import Record
     from vlv.jobs.inputs import Opened
+    from vlv.models.diffusion import Sampler
     from vlv.models.pipeline import VLVPipeline
 
 OnExistingImage = Literal["skip", "overwrite", "error"]
@@ -42,12 +44,8 @@ class SampleSettings:
     revision: str | None = None
     steps: int = 20
     guidance: float = 2.0
-    sampler: str = "dpm"
+    sampler: Sampler = "dpm"
     seed: int = 0
-
-    def options(self) -> dict[str, Any]:
-        """Arguments of the sampling methods of the pipeline."""
-        return {"steps": self.steps, "guidance": self.guidance, "sampler": self.sampler}
 
 
 class ReconstructJob:
@@ -131,7 +129,7 @@ class ReconstructJob:
             return tally
         pipe = load()
         tally.restart()
-        for batch in open_batches(self.todo, batch_size, image_size(pipe)):
+        for batch in open_batches(self.todo, batch_size, pipe.image_size):
             good = [item for item in batch if item.error is None]
             for item, image in zip(good, self._rebuild(pipe, batch), strict=True):
                 self._write(item, image)
@@ -145,7 +143,7 @@ class ReconstructJob:
         if not images:
             return []
         context = pipe.context(pipe.embed(images))
-        return sample_images(pipe, context, self.settings)
+        return draw(pipe, context, self.settings)
 
     def _write(self, item: Opened, image: Image.Image) -> None:
         source = {"source": file_name(item.record), "sha256": item.sha256}
@@ -171,11 +169,15 @@ class ReconstructJob:
                 yield left, right
 
 
-def sample_images(pipe: VLVPipeline, context: Any, settings: SampleSettings) -> list[Image.Image]:
-    """Sample one image per context (B,Q,D), all from the same first noise, so that batches do not matter."""
-    seeds = [settings.seed] * len(context)
-    pixels = pipe.decoder.sample(context, seeds=seeds, **settings.options())
-    return [to_pil(one) for one in pixels]
+def draw(pipe: VLVPipeline, context: Tensor, settings: SampleSettings) -> list[Image.Image]:
+    """Draw one image per context (B,Q,D), all from the same first noise, so that batches do not matter."""
+    return pipe.draw(
+        context,
+        seed=settings.seed,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        sampler=settings.sampler,
+    )
 
 
 def generate_files(
@@ -191,7 +193,7 @@ def generate_files(
     tally, paths = Tally(), []
     for text in texts:
         context = pipe.decoder.encode_text([text])
-        (image,) = sample_images(pipe, context.c, settings)
+        (image,) = draw(pipe, context.c, settings)
         paths.append(_free_name(folder, slug(text)))
         write_png(paths[-1], image, {**asdict(settings), "text": text})
         tally.done += 1

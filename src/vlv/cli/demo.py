@@ -1,0 +1,99 @@
+"""``vlv demo``."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlv.cli import common
+
+if TYPE_CHECKING:
+    from vlv.demo.cases import Demo, Picture
+
+DEFAULT_NUM = 6
+
+More = Annotated[
+    list[str] | None, typer.Argument(metavar="[FILE]...", help="More images of your own.")
+]
+Own = Annotated[
+    list[str] | None,
+    typer.Option("--images", metavar="FILE", help="Show your own images instead of scenes."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="The page; replaced if it exists.")]
+Num = Annotated[
+    int | None, typer.Option(min=1, help=f"Held-out scenes to show.  [default: {DEFAULT_NUM}]")
+]
+
+
+def demo(
+    files: More = None,
+    images: Own = None,
+    output: Output = Path("demo.html"),
+    num: Num = None,
+    model: common.Model = common.SHIPPED_MODEL,
+    revision: common.Revision = None,
+    device: common.Device = "auto",
+    steps: common.Steps = 20,
+    guidance: common.Guidance = 2.0,
+    seed: common.Seed = 0,
+) -> int:
+    """Write one HTML page: images, rebuilt, described, drawn again from the words, and mixed.
+
+    The images are freshly rendered scenes of the toy world that no training has seen, or your own (--images).
+    Captions also go to stdout.
+    """
+    from vlv.demo.cases import Sampling, run
+    from vlv.demo.page import make_page, save_page
+    from vlv.errors import OutputError
+    from vlv.models.folder import find_folder
+
+    started = time.monotonic()
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder; name the page, such as {output / 'demo.html'}")
+    pictures, num_failed = _pictures([*(images or []), *(files or [])], num, seed)
+    pipe = common.load_pipeline(model, ["caption", "reconstruct"], revision=revision, device=device)
+    sampling = Sampling(seed=seed, steps=steps, guidance=guidance)
+    result = run(pipe, pictures, sampling, progress=sys.stderr.isatty())
+    folder = find_folder(model, revision=revision, local_files_only=True)
+    page = make_page(result, model, sampling, notes=_notes(model), folder=folder)
+    save_page(output, page)
+    _print(result)
+    common.say(f"{output}: {len(pictures)} images in {time.monotonic() - started:.1f} s")
+    return 2 if num_failed else 0
+
+
+def _pictures(inputs: list[str], num: int | None, seed: int) -> tuple[list[Picture], int]:
+    """The images to show, and how many files were bad."""
+    from vlv.demo.cases import held_out_pictures, own_pictures
+    from vlv.errors import ConfigError, DataError
+
+    if not inputs:
+        return held_out_pictures(num or DEFAULT_NUM, seed), 0
+    if num is not None:
+        raise ConfigError(
+            "--num counts rendered scenes and has no effect on --images; leave it out"
+        )
+    pictures, errors = own_pictures(common.find_inputs(inputs, recursive=True, limit=None))
+    for error in errors:
+        common.say(f"failed: {error}")
+    if not pictures:
+        raise DataError(f"none of the {len(errors)} images can be read; name others")
+    return pictures, len(errors)
+
+
+def _notes(model: str) -> list[str]:
+    if model != common.SHIPPED_MODEL:
+        return []
+    return [
+        "vlv-tiny knows the toy world only: one to three rendered solids on a plain. It shows the method, not "
+        "what a real model can do; in any other picture it will see spheres, cubes, cylinders and cones."
+    ]
+
+
+def _print(result: Demo) -> None:
+    for case in result.cases:
+        typer.echo(f"{case.picture.name}\t{' '.join(case.caption.text.split())}")

@@ -1,0 +1,146 @@
+"""``vlv toyworld``: the rendered world, and the small pretrained parts that know it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from vlv.cli import common
+
+app = typer.Typer(
+    name="toyworld",
+    help="Render the toy world, and pretrain the small parts on it.",
+    no_args_is_help=True,
+)
+
+SHEET_PICTURES = 48
+
+SplitName = Literal["train", "val", "test", "composition"]
+PartName = Literal["inspector", "vae", "text", "unet", "florence", "llm"]
+
+Split = Annotated[SplitName, typer.Option(help="Splits share no scene.")]
+Num = Annotated[int, typer.Option(min=1, help="Number of scenes.")]
+
+
+@app.command()
+def render(
+    out: Annotated[Path, typer.Argument(help="Folder of the tar shards; created.")],
+    num: Num,
+    split: Split = "train",
+    seed: common.Seed = 0,
+    per_shard: Annotated[int, typer.Option(min=1, help="Scenes in a full shard.")] = 1000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one for every processor by default.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also lay the first pictures out in this FILE.png.")
+    ] = None,
+) -> int:
+    """Render scenes into tar shards: pictures, captions and the truth about each.
+
+    Whole shards that are there already are kept: an interrupted command goes on when it is given again.
+    """
+    from vlv.toyworld.dataset import render_shards
+
+    try:
+        paths = render_shards(
+            out, split=split, num=num, seed=seed, per_shard=per_shard, workers=workers
+        )
+    except KeyboardInterrupt:
+        common.say(f"the whole shards in {out} are kept; the same command goes on from there")
+        raise
+    if sheet is not None:
+        _write_sheet(sheet, min(num, SHEET_PICTURES), seed, split)
+    common.say(f"{num} scenes in {len(paths)} shards -> {out}")
+    return 0
+
+
+@app.command()
+def sheet(
+    out: Annotated[Path, typer.Argument(help="FILE.png")],
+    num: Num = SHEET_PICTURES,
+    split: Split = "train",
+    seed: common.Seed = 0,
+) -> int:
+    """Draw the first scenes of a split on one page."""
+    _write_sheet(out, num, seed, split)
+    return 0
+
+
+def _write_sheet(out: Path, num: int, seed: int, split: SplitName) -> None:
+    from vlv.jobs.pictures import write_png
+    from vlv.toyworld.dataset import contact_sheet
+    from vlv.toyworld.scene import sample_scene
+
+    page = contact_sheet([sample_scene(seed, index, split) for index in range(num)])
+    write_png(out, page, {"split": split, "seed": seed, "num": num})
+    typer.echo(out)
+
+
+@app.command()
+def describe(
+    index: Annotated[int, typer.Option(min=0, help="Number of the scene.")] = 0,
+    split: Split = "train",
+    seed: common.Seed = 0,
+) -> int:
+    """Print a scene in words: a caption of every form, and its questions with their answers."""
+    import numpy as np
+
+    from vlv.toyworld import language
+    from vlv.toyworld.questions import ask
+    from vlv.toyworld.scene import sample_scene
+
+    scene = sample_scene(seed, index, split)
+    rng = np.random.default_rng([seed, index])
+    for form in language.FORMS:
+        typer.echo(f"{form}: {language.describe(scene, form, rng)}")
+    for question in ask(scene, rng):
+        typer.echo(f"{question.kind}: {question.question} {question.answer}")
+    return 0
+
+
+@app.command()
+def pretrain(
+    part: Annotated[PartName, typer.Argument(help="What to train; unet needs vae and text.")],
+    data: Annotated[list[Path], typer.Option(help="Rendered shards (repeatable).")],
+    models: Annotated[Path, typer.Option(help="Folder of the parts; earlier ones are read there.")],
+    run: Annotated[Path, typer.Option(help="Folder of the run; created.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    seed: common.Seed = 0,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop and save after this time; the same command goes on."),
+    ] = None,
+) -> int:
+    """Train one of the small parts that play the roles of the downloaded models."""
+    from vlv.toyworld.pretrain import pretrain as train_part
+    from vlv.training.interrupt import Interrupted
+
+    seconds = None if max_minutes is None else 60 * max_minutes
+    try:
+        result = train_part(part, data, models, run, seed=seed, steps=steps, max_seconds=seconds)
+    except Interrupted as interruption:
+        common.say(str(interruption))
+        raise
+    common.say(f"{part}: {result.step} steps done; the weights are in {models}")
+    return 0
+
+
+@app.command()
+def ship(
+    out: Annotated[Path, typer.Argument(help="The model folder to write.")],
+    model: Annotated[Path, typer.Option(help="The model folder that stage 2 saved.")],
+    parts: Annotated[Path, typer.Option(help="Folder of the pretrained parts.")],
+    runs: Annotated[Path, typer.Option(help="Folder that holds the run of every part and stage.")],
+    results: Annotated[
+        Path | None, typer.Option(help="JSON of vlv eval toyworld, quoted in the model card.")
+    ] = None,
+) -> int:
+    """Write the model folder that the package ships: half precision, inspector, logs, model card."""
+    from vlv.toyworld.ship import ship as write_shipped
+
+    write_shipped(model, parts, runs, out, results)
+    typer.echo(out)
+    return 0

@@ -1,0 +1,328 @@
+"""From a run configuration to a trained model folder: loads the parts, joins them with the loop, saves.
+
+A stage is (objective, evaluation, samples); everything around it is the same for both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from PIL import Image
+from transformers import AutoModelForCausalLM, AutoTokenizer, Florence2ForConditionalGeneration
+
+from vlv.data.batches import BatchLoader, epoch_batches
+from vlv.data.images import to_pil
+from vlv.data.records import find_records
+from vlv.errors import ModelFolderError
+from vlv.models.captioner import CaptionDecoder
+from vlv.models.diffusion import DiffusionDecoder
+from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
+from vlv.models.folder import NEEDED, ModelIndex, find_folder, load_component
+from vlv.models.pipeline import VLVPipeline
+from vlv.training.latents import cache_latents
+from vlv.training.loop import fit
+from vlv.training.own_captions import cached_ids, own_captions
+from vlv.training.progress import DenoisingMeter, HeldOutLoss
+from vlv.training.stages import Stage1, Stage2
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vlv.config import PartSource, RunConfig
+    from vlv.data.quarantine import BadRecord
+    from vlv.data.records import Record
+    from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
+
+_HELD_OUT_IMAGES = 256
+_SAMPLE_IMAGES = 8
+_DECODER = NEEDED["generate"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a stage works on; `caption_decoder` is None in stage 1."""
+
+    encoder: VLVEncoder
+    decoder: DiffusionDecoder
+    caption_decoder: CaptionDecoder | None = None
+
+    def to(self, device: str) -> None:
+        """Move everything to a device."""
+        modules: list[Any] = [self.encoder, self.decoder, self.caption_decoder]
+        for module in modules:
+            if module is not None:
+                module.to(device)
+
+
+def train(
+    config: RunConfig,
+    run_dir: Path,
+    *,
+    export: Path | None = None,
+    max_seconds: float | None = None,
+) -> FitResult:
+    """Train one stage and save the model; the same call goes on after an interruption.
+
+    Args:
+        config: The run.
+        run_dir: Its folder.
+        export: Where the finished model goes; `run_dir/model` by default.
+        max_seconds: Stop and save after this time.
+
+    Raises:
+        ModelFolderError: A part cannot be found or loaded.
+        DataError: The images, or for stage 2 their captions, are missing.
+        Interrupted: As `fit`; no model is saved then.
+    """
+    records = find_records(config.data.inputs)
+    held_out = find_records(config.data.held_out)[:_HELD_OUT_IMAGES] if config.data.held_out else []
+    parts = load_stage1(config) if config.stage == "stage1" else load_stage2(config)
+    parts.to("cuda" if torch.cuda.is_available() else "cpu")
+    objective = make_objective(config, parts)
+    with make_loader(config, parts, records, run_dir) as loader:
+        result = fit(
+            objective,
+            loader,
+            config.loop,
+            config.optim,
+            run_dir,
+            evaluate=make_evaluation(config, parts, objective, held_out),
+            sample=make_samples(config, parts, held_out),
+            max_seconds=max_seconds,
+            settings=config.model_dump(mode="json", exclude={"loop", "optim"}),
+        )
+    export_model(config, parts, export or run_dir / "model")
+    return result
+
+
+# --- parts -----------------------------------------------------------------------------------------
+
+
+def load_stage1(config: RunConfig) -> Parts:
+    """Florence-2 with fresh queries and projector, and the frozen diffusion decoder."""
+    source = config.model.florence
+    assert source is not None, "checked by RunConfig"
+    decoder = load_decoder(config.model.decoder, _DECODER)
+    text = decoder.text_encoder.config
+    encoder = VLVEncoder.from_florence(
+        _pretrained(Florence2ForConditionalGeneration, source, "Florence-2"),
+        _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
+        num_queries=config.model.num_queries or text.max_position_embeddings,
+        text_width=text.hidden_size,
+        image_size=config.model.input_size or config.data.image_size,
+        seed=config.loop.seed,
+        prompt=config.model.prompt or DEFAULT_PROMPT,
+    )
+    return Parts(encoder, decoder)
+
+
+def load_stage2(config: RunConfig) -> Parts:
+    """The encoder of stage 1, the language model with a fresh projector, and as much of the decoder as is needed."""
+    source = config.model.llm
+    assert source is not None, "checked by RunConfig"
+    assert config.model.encoder is not None, "checked by RunConfig"
+    assert config.stage2 is not None, "checked by RunConfig"
+    names = _DECODER if config.stage2.denoising_weight else ("text_encoder", "tokenizer")
+    decoder = load_decoder(config.model.decoder, names)
+    caption_decoder = CaptionDecoder.from_llm(
+        _pretrained(AutoModelForCausalLM, source, "the language model"),
+        _pretrained(AutoTokenizer, source, "the language model's tokenizer"),
+        text_width=decoder.text_encoder.config.hidden_size,
+        seed=config.loop.seed,
+    )
+    return Parts(_load_encoder(config.model.encoder), decoder, caption_decoder)
+
+
+def load_decoder(source: PartSource, names: Sequence[str]) -> DiffusionDecoder:
+    """The named components of a folder in the diffusers layout; the others are None."""
+    index = ModelIndex(_folder(source, ["generate"]), dict.fromkeys(names))
+    loaded: dict[str, Any] = dict.fromkeys(_DECODER)
+    loaded |= {name: load_component(index, name, torch.float32) for name in names}
+    return DiffusionDecoder(**loaded)
+
+
+def _load_encoder(source: PartSource) -> VLVEncoder:
+    folder = _folder(source, ["embed"])
+    if folder.name == "encoder" and not (folder / "encoder").is_dir():
+        folder = folder.parent
+    encoder: VLVEncoder = load_component(
+        ModelIndex(folder, {"encoder": None}), "encoder", torch.float32
+    )
+    return encoder
+
+
+def _folder(source: PartSource, tasks: Sequence[Literal["generate", "embed"]] | None) -> Path:
+    return find_folder(source.path, tasks=tasks, revision=source.revision) / (
+        source.subfolder or "."
+    )
+
+
+def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
+    """Load a model (in float32) or tokenizer of transformers."""
+    folder = _folder(source, None)
+    options = {} if kind is AutoTokenizer else {"dtype": torch.float32}
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelFolderError(f"{what} cannot be loaded from {folder} ({reason})") from error
+
+
+# --- what the loop is given ------------------------------------------------------------------------
+
+
+def make_objective(config: RunConfig, parts: Parts) -> Objective:
+    """What trains, and which loss."""
+    if config.stage1 is not None:
+        return Stage1(parts.encoder, parts.decoder, config.stage1)
+    assert config.stage2 is not None, "checked by RunConfig"
+    assert parts.caption_decoder is not None, "loaded by load_stage2"
+    return Stage2(parts.encoder, parts.decoder, parts.caption_decoder, config.stage2)
+
+
+def make_loader(
+    config: RunConfig, parts: Parts, records: list[Record], run_dir: Path
+) -> BatchLoader:
+    """Endless batches, with cached latents and the encoder's own captions where the settings ask for them."""
+    data = config.data
+    extra: dict[str, NDArray[Any]] = {}
+    if data.latents is not None:
+        extra |= cache_latents(
+            parts.decoder,
+            records,
+            data.image_size,
+            Path(data.latents),
+            num_workers=data.num_workers,
+            on_bad=_leave_to_the_loader,
+        )
+    if config.stage1 is not None and config.stage1.warm_start_steps:
+        extra["own_ids"] = own_ids(config, parts, records, run_dir / "own_ids.npy")
+    return BatchLoader(
+        records,
+        config.loop.batch_size,
+        data.image_size,
+        seed=config.loop.seed,
+        num_workers=data.num_workers,
+        quarantine=run_dir / "quarantine.jsonl",
+        max_bad_share=data.max_bad_share,
+        extra=extra,
+    )
+
+
+def own_ids(
+    config: RunConfig, parts: Parts, records: Sequence[Record], cache: Path
+) -> NDArray[np.int64]:
+    """The encoder's own captions as ids of the text tower, (N, L), for the warm start."""
+    source = config.model.florence
+    assert source is not None, "checked by RunConfig"
+
+    def make() -> list[str]:
+        return own_captions(
+            parts.encoder,
+            _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
+            records,
+            image_size=config.data.image_size,
+            on_bad=_leave_to_the_loader,
+        )
+
+    return cached_ids(cache, len(records), make, parts.decoder.tokenizer, parts.encoder.num_queries)
+
+
+def _leave_to_the_loader(bad: BadRecord) -> None:
+    """The loader meets the same bad record, counts it and names it."""
+
+
+def make_evaluation(
+    config: RunConfig, parts: Parts, objective: Objective, held_out: Sequence[Record]
+) -> Evaluate | None:
+    """Figures on held-out images: where z stands between no text and the true text, and the loss of captions."""
+    if not held_out:
+        return None
+    batches = _held_out_batches(config, held_out)
+    meters: list[Evaluate] = []
+    captions = [caption for batch in batches for caption in batch["captions"]]
+    if parts.decoder.unet is not None and all(captions):
+        pixels = torch.cat([batch["pixels"] for batch in batches])
+        meters.append(DenoisingMeter(parts.encoder, parts.decoder, pixels, captions))
+    if config.stage == "stage2":
+        meters.append(HeldOutLoss(objective, batches))
+    return lambda step: {k: v for meter in meters for k, v in meter(step).items()}
+
+
+def _held_out_batches(config: RunConfig, held_out: Sequence[Record]) -> list[Batch]:
+    size = config.loop.batch_size
+    return list(
+        epoch_batches(held_out, size, config.data.image_size, num_workers=config.data.num_workers)
+    )
+
+
+def make_samples(config: RunConfig, parts: Parts, held_out: Sequence[Record]) -> Sample | None:
+    """Pictures: held-out images above, below them what is rebuilt from z; and captions as text."""
+    if not held_out:
+        return None
+    (batch,) = epoch_batches(held_out[:_SAMPLE_IMAGES], _SAMPLE_IMAGES, config.data.image_size)
+    images = list(batch["pixels"])
+    pipe = make_pipeline(config, parts)
+
+    def sample(step: int, folder: Path) -> None:
+        z = pipe.embed(images)
+        if parts.decoder.unet is not None:
+            rebuilt = pipe.reconstruct(z=z)
+            _grid([[to_pil(image) for image in images], rebuilt]).save(folder / f"{step:07d}.png")
+        if parts.caption_decoder is not None:
+            lines = [
+                f"{name}: {text}\n"
+                for name, text in zip(batch["ids"], pipe.caption(z=z), strict=True)
+            ]
+            (folder / f"{step:07d}.txt").write_text("".join(lines), encoding="utf-8")
+
+    return sample
+
+
+def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    width, height = rows[0][0].size
+    page = Image.new("RGB", (len(rows[0]) * width, len(rows) * height))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            page.paste(image, (x * width, y * height))
+    return page
+
+
+# --- the finished model ----------------------------------------------------------------------------
+
+
+def make_pipeline(config: RunConfig, parts: Parts, **missing: Any) -> VLVPipeline:
+    """The parts as a pipeline; ``missing`` supplies components that training did without."""
+    components = {name: getattr(parts.decoder, name) for name in _DECODER} | missing
+    return VLVPipeline(
+        encoder=parts.encoder,
+        caption_decoder=parts.caption_decoder,
+        image_size=config.data.image_size,
+        **components,
+    )
+
+
+def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
+    """Save the model folder; a decoder from the hub is named in it, one from a folder is copied."""
+    source = config.model.decoder
+    absent = [name for name in _DECODER if getattr(parts.decoder, name) is None]
+    if Path(source.path).is_dir():
+        index = ModelIndex(_folder(source, None), dict.fromkeys(absent))
+        missing = {name: load_component(index, name, torch.float32) for name in absent}
+        make_pipeline(config, parts, **missing).save_pretrained(folder)
+        return
+    references = {
+        name: {
+            "repo": source.path,
+            "subfolder": f"{source.subfolder}/{name}" if source.subfolder else name,
+            "revision": source.revision,
+        }
+        for name in _DECODER
+    }
+    make_pipeline(config, parts).save_pretrained(folder, references=references)

@@ -1,0 +1,271 @@
+"""`vlv caption`: outputs, resuming, what is never destroyed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Vlv, write_image
+from vlv.jobs.caption import COLUMNS
+from vlv.jobs.table import Row, read_parquet
+from vlv.models.pipeline import VLVPipeline
+
+SHORT = ("--max-new-tokens", 5)
+
+
+def rows(path: Path) -> list[Row]:
+    if path.suffix == ".parquet":
+        return read_parquet(path)
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def args(tiny_folder: Path, photos: Path) -> tuple[object, ...]:
+    return ("caption", photos, "--model", tiny_folder, *SHORT)
+
+
+def test_to_stdout(vlv: Vlv, args: tuple[object, ...], photos: Path, tiny_folder: Path) -> None:
+    result = vlv(*args)
+    assert result.code == 0
+    lines = [line.split("\t") for line in result.out.splitlines()]
+    assert [name for name, _ in lines] == [
+        *(str(photos / f"{number}.png") for number in range(4)),
+        str(photos / "more" / "4.jpg"),
+    ]
+    assert "done 5, skipped 0, failed 0, truncated 5" in result.err
+    single = vlv("caption", photos / "1.png", "--model", tiny_folder, *SHORT)
+    assert single.out.rstrip("\n") == lines[1][1], "one image: the caption and nothing else"
+
+
+def test_json_lines_to_stdout(vlv: Vlv, args: tuple[object, ...]) -> None:
+    result = vlv(*args, "--output", "-", "--limit", 2)
+    assert [json.loads(line)["id"] for line in result.out.splitlines()] == ["0.png", "1.png"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_table(vlv: Vlv, args: tuple[object, ...], tmp_path: Path, name: str) -> None:
+    output = tmp_path / name
+    result = vlv(*args, "--output", output, "--batch-size", 2, "--seed", 3)
+    assert (result.code, result.out) == (0, "")
+    table = rows(output)
+    assert [list(row) for row in table] == [list(COLUMNS)] * 5
+    last = table[-1]
+    assert (last["id"], last["width"], last["height"]) == ("more/4.jpg", 50, 40)
+    assert (last["n_tokens"], last["finish_reason"], last["seed"]) == (5, "length", 3)
+    assert (last["error"], len(last["sha256"])) == (None, 64)
+
+
+def test_rerun_is_a_no_op(
+    vlv: Vlv, args: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out.jsonl"
+    vlv(*args, "-o", output)
+    before = output.read_bytes()
+    monkeypatch.setattr(VLVPipeline, "from_pretrained", None)  # the model is not even loaded
+    result = vlv(*args, "-o", output)
+    assert result.code == 0
+    assert "done 0, skipped 5, failed 0" in result.err
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_interrupted_run_loses_nothing(
+    vlv: Vlv, args: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    whole, output = tmp_path / f"whole-{name}", tmp_path / name
+    vlv(*args, "-o", whole, "--batch-size", 2)
+    describe = VLVPipeline.describe
+    calls = iter([False, True])
+
+    def interrupted(self: VLVPipeline, *rest: object, **options: object) -> object:
+        if next(calls):
+            raise KeyboardInterrupt
+        return describe(self, *rest, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VLVPipeline, "describe", interrupted)
+        result = vlv(*args, "-o", output, "--batch-size", 2)
+    assert result.code == 130
+    assert "2 results are kept; the same command goes on from there" in result.err
+    again = vlv(*args, "-o", output, "--batch-size", 2)
+    assert again.code == 0
+    assert "done 3, skipped 2" in again.err
+    assert rows(output) == rows(whole)
+
+
+def test_killed_run_loses_nothing(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
+    for number in range(60):
+        write_image(tmp_path / "many" / f"{number:02d}.png", number)
+    output = tmp_path / "out.jsonl"
+    args = ["caption", tmp_path / "many", "--model", tiny_folder, *SHORT, "-o", output]
+    args += ["--batch-size", 1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vlv", *map(str, args)], stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while (not output.exists() or output.stat().st_size < 1500) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = output.read_bytes().rpartition(b"\n")[0].count(b"\n") + 1
+    assert 0 < kept < 60
+    result = vlv(*args[:-1], 64)
+    assert f"done {60 - kept}, skipped {kept}" in result.err
+    assert [row["id"] for row in rows(output)] == [f"{number:02d}.png" for number in range(60)]
+
+
+def test_bad_files_are_named_and_tried_again(
+    vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path
+) -> None:
+    good = (photos / "2.png").read_bytes()
+    (photos / "2.png").write_bytes(good[: len(good) // 2])
+    (photos / "3.png").write_bytes(b"")
+    output = tmp_path / "out.jsonl"
+    result = vlv(*args, "-o", output)
+    assert result.code == 2
+    assert f"failed: {photos / '2.png'}" in result.err
+    assert f"failed: {photos / '3.png'}" in result.err
+    assert "done 3, skipped 0, failed 2" in result.err
+    table = {row["id"]: row for row in rows(output)}
+    assert table["2.png"]["caption"] is None
+    assert "cannot be decoded" in table["2.png"]["error"]
+    assert "empty" in table["3.png"]["error"]
+    (photos / "2.png").write_bytes(good)
+    again = vlv(*args, "-o", output)
+    assert again.code == 2
+    assert "done 1, skipped 3, failed 1" in again.err
+    assert sum(row["error"] is None for row in rows(output)) == 4
+
+
+def test_sidecars_resume_and_never_replace(
+    vlv: Vlv, args: tuple[object, ...], photos: Path
+) -> None:
+    (photos / "1.txt").write_text("written by hand\n")
+    result = vlv(*args, "--sidecar", ".txt")
+    assert result.code == 0
+    assert "done 4, skipped 1" in result.err
+    assert (photos / "1.txt").read_text() == "written by hand\n"
+    assert (photos / "more" / "4.txt").read_text().count("\n") == 1
+    assert "done 0, skipped 5" in vlv(*args, "--sidecar", "txt").err
+    vlv(*args, "--sidecar", ".txt", "--on-existing", "append")
+    assert (photos / "1.txt").read_text().startswith("written by hand\n")
+    assert (photos / "1.txt").read_text().count("\n") == 2
+    vlv(*args, "--sidecar", ".txt", "--on-existing", "overwrite")
+    assert "hand" not in (photos / "1.txt").read_text()
+    assert (photos / "1.txt").read_text().count("\n") == 1
+
+
+def test_sidecars_are_filled_from_the_table(
+    vlv: Vlv,
+    args: tuple[object, ...],
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = tmp_path / "out.jsonl"
+    vlv(*args, "-o", output)
+    monkeypatch.setattr(VLVPipeline, "from_pretrained", None)
+    assert vlv(*args, "-o", output, "--sidecar", ".txt").code == 0
+    for row in rows(output):
+        written = (photos / row["id"]).with_suffix(".txt").read_text()
+        assert written == " ".join(row["caption"].split()) + "\n"
+
+
+def test_two_images_with_one_stem(vlv: Vlv, args: tuple[object, ...], photos: Path) -> None:
+    write_image(photos / "1.jpg", 9)
+    result = vlv(*args, "--sidecar", ".txt")
+    assert result.code == 1
+    assert "would share" in result.err
+    assert not list(photos.glob("*.txt"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".", ".jsonl", "a/b"])
+def test_dangerous_sidecar_suffix(vlv: Vlv, args: tuple[object, ...], suffix: str) -> None:
+    result = vlv(*args, "--sidecar", suffix)
+    assert result.code == 1
+    assert "cannot be the suffix" in result.err
+
+
+def test_other_settings_are_refused(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    vlv(*args, "-o", output)
+    before = output.read_bytes()
+    result = vlv(*args, "-o", output, "--num-beams", 2)
+    assert result.code == 1
+    assert "num_beams was 1, now 2" in result.err
+    assert output.read_bytes() == before
+    assert vlv(*args, "-o", output, "--num-beams", 2, "--on-existing", "overwrite").code == 0
+    assert vlv(*args, "-o", output, "--on-existing", "error").code == 1
+
+
+def test_append_adds_a_second_caption(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> None:
+    output = tmp_path / "out.jsonl"
+    drawn = (*args, "-o", output, "--temperature", 1, "--on-existing", "append")
+    vlv(*drawn, "--seed", 1)
+    vlv(*drawn, "--seed", 2)
+    table = rows(output)
+    assert [row["seed"] for row in table] == [1] * 5 + [2] * 5
+    assert [row["caption"] for row in table[:5]] != [row["caption"] for row in table[5:]]
+
+
+def test_drawn_captions_follow_the_seed(vlv: Vlv, args: tuple[object, ...]) -> None:
+    drawn = (*args, "--temperature", 1.5)
+    assert vlv(*drawn, "--seed", 1).out == vlv(*drawn, "--seed", 1).out
+    assert vlv(*drawn, "--seed", 1).out != vlv(*drawn, "--seed", 2).out
+
+
+def test_batches_do_not_change_captions(vlv: Vlv, args: tuple[object, ...]) -> None:
+    assert vlv(*args, "--batch-size", 1).out == vlv(*args, "--batch-size", 5).out
+
+
+def test_dry_run_writes_and_loads_nothing(
+    vlv: Vlv, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(VLVPipeline, "from_pretrained", None)
+    result = vlv("caption", photos, "-o", tmp_path / "out.jsonl", "--dry-run", "--no-recursive")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 4
+    assert "4 to caption, 0 already done" in result.err
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_tar_shards_and_jsonl_lists(
+    vlv: Vlv, photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    shutil.make_archive(str(tmp_path / "shard"), "tar", photos)
+    listed = tmp_path / "list.jsonl"
+    listed.write_text("".join(f'{{"file_name": "photos/{n}.png"}}\n' for n in range(4)))
+    output = tmp_path / "out.jsonl"
+    args = ("caption", tmp_path / "shard.tar", listed, "--model", tiny_folder, *SHORT)
+    assert vlv(*args, "-o", output).code == 0
+    assert len(rows(output)) == 9
+    result = vlv(*args, "--sidecar", ".txt")
+    assert result.code == 1
+    assert "lies in an archive" in result.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("-o", "captions.csv"), "must end in .jsonl or .parquet"),
+        (("--temperature", "0"), "temperature is 0.0"),
+        (("--top-p", "2"), "top_p is 2.0"),
+        (("--max-new-tokens", "0"), "must be 1 or more"),
+        (("--batch-size", "0"), "greater than or equal to 1"),
+        (("--on-existing", "perhaps"), "perhaps"),
+        (("--device", "toaster"), "'toaster' cannot be used"),
+    ],
+)
+def test_wrong_options(
+    vlv: Vlv, args: tuple[object, ...], options: tuple[str, str], message: str
+) -> None:
+    result = vlv(*args, *options)
+    assert result.code == 1
+    assert message in result.err

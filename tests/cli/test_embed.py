@@ -1,0 +1,135 @@
+"""`vlv embed`, `vlv info` and `vlv doctor`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.conftest import Vlv
+from tests.tiny import NUM_QUERIES, TEXT_WIDTH
+from vlv.models.pipeline import VLVPipeline
+
+
+@pytest.fixture
+def args(tiny_folder: Path, photos: Path, tmp_path: Path) -> tuple[object, ...]:
+    return ("embed", photos, "--model", tiny_folder, "-o", tmp_path / "z.safetensors")
+
+
+def test_embed(
+    vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path, tiny_pipeline: VLVPipeline
+) -> None:
+    assert vlv(*args, "--batch-size", 2).code == 0
+    z = load_file(tmp_path / "z.safetensors")["z"]
+    about = json.loads((tmp_path / "z.json").read_text())
+    assert list(z.shape) == about["shape"] == [5, NUM_QUERIES, TEXT_WIDTH]
+    assert about["ids"] == ["0.png", "1.png", "2.png", "3.png", "more/4.jpg"]
+    assert (about["dtype"], len(about["model_hash"])) == ("float32", 64)
+    expected = tiny_pipeline.embed([photos / name for name in about["ids"]])
+    torch.testing.assert_close(z, expected, atol=1e-5, rtol=1e-5)
+    assert {p.name for p in tmp_path.iterdir()} == {"photos", "z.safetensors", "z.json"}
+
+
+def test_rerun_is_a_no_op_and_new_files_are_added(
+    vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path
+) -> None:
+    held_back = (photos / "2.png").read_bytes()
+    (photos / "2.png").unlink()
+    vlv(*args)
+    first = (tmp_path / "z.safetensors").read_bytes()
+    assert "done 0, skipped 4" in vlv(*args).err
+    assert (tmp_path / "z.safetensors").read_bytes() == first
+    (photos / "2.png").write_bytes(held_back)
+    assert "done 1, skipped 4" in vlv(*args).err
+    about = json.loads((tmp_path / "z.json").read_text())
+    assert about["ids"] == ["0.png", "1.png", "2.png", "3.png", "more/4.jpg"], "input order"
+
+
+def test_interrupted_run_loses_nothing(
+    vlv: Vlv, args: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embed, calls = VLVPipeline.embed, iter([False, True])
+
+    def interrupted(self: VLVPipeline, *rest: object, **options: object) -> object:
+        if next(calls):
+            raise KeyboardInterrupt
+        return embed(self, *rest, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VLVPipeline, "embed", interrupted)
+        result = vlv(*args, "--batch-size", 2)
+    assert result.code == 130
+    assert "2 results are kept" in result.err
+    assert "done 3, skipped 2" in vlv(*args, "--batch-size", 2).err
+    assert load_file(tmp_path / "z.safetensors")["z"].shape[0] == 5
+    assert not (tmp_path / "z.safetensors.parts").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--dtype", "float16"), "made with other settings"),
+        (("--on-existing", "error"), "exists"),
+        (("--dtype", "int3"), "dtype is 'int3'"),
+        (("-o", "z.npy"), "must end in .safetensors"),
+    ],
+)
+def test_refusals(
+    vlv: Vlv, args: tuple[object, ...], tmp_path: Path, options: tuple[str, str], message: str
+) -> None:
+    vlv(*args)
+    before = (tmp_path / "z.safetensors").read_bytes()
+    result = vlv(*args, *options)
+    assert result.code == 1
+    assert message in result.err
+    assert (tmp_path / "z.safetensors").read_bytes() == before
+
+
+def test_overwrite_with_half_precision(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> None:
+    vlv(*args)
+    assert vlv(*args, "--dtype", "float16", "--on-existing", "overwrite").code == 0
+    assert load_file(tmp_path / "z.safetensors")["z"].dtype == torch.float16
+
+
+def test_info(vlv: Vlv, tiny_folder: Path, tiny_pipeline: VLVPipeline) -> None:
+    result = vlv("info", tiny_folder)
+    assert result.code == 0
+    lines = {line.split()[0]: line for line in result.out.splitlines()}
+    for part in (
+        "encoder",
+        "text_encoder",
+        "tokenizer",
+        "unet",
+        "vae",
+        "scheduler",
+        "caption_decoder",
+    ):
+        assert part in lines
+    num = sum(p.numel() for p in tiny_pipeline.vae.parameters())
+    assert f"{num / 1e6:.2f} M" in lines["vae"]
+    assert "F32" in lines["unet"]
+    assert lines["can:"].split(None, 1)[1] == "embed, caption, reconstruct, generate"
+
+
+def test_info_reads_the_model_card(vlv: Vlv, tiny_pipeline: VLVPipeline, tmp_path: Path) -> None:
+    card = "---\nlicense: apache-2.0\nknows: cubes\nparts:\n  vae: mit\n---\n# name\n"
+    tiny_pipeline.save_pretrained(tmp_path / "m", card=card)
+    result = vlv("info", tmp_path / "m")
+    assert "licence: apache-2.0" in result.out
+    assert "knows:   cubes" in result.out
+    assert next(line for line in result.out.splitlines() if " vae " in line).endswith("mit")
+
+
+def test_info_shows_references(vlv: Vlv, tiny_pipeline: VLVPipeline, tmp_path: Path) -> None:
+    reference = {"repo": "owner/name", "subfolder": "unet", "revision": "abc"}
+    tiny_pipeline.save_pretrained(tmp_path / "m", references={"unet": reference})
+    assert "-> owner/name/unet@abc" in vlv("info", tmp_path / "m").out
+
+
+def test_doctor(vlv: Vlv) -> None:
+    result = vlv("doctor")
+    assert result.code == 0
+    assert "torch " in result.out

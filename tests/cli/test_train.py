@@ -1,0 +1,190 @@
+"""`vlv train`: both stages from folders of parts to a model that captions and rebuilds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.cli.conftest import Vlv, write_image
+from tests.tiny import CAPTIONS, IMAGE_SIZE, NUM_QUERIES
+
+
+@pytest.fixture(scope="session")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Florence-2, diffusion decoder and language model as folders; images with captions."""
+    folder = tmp_path_factory.mktemp("ingredients")
+    parts = tiny.make_parts()
+    parts.florence.save_pretrained(folder / "florence")
+    parts.florence_tokenizer.save_pretrained(folder / "florence")
+    parts.llm.save_pretrained(folder / "llm")
+    parts.llm_tokenizer.save_pretrained(folder / "llm")
+    for name in ("text_encoder", "tokenizer", "unet", "vae", "scheduler"):
+        getattr(parts, name).save_pretrained(folder / "decoder" / name)
+    for number in range(10):
+        where = folder / ("train" if number < 6 else "held_out")
+        write_image(where / f"{number}.png", number).with_suffix(".txt").write_text(
+            CAPTIONS[number % len(CAPTIONS)]
+        )
+    return folder
+
+
+def write_config(path: Path, ingredients: Path, stage: str, **changes: Any) -> Path:
+    config: dict[str, Any] = {
+        "stage": stage,
+        "model": {"decoder": str(ingredients / "decoder")},
+        "data": {
+            "inputs": [str(ingredients / "train")],
+            "held_out": [str(ingredients / "held_out")],
+            "image_size": IMAGE_SIZE,
+            "num_workers": 0,
+        },
+        "optim": {"lr": 1e-3},
+        "loop": {"steps": 4, "batch_size": 2, "log_every": 1, "tensorboard": False},
+        stage: {},
+    }
+    if stage == "stage1":
+        config["model"] |= {"florence": str(ingredients / "florence"), "num_queries": NUM_QUERIES}
+    else:
+        config["model"]["llm"] = str(ingredients / "llm")
+    for key, value in changes.items():
+        config[key] |= value
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def weights(model: Path) -> dict[str, torch.Tensor]:
+    return load_file(model / "encoder" / "model.safetensors")
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["kind"] == "eval"]
+
+
+def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    run = tmp_path / "stage1"
+    result = vlv("train", "stage1", "--config", config, "--run", run)
+    assert result.code == 0
+    assert f"the model is in {run / 'model'}" in result.err
+    assert {"denoising_z", "denoising_null", "denoising_true"} <= metrics(run)[-1].keys()
+    with Image.open(next((run / "samples").glob("*.png"))) as sheet:
+        assert sheet.size == (4 * IMAGE_SIZE, 2 * IMAGE_SIZE)
+
+    model = {"encoder": str(run / "model")}
+    data = {"latents": str(tmp_path / "latents")}
+    keep = {"denoising_weight": 1.0}
+    config = write_config(
+        tmp_path / "2.yaml", ingredients, "stage2", model=model, data=data, stage2=keep
+    )
+    run = tmp_path / "stage2"
+    assert vlv("train", "stage2", "--config", config, "--run", run).code == 0
+    assert {"held_out_caption", "held_out_denoising", "denoising_z"} <= metrics(run)[-1].keys()
+    assert len(next((run / "samples").glob("*.txt")).read_text().splitlines()) >= 4
+
+    photo = ingredients / "held_out" / "6.png"
+    assert vlv("caption", photo, "--model", run / "model", "--max-new-tokens", 3).code == 0
+    drawn = vlv("reconstruct", photo, "--model", run / "model", "--steps", 1, "-o", tmp_path / "r")
+    assert drawn.code == 0
+
+
+def test_stage2_on_captions_alone_exports_a_whole_model(
+    vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    config = write_config(
+        tmp_path / "2.yaml", ingredients, "stage2", model={"encoder": str(tiny_folder)}
+    )
+    export = tmp_path / "exported"
+    args = ("train", "stage2", "--config", config, "--run", tmp_path / "run", "--export", export)
+    assert vlv(*args, "--set", "stage2.trainable=mlp").code == 0
+    assert "can:     embed, caption, reconstruct, generate" in vlv("info", export).out
+    assert all(torch.equal(v, weights(export)[k]) for k, v in weights(tiny_folder).items()), (
+        "frozen"
+    )
+
+
+def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    args = ("train", "stage1", "--config", config, "--seed", 5)
+    assert vlv(*args, "--run", tmp_path / "whole").code == 0
+    stopped = vlv(*args, "--run", tmp_path / "parts", "--max-minutes", 0)
+    assert stopped.code == 130
+    assert "the time limit was reached at step 1 of 4" in stopped.err
+    assert "the same command goes on from there" in stopped.err
+    assert not (tmp_path / "parts" / "model").exists()
+    assert vlv(*args, "--run", tmp_path / "parts").code == 0
+    a, b = weights(tmp_path / "whole" / "model"), weights(tmp_path / "parts" / "model")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path / "1.yaml", ingredients, "stage1", stage1={"warm_start_steps": 2}
+    )
+    run = tmp_path / "run"
+    assert vlv("train", "stage1", "--config", config, "--run", run).code == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert "warm_start" in lines[0]
+    assert (run / "own_ids.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optim.lrate=1", "did you mean optim.lr"),
+        ("loop.steps=many", "loop.steps is 'many'"),
+        ("model.florence=null", "stage1 needs model.florence"),
+        ("model.florence=nowhere", 'there is no model "nowhere"'),
+        ("data.inputs=[nowhere]", "there is no such file or folder"),
+        ("nonsense", "is no setting"),
+    ],
+)
+def test_wrong_settings(
+    vlv: Vlv, ingredients: Path, tmp_path: Path, change: str, message: str
+) -> None:
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    args = ("train", "stage1", "--config", config, "--run", tmp_path / "run", "--set", change)
+    result = vlv(*args)
+    assert result.code == 1
+    assert message in result.err
+
+
+def test_run_of_another_configuration(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    args = ("train", "stage1", "--config", config, "--run", tmp_path / "run")
+    vlv(*args, "--max-minutes", 0)
+    result = vlv(*args, "--set", "optim.lr=2e-3")
+    assert result.code == 1
+    assert "optim.lr" in result.err
+
+
+def test_wrong_stage_and_unknown_preset(vlv: Vlv, tmp_path: Path) -> None:
+    result = vlv("train", "stage2", "--config", "paper-stage1", "--run", tmp_path / "run")
+    assert (result.code, "use it with vlv train stage1" in result.err) == (1, True)
+    result = vlv("train", "stage1", "--config", "paper-stage11", "--run", tmp_path / "run")
+    assert (result.code, "did you mean paper-stage1" in result.err) == (1, True)
+
+
+def test_missing_captions_are_named(
+    vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    for number in range(4):
+        write_image(tmp_path / "bare" / f"{number}.png", number)
+    config = write_config(
+        tmp_path / "2.yaml",
+        ingredients,
+        "stage2",
+        model={"encoder": str(tiny_folder)},
+        data={"inputs": [str(tmp_path / "bare")]},
+    )
+    result = vlv("train", "stage2", "--config", config, "--run", tmp_path / "run")
+    assert result.code == 1
+    assert "has no caption, but stage 2 needs one" in result.err
