@@ -23,6 +23,7 @@ LAYERS = [
     ("evaluation",),
     ("demo",),
     ("tour",),
+    ("demo",),
     ("serving",),
     ("cli",),
 ]

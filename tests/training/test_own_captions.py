@@ -38,4 +38,4 @@ def test_ids_are_made_once(tmp_path: Path) -> None:
     again = cached_ids(cache, 2, lambda: pytest.fail("made twice"), tokenizer, 8)
     assert np.array_equal(first, again)
     with pytest.raises(DataError, match="2 captions for 3 images"):
-        cached_ids(cache, 3, lambda: [], tokenizer, 8)
+        cached_ids(cache, 3, list, tokenizer, 8)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from vlv.cli import caption, common, demo, embed, images, info, train
+from vlv.cli import caption, common, demo, embed, evaluate, images, info, toyworld, train
 from vlv.errors import VLVError
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ app.command()(demo.demo)
 app.command()(info.info)
 app.command()(info.doctor)
 app.add_typer(train.app)
+app.add_typer(evaluate.app)
+app.add_typer(toyworld.app)
 
 
 def run(arguments: Sequence[str]) -> int:

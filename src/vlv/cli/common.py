@@ -89,7 +89,7 @@ def pick_device(device: str) -> str:
 
 
 def load_pipeline(
-    model: str, parts: Sequence[Task], *, revision: str | None = None, device: str = "auto"
+    model: str, parts: Sequence[Task] | None, *, revision: str | None = None, device: str = "auto"
 ) -> VLVPipeline:
     """Load what a command needs of a model, onto its device; say so when it is the shipped one."""
     from transformers.utils.logging import disable_progress_bar
