@@ -62,7 +62,9 @@ def raw_png(
     """A PNG by hand: `rows` are the unfiltered lines, each with its filter byte 0."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = b"".join(chunk(kind, data) for kind, data in (chunks or {}).items())

@@ -71,6 +71,7 @@ class BatchLoader:
         max_bad_share: The share of bad records above which the run stops.
         min_checked: Records (at most one epoch) to see before that share is judged.
         on_bad: Told of each bad record once.
+        need_captions: Whether a record without a caption is a bad one.
         extra: Arrays (N,...) whose row i belongs to record i, such as cached latents.
         keep_in_memory: Keep decoded images (N S S 3 bytes); by default up to 1 GiB.
         epochs: Stop after so many; None never stops.
@@ -94,6 +95,7 @@ class BatchLoader:
         max_bad_share: float = 0.001,
         min_checked: int = 1000,
         on_bad: Callable[[BadRecord], None] | None = None,
+        need_captions: bool = False,
         extra: Mapping[str, NDArray[Any]] | None = None,
         keep_in_memory: bool | None = None,
         epochs: int | None = None,
@@ -106,6 +108,7 @@ class BatchLoader:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.num_workers = num_workers
+        self.need_captions = need_captions
         self.extra = dict(extra or {})
         self.epochs = epochs
         self.limits = limits
@@ -214,6 +217,8 @@ class BatchLoader:
         known = self.quarantine.bad.get(record.id)
         if known is not None:
             return _Row(index, reason=known.reason)
+        if self.need_captions and not record.caption:
+            return _Row(index, reason=f"{record.source}: the record {record.id} has no caption")
         try:
             return _Row(index, self._pixels(index, record), record.meta)
         except DataError as error:
@@ -304,6 +309,8 @@ class BatchLoader:
                 "lower the batch size or add data"
             )
         for name, array in self.extra.items():
+            if name in ("ids", "index", "pixels", "captions", "meta"):
+                raise DataError(f"'{name}' is a name of the loader; call the extra array otherwise")
             if len(array) != count:
                 raise DataError(f"'{name}' has {len(array)} rows for {count} records")
 

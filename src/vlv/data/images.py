@@ -159,7 +159,7 @@ def _guard(name: str, action: Callable[[], T]) -> T:
     try:
         return action()
     except UnidentifiedImageError as error:
-        raise ImageError(f"{name}: the format is unknown or not one that vlv reads") from error
+        raise ImageError(f"{name}: this is no image of a format that vlv reads") from error
     except _DECODE_ERRORS as error:
         raise ImageError(f"{name}: cannot be decoded ({_first_line(error)})") from error
 

@@ -12,8 +12,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,7 +111,7 @@ def find_records(
     """List the records of files, folders, globs, tar shards, JSONL and Parquet files.
 
     Folders give their images (with `.txt` and `.json` of the same stem as caption and metadata)
-    and the records of their `.tar` shards, sorted by path. Numeric brace ranges such as
+    and the records of their `.tar` shards, in sorted order. Numeric brace ranges such as
     `shard-{00000..00003}.tar` are expanded. An image found twice is listed once; where an id
     occurs in two inputs, the path of its input is put before it.
 
@@ -272,17 +273,25 @@ def _walk(folder: Path, recursive: bool) -> Iterator[tuple[Path, frozenset[str]]
                 yield Path(top, name), siblings
 
 
+def _text(read: Callable[[], bytes], where: object) -> str | None:
+    """The text of a sidecar; without a readable one the image is listed all the same."""
+    try:
+        return _decode(read(), where).strip()
+    except DataError as error:
+        logger.warning("%s; its image is listed without it", error)
+        return None
+
+
 def _sidecars_of(path: Path) -> frozenset[str]:
     sidecars = (path.with_suffix(suffix) for suffix in _SIDECARS)
     return frozenset(sidecar.name for sidecar in sidecars if sidecar.exists())
 
 
 def _read_image(path: Path, base: Path, siblings: frozenset[str]) -> Record:
-    texts: list[str | None] = []
-    for sidecar in (path.with_suffix(suffix) for suffix in _SIDECARS):
-        present = sidecar.name in siblings
-        texts.append(_decode(_read_file(sidecar), sidecar).strip() if present else None)
-    caption, meta_json = texts
+    caption, meta_json = (
+        _text(partial(_read_file, sidecar), sidecar) if sidecar.name in siblings else None
+        for sidecar in (path.with_suffix(suffix) for suffix in _SIDECARS)
+    )
     return Record(path.relative_to(base).as_posix(), path, caption, meta_json=meta_json)
 
 
@@ -298,27 +307,21 @@ def _read_tar(path: Path, on_damage: OnDamage) -> list[Record]:
     records: list[Record] = []
     left_out: list[str] = []
     for key, parts in index.keys.items():
-        try:
-            records.append(_tar_record(key, parts))
-        except DataError as error:
-            left_out.append(str(error))
+        images = [parts[suffix] for suffix in sorted(parts) if f".{suffix}" in IMAGE_SUFFIXES]
+        if images:
+            caption, meta_json = (
+                _text(parts[suffix].read, f"{path}/{key}.{suffix}") if suffix in parts else None
+                for suffix in ("txt", "json")
+            )
+            records.append(Record(key, images[0], caption, meta_json=meta_json))
+        else:
+            left_out.append(key)
     if left_out:
-        logger.warning("%s: %d keys are left out: %s", path, len(left_out), "; ".join(left_out[:5]))
+        shown = ", ".join(left_out[:5])
+        logger.warning("%s: %d keys without an image are left out: %s", path, len(left_out), shown)
     if not records and not index.damage:
         raise DataError(f"{path}: the tar holds no images")
     return records
-
-
-def _tar_record(key: str, parts: Mapping[str, Span]) -> Record:
-    images = [parts[suffix] for suffix in sorted(parts) if f".{suffix}" in IMAGE_SUFFIXES]
-    if not images:
-        raise DataError(f"{key}: no image")
-    texts = [
-        _decode(parts[suffix].read(), key).strip() if suffix in parts else None
-        for suffix in ("txt", "json")
-    ]
-    caption, meta_json = texts
-    return Record(key, images[0], caption, meta_json=meta_json)
 
 
 def _read_table(path: Path) -> list[Record]:

@@ -80,22 +80,27 @@ def index_tar(path: Path) -> TarIndex:
 def _members(path: Path) -> tuple[list[tuple[str, Span]], str]:
     members: list[tuple[str, Span]] = []
     try:
-        length = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            length = file.seek(0, io.SEEK_END)
             try:
-                for info in tar:  # what comes before a damaged header is kept
+                for info in tar:  # what comes before the damage is kept
                     span = Span(path, info.offset_data, info.size)
                     if info.isfile() and span.offset + span.size <= length:
                         members.append((info.name, span))
-                end = tar.offset
+                whole = _is_end(file, tar.offset)
             except tarfile.TarError:
-                end = length
+                whole = False
     except tarfile.TarError as error:
         raise DataError(f"{path}: this is no tar file ({error})") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    whole = end + _BLOCK <= length  # a whole tar ends in a block of zeros
     return members, "" if whole else f"the tar is truncated or damaged after {len(members)} members"
+
+
+def _is_end(file: BinaryIO, offset: int) -> bool:
+    """Whether a block of zeros is here, as at the end of every whole tar."""
+    file.seek(offset)
+    return file.read(_BLOCK) == bytes(_BLOCK)
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -153,7 +158,7 @@ class TarShardWriter:
         Raises:
             OutputError: The key cannot be used, the shard exists already, or the disk refuses.
         """
-        if _split_name(key) != (key, "") or key in self._keys or key.endswith("/"):
+        if not key or _split_name(key) != (key, "") or key[-1] == "/" or key in self._keys:
             raise OutputError(f"'{key}' is no key for {self.path}: it must be new and have no dot")
         encoded = {suffix: _encode(part) for suffix, part in parts.items()}
         try:

@@ -1,0 +1,431 @@
+import gc
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.data import files
+from vlv.data.batches import BatchLoader, epoch_batches, fingerprint
+from vlv.data.images import ImageLimits, center_crop_resize, to_tensor
+from vlv.data.records import Record, find_records
+from vlv.errors import DataError, OutputError
+
+SIZE = 8
+PNGS = [files.noise_png(i, 12) for i in range(30)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("images")
+    for i, png in enumerate(PNGS):
+        (path / f"{i:02d}.png").write_bytes(png)
+        (path / f"{i:02d}.txt").write_text(f"caption {i}")
+        (path / f"{i:02d}.json").write_text(json.dumps({"number": i}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def records(folder) -> list[Record]:
+    return find_records([folder])
+
+
+def names(count: int) -> list[Record]:
+    """Records whose images are never read."""
+    return [Record(f"{i}", Path(f"{i}.png")) for i in range(count)]
+
+
+def with_bad(records: list[Record], places: set[int]) -> list[Record]:
+    return [
+        Record(f"bad{i}", Path("missing.png")) if i in places else record
+        for i, record in enumerate(records)
+    ]
+
+
+def flat(lists: Iterable[list[str]]) -> list[str]:
+    return list(itertools.chain.from_iterable(lists))
+
+
+def take(loader: BatchLoader, count: int) -> list[list[str]]:
+    return [next(loader)["ids"] for _ in range(count)]
+
+
+# What a batch holds
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_batch(records, num_workers):
+    extra = {"latents": np.arange(60, dtype=np.float16).reshape(30, 2), "label": np.arange(30)}
+    with BatchLoader(records, 4, SIZE, seed=0, num_workers=num_workers, extra=extra) as loader:
+        batch = next(loader)
+    index = batch["index"].tolist()
+    assert batch["pixels"].shape == (4, 3, SIZE, SIZE)
+    assert batch["pixels"].dtype == torch.uint8
+    assert batch["pixels"].is_contiguous()
+    for row, i in enumerate(index):
+        expected = to_tensor(center_crop_resize(records[i].load(), SIZE))
+        assert torch.equal(batch["pixels"][row], expected)
+    assert batch["ids"] == [records[i].id for i in index]
+    assert batch["captions"] == [f"caption {i}" for i in index]
+    assert batch["meta"] == [{"number": i} for i in index]
+    assert batch["label"].tolist() == index
+    assert torch.equal(batch["latents"], torch.from_numpy(extra["latents"][index]))
+    assert batch["latents"].dtype == torch.float16
+
+
+def test_batches_do_not_share_memory(records):
+    loader = BatchLoader(records, 30, SIZE, seed=0, shuffle=False, extra={"x": np.zeros(30)})
+    first = next(loader)
+    first["pixels"].zero_()
+    first["x"].fill_(1)
+    second = next(loader)
+    assert second["pixels"].float().mean() > 50
+    assert second["x"].sum() == 0
+
+
+def test_without_an_image_size_no_image_is_read():
+    batch = next(BatchLoader(names(4), 2, None, seed=0))
+    assert "pixels" not in batch
+    assert len(batch["ids"]) == 2
+
+
+# Order
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    count=st.integers(1, 70),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 5),
+    num_workers=st.sampled_from([0, 0, 0, 2]),
+)
+def test_every_record_comes_once_per_epoch(count, batch_size, seed, num_workers):
+    options = {"seed": seed, "num_workers": num_workers, "epochs": 2}
+    with BatchLoader(names(count), batch_size, None, drop_last=False, **options) as loader:
+        ids = [name for batch in loader for name in batch["ids"]]
+    everything = {f"{i}" for i in range(count)}
+    assert len(ids) == 2 * count
+    assert set(ids[:count]) == set(ids[count:]) == everything
+    if count >= batch_size:
+        with BatchLoader(names(count), batch_size, None, **options) as loader:
+            batches = [batch["ids"] for batch in loader]
+        per_epoch = count // batch_size
+        assert [len(batch) for batch in batches] == [batch_size] * (2 * per_epoch)
+        for epoch in (batches[:per_epoch], batches[per_epoch:]):
+            assert max(Counter(flat(epoch)).values()) == 1
+
+
+def test_the_order_follows_seed_and_epoch(records):
+    def epochs(seed: int) -> list[list[str]]:
+        return take(BatchLoader(records, 30, SIZE, seed=seed), 2)
+
+    first, second = epochs(0)
+    assert first != second
+    assert sorted(first) == sorted(second)
+    assert epochs(0) == [first, second]
+    assert epochs(1)[0] != first
+    unshuffled = take(BatchLoader(records, 30, SIZE, seed=0, shuffle=False), 2)
+    assert unshuffled[0] == unshuffled[1] == [record.id for record in records]
+
+
+def test_the_global_generators_are_left_alone(records):
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    expected = (np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002
+    torch.manual_seed(0)
+    next(BatchLoader(records, 4, SIZE, seed=0))
+    assert (np.random.rand(), torch.rand(1).item()) == expected  # noqa: NPY002
+
+
+@pytest.mark.parametrize("bad", [set(), {3, 11}])
+def test_threads_change_nothing(records, bad):
+    records = with_bad(records, bad)
+    loaders = [
+        BatchLoader(records, 7, SIZE, seed=3, max_bad_share=1, num_workers=n, keep_in_memory=keep)
+        for n, keep in ((0, False), (1, True), (3, False))
+    ]
+    for _ in range(12):
+        one, two, three = (next(loader) for loader in loaders)
+        assert one["ids"] == two["ids"] == three["ids"]
+        assert torch.equal(one["pixels"], two["pixels"])
+        assert torch.equal(one["pixels"], three["pixels"])
+        states = [loader.state_dict() for loader in loaders]
+        assert states[0] == states[1] == states[2]
+    for loader in loaders:
+        loader.close()
+
+
+# Resume
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    count=st.integers(5, 50),
+    batch_size=st.integers(1, 5),
+    steps=st.integers(0, 30),
+    drop_last=st.booleans(),
+    workers=st.sampled_from([(0, 0), (0, 2), (2, 0)]),
+)
+def test_resuming_at_any_step_equals_going_on(count, batch_size, steps, drop_last, workers):
+    def loader(num_workers: int) -> BatchLoader:
+        return BatchLoader(
+            names(count), batch_size, None, seed=1, drop_last=drop_last, num_workers=num_workers
+        )
+
+    with loader(workers[0]) as whole, loader(workers[1]) as resumed:
+        take(whole, steps)
+        resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+        assert take(whole, 8) == take(resumed, 8)
+        assert whole.state_dict() == resumed.state_dict()
+
+
+def test_resuming_past_bad_records(records):
+    def loader() -> BatchLoader:
+        return BatchLoader(with_bad(records, {2, 9, 10}), 4, SIZE, seed=0, max_bad_share=0.2)
+
+    whole, ids, states = loader(), [], []
+    for _ in range(20):
+        ids += take(whole, 1)
+        states.append(whole.state_dict())
+    for step in (0, 5, 6, 7, 13):
+        resumed = loader()
+        resumed.load_state_dict(states[step])
+        assert take(resumed, 6) == ids[step + 1 : step + 7]
+        assert resumed.state_dict() == states[step + 6]
+
+
+def test_loading_a_state_in_the_middle_of_an_iteration(records):
+    with BatchLoader(records, 4, SIZE, seed=0, num_workers=2) as loader:
+        state = loader.state_dict()
+        first = take(loader, 5)
+        loader.load_state_dict(state)
+        assert take(loader, 5) == first
+
+
+def test_the_state_belongs_to_what_was_handed_out(records):
+    with BatchLoader(records, 4, SIZE, seed=0, num_workers=2) as loader:
+        next(loader)
+        time.sleep(0.05)  # the threads have read ahead by now
+        assert loader.state_dict()["position"] == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"records": names(29)}, "num_records"),
+        ({"records": [*names(29), Record("new", Path("new.png"))]}, "fingerprint"),
+        ({"seed": 1}, "seed"),
+        ({"shuffle": False}, "shuffle"),
+        ({"image_size": 16}, "image_size"),
+    ],
+)
+def test_another_data_set_or_order_is_refused(change, field):
+    settings = {"records": names(30), "batch_size": 4, "image_size": None, "seed": 0}
+    state = BatchLoader(**settings).state_dict()
+    with pytest.raises(DataError, match=f"cannot resume: .* {field} "):
+        BatchLoader(**{**settings, **change}).load_state_dict(state)
+    BatchLoader(**{**settings, "batch_size": 5, "num_workers": 3}).load_state_dict(state)
+
+
+def test_the_fingerprint_tells_ids_apart():
+    def of(*ids: str) -> str:
+        return fingerprint([Record(name, Path(name)) for name in ids])
+
+    assert len({of("a", "b"), of("b", "a"), of("ab"), of("a"), of()}) == 5
+
+
+# Bad records
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_records_are_skipped_and_the_batch_keeps_its_size(tmp_path, records, num_workers):
+    quarantine = tmp_path / "run" / "quarantine.jsonl"
+    options = {"seed": 0, "max_bad_share": 0.2, "num_workers": num_workers}
+    loader = BatchLoader(with_bad(records, {1, 5, 17}), 9, SIZE, quarantine=quarantine, **options)
+    for _ in range(3):
+        epoch = take(loader, 3)
+        assert [len(batch) for batch in epoch] == [9, 9, 9]
+        assert sorted(flat(epoch)) == [r.id for i, r in enumerate(records) if i not in (1, 5, 17)]
+    loader.close()
+    lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
+    assert sorted(line["id"] for line in lines) == ["bad1", "bad17", "bad5"]
+    assert lines[0]["source"] == "missing.png"
+    assert lines[0]["reason"] == "missing.png: there is no such file"
+    assert sorted(loader.quarantine.bad) == ["bad1", "bad17", "bad5"]
+
+
+def test_a_resumed_run_names_a_bad_record_once(tmp_path, records):
+    quarantine = tmp_path / "q.jsonl"
+    for _ in range(2):
+        loader = BatchLoader(
+            with_bad(records, {4}), 5, SIZE, seed=0, quarantine=quarantine, max_bad_share=1
+        )
+        take(loader, 6)
+    assert len(quarantine.read_text().splitlines()) == 1
+    quarantine.write_text(quarantine.read_text() + '{"id": "cut of')
+    loader = BatchLoader(records, 5, SIZE, seed=0, quarantine=quarantine)
+    assert len(take(loader, 6)) == 6
+
+
+def test_the_run_stops_above_the_allowed_share(records):
+    mixed = with_bad(records, set(range(0, 30, 3)))
+    loader = BatchLoader(mixed, 2, SIZE, seed=0, max_bad_share=0.1, min_checked=20)
+    with pytest.raises(DataError, match=r"of 20 records cannot be read.* share of 0\.1") as caught:
+        take(loader, 30)
+    assert "missing.png" in str(caught.value)
+    assert len(take(BatchLoader(mixed, 2, SIZE, seed=0, max_bad_share=0.4), 30)) == 30
+
+
+def test_a_small_set_is_judged_after_one_epoch(records):
+    loader = BatchLoader(with_bad(records, {0}), 29, SIZE, seed=0)
+    with pytest.raises(DataError, match="1 of 30 records cannot be read"):
+        take(loader, 3)
+
+
+def test_a_set_without_any_image_stops():
+    with pytest.raises(DataError, match="5 of 5 records cannot be read"):
+        next(BatchLoader(names(5), 2, SIZE, seed=0))
+    with pytest.raises(DataError, match="a whole epoch of 5 records gave no batch of 2"):
+        next(BatchLoader(names(5), 2, SIZE, seed=0, max_bad_share=1))
+
+
+def test_records_without_caption_are_bad_where_captions_are_needed(records):
+    mute = Record("mute", records[0].source)
+    options = {"seed": 0, "max_bad_share": 1, "shuffle": False}
+    assert next(BatchLoader([mute, *records], 2, SIZE, **options))["captions"][0] is None
+    loader = BatchLoader([mute, *records], 2, SIZE, need_captions=True, **options)
+    assert next(loader)["captions"] == ["caption 0", "caption 1"]
+    assert loader.quarantine.bad["mute"].reason.endswith("the record mute has no caption")
+
+
+def test_metadata_that_is_no_json_is_a_bad_record(records):
+    bad = Record("m", records[0].source, meta_json="{")
+    loader = BatchLoader([bad, *records], 30, SIZE, seed=0, max_bad_share=1)
+    assert "m" not in next(loader)["ids"]
+    assert "not JSON" in loader.quarantine.bad["m"].reason
+
+
+def test_a_quarantine_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    options = {"seed": 0, "quarantine": tmp_path / "file" / "q.jsonl", "max_bad_share": 1}
+    with pytest.raises(OutputError, match=r"q\.jsonl: cannot be written"):
+        next(BatchLoader(names(3), 1, SIZE, **options))
+
+
+def test_the_limits_reach_the_images(records):
+    loader = BatchLoader(records, 2, SIZE, seed=0, limits=ImageLimits(max_side=10))
+    with pytest.raises(DataError, match="limit of 10 a side"):
+        next(loader)
+
+
+# Memory
+
+
+def test_kept_images_are_decoded_once(tmp_path, folder):
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    for path in folder.glob("*.png"):
+        (copies / path.name).write_bytes(path.read_bytes())
+    records = find_records([copies])
+    kept = BatchLoader(records, 30, SIZE, seed=0, shuffle=False)
+    read_again = BatchLoader(records, 30, SIZE, seed=0, shuffle=False, keep_in_memory=False)
+    first = next(kept)["pixels"]
+    assert torch.equal(first, next(read_again)["pixels"])
+    for path in copies.iterdir():
+        path.unlink()
+    assert torch.equal(next(kept)["pixels"], first)
+    with pytest.raises(DataError, match="cannot be read"):
+        next(read_again)
+
+
+# Arguments and shutdown
+
+
+def test_arguments_are_checked():
+    with pytest.raises(DataError, match="3 records are too few for batches of 4"):
+        BatchLoader(names(3), 4, SIZE, seed=0)
+    with pytest.raises(DataError, match="0 records are too few"):
+        BatchLoader([], 4, SIZE, seed=0, drop_last=False)
+    with pytest.raises(DataError, match="'latents' has 2 rows for 3 records"):
+        BatchLoader(names(3), 1, SIZE, seed=0, extra={"latents": np.zeros(2)})
+    with pytest.raises(DataError, match="'pixels' is a name of the loader"):
+        BatchLoader(names(3), 1, SIZE, seed=0, extra={"pixels": np.zeros(3)})
+    for wrong in ({"batch_size": 0}, {"num_workers": -1}, {"seed": -1}):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            BatchLoader(
+                **{"records": names(3), "batch_size": 1, "image_size": 8, "seed": 0, **wrong}
+            )
+
+
+def decoders() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("vlv-decode")]
+
+
+def break_off(loader: BatchLoader) -> None:
+    with loader:
+        next(loader)
+        assert decoders()
+        raise KeyError
+
+
+def test_no_thread_is_left(records):
+    loader = BatchLoader(records, 4, SIZE, seed=0, num_workers=3)
+    with pytest.raises(KeyError):
+        break_off(loader)
+    assert not decoders()
+    with pytest.raises(StopIteration):
+        next(loader)
+    forgotten = BatchLoader(records, 4, SIZE, seed=0, num_workers=3)
+    next(forgotten)
+    del forgotten
+    deadline = time.monotonic() + 60
+    while decoders() and time.monotonic() < deadline:
+        gc.collect()  # a decoder at work still holds the loader
+        time.sleep(0.01)
+    assert not decoders()
+
+
+# One pass
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 7, 15, 30, 100])
+def test_one_pass_in_order(records, batch_size, num_workers):
+    batches = list(epoch_batches(records, batch_size, SIZE, num_workers=num_workers))
+    assert flat(batch["ids"] for batch in batches) == [record.id for record in records]
+    assert {len(batch["ids"]) for batch in batches[:-1]} <= {batch_size}
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(30))
+    assert not decoders()
+
+
+def test_one_pass_reports_what_it_skips(records):
+    told = []
+    mixed = with_bad(records, {0, 28, 29})
+    batches = list(epoch_batches(mixed, 9, SIZE, on_bad=told.append))
+    assert [len(batch["ids"]) for batch in batches] == [9, 9, 9]
+    assert [bad.id for bad in told] == ["bad0", "bad28", "bad29"]
+    with pytest.raises(DataError, match=r"missing\.png"):
+        list(epoch_batches(mixed, 9, SIZE))
+
+
+def test_one_pass_over_nothing():
+    assert list(epoch_batches([], 4, SIZE)) == []
+    told = []
+    assert list(epoch_batches(names(3), 2, SIZE, on_bad=told.append)) == []
+    assert len(told) == 3
+
+
+def test_a_pass_that_is_broken_off_leaves_no_thread(records):
+    batches = epoch_batches(records, 4, SIZE, num_workers=2)
+    next(batches)
+    batches.close()
+    assert not decoders()
