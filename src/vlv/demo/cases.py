@@ -1,0 +1,162 @@
+"""What the demo shows: pictures run through a model in every direction.
+
+Shapes: B pictures, Q queries, D text width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from PIL import Image
+
+from vlv.data.images import center_crop_resize
+from vlv.jobs.inputs import file_name, open_record
+from vlv.toyworld.render import render
+from vlv.toyworld.scene import Scene, sample_scene
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from vlv.data.records import Record
+    from vlv.models.captioner import Caption
+    from vlv.models.pipeline import VLVPipeline
+
+SPLITS = (0.75, 0.5, 0.25)
+"""Shares of the first image's leading tokens in the mixes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """An image to show."""
+
+    name: str
+    image: Image.Image
+    scene: Scene | None = None
+    """What is in it, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture and what the model makes of it."""
+
+    picture: Picture
+    """Brought to the model's size."""
+    rebuilt: Image.Image
+    """Drawn from the caption embedding."""
+    caption: Caption
+    redrawn: Image.Image
+    """Drawn from the caption, as text."""
+    cut: bool
+    """Whether the caption is longer than the text tower, which then reads its beginning only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Two embeddings made one."""
+
+    label: str
+    image: Image.Image
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How images are drawn."""
+
+    seed: int = 0
+    steps: int = 20
+    guidance: float = 2.0
+    max_new_tokens: int = 300
+    """Longest caption."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demo:
+    """Everything on the page."""
+
+    cases: tuple[Case, ...]
+    mixes: tuple[Mix, ...]
+    """Of the first two cases; none where there is one case."""
+    shape: tuple[int, int]
+    """(Q, D) of a caption embedding."""
+
+
+def held_out_pictures(num: int, seed: int) -> list[Picture]:
+    """Render `num` scenes of the split "test", which no training sees."""
+    scenes = [sample_scene(seed, index, "test") for index in range(num)]
+    return [
+        Picture(f"test/{index:06d}", Image.fromarray(render(scene).image), scene)
+        for index, scene in enumerate(scenes)
+    ]
+
+
+def own_pictures(records: Sequence[Record]) -> tuple[list[Picture], list[str]]:
+    """Open files; return the good ones, and for each bad one what is wrong with it."""
+    opened = [open_record(record) for record in records]
+    pictures = [
+        Picture(file_name(item.record), item.image) for item in opened if item.image is not None
+    ]
+    return pictures, [item.error for item in opened if item.error is not None]
+
+
+def run(
+    pipe: VLVPipeline, pictures: Sequence[Picture], sampling: Sampling, *, progress: bool = False
+) -> Demo:
+    """Take pictures through the model: to the embedding, back, to words, and from the words back.
+
+    Args:
+        pipe: A model that captions and reconstructs.
+        pictures: One or more.
+        sampling: How images are drawn.
+        progress: Show bars on stderr.
+
+    Returns:
+        What the page shows.
+    """
+    pictures = [
+        Picture(p.name, center_crop_resize(p.image, pipe.image_size), p.scene) for p in pictures
+    ]
+    z = pipe.embed([p.image for p in pictures], progress=progress)  # (B, Q, D)
+    captions = pipe.describe(z=z, max_new_tokens=sampling.max_new_tokens, progress=progress)
+    rebuilt = _draw(pipe, pipe.context(z), sampling, progress=progress)
+    texts = [pipe.decoder.encode_text([caption.text]) for caption in captions]
+    redrawn = _draw(pipe, torch.cat([text.c for text in texts]), sampling, progress=progress)
+    cases = [
+        Case(picture, image, caption, again, bool(text.num_truncated))
+        for picture, image, caption, again, text in zip(
+            pictures, rebuilt, captions, redrawn, texts, strict=True
+        )
+    ]
+    mixes = make_mixes(pipe, z[0], z[1], sampling, progress=progress) if len(z) > 1 else []
+    return Demo(tuple(cases), tuple(mixes), (z.shape[1], z.shape[2]))
+
+
+def make_mixes(
+    pipe: VLVPipeline, first: Tensor, second: Tensor, sampling: Sampling, *, progress: bool = False
+) -> list[Mix]:
+    """Join the leading tokens of two embeddings (Q, D) at each of `SPLITS` (paper, section 4.4.2), and average them."""
+    length = len(first)
+    keeps = [(round(length * share), length - round(length * share)) for share in SPLITS]
+    labels = [f"{a} + {b} tokens" for a, b in keeps]
+    zs = [pipe.mix([first, second], keep=keep) for keep in keeps]
+    z = torch.stack([*zs, pipe.mix([first, second], mode="average")])
+    captions = pipe.describe(z=z, max_new_tokens=sampling.max_new_tokens, progress=progress)
+    images = _draw(pipe, pipe.context(z), sampling, progress=progress)
+    return [
+        Mix(label, image, caption.text)
+        for label, image, caption in zip([*labels, "average"], images, captions, strict=True)
+    ]
+
+
+def _draw(pipe: VLVPipeline, c: Tensor, sampling: Sampling, *, progress: bool) -> list[Image.Image]:
+    return pipe.draw(
+        c,
+        seed=sampling.seed,
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        progress=progress,
+    )
