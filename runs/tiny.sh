@@ -8,7 +8,7 @@ SEED=${SEED:-0}
 vlv toyworld render "$OUT/data/train" --split train --num 40000 --seed "$SEED"
 vlv toyworld render "$OUT/data/val" --split val --num 1000 --seed "$SEED"
 
-for part in inspector vae text unet florence llm; do
+for part in inspector vae text unet vision florence llm vae_decoder; do
   vlv toyworld pretrain "$part" --data "$OUT/data/train" --models "$OUT/parts" \
     --run "$OUT/runs/$part" --seed "$SEED"
 done

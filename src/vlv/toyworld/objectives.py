@@ -80,7 +80,10 @@ def latent_weights(batch: Batch, side: int) -> Tensor:
 
 
 class VaeObjective:
-    """Reconstruction, weighted towards the objects, and a weak pull of the latents to the normal."""
+    """Reconstruction, weighted towards the objects, and a weak pull of the latents to the normal.
+
+    With a frozen encoder the latents stay what they are, and the decoder alone gets better.
+    """
 
     def __init__(self, vae: AutoencoderKL, kl_weight: float = 1e-4) -> None:
         self.module: nn.Module = vae

@@ -5,6 +5,7 @@ Florence-2 or a language model learns anything but the method's own stages:
 
     inspector   the measuring instrument                  needs nothing
     vae         latents                                   needs nothing
+    vae_decoder the VAE's decoder, further                needs vae
     text        CLIP text tower, contrastive              needs nothing
     unet        text-conditioned U-Net, with its tower    needs vae, text
     vision      Florence-2's vision tower, on labels      needs nothing
@@ -20,14 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import (
-    BartTokenizer,
     CLIPTextModel,
     CLIPTokenizer,
     Florence2ForConditionalGeneration,
-    Qwen2ForCausalLM,
-    Qwen2Tokenizer,
 )
 
 from vlv.config import LoopConfig, OptimConfig
@@ -51,7 +49,7 @@ from vlv.toyworld.objectives import (
 from vlv.training.loop import fit
 from vlv.training.objective import FitResult, Objective
 
-Part = Literal["inspector", "vae", "text", "unet", "vision", "florence", "llm"]
+Part = Literal["inspector", "vae", "vae_decoder", "text", "unet", "vision", "florence", "llm"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 
@@ -83,6 +81,7 @@ class Recipe:
 RECIPES: dict[Part, Recipe] = {
     "inspector": Recipe(steps=1500, batch_size=64, lr=1.5e-3),
     "vae": Recipe(steps=2200, batch_size=16, lr=2e-3),
+    "vae_decoder": Recipe(steps=3000, batch_size=16, lr=1e-3),
     "text": Recipe(steps=400, batch_size=128, lr=1e-3),
     "unet": Recipe(steps=2700, batch_size=32, lr=1e-3),
     "vision": Recipe(steps=1000, batch_size=64, lr=1.5e-3),
@@ -160,6 +159,15 @@ def _vae(models: Path, records: list[Record], seed: int) -> Prepared:
         _save(vae, models / "vae")
 
     return VaeObjective(vae), save, None
+
+
+def _vae_decoder(models: Path, records: list[Record], seed: int) -> Prepared:
+    del records, seed
+    vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
+    encoder = (vae.encoder, vae.quant_conv)
+    for half in encoder:
+        half.requires_grad_(False)
+    return VaeObjective(vae), lambda _: _save(vae, models / "vae"), None
 
 
 @torch.no_grad()
@@ -248,6 +256,7 @@ def _llm(models: Path, records: list[Record], seed: int) -> Prepared:
 _PREPARE: dict[Part, Callable[[Path, list[Record], int], Prepared]] = {
     "inspector": _inspector,
     "vae": _vae,
+    "vae_decoder": _vae_decoder,
     "text": _text,
     "unet": _unet,
     "vision": _vision,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
+from torch import nn
 from tqdm import tqdm
 
 from vlv.data.batches import epoch_batches, fingerprint
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from torch import nn
 
     from vlv.data.quarantine import BadRecord
     from vlv.data.records import Record
@@ -119,12 +119,19 @@ def _identity(
 ) -> dict[str, Any]:
     """What cached latents depend on."""
     return {
-        "format": 1,
-        "vae": weights_hash(cast("nn.Module", decoder.vae)),
+        "format": 2,
+        "vae_encoder": weights_hash(_encoding_half(decoder)),
         "records": fingerprint(records),
         "num_records": len(records),
         "image_size": image_size,
     }
+
+
+def _encoding_half(decoder: DiffusionDecoder) -> nn.Module:
+    """The part of the VAE that latents depend on: its decoder may be trained further."""
+    vae = cast("Any", decoder.vae)
+    halves = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
+    return nn.ModuleDict({name: module for name, module in halves.items() if module is not None})
 
 
 def _check_identity(folder: Path, wanted: dict[str, Any]) -> None:
