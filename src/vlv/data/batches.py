@@ -11,9 +11,6 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,31 +19,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlv.data.images import DEFAULT_LIMITS, ImageLimits, center_crop_resize
+from vlv.data.images import DEFAULT_LIMITS, ImageLimits
 from vlv.data.quarantine import BadRecord, Quarantine
+from vlv.data.reader import Decoder, Order, Reader, Row
 from vlv.data.records import Record
 from vlv.errors import DataError
 
-MEMORY_LIMIT_BYTES = 2**30  # decoded images are kept by default up to this size
-_CHUNK = 16  # records that a worker decodes at a time
 _PREFETCHED_BATCHES = 3
 _STATE_VERSION = 1
 
-Pixels = NDArray[np.uint8]  # (S,S,3)
 Batch = dict[str, Any]  # see BatchLoader
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One decoded record; without a `reason` it is sound."""
-
-    index: int
-    pixels: Pixels | None = None
-    meta: dict[str, Any] | None = None
-    reason: str | None = None
-
-
-_Chunk = list[_Row]
 
 
 class BatchLoader:
@@ -107,22 +89,30 @@ class BatchLoader:
         self.seed = seed
         self.shuffle = shuffle
         self.drop_last = drop_last
-        self.num_workers = num_workers
-        self.need_captions = need_captions
         self.extra = dict(extra or {})
-        self.epochs = epochs
-        self.limits = limits
+        self._check_arguments(num_workers)
         self.quarantine = Quarantine(
             quarantine, max_bad_share, min(min_checked, len(records)), on_bad
         )
-        self._check_arguments()
-        self._memory = _Memory(len(records), image_size, keep_in_memory)
+        decoder = Decoder(
+            records,
+            image_size,
+            limits=limits,
+            need_captions=need_captions,
+            keep_in_memory=keep_in_memory,
+            known_bad=self.quarantine.bad,
+        )
+        self._reader = Reader(
+            decoder,
+            Order(len(records), seed if shuffle else None, epochs),
+            num_workers=num_workers,
+            ahead=_PREFETCHED_BATCHES * batch_size,
+        )
         self._fingerprint = fingerprint(records)
-        self._executor: ThreadPoolExecutor | None = None
         self._epoch = 0
         self._position = 0  # records of this epoch that were consumed
-        self._stream = self._chunks()
-        self._rows: deque[_Row] = deque()
+        self._stream = self._reader.read(self._epoch, self._position)
+        self._rows: deque[Row] = deque()
 
     # Iteration
 
@@ -142,9 +132,9 @@ class BatchLoader:
                     f"{self.batch_size}: {len(self.quarantine.bad)} of them cannot be read"
                 )
 
-    def _gather(self) -> tuple[list[_Row], bool]:
+    def _gather(self) -> tuple[list[Row], bool]:
         """Up to B sound rows, fewer at the end of the epoch; and whether it ended."""
-        rows: list[_Row] = []
+        rows: list[Row] = []
         while len(rows) < self.batch_size:
             if not self._rows:
                 self._rows.extend(next(self._stream))
@@ -158,7 +148,7 @@ class BatchLoader:
                 rows.append(row)
         return rows, False
 
-    def _batch(self, rows: list[_Row]) -> Batch:
+    def _batch(self, rows: list[Row]) -> Batch:
         index = np.array([row.index for row in rows])
         chosen = [self.records[i] for i in index]
         batch: Batch = {
@@ -174,65 +164,6 @@ class BatchLoader:
         for name, array in self.extra.items():
             batch[name] = torch.from_numpy(np.array(array[index]))
         return batch
-
-    # Reading ahead
-
-    def _chunks(self) -> Iterator[_Chunk]:
-        """Decoded chunks from the present position on; an empty one ends each epoch."""
-        pending: deque[Callable[[], _Chunk]] = deque()
-        ahead = _PREFETCHED_BATCHES * -(-self.batch_size // _CHUNK) if self.num_workers else 0
-        for indices in self._plan(self._epoch, self._position):
-            pending.append(self._submit(indices))
-            if len(pending) > ahead:
-                yield pending.popleft()()
-        while pending:
-            yield pending.popleft()()
-
-    def _plan(self, epoch: int, position: int) -> Iterator[list[int]]:
-        while self.epochs is None or epoch < self.epochs:
-            order = self._order(epoch)
-            for start in range(position, len(order), _CHUNK):
-                yield order[start : start + _CHUNK].tolist()
-            yield []
-            epoch, position = epoch + 1, 0
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        count = len(self.records)
-        if not self.shuffle:
-            return np.arange(count)
-        return np.random.default_rng([self.seed, epoch]).permutation(count)
-
-    def _submit(self, indices: list[int]) -> Callable[[], _Chunk]:
-        if not indices or not self.num_workers:
-            return partial(self._decode, indices)
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self.num_workers, thread_name_prefix="vlv-decode")
-        return self._executor.submit(self._decode, indices).result
-
-    def _decode(self, indices: list[int]) -> _Chunk:
-        return [self._decode_one(index) for index in indices]
-
-    def _decode_one(self, index: int) -> _Row:
-        record = self.records[index]
-        known = self.quarantine.bad.get(record.id)
-        if known is not None:
-            return _Row(index, reason=known.reason)
-        if self.need_captions and not record.caption:
-            return _Row(index, reason=f"{record.source}: the record {record.id} has no caption")
-        try:
-            return _Row(index, self._pixels(index, record), record.meta)
-        except DataError as error:
-            return _Row(index, reason=str(error))
-
-    def _pixels(self, index: int, record: Record) -> Pixels | None:
-        if self.image_size is None:
-            return None
-        pixels = self._memory.get(index)
-        if pixels is None:
-            image = record.load(limits=self.limits)
-            pixels = np.asarray(center_crop_resize(image, self.image_size))
-            self._memory.put(index, pixels)
-        return pixels
 
     # State
 
@@ -262,7 +193,7 @@ class BatchLoader:
         self.quarantine.num_checked = int(state["num_checked"])
         self.quarantine.num_bad = int(state["num_bad"])
         self._rows.clear()
-        self._stream = self._chunks()
+        self._stream = self._reader.read(self._epoch, self._position)
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a position to mean the same records."""
@@ -281,9 +212,7 @@ class BatchLoader:
         """Stop the threads; the loader hands out nothing more."""
         self._stream = iter(())
         self._rows.clear()
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-            self._executor = None
+        self._reader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -296,12 +225,12 @@ class BatchLoader:
     ) -> None:
         self.close()
 
-    def _check_arguments(self) -> None:
+    def _check_arguments(self, num_workers: int) -> None:
         count = len(self.records)
-        if self.batch_size < 1 or self.num_workers < 0 or self.seed < 0:
+        if self.batch_size < 1 or num_workers < 0 or self.seed < 0:
             raise ValueError(
                 f"batch_size must be at least 1, num_workers and seed at least 0, not "
-                f"{self.batch_size}, {self.num_workers}, {self.seed}"
+                f"{self.batch_size}, {num_workers}, {self.seed}"
             )
         if count < (self.batch_size if self.drop_last else 1):
             raise DataError(
@@ -368,25 +297,3 @@ def fingerprint(records: Sequence[Record]) -> str:
         digest.update(record.id.encode())
         digest.update(b"\0")
     return digest.hexdigest()
-
-
-class _Memory:
-    """Decoded images (S,S,3), kept after their first use if there is room."""
-
-    def __init__(self, count: int, size: int | None, keep: bool | None) -> None:
-        num_bytes = count * 3 * size * size if size else 0
-        if keep is None:
-            keep = num_bytes <= MEMORY_LIMIT_BYTES
-        self._images = np.empty((count, size, size, 3), np.uint8) if keep and size else None
-        self._present = np.zeros(count, bool)
-
-    def get(self, index: int) -> Pixels | None:
-        if self._images is None or not self._present[index]:
-            return None
-        pixels: Pixels = self._images[index]
-        return pixels
-
-    def put(self, index: int, pixels: Pixels) -> None:
-        if self._images is not None:
-            self._images[index] = pixels
-            self._present[index] = True
