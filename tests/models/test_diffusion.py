@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -201,12 +202,14 @@ def test_sampling_equals_stable_diffusion_of_diffusers(
     prediction_type: str, sampler: Any, scheduler: Any, c: torch.Tensor
 ) -> None:
     decoder = tiny.make_decoder(prediction_type)
+    config = dict(decoder.scheduler.config)
+    config.pop("_use_default_values")
     reference = StableDiffusionPipeline(
         vae=decoder.vae,
         text_encoder=None,
         tokenizer=None,
         unet=decoder.unet,
-        scheduler=scheduler.from_config(decoder.scheduler.config),
+        scheduler=scheduler.from_config(config),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -223,6 +226,22 @@ def test_sampling_equals_stable_diffusion_of_diffusers(
     ).images
     ours = decoder.sample(padded, seeds=[1, 2, 3], steps=5, guidance=3.0, sampler=sampler)
     assert torch.allclose(ours, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["dpm", "ddim"])
+def test_a_sampler_is_the_same_after_saving_the_schedule(
+    tiny_decoder: DiffusionDecoder, sampler: Any, tmp_path: Path
+) -> None:
+    before = tiny_decoder._make_sampler(sampler, 5)
+    tiny_decoder.scheduler.save_pretrained(tmp_path)
+    tiny_decoder.scheduler = type(tiny_decoder.scheduler).from_pretrained(tmp_path)
+    after = tiny_decoder._make_sampler(sampler, 5)
+    assert torch.equal(before.timesteps, after.timesteps)
+    assert before.config.timestep_spacing == "leading"
+    tiny_decoder.scheduler.register_to_config(timestep_spacing="trailing", clip_sample=True)
+    trailing = tiny_decoder._make_sampler(sampler, 5)
+    assert trailing.timesteps[0] == 999
+    assert not trailing.config.get("clip_sample")
 
 
 def test_guidance_one_skips_the_null_branch(

@@ -295,7 +295,9 @@ class CaptionDecoder(PreTrainedModel):
         return GenerationConfig(
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.eos_token_id if pad is None else pad,
-            early_stopping=settings["num_beams"] > 1,
+            # True ends the search as soon as enough beams have ended, however bad they are: a short
+            # improbable caption would then win over the right one that is still being written.
+            early_stopping=False,
             **settings,
         )
 

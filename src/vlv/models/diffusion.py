@@ -335,7 +335,11 @@ class DiffusionDecoder(nn.Module):
             raise ConfigError(f'the sampler is "{sampler}"; choose one of {", ".join(SAMPLERS)}')
         if not 1 <= steps <= self.num_timesteps:
             raise ConfigError(f"steps is {steps}; choose between 1 and {self.num_timesteps}")
-        solver = SAMPLERS[sampler].from_config(self._part("scheduler").config)
+        # `from_config` forgets values that the training scheduler took by default, until it is saved and
+        # loaded; without this mark it keeps them. Latents must not be clipped as pixels would be.
+        config = dict(self._part("scheduler").config) | {"clip_sample": False}
+        config.pop("_use_default_values", None)
+        solver = SAMPLERS[sampler].from_config(config)
         solver.set_timesteps(steps, device=self._part("unet").device)
         return solver
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,13 +26,14 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
-from vlv.errors import MissingPartError, ModelFolderError
+from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 Task = Literal["caption", "reconstruct", "generate", "embed"]
 Reference: TypeAlias = dict[str, str | None]
@@ -67,6 +69,7 @@ NEEDED: dict[str, tuple[str, ...]] = {
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _READ_ERRORS = (
     AttributeError,
+    ConfigError,
     KeyError,
     OSError,
     RuntimeError,
@@ -228,23 +231,47 @@ def load_component(
     """
     folder = component_folder(index, name, local_files_only=local_files_only)
     try:
-        if name == "tokenizer":
-            return CLIPTokenizer.from_pretrained(folder)
-        if name == "scheduler":
-            return _load_scheduler(folder)
-        model, info = MODELS[name].from_pretrained(folder, **_load_options(name, dtype))
+        with quiet_progress():
+            loaded, info = _load(name, folder, dtype)
     except _READ_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFolderError(
             f"the part {name} in {folder} cannot be loaded ({reason}); copy the model again"
         ) from error
-    missing = [*info["missing_keys"], *info.get("mismatched_keys", ())]
+    missing = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
     if missing:
         raise ModelFolderError(
             f"the weights of {name} in {folder} do not fit its config.json: {len(missing)} tensors are "
             f"missing or of another shape, such as {missing[0]}; copy the model again"
         )
-    return model.eval()
+    return loaded
+
+
+def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+    """A component in eval mode, and what its loader found missing."""
+    if name == "tokenizer":
+        return CLIPTokenizer.from_pretrained(folder), {}
+    if name == "scheduler":
+        config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+        return getattr(diffusers, config["_class_name"]).from_pretrained(folder), {}
+    if not (folder / "config.json").is_file():  # transformers would go on with its defaults
+        raise FileNotFoundError("config.json is missing")
+    key = "dtype" if issubclass(MODELS[name], PreTrainedModel) else "torch_dtype"
+    options = {key: dtype, "output_loading_info": True, "local_files_only": True}
+    model, info = MODELS[name].from_pretrained(folder, **options)
+    return model.eval(), info
+
+
+@contextmanager
+def quiet_progress() -> Iterator[None]:
+    """Turn the progress bars of transformers off for a while: they come for every component, asked for or not."""
+    enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def component_folder(index: ModelIndex, name: str, *, local_files_only: bool = False) -> Path:
@@ -283,14 +310,3 @@ def default_image_size(index: ModelIndex) -> int | None:
     unet, vae = (json.loads(path.read_text(encoding="utf-8")) for path in configs)
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     return int(unet["sample_size"] * factor)
-
-
-def _load_options(name: str, dtype: torch.dtype) -> dict[str, Any]:
-    options: dict[str, Any] = {"output_loading_info": True, "local_files_only": True}
-    key = "dtype" if issubclass(MODELS[name], PreTrainedModel) else "torch_dtype"
-    return options | {key: dtype}
-
-
-def _load_scheduler(folder: Path) -> Any:
-    config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
-    return getattr(diffusers, config["_class_name"]).from_pretrained(folder)

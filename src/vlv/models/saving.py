@@ -14,7 +14,7 @@ import diffusers
 from torch import nn
 
 from vlv.errors import OutputError
-from vlv.models.folder import INDEX_NAME
+from vlv.models.folder import INDEX_NAME, quiet_progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,7 +37,8 @@ def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> 
                 raise OutputError(
                     f"{folder.name}: the weight {name} does not fit {dtype}; save as float32"
                 )
-    component.save_pretrained(folder)
+    with quiet_progress():
+        component.save_pretrained(folder)
 
 
 def index_entry(component: Any) -> list[str]:
