@@ -1,0 +1,53 @@
+"""A small rendered data set, a batch of it, and tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from transformers import BartTokenizer, CLIPTokenizer, Qwen2Tokenizer
+
+from vlv.data.batches import BatchLoader
+from vlv.data.records import find_records
+from vlv.toyworld import components
+from vlv.toyworld.dataset import render_shards
+from vlv.toyworld.scene import Scene, sample_scene
+from vlv.training.objective import Batch
+
+NUM_SCENES = 128
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `NUM_SCENES` rendered training scenes."""
+    folder = tmp_path_factory.mktemp("shards")
+    render_shards(folder, split="train", num=NUM_SCENES, seed=0, per_shard=100, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def batch(shards: Path) -> Batch:
+    """Six rendered pictures."""
+    with BatchLoader(find_records([shards]), 6, components.IMAGE_SIZE, seed=0) as loader:
+        return next(loader)
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Scene]:
+    """Five hundred scenes of all kinds."""
+    return [sample_scene(1, i, "composition" if i % 5 == 0 else "train") for i in range(500)]
+
+
+@pytest.fixture(scope="session")
+def text_tokenizer() -> CLIPTokenizer:
+    return components.make_text_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def florence_tokenizer() -> BartTokenizer:
+    return components.make_florence_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def llm_tokenizer() -> Qwen2Tokenizer:
+    return components.make_llm_tokenizer()
