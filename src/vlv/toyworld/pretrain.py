@@ -224,9 +224,12 @@ def _vision(models: Path, records: list[Record], seed: int) -> Prepared:
 
 
 def _florence(models: Path, records: list[Record], seed: int) -> Prepared:
-    del records, seed
+    del records
     tokenizer = components.make_florence_tokenizer()
-    florence = Florence2ForConditionalGeneration.from_pretrained(_need(models, "florence_vision"))
+    florence = components.make_florence(tokenizer, seed)
+    sighted = Florence2ForConditionalGeneration.from_pretrained(_need(models, "florence_vision"))
+    for part in ("vision_tower", "multi_modal_projector"):
+        getattr(florence.model, part).load_state_dict(getattr(sighted.model, part).state_dict())
 
     def save(_: list[Record]) -> None:
         _save(florence, models / "florence")
