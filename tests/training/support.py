@@ -109,6 +109,7 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     train(
         Path(sys.argv[1]), steps=int(sys.argv[2]), save_every=1, keep_last=3, ema=0.9, accumulate=2
     )

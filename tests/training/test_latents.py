@@ -52,6 +52,15 @@ def test_reused_when_everything_agrees(
     assert np.array_equal(first["latents_std"], again["latents_std"])
 
 
+def test_reused_when_only_the_vae_decoder_differs(records: list[Record], tmp_path: Path) -> None:
+    decoder, folder = tiny.make_decoder(), tmp_path / "cache"
+    first = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    with torch.no_grad():
+        decoder.vae.decoder.conv_out.weight.add_(1)
+    again = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    assert np.array_equal(first["latents_mean"], again["latents_mean"])
+
+
 def test_refused_when_something_differs(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
     cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
@@ -60,7 +69,7 @@ def test_refused_when_something_differs(records: list[Record], tmp_path: Path) -
     with pytest.raises(DataError, match="made with image_size 32, this run has 16"):
         cache_latents(decoder, records, 16, folder)
     decoder.vae = tiny.make_vae(seed=9)
-    with pytest.raises(DataError, match="made with vae "):
+    with pytest.raises(DataError, match="made with vae_encoder "):
         cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="is damaged"):

@@ -25,7 +25,7 @@ from tests.training.support import (
     weights,
 )
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
-from vlv.training.journal import read_metrics
+from vlv.training.journal import Journal, read_metrics
 from vlv.training.loop import FitResult, Interrupted, Losses, load_trained
 from vlv.training.run import Run
 
@@ -352,6 +352,21 @@ def test_full_disk_is_survived_a_few_times(
             train(tmp_path, max_seconds=0)
     assert "step 2: the checkpoint could not be saved" in caplog.text
     assert train(tmp_path, save_every=1).finished
+
+
+def test_full_disk_under_the_log_is_a_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Run.open_journal
+
+    def open_journal(self: Run) -> Journal:
+        journal = plain(self)
+        journal._stream = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+        return journal
+
+    monkeypatch.setattr(Run, "open_journal", open_journal)
+    with pytest.raises(OutputError, match=r"metrics.jsonl cannot be written .*No space left"):
+        train(tmp_path)
 
 
 def test_metrics_read_as_one_run(tmp_path: Path) -> None:

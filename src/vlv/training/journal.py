@@ -17,7 +17,7 @@ import torch
 import yaml
 from tqdm import tqdm
 
-from vlv.errors import CheckpointError
+from vlv.errors import CheckpointError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +103,7 @@ class Journal:
         lines = [line for line in read_metrics(self._file) if line["step"] <= step]
         write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
         self.latest = {key: value for line in lines for key, value in line.items()}
-        self._stream = self._file.open("a")
+        self._stream = self._file.open("ab", buffering=0)
         self._events = _event_writer(run_dir / "tensorboard", step) if tensorboard else None
         self._bar = tqdm(
             total=total_steps,
@@ -128,10 +128,18 @@ class Journal:
         self._bar.update(1)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Append one line: `kind` is train or eval."""
+        """Append one line: `kind` is train or eval.
+
+        Raises:
+            OutputError: The disk refuses.
+        """
         line = {"step": step, "kind": kind, **values}
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(f"{json.dumps(line)}\n".encode())
+        except OSError as error:
+            raise OutputError(
+                f"{self._file} cannot be written ({error}); make room and run the same command again"
+            ) from error
         self.latest |= line
         for name, value in values.items():
             if self._events is not None:
