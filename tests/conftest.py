@@ -65,7 +65,7 @@ def pixels(generator: torch.Generator) -> torch.Tensor:
 
 @pytest.fixture(scope="session")
 def tiny_parts() -> tiny.TinyParts:
-    """The raw components, shared by the session: do not train or change them (`tiny.make_parts` gives fresh ones)."""
+    """The raw components, shared: do not change them (`tiny.make_parts` gives fresh ones)."""
     return tiny.make_parts()
 
 

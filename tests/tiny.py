@@ -1,7 +1,8 @@
 """Miniature, randomly initialised components of the real transformers and diffusers classes.
 
-Every function builds one component in a few milliseconds; the same seed gives the same weights. Shapes: images
-3x32x32, latents 4x8x8, Q = 8 queries, text width D = 32 with 16 positions, language-model width E = 48.
+Every function builds one component in a few milliseconds; the same seed gives the same weights.
+Shapes: images 3x32x32, latents 4x8x8, Q = 8 queries, text width D = 32 with 16 positions,
+language-model width E = 48.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def make_florence(
 
 
 def make_text_encoder(seed: int = 1, *, attention: str = "sdpa") -> CLIPTextModel:
-    """CLIP text transformer of width 32 with 16 positions; the weights are larger than CLIP's at birth."""
+    """CLIP text transformer of width 32 with 16 positions; larger weights than CLIP's at birth."""
     tokenizer = make_clip_tokenizer()
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),

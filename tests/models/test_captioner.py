@@ -36,7 +36,7 @@ def trained() -> tuple[CaptionDecoder, torch.Tensor]:
     return decoder.eval(), c
 
 
-# --- the loss ----------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def test_the_loss_equals_that_of_transformers_with_labels(
@@ -121,7 +121,7 @@ def test_the_number_of_captions_must_fit(
         tiny_caption_decoder.loss(c, ["x"])
 
 
-# --- writing captions --------------------------------------------------------------------------------
+# --- writing captions -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -190,7 +190,7 @@ def test_generation_keeps_the_mode(tiny_caption_decoder: CaptionDecoder, c: torc
     assert tiny_caption_decoder.llm.training
 
 
-# --- loading and saving ------------------------------------------------------------------------------
+# --- loading and saving ---------------------------------------------------------------------------
 
 
 def test_saved_and_loaded_it_is_the_same(

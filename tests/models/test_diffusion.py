@@ -23,7 +23,7 @@ def latents(generator: torch.Generator) -> torch.Tensor:
     return torch.randn(3, *tiny.LATENT_SHAPE, generator=generator)
 
 
-# --- the loss ----------------------------------------------------------------------------------------
+# --- the loss -------------------------------------------------------------------------------------
 
 
 def test_the_loss_equals_the_hand_formula(
@@ -65,7 +65,7 @@ def test_an_unknown_prediction_type_is_refused(
     with pytest.raises(ConfigError, match='prediction_type "flow"'):
         tiny_decoder.target(latents, latents, torch.tensor([1, 2, 3]))
     tiny_decoder.scheduler.alphas_cumprod = None
-    with pytest.raises(ConfigError, match="DDPM-family"):
+    with pytest.raises(ConfigError, match="DDPM family"):
         tiny_decoder.add_noise(latents, latents, torch.tensor([1, 2, 3]))
 
 
@@ -98,7 +98,7 @@ def test_uniform_timesteps_are_uniform_and_text_timesteps_grow_with_t(
         tiny_decoder.draw_timesteps(1, generator, "late")  # type: ignore[arg-type]
 
 
-# --- frozen ------------------------------------------------------------------------------------------
+# --- frozen ---------------------------------------------------------------------------------------
 
 
 def test_nothing_trains_but_the_gradient_reaches_z(
@@ -141,7 +141,7 @@ def test_missing_parts_are_named(tiny_decoder: DiffusionDecoder, pixels: torch.T
             call()
 
 
-# --- latents -----------------------------------------------------------------------------------------
+# --- latents --------------------------------------------------------------------------------------
 
 
 def test_latents_follow_the_configured_scale_and_shift(
@@ -176,7 +176,7 @@ def test_texts_are_encoded_and_truncation_counted(tiny_decoder: DiffusionDecoder
     assert torch.allclose(tiny_decoder.encode_text([""]).c, tiny_decoder.null_context(), atol=1e-6)
 
 
-# --- sampling ----------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["dpm", "ddim"])

@@ -32,7 +32,6 @@ def test_a_batch_equals_single_images(tiny_encoder: VLVEncoder, pixels: torch.Te
 
 
 def test_the_parts_are_those_of_florence(tiny_encoder: VLVEncoder, pixels: torch.Tensor) -> None:
-    """Image features equal Florence-2's own on pixels normalised by hand; the prompt has start and end token."""
     mean = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
     std = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     expected = tiny.make_florence().get_image_features((pixels - mean) / std).pooler_output
@@ -64,7 +63,10 @@ def test_other_sizes_are_resized_as_pil_does() -> None:
     encoder = tiny.make_encoder(image_size=48)
     levels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     by_pil = np.array(Image.fromarray(levels).resize((48, 48), Image.Resampling.BICUBIC))
-    as_pixels = lambda array: torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255  # noqa: E731
+
+    def as_pixels(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
+
     ours = encoder._normalize(as_pixels(levels))
     theirs = encoder._normalize(as_pixels(by_pil))
     assert ours.shape[-2:] == (48, 48)

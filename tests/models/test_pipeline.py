@@ -40,7 +40,7 @@ def copy_of(tiny_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
 
 
-# --- one and several ---------------------------------------------------------------------------------
+# --- one and several ------------------------------------------------------------------------------
 
 
 def test_one_image_gives_one_result_and_several_give_a_list(
@@ -127,7 +127,7 @@ def test_progress_is_shown_only_when_asked_for(
     assert "drawing" in capsys.readouterr().err
 
 
-# --- loading -----------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 def test_saved_and_loaded_it_is_the_same(
@@ -230,7 +230,7 @@ def test_the_image_size_is_kept_or_derived(copy_of: Path) -> None:
         _ = VLVPipeline(encoder=smaller.encoder).image_size
 
 
-# --- folders that are no models ----------------------------------------------------------------------
+# --- folders that are no models -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_only_the_needed_folders_are_downloaded(
     }
 
 
-# --- saving ------------------------------------------------------------------------------------------
+# --- saving ---------------------------------------------------------------------------------------
 
 
 def test_a_failed_save_leaves_the_old_model_alone(

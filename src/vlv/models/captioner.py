@@ -1,7 +1,8 @@
 """CaptionDecoder: context c in, caption out.
 
-A projector psi takes c to the language model's width; the result stands before the caption as a prefix. Shapes: B batch,
-Q queries, D text width, E language-model width, T caption tokens with the end token, V vocabulary.
+A projector psi takes c to the language model's width; the result stands before the caption as a
+prefix. Shapes: B batch, Q queries, D text width, E language-model width, T caption tokens with the
+end token, V vocabulary.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Caption:
     num_tokens: int
     """Generated tokens, without the end token."""
     finished: bool
-    """Whether the model ended the caption itself, rather than being stopped at ``max_new_tokens``."""
+    """Whether the model ended it by itself, rather than being stopped at ``max_new_tokens``."""
 
 
 class CaptionTokens(NamedTuple):
@@ -74,8 +75,9 @@ class CaptionTokens(NamedTuple):
 class CaptionDecoder(PreTrainedModel):
     """Context to caption (paper, section 3.3).
 
-    The tokenizer belongs to the component and is saved in its ``tokenizer`` folder; beside a language model's ``config.json``
-    AutoTokenizer would take it for that family's own tokenizer and change the ids silently.
+    The tokenizer belongs to the component and is saved in its ``tokenizer`` folder; beside a
+    language model's ``config.json`` AutoTokenizer would take it for that family's own tokenizer and
+    change the ids silently.
     """
 
     config: CaptionDecoderConfig
@@ -165,7 +167,10 @@ class CaptionDecoder(PreTrainedModel):
     # --- training --------------------------------------------------------------------------------
 
     def trainable(self, parts: CaptionParts) -> list[nn.Parameter]:
-        """Choose what trains (paper, Table 4): "mlp" is psi alone, "mlp+llm" everything, "none" nothing.
+        """Choose what trains (paper, Table 4).
+
+        Args:
+            parts: "mlp" is psi alone, "mlp+llm" everything, "none" nothing.
 
         Returns:
             The trainable parameters.
@@ -183,11 +188,12 @@ class CaptionDecoder(PreTrainedModel):
 
         Args:
             captions: B texts.
-            max_tokens: Longest kept sequence with its end token. A longer caption is cut and gets no end token, for it did not
-                end there.
+            max_tokens: Longest kept sequence with its end token. A longer caption is cut and gets
+                no end token, for it did not end there.
 
         Returns:
-            Ids padded on the right, with the lengths that make the loss mask: pad and end token may share an id.
+            Ids padded on the right, with the lengths that make the loss mask: pad and end token may
+            share an id.
         """
         tokenizer = self._tokenizer()
         rows = tokenizer(list(captions), add_special_tokens=False).input_ids
@@ -203,8 +209,8 @@ class CaptionDecoder(PreTrainedModel):
     def loss(self, c: Tensor, captions: Sequence[str], *, max_tokens: int | None = None) -> Tensor:
         """Cross-entropy of the captions given c (paper, equation 2).
 
-        Only caption tokens and the end token are predicted; prefix and padding carry no loss. Padding is on the right, so no
-        supervised token can see it and no attention mask is needed.
+        Only caption tokens and the end token are predicted; prefix and padding carry no loss.
+        Padding is on the right, so no supervised token can see it and no attention mask is needed.
 
         Args:
             c: Context, (B, Q, D).
@@ -243,7 +249,8 @@ class CaptionDecoder(PreTrainedModel):
     ) -> list[Caption]:
         """Write captions.
 
-        Greedy and beam search of a batch equal single calls; samples depend on the whole batch and on the seed.
+        Greedy and beam search of a batch equal single calls; samples depend on the whole batch and
+        on the seed.
 
         Args:
             c: Context, (B, Q, D).
@@ -272,7 +279,7 @@ class CaptionDecoder(PreTrainedModel):
         return [self._caption(row) for row in rows.tolist()]
 
     def _search(self, prefix: Tensor, settings: GenerationConfig, seed: int) -> Tensor:
-        """Generated ids, (B, up to max_new_tokens), in eval mode; the global generator is left as it was."""
+        """Generated ids, (B, up to max_new_tokens); leaves mode and global generator alone."""
         sampling = bool(settings.do_sample)
         devices = [prefix.device] if prefix.device.type == "cuda" else []
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)

@@ -1,7 +1,7 @@
 """DiffusionDecoder: context c to image, frozen; and the denoising loss that teaches the encoder.
 
-Shapes: B batch, Q queries, D text width, H W pixels, k h w latents (k channels). x_t = sqrt(a) x + sqrt(1 - a) eps with a
-the scheduler's ``alphas_cumprod[t]``.
+Shapes: B batch, Q queries, D text width, H W pixels, k h w latents (k channels). x_t = sqrt(a) x +
+sqrt(1 - a) eps with a the scheduler's ``alphas_cumprod[t]``.
 """
 
 from __future__ import annotations
@@ -51,8 +51,9 @@ class Posterior(NamedTuple):
 class DiffusionDecoder(nn.Module):
     """The frozen text-to-image model: text tower T, U-Net, VAE and noise schedule.
 
-    Nothing in it trains and it is always in eval mode, but gradients flow through the U-Net and the text tower to z. All but
-    the text tower may be None where they are not needed (stage 2 without a denoising loss, cached latents).
+    Nothing in it trains and it is always in eval mode, but gradients flow through the U-Net and the
+    text tower to z. All but the text tower may be None where they are not needed (stage 2 without a
+    denoising loss, cached latents).
 
     Args:
         text_encoder: The CLIP text transformer.
@@ -146,7 +147,7 @@ class DiffusionDecoder(nn.Module):
         return (latents - shift) * scale
 
     def encode(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Pixels (B, 3, H, W) to scaled latents (B, k, h, w); the posterior mean without a generator."""
+        """Pixels (B, 3, H, W) to scaled latents (B, k, h, w); without a generator, of the mean."""
         return self.draw_latents(self.posterior(pixels), generator)
 
     @torch.no_grad()
@@ -177,9 +178,10 @@ class DiffusionDecoder(nn.Module):
     ) -> Tensor:
         """Draw one timestep per image.
 
-        "uniform" is the paper's (section 3.2). "text" draws floor(T sqrt(u)), u uniform: density 2t/T, mean 2T/3, so that mid and
-        high noise, where the image has to come from the text, is seen more often. The loss is not reweighted: in expectation it
-        is the uniform loss with the weight 2t/T on each timestep, so its values compare only with others drawn the same way.
+        "uniform" is the paper's (section 3.2). "text" draws floor(T sqrt(u)), u uniform: density
+        2t/T, mean 2T/3, so that mid and high noise, where the image has to come from the text, is
+        seen more often. The loss is not reweighted: in expectation it is the uniform loss with the
+        weight 2t/T on each timestep, so its values compare only with others drawn the same way.
 
         Args:
             batch_size: B.
@@ -207,7 +209,8 @@ class DiffusionDecoder(nn.Module):
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """What the U-Net predicts, by the scheduler's ``prediction_type``.
 
-        epsilon: eps. v_prediction: sqrt(a) eps - sqrt(1 - a) x (Salimans and Ho 2022, section 4). sample: x.
+        epsilon: eps. v_prediction: sqrt(a) eps - sqrt(1 - a) x (Salimans and Ho 2022, section 4).
+        sample: x.
 
         Raises:
             ConfigError: The prediction type is another.
@@ -222,7 +225,8 @@ class DiffusionDecoder(nn.Module):
                 signal, sigma = self._signal_and_sigma(timesteps, latents)
                 return signal * noise - sigma * latents
         raise ConfigError(
-            f'the scheduler has the prediction_type "{kind}"; epsilon, v_prediction and sample are supported'
+            f'the scheduler has the prediction_type "{kind}"; '
+            "epsilon, v_prediction and sample are supported"
         )
 
     def denoising_loss(
@@ -237,7 +241,9 @@ class DiffusionDecoder(nn.Module):
         weights: Tensor | None = None,
         reduction: Literal["mean", "none"] = "mean",
     ) -> Tensor:
-        """The diffusion loss of stage 1 (paper, equation 1): how well c tells the U-Net what the noise hides.
+        """The diffusion loss of stage 1 (paper, equation 1).
+
+        It says how well c tells the U-Net what the noise hides.
 
         Args:
             latents: Scaled latents, (B, k, h, w).
@@ -271,7 +277,8 @@ class DiffusionDecoder(nn.Module):
         alphas = getattr(self._part("scheduler"), "alphas_cumprod", None)
         if alphas is None:
             raise ConfigError(
-                f"{type(self.scheduler).__name__} has no alphas_cumprod; use a DDPM-family scheduler"
+                f"{type(self.scheduler).__name__} has no alphas_cumprod; "
+                "use a scheduler of the DDPM family"
             )
         a = alphas.to(timesteps.device)[timesteps].to(like.device, torch.float32)
         a = a[:, None, None, None]
@@ -299,8 +306,8 @@ class DiffusionDecoder(nn.Module):
     ) -> Tensor:
         """Draw one image per context.
 
-        Each image starts from the noise of its own seed, drawn on the CPU, and both samplers are deterministic from there: a
-        batch of n equals n single calls.
+        Each image starts from the noise of its own seed, drawn on the CPU, and both samplers are
+        deterministic from there: a batch of n equals n single calls.
 
         Args:
             c: Context, (B, Q, D).
@@ -330,13 +337,14 @@ class DiffusionDecoder(nn.Module):
         return self.decode(latents)
 
     def _make_sampler(self, sampler: Sampler, steps: int) -> Any:
-        """A fresh sampling scheduler with the training schedule's noise levels and prediction type."""
+        """A fresh sampling scheduler with the noise levels and prediction type of training."""
         if sampler not in SAMPLERS:
             raise ConfigError(f'the sampler is "{sampler}"; choose one of {", ".join(SAMPLERS)}')
         if not 1 <= steps <= self.num_timesteps:
             raise ConfigError(f"steps is {steps}; choose between 1 and {self.num_timesteps}")
-        # `from_config` forgets values that the training scheduler took by default, until it is saved and
-        # loaded; without this mark it keeps them. Latents must not be clipped as pixels would be.
+        # `from_config` forgets values that the training scheduler took by default, until it is
+        # saved and loaded; without this mark it keeps them. Latents must not be clipped as pixels
+        # would be.
         config = dict(self._part("scheduler").config) | {"clip_sample": False}
         config.pop("_use_default_values", None)
         solver = SAMPLERS[sampler].from_config(config)

@@ -1,7 +1,8 @@
 """VLVEncoder: image in, caption embedding z out.
 
-Florence-2 reads the image; its language decoder is fed learnable queries; a projector takes them to the text width.
-Shapes: B batch, N image tokens, P prompt tokens, Q queries, d Florence width, D text width, H W pixels.
+Florence-2 reads the image; its language decoder is fed learnable queries; a projector takes them to
+the text width. Shapes: B batch, N image tokens, P prompt tokens, Q queries, d Florence width, D
+text width, H W pixels.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ class VLVEncoderConfig(PreTrainedConfig):
 class VLVEncoder(PreTrainedModel):
     """Image to caption embedding (paper, section 3.1).
 
-    ``forward`` is ``encode_features(image_features(pixels))``; the two halves are public so that the features of a frozen
-    vision tower can be cached. Dropout and drop path are those of the Florence-2 configuration; a vision tower without
-    trainable parameters stays in eval mode.
+    ``forward`` is ``encode_features(image_features(pixels))``; the two halves are public so that
+    the features of a frozen vision tower can be cached. Dropout and drop path are those of the
+    Florence-2 configuration; a vision tower without trainable parameters stays in eval mode.
     """
 
     config: VLVEncoderConfig
@@ -172,9 +173,9 @@ class VLVEncoder(PreTrainedModel):
     def encode_features(self, features: Tensor) -> Tensor:
         """From image tokens to the caption embedding.
 
-        The encoder reads ``[image tokens, prompt]``; the decoder reads the queries in place of token embeddings, so query k
-        sees the queries before it. The parts are called one by one because ``Florence2Model.forward`` refuses
-        ``decoder_inputs_embeds``.
+        The encoder reads ``[image tokens, prompt]``; the decoder reads the queries in place of
+        token embeddings, so query k sees the queries before it. The parts are called one by one
+        because ``Florence2Model.forward`` refuses ``decoder_inputs_embeds``.
 
         Args:
             features: (B, N, d), from `image_features`.
@@ -207,8 +208,9 @@ class VLVEncoder(PreTrainedModel):
         """Choose what trains, by setting ``requires_grad``.
 
         Args:
-            parts: "language" is the paper's choice: Florence-2's language encoder and decoder, the queries and the projector,
-                while the vision tower and its projection are frozen. "all" trains everything, "none" nothing.
+            parts: "language" is the paper's choice: Florence-2's language encoder and decoder, the
+                queries and the projector, while the vision tower and its projection are frozen.
+                "all" trains everything, "none" nothing.
 
         Returns:
             The trainable parameters.
@@ -221,7 +223,7 @@ class VLVEncoder(PreTrainedModel):
         return [p for p in self.parameters() if p.requires_grad]
 
     def train(self, mode: bool = True) -> VLVEncoder:
-        """Switch to train mode, but for a frozen vision tower: its drop path would blur frozen features."""
+        """Switch modes; a frozen vision tower stays in eval mode, for drop path would blur it."""
         super().train(mode)
         for module in self._vision():
             if not any(p.requires_grad for p in module.parameters()):
@@ -233,7 +235,7 @@ class VLVEncoder(PreTrainedModel):
 
 
 def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:
-    """Fill a linear layer from a generator with PyTorch's default distribution, uniform in +-1/sqrt(fan-in)."""
+    """Fill a linear layer with PyTorch's default distribution, uniform in +-1/sqrt(fan-in)."""
     bound = layer.in_features**-0.5
     with torch.no_grad():
         layer.weight.uniform_(-bound, bound, generator=generator)

@@ -1,9 +1,9 @@
-"""A model is a folder: finding it, reading its index, loading and writing its components.
+"""A model is a folder: finding it, reading its index, loading its components (written by saving.py).
 
 ```
 my-model/
-  model_index.json   one entry per component: [library, class], or {"repo", "subfolder", "revision"} where a frozen component
-                     is named instead of copied; and the image size
+  model_index.json   the image size, and one entry per component: [library, class], or
+                     {"repo", "subfolder", "revision"} where it is named instead of copied
   encoder/ caption_decoder/                        config.json + model.safetensors
   text_encoder/ tokenizer/ unet/ vae/ scheduler/   as in any diffusers folder
 ```
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 Task = Literal["caption", "reconstruct", "generate", "embed"]
 Reference: TypeAlias = dict[str, str | None]
-"""Where a component lies that is not copied: ``repo`` (hub id or folder), ``subfolder``, ``revision``."""
+"""Where a component lies that is not copied: repo (hub id or folder), subfolder, revision."""
 
 INDEX_NAME = "model_index.json"
 
@@ -117,11 +117,11 @@ def check_parts(model: str, task: str, present: Iterable[str]) -> None:
         )
 
 
-# --- finding ---------------------------------------------------------------------------------------
+# --- finding --------------------------------------------------------------------------------------
 
 
 def shipped_models() -> dict[str, Path]:
-    """The models inside the package, by name: the folder ``weights/NAME`` is called ``vlv-NAME``."""
+    """The models inside the package: the folder ``weights/NAME`` has the name ``vlv-NAME``."""
     weights = Path(str(files("vlv"))) / "weights"
     folders = sorted(path.parent for path in weights.glob(f"*/{INDEX_NAME}"))
     return {f"vlv-{folder.name}": folder for folder in folders}
@@ -137,7 +137,8 @@ def find_folder(
     """Resolve the name of a model to a folder on this machine.
 
     Args:
-        name: A folder, a shipped model, or ``owner/name`` on the hub, tried in this order. Only the last uses the network.
+        name: A folder, a shipped model, or ``owner/name`` on the hub, tried in this order. Only the
+        last uses the network.
         tasks: Of a model on the hub, download only what these need.
         revision: Of a model on the hub.
         local_files_only: Take a model on the hub from the cache, without network.
@@ -183,7 +184,8 @@ def download(
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelFolderError(
-            f'there is no folder "{repo}", and the hub did not give a model of that name ({reason}); '
+            f'there is no folder "{repo}", and the hub did not give a model of that name '
+            f"({reason}); "
             "check the name, the revision and the connection"
         ) from error
     return Path(folder)
@@ -199,7 +201,8 @@ def read_index(folder: Path) -> ModelIndex:
     if not path.is_file():
         found = sorted(p.name for p in folder.iterdir())[:8]
         raise ModelFolderError(
-            f"{folder} is no model: {INDEX_NAME} is missing (found: {', '.join(found) or 'nothing'}); "
+            f"{folder} is no model: {INDEX_NAME} is missing "
+            f"(found: {', '.join(found) or 'nothing'}); "
             "name the folder that save_pretrained wrote"
         )
     try:
@@ -218,7 +221,7 @@ def read_index(folder: Path) -> ModelIndex:
         raise ModelFolderError(f"{path} cannot be read ({error}); copy the model again") from error
 
 
-# --- loading ---------------------------------------------------------------------------------------
+# --- loading --------------------------------------------------------------------------------------
 
 
 def load_component(
@@ -241,8 +244,8 @@ def load_component(
     missing = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
     if missing:
         raise ModelFolderError(
-            f"the weights of {name} in {folder} do not fit its config.json: {len(missing)} tensors are "
-            f"missing or of another shape, such as {missing[0]}; copy the model again"
+            f"the weights of {name} in {folder} do not fit its config.json: {len(missing)} "
+            f"tensors are missing or of another shape, such as {missing[0]}; copy the model again"
         )
     return loaded
 
@@ -264,7 +267,7 @@ def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, A
 
 @contextmanager
 def quiet_progress() -> Iterator[None]:
-    """Turn the progress bars of transformers off for a while: they come for every component, asked for or not."""
+    """Turn the progress bars of transformers off for a while; they come unasked."""
     enabled = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -283,8 +286,8 @@ def component_folder(index: ModelIndex, name: str, *, local_files_only: bool = F
         folder = _follow(reference, index.folder, local_files_only=local_files_only)
     if not folder.is_dir():
         raise ModelFolderError(
-            f"{index.folder / INDEX_NAME} lists the part {name}, but the folder {folder} is missing; "
-            "copy the model again"
+            f"{index.folder / INDEX_NAME} lists the part {name}, but the folder {folder} "
+            "is missing; copy the model again"
         )
     return folder
 
@@ -301,7 +304,7 @@ def _follow(reference: Reference, base: Path, *, local_files_only: bool) -> Path
 
 
 def default_image_size(index: ModelIndex) -> int | None:
-    """The side in pixels from the configurations of U-Net and VAE, without their weights; None without them."""
+    """The side in pixels from the configurations of U-Net and VAE; None without them."""
     if not {"unet", "vae"} <= set(index.components):
         return None
     configs = [index.folder / name / "config.json" for name in ("unet", "vae")]

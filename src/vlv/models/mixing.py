@@ -1,6 +1,7 @@
 """Mixing caption embeddings of several images into one (paper, section 4.4.2).
 
-Shapes: Q queries, D text width. A mix is again a caption embedding: it goes through the text tower with fresh positions.
+Shapes: Q queries, D text width. A mix is again a caption embedding: it goes through the text tower
+with fresh positions.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ def mix_embeddings(
 ) -> Tensor:
     """Mix caption embeddings.
 
-    "concat" is the paper's: the trailing tokens of each embedding are cut off and the leading ones joined, in the given order.
-    The paper does not say how many tokens each image keeps; without `keep` they share Q evenly. Fewer than Q tokens in all
-    make a shorter context. "average" is the weighted mean. "slerp" turns each token on the arc between two
-    embeddings; more than two are joined one after the other, each with its share of the weight so far.
+    "concat" is the paper's: the trailing tokens of each embedding are cut off and the leading ones
+    joined, in the given order. The paper does not say how many tokens each image keeps; without
+    `keep` they share Q evenly. Fewer than Q tokens in all make a shorter context. "average" is the
+    weighted mean. "slerp" turns each token on the arc between two embeddings; more than two are
+    joined one after the other, each with its share of the weight so far.
 
     Args:
         zs: Two or more caption embeddings, each (Q, D).
@@ -93,12 +95,13 @@ def _concatenate(zs: Sequence[Tensor], keep: Sequence[int] | None) -> Tensor:
     for count, z in zip(keep, zs, strict=True):
         if not 0 <= count <= len(z):
             raise ConfigError(
-                f"keep asks for {count} tokens of an embedding that has {len(z)}; give 0 to {len(z)}"
+                f"keep asks for {count} tokens of an embedding that has {len(z)}; "
+                f"give 0 to {len(z)}"
             )
     if not 1 <= sum(keep) <= limit:
         raise ConfigError(
-            f"keep adds up to {sum(keep)} tokens ({' + '.join(map(str, keep))}), but a caption embedding "
-            f"has 1 to {limit}; lower it"
+            f"keep adds up to {sum(keep)} tokens ({' + '.join(map(str, keep))}), but a caption "
+            f"embedding has 1 to {limit}; change it"
         )
     return torch.cat([z[:count] for count, z in zip(keep, zs, strict=True)])
 

@@ -51,9 +51,10 @@ logger = logging.getLogger(__name__)
 class VLVPipeline(DiffusionPipeline):
     """The Vision-Language-Vision auto-encoder as one object.
 
-    Every component is optional: captioning needs no U-Net, reconstruction no language model. A method that lacks one says so
-    with a MissingPartError. Wherever images are taken, one image gives one result and a list gives a list; images are PIL images,
-    paths, arrays (H, W, 3) or tensors (3, H, W), and are centre-cropped and resized to `image_size`.
+    Every component is optional: captioning needs no U-Net, reconstruction no language model. A
+    method that lacks one says so with a MissingPartError. Wherever images are taken, one image
+    gives one result and a list gives a list; images are PIL images, paths, arrays (H, W, 3) or
+    tensors (3, H, W), and are centre-cropped and resized to `image_size`.
 
     Args:
         encoder: VLVEncoder.
@@ -63,7 +64,7 @@ class VLVPipeline(DiffusionPipeline):
         vae: AutoencoderKL.
         scheduler: The noise schedule the U-Net was trained with.
         caption_decoder: CaptionDecoder.
-        image_size: Side in pixels that images are brought to; None is what the U-Net was trained on.
+        image_size: Side in pixels that images are brought to; None is that of the U-Net.
     """
 
     encoder: Any
@@ -119,10 +120,10 @@ class VLVPipeline(DiffusionPipeline):
         """Load a model onto the CPU, in eval mode.
 
         Args:
-            name_or_folder: A model folder, the name of a shipped model, or ``owner/name`` on the hub. The network is used for the last
-                only.
-            parts: What it is for, any of "caption", "reconstruct", "generate", "embed": only the components these need are
-                loaded. None loads all that the model has.
+            name_or_folder: A model folder, the name of a shipped model, or ``owner/name`` on the
+                hub. The network is used for the last only.
+            parts: What it is for, any of "caption", "reconstruct", "generate", "embed": only the
+                components these need are loaded. None loads all that the model has.
             revision: Of a model on the hub.
             dtype: Of the weights in memory, whatever the files hold.
             local_files_only: Take a model on the hub from the cache.
@@ -163,8 +164,10 @@ class VLVPipeline(DiffusionPipeline):
 
         Args:
             folder: New, empty, or an older model that is replaced.
-            dtype: Of the weights in the files (``torch.float16`` halves them); None keeps that in memory.
-            references: Components that are named instead of copied; None keeps those the model was loaded with.
+            dtype: Of the weights in the files (``torch.float16`` halves them); None keeps that in
+                memory.
+            references: Components that are named instead of copied; None keeps those the model was
+                loaded with.
             card: Text of README.md; None keeps that of the replaced folder, or writes a template.
 
         Raises:
@@ -234,8 +237,8 @@ class VLVPipeline(DiffusionPipeline):
         size = self._known_image_size()
         if size is None:
             raise ModelFolderError(
-                f"the image size of {self._name()} is unknown: it has no U-Net and VAE to derive it from; "
-                f"pass image_size to VLVPipeline"
+                f"the image size of {self._name()} is unknown: it has no U-Net and VAE that tell; "
+                "pass image_size to VLVPipeline"
             )
         return size
 
@@ -440,7 +443,8 @@ class VLVPipeline(DiffusionPipeline):
 
         Args:
             c: Context, (B, Q, D).
-            seed: One for all images, each of which then starts from the same noise, or one per image.
+            seed: One for all images, each of which then starts from the same noise, or one per
+                image.
             steps: Sampler steps.
             guidance: Classifier-free guidance; 1 is none.
             sampler: "dpm" or "ddim".

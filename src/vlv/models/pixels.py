@@ -1,4 +1,4 @@
-"""The pixel convention at every seam: float (B, 3, H, W) in [0, 1], RGB; and images of any kind brought into it."""
+"""Images of any kind become pixels: RGB, float (B, 3, H, W) in [0, 1], as at every seam."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from vlv.data.images import center_crop_resize, load_image, to_pil, to_rgb, to_t
 from vlv.errors import ImageError
 
 ImageLike: TypeAlias = Image.Image | str | Path | bytes | NDArray[np.uint8] | Tensor
-"""A PIL image, a path, the bytes of a file, an array (H, W, 3) uint8, or a tensor (3, H, W), float in [0, 1] or uint8."""
+"""A PIL image, a path, the bytes of a file, an array (H, W, 3) uint8, or a tensor (3, H, W).
+
+Tensors are float in [0, 1] or uint8.
+"""
 
 
 def as_float(pixels: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> 
 
 
 def index_entry(component: Any) -> list[str]:
-    """[library, class] of a component, as diffusers writes it; our own classes name their module."""
+    """[library, class] of a component, as diffusers writes it; ours name their module."""
     module = type(component).__module__
     library = module.split(".", maxsplit=1)[0]
     name = type(component).__name__
@@ -124,8 +124,9 @@ pipeline_tag: image-to-text
 
 # {name}
 
-A Vision-Language-Vision auto-encoder ([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)): an image becomes a caption embedding,
-from which a frozen diffusion model rebuilds the image and a language model writes its caption.
+A Vision-Language-Vision auto-encoder ([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)): an
+image becomes a caption embedding, from which a frozen diffusion model rebuilds the image and a
+language model writes its caption.
 
 ```python
 from vlv import VLVPipeline

@@ -1,7 +1,7 @@
 """The frozen text tower T: caption embedding z in, context c out.
 
-This is the one place where T is applied, for embeddings and for texts alike. Shapes: B batch, Q queries, D text width,
-L token ids.
+This is the one place where T is applied, for embeddings and for texts alike. Shapes: B batch, Q
+queries, D text width, L token ids.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ def num_positions(text_encoder: CLIPTextModel) -> int:
 def contextualize(text_encoder: CLIPTextModel, z: Tensor) -> Tensor:
     """Apply the text tower to embeddings: c = T(z).
 
-    Paper, section 3.2: z stands where the token embeddings of a text would stand. T adds its position embeddings, runs its
-    causal transformer and its final norm. ``CLIPTextModel.forward`` takes token ids only, so its three parts are called here;
-    on token embeddings the result equals that of ``forward`` on the ids.
+    Paper, section 3.2: z stands where the token embeddings of a text would stand. T adds its
+    position embeddings, runs its causal transformer and its final norm. ``CLIPTextModel.forward``
+    takes token ids only, so its three parts are called here; on token embeddings the result equals
+    that of ``forward`` on the ids.
 
     Args:
         text_encoder: The CLIP text transformer. Gradients pass through it to z.
@@ -84,7 +85,8 @@ def null_context(
 ) -> Tensor:
     """The context of the empty text, for classifier-free guidance.
 
-    The empty text is padded with the tokenizer's own pad token and read without a padding mask, as Stable Diffusion does.
+    The empty text is padded with the tokenizer's own pad token and read without a padding mask, as
+    Stable Diffusion does.
 
     Args:
         text_encoder: The tower.
@@ -100,7 +102,7 @@ def null_context(
 
 
 def _causal_mask(hidden: Tensor) -> Tensor:
-    """Additive mask (1, 1, Q, Q): token k sees tokens <= k. Right under eager and sdpa attention alike."""
+    """Additive mask (1, 1, Q, Q), right under eager and sdpa: token k sees tokens <= k."""
     length = hidden.shape[1]
     floor = torch.finfo(hidden.dtype).min
     mask = torch.full((length, length), floor, dtype=hidden.dtype, device=hidden.device)
