@@ -127,7 +127,7 @@ def test_generate(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     assert result.code == 0
     first = tmp_path / "a-red-cube.png"
     assert result.out.splitlines()[0] == str(first)
-    assert "1 texts are longer than the decoder reads" in result.err
+    assert "1 of 2 texts are longer than the decoder reads" in result.err
     settings = read_settings(first)
     assert settings is not None
     assert settings["text"] == "A red cube"

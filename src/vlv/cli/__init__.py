@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from vlv.cli import caption, common, demo, embed, evaluate, images, info, toyworld, train
+from vlv import __version__
+from vlv.cli import caption, common, demo, embed, evaluate, images, info, tour, toyworld, train
 from vlv.errors import VLVError
 
 if TYPE_CHECKING:
@@ -23,20 +24,40 @@ app = typer.Typer(
     name="vlv",
     help="Turn images into caption embeddings, and those into images and captions.",
     no_args_is_help=True,
+    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlv {__version__}")
+        raise typer.Exit
+
+
 app.command()(caption.caption)
 app.command()(images.reconstruct)
 app.command()(images.generate)
 app.command()(images.mix)
 app.command()(embed.embed)
 app.command()(demo.demo)
+app.command()(tour.tour)
 app.command()(info.info)
 app.command()(info.doctor)
 app.add_typer(train.app)
 app.add_typer(evaluate.app)
 app.add_typer(toyworld.app)
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Turn images into caption embeddings, and those into images and captions."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -51,8 +72,9 @@ def run(arguments: Sequence[str]) -> int:
     except VLVError as error:
         common.say(f"vlv: {' '.join(str(error).split())}")
         return 1
-    except typer.TyperException as error:  # wrong usage
-        common.say(f"vlv: {error.format_message()} (see vlv {_command(arguments)}--help)")
+    except typer.TyperException as error:  # wrong usage; without a message the help was shown
+        if message := error.format_message():
+            common.say(f"vlv: {message} (see vlv {_command(arguments)}--help)")
         return 1
     if code == INTERRUPTED:
         common.say("vlv: interrupted")

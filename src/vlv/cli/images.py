@@ -75,7 +75,9 @@ def generate(
     for path in paths:
         typer.echo(path)
     if tally.truncated:
-        common.say(f"note: {tally.truncated} texts are longer than the decoder reads and were cut")
+        common.say(
+            f"note: {tally.truncated} of {len(texts)} texts are longer than the decoder reads and were cut"
+        )
     return common.close(tally, output)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from vlv.cli import common
+
+if TYPE_CHECKING:
+    from vlv.toyworld.pretrain import Part
 
 app = typer.Typer(
     name="toyworld",
@@ -18,7 +21,6 @@ app = typer.Typer(
 SHEET_PICTURES = 48
 
 SplitName = Literal["train", "val", "test", "composition"]
-PartName = Literal["inspector", "vae", "text", "unet", "florence", "llm"]
 
 Split = Annotated[SplitName, typer.Option(help="Splits share no scene.")]
 Num = Annotated[int, typer.Option(min=1, help="Number of scenes.")]
@@ -103,7 +105,9 @@ def describe(
 
 @app.command()
 def pretrain(
-    part: Annotated[PartName, typer.Argument(help="What to train; unet needs vae and text.")],
+    part: Annotated[
+        str, typer.Argument(help="inspector, vae, text, unet, florence, llm and others.")
+    ],
     data: Annotated[list[Path], typer.Option(help="Rendered shards (repeatable).")],
     models: Annotated[Path, typer.Option(help="Folder of the parts; earlier ones are read there.")],
     run: Annotated[Path, typer.Option(help="Folder of the run; created.")],
@@ -114,13 +118,18 @@ def pretrain(
         typer.Option(min=0, help="Stop and save after this time; the same command goes on."),
     ] = None,
 ) -> int:
-    """Train one of the small parts that play the roles of the downloaded models."""
+    """Train one of the small parts that play the roles of the downloaded models.
+
+    A part that needs another one, or a name that is none, is answered by the list of all in their order.
+    """
     from vlv.toyworld.pretrain import pretrain as train_part
     from vlv.training.interrupt import Interrupted
 
     seconds = None if max_minutes is None else 60 * max_minutes
     try:
-        result = train_part(part, data, models, run, seed=seed, steps=steps, max_seconds=seconds)
+        result = train_part(
+            cast("Part", part), data, models, run, seed=seed, steps=steps, max_seconds=seconds
+        )
     except Interrupted as interruption:
         common.say(str(interruption))
         raise

@@ -1,0 +1,34 @@
+"""``vlv tour``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlv.cli import common
+
+
+def tour(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the documentation.")
+    ] = Path("docs"),
+    model: common.Model = common.SHIPPED_MODEL,
+    revision: common.Revision = None,
+    steps: common.Steps = 20,
+    guidance: common.Guidance = 2.0,
+    seed: common.Seed = 0,
+) -> int:
+    """Write the generated pages of the documentation: tour.md with its pictures, and settings.md.
+
+    The tour follows one image through every tensor of a model; the other page lists the settings of training.
+    """
+    from vlv.tour.page import TourSettings, write_tour
+    from vlv.tour.settings import write_settings
+
+    pipe = common.load_pipeline(model, ["caption", "reconstruct"], revision=revision, device="cpu")
+    settings = TourSettings(model=model, seed=seed, steps=steps, guidance=guidance)
+    typer.echo(write_tour(pipe, output, settings))
+    typer.echo(write_settings(output))
+    return 0

@@ -1,0 +1,57 @@
+"""The public surface: every name loads, nothing is public by accident, importing is quick."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import vlv
+
+
+def test_every_public_name_loads_and_is_documented() -> None:
+    for name in vlv.__all__:
+        value = getattr(vlv, name)
+        if name != "__version__":
+            assert inspect.getdoc(value), f"{name} has no docstring"
+            assert value.__module__.startswith("vlv."), name
+    assert sorted(vlv.__all__) == vlv.__all__ == dir(vlv)
+
+
+def test_all_errors_are_public() -> None:
+    from vlv import errors
+
+    found = {name for name, value in vars(errors).items() if inspect.isclass(value)}
+    assert found <= set(vlv.__all__)
+    assert all(issubclass(getattr(vlv, name), vlv.VLVError) for name in found)
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'VLVPipelin'"):
+        vlv.VLVPipelin  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert vlv.__version__ == importlib.metadata.version("vlv")
+
+
+def test_import_and_help_load_no_heavy_library() -> None:
+    code = (
+        "import sys, vlv, vlv.cli; vlv.cli.run(['caption', '--help']); "
+        "print([m for m in ('torch', 'transformers', 'diffusers') if m in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "[]"
+
+
+def test_module_and_script_are_the_command() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "vlv", "caption"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("vlv: Missing argument")

@@ -1,0 +1,99 @@
+"""The README's commands run, its code runs, and what it names exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vlv.cli import run
+from vlv.config import load_config
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+# Commands that are only parsed here, with the reason.
+NOT_RUN = {"vlv train": "needs downloads and days; tests/cli/test_train.py runs the command"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def command_lines() -> list[list[str]]:
+    lines = "".join(blocks("bash")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, and a small random model under the name of the shipped one."""
+    monkeypatch.chdir(tmp_path)
+    model = tmp_path.parent / f"{tmp_path.name}-model"
+    shutil.copytree(tiny_folder, model)
+    _inspector().save_pretrained(model / "inspector")
+    monkeypatch.setattr("vlv.models.folder.shipped_models", lambda: {"vlv-tiny": model})
+    return tmp_path
+
+
+def _inspector():  # type: ignore[no-untyped-def]
+    from vlv.toyworld.inspector import Inspector, InspectorConfig
+
+    return Inspector(InspectorConfig())
+
+
+@pytest.mark.slow
+def test_commands_and_code_run(workplace: Path) -> None:
+    ran = 0
+    for words in command_lines():
+        if " ".join(words[:2]) in NOT_RUN:
+            continue
+        if words[0] == "vlv":
+            assert run(words[1:]) == 0, words
+        else:
+            subprocess.run(words, check=True)
+        ran += 1
+    assert ran >= 10
+    for number, code in enumerate(blocks("python")):
+        exec(compile(code, f"README python block {number}", "exec"), {})
+    assert (workplace / "between.png").exists()
+
+
+def test_commands_that_are_not_run_are_right() -> None:
+    skipped = [words for words in command_lines() if " ".join(words[:2]) in NOT_RUN]
+    assert skipped
+    for words in skipped:
+        options = dict(zip(words[3::2], words[4::2], strict=True))
+        assert options.keys() == {"--config", "--set", "--run"}
+        assert load_config(options["--config"], [options["--set"]]).stage == words[2]
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    assert named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_files_that_are_named_exist() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    paths = re.findall(r"`((?:runs|tests|docs|benchmarks)/[\w./-]+)`", README)
+    assert links
+    for name in (*links, *paths):
+        assert (ROOT / name).exists(), name
+
+
+def test_folders_of_the_tree_exist() -> None:
+    tree = next(block for block in blocks("") if block.startswith("src/vlv/"))
+    for name in re.findall(r"^  ([\w/]+/)(?= )", tree, re.MULTILINE):
+        if name != "weights/tiny/":
+            assert (ROOT / "src" / "vlv" / name).is_dir(), name
+
+
+def test_length() -> None:
+    assert README.count("\n") <= 200
