@@ -1,0 +1,98 @@
+"""The table of settings, written from the configuration itself."""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from vlv.config import RunConfig, preset_names
+from vlv.tour.page import save
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pydantic.fields import FieldInfo
+
+SETTINGS_NAME = "settings.md"
+
+_HEAD = """\
+<!-- Written by `vlv tour`. Do not edit: change the docstrings in src/vlv/config.py and run the command again. -->
+
+# Settings of a training run
+
+A run is one YAML file, or a preset of the package: {presets}.
+
+Any value is changed on the command line by its full name, such as `--set optim.lr=1e-4`. Unknown names, values of the
+wrong type and settings that would have no effect are refused. The resolved settings are kept in the run folder as
+`config.yaml`. What they do is told in [training](training.md).
+"""
+
+
+def write_settings(folder: Path) -> Path:
+    """Write ``settings.md``.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    return save(folder / SETTINGS_NAME, settings_page())
+
+
+def settings_page() -> str:
+    """All settings as Markdown, one table for each section of the configuration."""
+    presets = ", ".join(f"`{name}`" for name in preset_names())
+    parts = [_HEAD.format(presets=presets)]
+    for name, field in RunConfig.model_fields.items():
+        section = _section_of(field.annotation)
+        if section is None:
+            parts.append(f"`{name}` ({_name(field.annotation)}): {field.description}\n")
+            continue
+        head = f"## {name}\n\n{field.description}\n\n| setting | type | default | meaning |\n|---|---|---|---|\n"
+        parts.append(head + "".join(_rows(name, section)))
+    return "\n".join(parts)
+
+
+def _rows(prefix: str, section: type[BaseModel]) -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        meaning = (field.description or "").replace("|", "\\|")
+        yield f"| `{prefix}.{name}` | {_name(field.annotation)} | {_default(field)} | {meaning} |\n"
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The settings class that an annotation names, alone or beside None."""
+    for choice in (annotation, *get_args(annotation)):
+        if isinstance(choice, type) and issubclass(choice, BaseModel):
+            return choice
+    return None
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if field.default is None:
+        return "null"
+    value = list(field.default) if isinstance(field.default, tuple) else field.default
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _name(annotation: Any) -> str:
+    """A type in plain words."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in inner)
+    if origin in (types.UnionType, Union):
+        return " or ".join(_name(choice) for choice in inner)
+    if origin in (list, tuple):
+        return f"list of {_name(inner[0])}"
+    if origin is dict:
+        return f"mapping of {_name(inner[0])} to {_name(inner[1])}"
+    if hasattr(annotation, "__metadata__"):  # Annotated[int, Gt(0)]
+        return _name(annotation.__origin__)
+    if annotation is type(None):
+        return "null"
+    return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
+        annotation.__name__, "path, or {path, subfolder, revision}"
+    )
