@@ -127,7 +127,10 @@ class Inspector(PreTrainedModel):
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         """Logits by name: scene facts (B, values), object facts (B, K, values), box (B, K, 4)."""
-        features = self.features(pixels)
+        return self.answer(self.features(pixels))
+
+    def answer(self, features: Tensor) -> dict[str, Tensor]:
+        """Features (B, 1 + K, F) to logits, as `forward`."""
         scene = self.scene_head(features[:, 0]).split(
             [len(v) for v in SCENE_VALUES.values()], dim=-1
         )

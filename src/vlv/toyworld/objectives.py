@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from vlv.models.diffusion import DiffusionDecoder, Posterior
-from vlv.models.text_tower import token_embeddings, tokenize
+from vlv.models.text_tower import tokenize
 from vlv.toyworld.components import IMAGE_SIZE, PROMPTS
 from vlv.toyworld.inspector import Inspector, InspectorConfig, encode_scenes, inspection_loss
 from vlv.toyworld.language import FORMS, Form, describe
@@ -143,33 +143,60 @@ class ImageTower(nn.Module):
         return cast("Tensor", self.project(self.body.features(pixels).flatten(1)))
 
 
+class TextReader(Inspector):
+    """The inspector's questions put to the text tower's tokens instead of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__(InspectorConfig())
+        self.body = nn.Sequential()
+
+
 class TextTowerObjective:
-    """CLIP's contrastive loss between captions and images."""
+    """CLIP's contrastive loss between captions and images, and reading: what a caption says of each
+    object must stand in its tokens. The real tower learns the second from billions of pairs."""
+
+    shares: dict[Form, float] = {"tags": 0.4, "detailed": 0.6}  # noqa: RUF012
 
     def __init__(
-        self, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, images: ImageTower
+        self,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        images: ImageTower,
+        reader: TextReader,
     ) -> None:
-        self.text_encoder, self.tokenizer, self.images = text_encoder, tokenizer, images
+        self.text_encoder, self.tokenizer = text_encoder, tokenizer
+        self.images, self.reader = images, reader
         self.scale = nn.Parameter(torch.tensor(2.6))
-        self.module: nn.Module = nn.ModuleDict({"text_encoder": text_encoder, "images": images})
+        self.module: nn.Module = nn.ModuleDict(
+            {"text_encoder": text_encoder, "images": images, "reader": reader}
+        )
         self.module.register_parameter("scale", self.scale)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Symmetric cross-entropy over the batch."""
-        shares: dict[Form, float] = {"tags": 0.4, "detailed": 0.6}
-        captions = draw_captions(scenes_of(batch), shares, generator)
+        """Symmetric cross-entropy over the batch, plus a share of the reading loss."""
+        scenes = scenes_of(batch)
+        captions = draw_captions(scenes, self.shares, generator)
         ids, _ = tokenize(self.tokenizer, self.text_encoder, captions)
-        texts = F.normalize(self.text_encoder(input_ids=ids).pooler_output, dim=-1)
+        output = self.text_encoder(input_ids=ids)
+        texts = F.normalize(output.pooler_output, dim=-1)
         images = F.normalize(self.images(pixels_of(batch)), dim=-1)
         logits = self.scale.exp().clamp(max=100) * texts @ images.T
         labels = torch.arange(len(logits))
-        loss = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        contrast = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+        reading = self._reading(output.last_hidden_state, scenes)
         accuracy = (logits.argmax(-1) == labels).float().mean()
-        return Losses(loss, {"accuracy": accuracy.detach()})
+        parts = {"contrast": contrast, "reading": reading, "accuracy": accuracy}
+        return Losses(contrast + reading, {k: v.detach() for k, v in parts.items()})
+
+    def _reading(self, tokens: Tensor, scenes: list[Scene]) -> Tensor:
+        """Cross-entropy of all facts but the boxes, read from tokens (B, L, D)."""
+        targets = encode_scenes(scenes)
+        del targets["box"]
+        return inspection_loss(self.reader.answer(self.reader.read(tokens)), targets)
 
 
 class TeacherObjective:
-    """The text-conditioned U-Net, trained together with its text tower.
+    """The U-Net, told by the frozen text tower what is in the picture.
 
     Captions are dropped for one image in ten, so that guidance has its unconditional branch.
     """
@@ -179,7 +206,6 @@ class TeacherObjective:
     def __init__(self, decoder: DiffusionDecoder, dropout: float = 0.1) -> None:
         assert decoder.unet is not None
         decoder.unet.requires_grad_(True)
-        decoder.text_encoder.requires_grad_(True)
         self.decoder, self.dropout = decoder, dropout
         self.module: nn.Module = decoder
 
@@ -190,10 +216,13 @@ class TeacherObjective:
         captions = draw_captions(scenes_of(batch), self.shares, generator)
         dropped = (torch.rand(len(captions), generator=generator) < self.dropout).tolist()
         texts = ["" if d else c for c, d in zip(captions, dropped, strict=True)]
-        ids, _ = tokenize(self.decoder.tokenizer, self.decoder.text_encoder, texts)
-        c = self.decoder.context(token_embeddings(self.decoder.text_encoder, ids))
+        with torch.no_grad():
+            c = self.decoder.encode_text(texts).c
         weights = latent_weights(batch, latents.shape[-1])
-        return Losses(self.decoder.denoising_loss(latents, c, generator, weights=weights))
+        # High noise is where a picture has to come from its text, and the words take longest to learn.
+        return Losses(
+            self.decoder.denoising_loss(latents, c, generator, sampling="text", weights=weights)
+        )
 
 
 class VisionReader(Inspector):

@@ -6,8 +6,8 @@ Florence-2 or a language model learns anything but the method's own stages:
     inspector   the measuring instrument                  needs nothing
     vae         latents                                   needs nothing
     vae_decoder the VAE's decoder, further                needs vae
-    text        CLIP text tower, contrastive              needs nothing
-    unet        text-conditioned U-Net, with its tower    needs vae, text
+    text        CLIP text tower                           needs nothing
+    unet        text-conditioned U-Net                    needs vae, text
     vision      Florence-2's vision tower, on labels      needs nothing
     florence    Florence-2 on its captioning tasks        needs vision
     llm         language model on text alone              needs nothing
@@ -42,6 +42,7 @@ from vlv.toyworld.objectives import (
     InspectorObjective,
     LlmObjective,
     TeacherObjective,
+    TextReader,
     TextTowerObjective,
     VaeObjective,
     VisionReader,
@@ -82,7 +83,7 @@ RECIPES: dict[Part, Recipe] = {
     "inspector": Recipe(steps=1500, batch_size=64, lr=1.5e-3),
     "vae": Recipe(steps=2200, batch_size=16, lr=2e-3),
     "vae_decoder": Recipe(steps=3000, batch_size=16, lr=1e-3),
-    "text": Recipe(steps=400, batch_size=128, lr=1e-3),
+    "text": Recipe(steps=600, batch_size=64, lr=1e-3, ema=0.99),
     "unet": Recipe(steps=2700, batch_size=32, lr=1e-3),
     "vision": Recipe(steps=1000, batch_size=64, lr=1.5e-3),
     "florence": Recipe(steps=2200, batch_size=32, lr=1e-3),
@@ -185,18 +186,19 @@ def _text(models: Path, records: list[Record], seed: int) -> Prepared:
     tower = components.make_text_encoder(tokenizer, seed)
     body = components.seeded(lambda: Inspector(InspectorConfig()), seed + 1)
     images = components.seeded(lambda: ImageTower(body, components.TEXT_WIDTH), seed + 2)
+    reader = components.seeded(TextReader, seed + 3)
 
     def save(_: list[Record]) -> None:
-        _save(tower, models / "text_encoder_contrastive")
+        _save(tower, models / "text_encoder")
         tokenizer.save_pretrained(models / "tokenizer")
 
-    return TextTowerObjective(tower, tokenizer, images), save, None
+    return TextTowerObjective(tower, tokenizer, images, reader), save, None
 
 
 def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
     from vlv.training.latents import cache_latents
 
-    tower = CLIPTextModel.from_pretrained(_need(models, "text_encoder_contrastive"))
+    tower = CLIPTextModel.from_pretrained(_need(models, "text_encoder"))
     tokenizer = CLIPTokenizer.from_pretrained(_need(models, "tokenizer"))
     vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
     unet, scheduler = components.make_unet(seed), components.make_scheduler()
@@ -205,7 +207,6 @@ def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
 
     def save(_: list[Record]) -> None:
         _save(unet, models / "unet")
-        _save(tower, models / "text_encoder")
         scheduler.save_pretrained(models / "scheduler")
 
     return TeacherObjective(decoder), save, dict(cached)
