@@ -100,7 +100,10 @@ def test_interrupted_run_loses_nothing(
     assert rows(output) == rows(whole)
 
 
-def test_killed_run_loses_nothing(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
+def test_killed_run_loses_nothing(
+    vlv: Vlv, tiny_folder: Path, tmp_path: Path, kind: signal.Signals, code: int
+) -> None:
     for number in range(60):
         write_image(tmp_path / "many" / f"{number:02d}.png", number)
     output = tmp_path / "out.jsonl"
@@ -112,8 +115,8 @@ def test_killed_run_loses_nothing(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -
     deadline = time.monotonic() + 120
     while (not output.exists() or output.stat().st_size < 1500) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(kind)
+    assert process.wait() == code
     kept = output.read_bytes().rpartition(b"\n")[0].count(b"\n") + 1
     assert 0 < kept < 60
     result = vlv(*args[:-1], 64)
