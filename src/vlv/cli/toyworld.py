@@ -146,10 +146,13 @@ def ship(
     results: Annotated[
         Path | None, typer.Option(help="JSON of vlv eval toyworld, quoted in the model card.")
     ] = None,
+    note: Annotated[
+        str, typer.Option(help="A sentence for the card on how this training left the recipe.")
+    ] = "",
 ) -> int:
     """Write the model folder that the package ships: half precision, inspector, logs, model card."""
     from vlv.toyworld.ship import ship as write_shipped
 
-    write_shipped(model, parts, runs, out, results)
+    write_shipped(model, parts, runs, out, results, note)
     typer.echo(out)
     return 0

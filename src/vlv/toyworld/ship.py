@@ -1,5 +1,8 @@
-"""From a finished training to the folder that the package ships: weights in half precision, the
-inspector, the logs and settings of every run, and a model card with the measured figures."""
+"""From a finished training to the folder that the package ships.
+
+It holds the weights in half precision, the inspector, the settings and logs of every run, and a
+model card with the measured figures.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,9 @@ LOG_LINES = 200
 """Lines kept of each run's log; a longer one is thinned evenly."""
 
 
-def ship(model: Path, parts: Path, runs: Path, out: Path, results: Path | None = None) -> None:
+def ship(
+    model: Path, parts: Path, runs: Path, out: Path, results: Path | None = None, note: str = ""
+) -> None:
     """Write the shipped model folder.
 
     Args:
@@ -30,6 +35,7 @@ def ship(model: Path, parts: Path, runs: Path, out: Path, results: Path | None =
         runs: The folder that holds the run of every part and stage.
         out: Where the model goes.
         results: JSON of `vlv eval toyworld`, quoted in the card.
+        note: A sentence on how this training departed from the recipe, for the card.
 
     Raises:
         ModelFolderError: The model or the inspector is missing.
@@ -38,14 +44,16 @@ def ship(model: Path, parts: Path, runs: Path, out: Path, results: Path | None =
         raise ModelFolderError(f"{parts} has no inspector; train it first")
     pipe = VLVPipeline.from_pretrained(model)
     pipe.save_pretrained(out, dtype=torch.float16)
-    write_component(Inspector.from_pretrained(parts / "inspector"), out / "inspector", torch.float16)
+    write_component(
+        Inspector.from_pretrained(parts / "inspector"), out / "inspector", torch.float16
+    )
     for name in RUNS:
         if (runs / name).is_dir():
             _keep_run(runs / name, out / "training" / name)
     if results is not None:
         shutil.copyfile(results, out / "evaluation.json")
     figures = json.loads(results.read_text("utf-8")) if results is not None else None
-    (out / CARD_NAME).write_text(_card(figures), encoding="utf-8")
+    (out / CARD_NAME).write_text(_card(figures, note), encoding="utf-8")
 
 
 def _keep_run(run: Path, out: Path) -> None:
@@ -60,16 +68,29 @@ def _keep_run(run: Path, out: Path) -> None:
     (out / "metrics.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
-def _card(results: dict[str, Any] | None) -> str:
-    rows = "\n".join(_figure_row(row) for row in (results or {}).get("rows", ()))
-    figures = f"| figure | value | 95 % interval |\n|---|---|---|\n{rows}" if rows else _NOT_YET
-    return _CARD.format(figures=figures)
+def _card(results: dict[str, Any] | None, note: str) -> str:
+    return _CARD.format(figures=_NOT_YET if results is None else _figures(results), note=note)
 
 
-def _figure_row(row: dict[str, Any]) -> str:
-    low, high = row.get("interval") or (None, None)
+def _figures(results: dict[str, Any]) -> str:
+    """The table of an evaluation's figures."""
+    settings = results["settings"]
+    head = (
+        f"n = {settings['num']} scenes of seed {settings['seed']}, {settings['steps']} sampler steps, "
+        f"guidance {settings['guidance']}.\n\n| figure | value | 95 % interval | unit |\n|---|---|---|---|"
+    )
+    figures = [
+        figure
+        for section in results["sections"].values()
+        for figure in section.get("figures", {}).values()
+    ]
+    return "\n".join([head, *(_row(figure) for figure in figures if figure["value"] is not None)])
+
+
+def _row(figure: dict[str, Any]) -> str:
+    low, high = figure["low"], figure["high"]
     interval = "" if low is None else f"{low:.4g} to {high:.4g}"
-    return f"| {row['name']} | {row['value']:.4g} | {interval} |"
+    return f"| {figure['label']} | {figure['value']:.4g} | {interval} | {figure['unit']} |"
 
 
 _NOT_YET = "Not measured yet: `vlv eval toyworld --num 2000 --seed 1` prints them."
@@ -108,9 +129,10 @@ decoder). `inspector/` is the measuring instrument, not a part of the model.
 ## Data and training
 
 40,000 rendered scenes of the split `train` (seed 0); some pairs of shape and colour never occur in
-it. The U-Net's text tower trains with it. Florence-2 learns three captioning tasks on the world
-(short, tags, detailed); its own tags are the warm start of stage 1. `training/` holds the settings,
-versions and logs of every run.
+it. The text tower learns from pairs of captions and images, the U-Net from its frozen output.
+Florence-2 learns three captioning tasks (short, tags, detailed); its own tags are the warm start of
+stage 1. `training/` holds the settings,
+versions and logs of every run. {note}
 
 ## Evaluation
 
