@@ -115,7 +115,7 @@ def test_marks_survive_babble(text: str) -> None:
 
 
 def test_run_shows_everything(demo: Demo, tiny_pipeline: VLVPipeline) -> None:
-    assert [c.picture.name for c in demo.cases] == ["test/000000", "test/000001"]
+    assert [c.picture.name for c in demo.cases] == ["test-0000000", "test-0000001"]
     assert [mix.label for mix in demo.mixes] == [
         "6 + 2 tokens",
         "4 + 4 tokens",

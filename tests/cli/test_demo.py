@@ -25,8 +25,8 @@ def test_scenes(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     result = vlv("demo", "--model", tiny_folder, "--num", 2, *QUICK, "-o", output)
     assert result.code == 0
     assert [line.split("\t")[0] for line in result.out.splitlines()] == [
-        "test/000000",
-        "test/000001",
+        "test-0000000",
+        "test-0000001",
     ]
     assert f"{output}: 2 images in " in result.err
     assert output.read_text().count("<figure>") == 12

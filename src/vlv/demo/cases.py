@@ -89,7 +89,7 @@ def held_out_pictures(num: int, seed: int) -> list[Picture]:
     """Render `num` scenes of the split "test", which no training sees."""
     scenes = [sample_scene(seed, index, "test") for index in range(num)]
     return [
-        Picture(f"test/{index:06d}", Image.fromarray(render(scene).image), scene)
+        Picture(f"test-{index:07d}", Image.fromarray(render(scene).image), scene)
         for index, scene in enumerate(scenes)
     ]
 
