@@ -11,7 +11,6 @@ from tests.toyworld.world import make_scene, make_solid
 from vlv.toyworld.render import PALETTE, SIZE_PX, Rendering, image_box, project, render
 from vlv.toyworld.scene import (
     COLOURS,
-    LIGHTS,
     MATERIALS,
     SHAPES,
     STYLES,
@@ -34,7 +33,7 @@ def rendered() -> list[tuple[Scene, Rendering]]:
 
 def mean_colour(scene: Scene) -> NDArray[np.float64]:
     picture = render(scene)
-    return picture.image[picture.objects == 0].mean(0)
+    return np.asarray(picture.image[picture.objects == 0].mean(0))
 
 
 def test_the_same_scene_gives_the_same_bytes(rendered: list[tuple[Scene, Rendering]]) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
@@ -30,7 +31,9 @@ def test_the_same_numbers_give_the_same_scene() -> None:
 
 
 def test_splits_share_no_scene() -> None:
-    seen = [scene for split in SPLITS for scene in sample(split)]
+    splits: tuple[Split, ...] = get_args(Split)
+    assert splits == SPLITS
+    seen = [scene for split in splits for scene in sample(split)]
     assert len(set(seen)) == len(seen)
 
 

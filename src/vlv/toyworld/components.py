@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -64,9 +64,8 @@ def corpus(num_scenes: int = 4000) -> Iterator[str]:
     yield from PROMPTS.values()
 
 
-def _train_bpe(
-    special: list[str], vocab_size: int, suffix: str = ""
-) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _train_bpe(special: list[str], vocab_size: int, suffix: str = "") -> tuple[dict[str, int], Any]:
+    """Vocabulary and merges (pairs, which transformers wants but annotates as strings)."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=suffix))
     if suffix:
         tokenizer.normalizer = normalizers.Lowercase()
@@ -78,12 +77,13 @@ def _train_bpe(
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [letter + suffix for letter in alphabet] if suffix else []
+    ending: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*special, *ends],
         show_progress=False,
         initial_alphabet=alphabet,
-        **({"end_of_word_suffix": suffix} if suffix else {}),
+        **ending,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
     model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
@@ -214,7 +214,7 @@ def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditiona
             "decoder_start_token_id": tokenizer.bos_token_id,
             "forced_eos_token_id": None,
         },
-        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        image_token_id=cast("int", tokenizer.convert_tokens_to_ids("<image>")),
     )
     return seeded(lambda: Florence2ForConditionalGeneration(config), seed)
 

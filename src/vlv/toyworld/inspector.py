@@ -105,7 +105,7 @@ class Inspector(PreTrainedModel):
         self.mix = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.SiLU())
         self.scene_head = nn.Linear(width, sum(map(len, SCENE_VALUES.values())))
         self.object_head = nn.Linear(width, sum(map(len, OBJECT_VALUES.values())) + len(BOX))
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, Inspector):
@@ -144,7 +144,7 @@ class Inspector(PreTrainedModel):
     def inspect(self, pixels: Tensor, batch_size: int = 256) -> list[Report]:
         """Report on pictures (B, 3, H, W) in [0, 1]."""
         reports = []
-        for chunk in pixels.split(batch_size):
+        for chunk in torch.split(pixels, batch_size):
             logits = self(chunk)
             best = {k: v.argmax(-1).tolist() for k, v in logits.items() if k != "box"}
             boxes = logits["box"].tolist()

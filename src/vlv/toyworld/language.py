@@ -376,8 +376,10 @@ def compare(stated: Claims, scene: Scene) -> ClaimCounts:
         rows["relation", "correct"] += right
     facts = (*SCENE_FACTS, *OBJECT_FACTS, "relation")
     by_fact = tuple((f, rows[f, "stated"], rows[f, "true"], rows[f, "correct"]) for f in facts)
-    stated_n, true_n, correct_n = (sum(row[i] for row in by_fact) for i in (1, 2, 3))
-    return ClaimCounts(stated_n, true_n, correct_n, by_fact)
+    num_stated, num_true, num_correct = (
+        sum(rows[fact, part] for fact in facts) for part in ("stated", "true", "correct")
+    )
+    return ClaimCounts(num_stated, num_true, num_correct, by_fact)
 
 
 def _count(rows: Counter[tuple[str, str]], fact: str, mine: str | None, real: str | None) -> None:
@@ -411,7 +413,9 @@ def _best_rows(
     found, so that a long list of stated objects costs no more than a short one.
     """
     rows = _without_repetitions(mine, real)
-    score = [{row: len(mine[row].items() & truth.items()) for row in rows} for truth in real]
+    score: list[dict[int | None, int]] = [
+        {row: len(mine[row].items() & truth.items()) for row in rows} for truth in real
+    ]
     best = {
         row for scores in score for row in heapq.nlargest(len(real), rows, key=scores.__getitem__)
     }

@@ -86,15 +86,16 @@ class VaeObjective:
     """
 
     def __init__(self, vae: AutoencoderKL, kl_weight: float = 1e-4) -> None:
-        self.module: nn.Module = vae
-        self.vae, self.kl_weight = vae, kl_weight
+        self.module = cast("nn.Module", vae)
+        self.vae: Any = vae
+        self.kl_weight = kl_weight
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Absolute plus squared error of the pixels, and the Kullback-Leibler term."""
         target = pixels_of(batch) * 2 - 1
-        posterior = cast("Any", self.vae.encode(target)).latent_dist
+        posterior = self.vae.encode(target).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
-        decoded = cast("Any", self.vae.decode(posterior.mean + posterior.std * noise)).sample
+        decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
         error = decoded - target
         weights = foreground_weights(batch)
         weights = weights / weights.mean()
@@ -152,8 +153,11 @@ class TextReader(Inspector):
 
 
 class TextTowerObjective:
-    """CLIP's contrastive loss between captions and images, and reading: what a caption says of each
-    object must stand in its tokens. The real tower learns the second from billions of pairs."""
+    """CLIP's contrastive loss between captions and images, and reading.
+
+    What a caption says of each object must stand in its tokens: the real tower learns that from
+    billions of pairs.
+    """
 
     shares: dict[Form, float] = {"tags": 0.4, "detailed": 0.6}  # noqa: RUF012
 
@@ -205,7 +209,7 @@ class TeacherObjective:
 
     def __init__(self, decoder: DiffusionDecoder, dropout: float = 0.1) -> None:
         assert decoder.unet is not None
-        decoder.unet.requires_grad_(True)
+        cast("nn.Module", decoder.unet).requires_grad_(True)
         self.decoder, self.dropout = decoder, dropout
         self.module: nn.Module = decoder
 

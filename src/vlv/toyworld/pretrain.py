@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from diffusers import AutoencoderKL
@@ -153,7 +153,7 @@ def _inspector(models: Path, records: list[Record], seed: int) -> Prepared:
 
 def _vae(models: Path, records: list[Record], seed: int) -> Prepared:
     del records
-    vae = components.make_vae(seed)
+    vae: Any = components.make_vae(seed)
 
     def save(records: list[Record]) -> None:
         vae.register_to_config(scaling_factor=round(1 / _latent_std(vae, records), 4))
@@ -172,11 +172,11 @@ def _vae_decoder(models: Path, records: list[Record], seed: int) -> Prepared:
 
 
 @torch.no_grad()
-def _latent_std(vae: AutoencoderKL, records: list[Record], num_images: int = 1024) -> float:
+def _latent_std(vae: Any, records: list[Record], num_images: int = 1024) -> float:
     """Standard deviation of the latents: its inverse is the latent scale."""
     loader = BatchLoader(records[:num_images], 64, components.IMAGE_SIZE, seed=0)
     batches = (next(loader)["pixels"] for _ in range(max(1, len(records[:num_images]) // 64)))
-    means = [cast("Any", vae.encode(b.float() / 127.5 - 1)).latent_dist.mean for b in batches]
+    means = [vae.encode(b.float() / 127.5 - 1).latent_dist.mean for b in batches]
     return float(torch.cat(means).std())
 
 
@@ -201,7 +201,8 @@ def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
     tower = CLIPTextModel.from_pretrained(_need(models, "text_encoder"))
     tokenizer = CLIPTokenizer.from_pretrained(_need(models, "tokenizer"))
     vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
-    unet, scheduler = components.make_unet(seed), components.make_scheduler()
+    unet = components.make_unet(seed)
+    scheduler: Any = components.make_scheduler()
     decoder = DiffusionDecoder(tower, tokenizer, unet, vae, scheduler)
     cached = cache_latents(decoder, records, components.IMAGE_SIZE, models / "latents")
 

@@ -245,11 +245,11 @@ def _capped(
         good = (t > 1e-3) & (np.abs(z) <= half) & (t < best)
         best = np.where(good, t, best)
     dz = np.where(np.abs(d[:, 2]) < 1e-9, 1e-9, d[:, 2])
-    for z, radius in zip((-half, half), radii, strict=True):
-        t = (z - o[:, 2]) / dz
-        at = o[:, :2] + d[:, :2] * t[:, None]
-        good = (t > 1e-3) & ((at * at).sum(-1) <= radius**2) & (t < best)
-        best = np.where(good, t, best)
+    for end, radius in zip((-half, half), radii, strict=True):
+        there = (end - o[:, 2]) / dz
+        at = o[:, :2] + d[:, :2] * there[:, None]
+        good = (there > 1e-3) & ((at * at).sum(-1) <= radius**2) & (there < best)
+        best = np.where(good, there, best)
     return best.astype(np.float32)
 
 
@@ -295,7 +295,7 @@ def _gloss(solid: Solid, p: Array, n: Array) -> Array:
     """
     if solid.shape == "sphere":
         spot = np.array((-0.35, -0.70, 0.62), np.float32)
-        return np.clip((n @ spot - 0.86) / 0.06, 0, 1)
+        return np.asarray(np.clip((n @ spot - 0.86) / 0.06, 0, 1))
     if solid.shape == "cube":
         return np.clip((0.20 - np.abs(p[:, 0] + 0.8 * p[:, 2] + 0.15)) / 0.08, 0, 1)
     angle = np.arctan2(n[:, 0], -n[:, 1]) + 0.45
@@ -376,7 +376,7 @@ def _sketch(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, gr
     tone = tone + (0.98 - tone) * hits.gloss
     paper = np.where(hits.solid == -1, 0.66 + 0.30 * lit, 0.96)
     grey = np.where(hits.solid >= 0, tone, paper) * (1 - 0.82 * _outline(hits, grid))
-    return grey[:, None] * np.array((1.0, 0.99, 0.96), np.float32)
+    return np.asarray(grey[:, None] * np.array((1.0, 0.99, 0.96), np.float32))
 
 
 def _sepia(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
@@ -385,7 +385,7 @@ def _sepia(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, gri
     steps = np.linspace(-1, 1, grid, dtype=np.float32)
     vignette = 1 - 0.30 * np.clip(steps[None] ** 2 + steps[:, None] ** 2 - 0.5, 0, 1)
     tone = (0.10 + 0.86 * grey) * vignette.reshape(-1)
-    return tone[:, None] * np.array((1.0, 0.82, 0.58), np.float32)
+    return np.asarray(tone[:, None] * np.array((1.0, 0.82, 0.58), np.float32))
 
 
 def _outline(hits: _Hits, grid: int) -> Array:
