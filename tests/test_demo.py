@@ -107,6 +107,24 @@ def test_marks_agree_with_the_counts(form: Form, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("A photo of a red blue ball.", ["red", "blue"]),
+        ("A photo of a yellow ball and a yellow ball.", ["yellow", "ball"]),
+        ("A cartoon photo of a yellow ball. The cube is shiny.", ["cartoon", "photo"]),
+        ("A photo of a ball. The ball is behind the cone.", ["The ball is behind the cone"]),
+        ("photo, snow, left light, big matte yellow sphere middle back", ["snow", "back"]),
+    ],
+)
+def test_surplus_and_contradictory_claims_are_wrong(text: str, wrong: list[str]) -> None:
+    scene = sample_scene(0, 0, "test")
+    marks, counts = mark_claims(text, scene), compare(parse(text), scene)
+    assert [text[mark.start : mark.end] for mark in marks if not mark.right] == wrong
+    assert counts.stated - counts.correct == len(wrong)
+    assert counts.correct == sum(mark.right for mark in marks)
+
+
+@pytest.mark.parametrize(
     "text", ["", "\ufffd\u0130 cone cone, cone; cone. a cone cone, cone, cone", "the"]
 )
 def test_marks_survive_babble(text: str) -> None:

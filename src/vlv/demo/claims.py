@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vlv.toyworld.language import (
+    CLAUSE_END,
+    REFERENCE,
     RELATIONS,
+    SCENE_FACTS,
     WORDS,
     Claims,
     compare,
@@ -17,12 +20,23 @@ from vlv.toyworld.language import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vlv.toyworld.scene import Scene
 
-_BREAK = re.compile(r"[.;,]|\band (?=a\b)|\bof (?=a\b)", re.IGNORECASE)
-_RELATION = re.compile(rf"\bthe .*\bis (?:{'|'.join(RELATIONS)}) the \w+", re.IGNORECASE)
+_VALUES = {
+    fact: {phrase: value for value, phrases in table.items() for phrase in phrases}
+    for fact, table in WORDS.items()
+}
+
+
+def _any_of(phrases: Mapping[str, str]) -> re.Pattern[str]:
+    longest_first = sorted(map(re.escape, phrases), key=len, reverse=True)
+    return re.compile(rf"\b(?:{'|'.join(longest_first)})\b")
+
+
+_PHRASES = {fact: _any_of(phrases) for fact, phrases in _VALUES.items()}
+_RELATION = re.compile(rf"\bthe (?:\w+ )?\w+ is (?:{'|'.join(RELATIONS)}) the \w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +53,7 @@ def mark_claims(caption: str, scene: Scene) -> list[Mark]:
     """Find the claims of a caption and judge them as `compare` counts them.
 
     >>> from vlv.toyworld.scene import sample_scene
-    >>> scene = sample_scene(0, 0, "test")  # a large matte yellow sphere
+    >>> scene = sample_scene(0, 0, "test")  # a photo of a large matte yellow sphere
     >>> text = "A photo of a large red ball."
     >>> [(text[mark.start : mark.end], mark.right) for mark in mark_claims(text, scene)]
     [('photo', True), ('large', True), ('red', False), ('ball', True)]
@@ -51,58 +65,59 @@ def mark_claims(caption: str, scene: Scene) -> list[Mark]:
     Returns:
         The marks in the order of the text; none overlap.
     """
-    claims, truth = parse(caption), true_claims(scene)
-    marks = [
-        Mark(start, end, truth.scene.get(fact) == value)
-        for fact, value in claims.scene.items()
-        for start, end in _find(fact, value, caption)
-    ]
-    paired = [real for _, real in pair_objects(claims.objects, truth.objects)]
-    paired += [{}] * len(claims.objects)  # more objects than the comparison counts are all wrong
-    places = [clause for clause in _clauses(caption) if parse(clause[1]).objects]
-    for (start, clause), stated, real in zip(places, claims.objects, paired, strict=False):
-        marks += _mark_object(clause, start, stated, real)
-    marks += _mark_relations(caption, scene)
-    return _without_overlaps(marks)
+    text = caption.lower() if len(caption.lower()) == len(caption) else caption
+    claims, truth = parse(text), true_claims(scene)
+    marks = _mark(text, 0, claims.scene, truth.scene)
+    for fact in SCENE_FACTS:
+        text = _PHRASES[fact].sub(_blank, text)
+    clauses = list(_clauses(text))
+    described = [(start, said) for start, said in clauses if _PHRASES["shape"].search(said)]
+    pairs = pair_objects(claims.objects, truth.objects)
+    for (start, said), (stated, real) in zip(described, pairs, strict=False):
+        marks += _mark(said, start, stated, real)
+    return _without_overlaps(marks + _mark_relations(text, scene))
 
 
-def _clauses(caption: str) -> Iterator[tuple[int, str]]:
-    """The parts of a caption between which the parser breaks it, each with its position."""
+def _blank(match: re.Match[str]) -> str:
+    return " " * len(match[0])
+
+
+def _clauses(text: str) -> Iterator[tuple[int, str]]:
+    """The clauses that may add an object, each with its position, and blanks where others are referred to."""
     start = 0
-    for stop in _BREAK.finditer(caption):
-        yield start, caption[start : stop.start()]
+    for stop in [*CLAUSE_END.finditer(text), re.search(r"\Z", text)]:
+        assert stop is not None, "every text has an end"
+        clause = text[start : stop.start()]
+        if not parse(clause).relations:
+            yield start, REFERENCE.sub(_blank, clause)
         start = stop.end()
-    yield start, caption[start:]
 
 
-def _find(fact: str, value: str, text: str) -> list[tuple[int, int]]:
-    """Every place where a text states a fact, in full phrases or, in a list of tags, by the bare word."""
-    phrases = (*WORDS[fact][value], f"{value} light", f"{value} view", value)
-    for phrase in sorted(phrases, key=len, reverse=True):
-        found = re.finditer(rf"\b{re.escape(phrase)}\b", text, re.IGNORECASE)
-        if spans := [match.span() for match in found]:
-            return spans
-    return []
-
-
-def _mark_object(
-    clause: str, start: int, stated: dict[str, str], real: dict[str, str]
-) -> list[Mark]:
-    spans = {fact: _find(fact, value, clause)[:1] for fact, value in stated.items()}
+def _mark(text: str, start: int, stated: Mapping[str, str], real: Mapping[str, str]) -> list[Mark]:
+    """Mark where a text states facts: right is the value that counts, if it is the real one."""
     return [
-        Mark(start + first, start + last, real.get(fact) == stated[fact])
-        for fact, places in spans.items()
-        for first, last in places
+        Mark(start + first, start + last, said == value == real.get(fact))
+        for fact, value in stated.items()
+        for first, last, said in _find(fact, value, text)
     ]
 
 
-def _mark_relations(caption: str, scene: Scene) -> list[Mark]:
+def _find(fact: str, value: str, text: str) -> list[tuple[int, int, str]]:
+    """Every value of a fact in a text and its place; in a list of tags the bare words."""
+    found = list(_PHRASES[fact].finditer(text))
+    if found:
+        return [(*match.span(), _VALUES[fact][match[0]]) for match in found]
+    bare = re.compile(rf"\b{value}(?: light| view)?\b")
+    return [(*match.span(), value) for match in bare.finditer(text)][:1]
+
+
+def _mark_relations(text: str, scene: Scene) -> list[Mark]:
     marks = []
-    for start, clause in _clauses(caption):
-        place, relations = _RELATION.search(clause), parse(clause).relations
-        if place and relations:
+    for match in _RELATION.finditer(text):
+        relations = parse(match[0]).relations
+        if relations:
             right = compare(Claims(relations=relations), scene).correct > 0
-            marks.append(Mark(start + place.start(), start + place.end(), right))
+            marks.append(Mark(*match.span(), right))
     return marks
 
 

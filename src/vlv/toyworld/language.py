@@ -241,12 +241,14 @@ _TAG_SCENE = {
     **{f"{height} view": ("view", height) for height in WORDS["view"]},
 }
 _AFTER_NOUN = "|".join(f"(?<={noun}) " for noun in _PHRASES["shape"])
-_CLAUSE_END = re.compile(rf"[.;,]|(?:\band |\bof |{_AFTER_NOUN})(?=a\b)")
+CLAUSE_END = re.compile(rf"[.;,]|(?:\band |\bof |{_AFTER_NOUN})(?=a\b)")
+"""Where the parser breaks prose: each clause speaks of one object at most."""
 _QUALIFIED = rf"(?:({_any_of(_PHRASES['size'])}) )?({_any_of(_PHRASES['shape'])})\b"
 _RELATION = re.compile(
     rf"\bthe {_QUALIFIED} is ({_any_of(RELATIONS)}) the (other|{_any_of(_PHRASES['shape'])})\b"
 )
-_REFERENCE = re.compile(rf"\bthe {_QUALIFIED}")
+REFERENCE = re.compile(rf"\bthe {_QUALIFIED}")
+"""Words that speak of an object without adding one."""
 
 
 def parse(caption: str) -> Claims:
@@ -272,9 +274,9 @@ def _parse_prose(text: str) -> Claims:
     for kind in SCENE_FACTS:
         text = _SAID[kind].sub(" ", text)
     objects, relations = [], []
-    for clause in _CLAUSE_END.split(text):
+    for clause in CLAUSE_END.split(text):
         relation = _parse_relation(clause)
-        clause = _REFERENCE.sub(" ", clause)  # "the cube" speaks of an object, "a cube" adds one
+        clause = REFERENCE.sub(" ", clause)  # "the cube" speaks of an object, "a cube" adds one
         if relation:
             relations.append(relation)
         elif _SAID["shape"].search(clause):
