@@ -70,6 +70,10 @@ def test_statistics_by_hand(
     assert found.n == len(columns)
 
 
+def test_there_is_no_way_to_a_text_that_does_not_help() -> None:
+    assert math.isnan(estimate([[0.26, 0.27, 0.28]], statistics.way, seed=0).value)
+
+
 def test_nothing_to_measure_is_nan() -> None:
     found = estimate([[0, 0], [0, 0]], statistics.ratio, seed=0)
     assert math.isnan(found.value)

@@ -92,6 +92,7 @@ def test_every_section_gives_finite_figures(results: Results) -> None:
     assert TARGETS.keys() <= results.figures.keys()
     unseen = {"composition.originals_pairs", "composition.teacher_pairs"}
     unseen |= {"composition.reconstruction_pairs", "composition.captions_pairs"}
+    unseen |= {"denoising.way"}  # text does not help an untrained U-Net
     for key, figure in results.figures.items():
         if key not in unseen and not key.endswith("hallucinated"):
             assert math.isfinite(figure.estimate.value), key

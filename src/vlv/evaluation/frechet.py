@@ -35,7 +35,7 @@ def frechet_distance(features_a_ND: Features, features_b_ND: Features) -> float:
 
 
 def frechet_estimate(
-    features_a_ND: Features, features_b_ND: Features, seed: int, num: int = 50
+    features_a_ND: Features, features_b_ND: Features, seed: int, num: int = 30
 ) -> Estimate:
     """`frechet_distance` with an interval of 1.96 bootstrap standard errors on either side, both sets resampled.
 

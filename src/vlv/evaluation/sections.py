@@ -241,8 +241,10 @@ def captions(run: Experiment) -> Figures:
     nan = float("nan")
     figures = [
         *caption_figures(run, "captions", written),
-        run.figure("captions.precision", "claims: precision", precision_columns(written.counts)),
-        run.figure("captions.recall", "claims: recall", recall_columns(written.counts)),
+        run.figure(
+            "captions.precision", "claims of captions: precision", precision_columns(written.counts)
+        ),
+        run.figure("captions.recall", "claims of captions: recall", recall_columns(written.counts)),
         run.figure("captions.finished", "captions that end by themselves", ended, statistics.mean),
         run.figure("captions.tokens", "tokens per caption", tokens, statistics.mean, "tokens"),
         Figure("captions.distinct", "distinct captions", Estimate(distinct, nan, nan, len(tokens))),
@@ -257,10 +259,10 @@ def captions(run: Experiment) -> Figures:
 def caption_figures(run: Experiment, name: str, written: Captions) -> list[Figure]:
     """F1 and hallucinations."""
     return [
-        run.figure(f"{name}.f1", "claims: F1", written.counts.sum(1), statistics.f1),
+        run.figure(f"{name}.f1", "claims of captions: F1", written.counts.sum(1), statistics.f1),
         run.figure(
             f"{name}.hallucinated",
-            "claims that are hallucinated",
+            "claims of captions: hallucinated",
             precision_columns(written.counts),
             statistics.complement,
         ),

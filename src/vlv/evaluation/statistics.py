@@ -64,8 +64,12 @@ def ratio_of_f1(columns: Array) -> Array:
 
 
 def way(columns: Array) -> Array:
-    """How far along from column 0 to column 1 column 2 has come: (a - c) / (a - b); 0 at a, 1 at b, above 1 beyond b."""
-    return (columns[..., 0] - columns[..., 2]) / (columns[..., 0] - columns[..., 1])
+    """How far along from loss a (column 0) down to loss b (column 1) loss c (column 2) has come: (a - c) / (a - b).
+
+    0 at a, 1 at b, above 1 below b; NaN where b is not below a, for then there is no way to go.
+    """
+    length = columns[..., 0] - columns[..., 1]
+    return (columns[..., 0] - columns[..., 2]) / np.where(length > 0, length, np.nan)
 
 
 def resample_counts(n: int, num: int, rng: np.random.Generator) -> Array:

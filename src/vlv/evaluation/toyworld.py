@@ -103,7 +103,7 @@ def _describe(
         "guidance": settings.guidance,
         "sampler": settings.sampler,
         "max_new_tokens": settings.max_new_tokens,
-        "intervals": "95 %, 1000 bootstrap resamples of the scenes; of a toy FID 1.96 standard errors, 50 resamples",
+        "intervals": "95 %, 1000 bootstrap resamples of the scenes; of a toy FID 1.96 standard errors, 30 resamples",
         "sections": names,
         "models": {name: describe_model(pipe) for name, pipe in models.items() if pipe},
         "inspector": {
