@@ -1,4 +1,4 @@
-"""One image from the caption embeddings of several (paper, section 5: compositional properties)."""
+"""One image from the caption embeddings of several (paper, section 4.4.2)."""
 
 from __future__ import annotations
 
