@@ -112,12 +112,12 @@ def test_killed_run_loses_nothing(
     process = subprocess.Popen(
         [sys.executable, "-m", "vlv", *map(str, args)], stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600  # a busy machine imports slowly
     while (not output.exists() or output.stat().st_size < 1500) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(kind)
     assert process.wait() == code
-    kept = output.read_bytes().rpartition(b"\n")[0].count(b"\n") + 1
+    kept = output.read_bytes().count(b"\n")
     assert 0 < kept < 60
     result = vlv(*args[:-1], 64)
     assert f"done {60 - kept}, skipped {kept}" in result.err
