@@ -99,6 +99,8 @@ _CARD = """---
 library_name: vlv
 pipeline_tag: image-to-text
 license: apache-2.0
+knows: "The toy world only: one to three rendered solids on a plain, 64 pixels wide."
+parts: {{encoder: Apache-2.0, text_encoder: Apache-2.0, tokenizer: Apache-2.0, unet: Apache-2.0, vae: Apache-2.0, scheduler: Apache-2.0, caption_decoder: Apache-2.0}}
 ---
 
 # vlv-tiny
