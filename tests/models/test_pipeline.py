@@ -425,3 +425,12 @@ def test_the_model_is_pushed_with_its_card(
     assert repo == "me/model"
     assert {"model_index.json", "encoder", "unet", "README.md"} <= names
     assert 'from_pretrained("me/model")' in card
+
+
+def test_a_saved_model_does_not_tell_where_it_was_loaded_from(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    VLVPipeline.from_pretrained(tiny_folder).save_pretrained(tmp_path / "copy")
+    written = [path.read_text() for path in (tmp_path / "copy").rglob("*.json")]
+    assert len(written) > 6
+    assert not [text for text in written if str(tiny_folder) in text]

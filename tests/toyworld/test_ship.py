@@ -48,7 +48,7 @@ def test_ships_everything(tiny_folder: Path, parts: Path, tmp_path: Path) -> Non
     run.mkdir(parents=True)
     lines = [json.dumps({"step": step}) for step in range(3 * LOG_LINES + 1)]
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
-    (run / "config.yaml").write_text("part: vae\n")
+    (run / "config.yaml").write_text("part: vae\npath: /home/me/out/vae\nscript: runs/tiny.sh\n")
     results = tmp_path / "evaluation.json"
     results.write_text(json.dumps(RESULTS))
 
@@ -63,6 +63,8 @@ def test_ships_everything(tiny_folder: Path, parts: Path, tmp_path: Path) -> Non
     assert kept[0] == lines[0]
     assert kept[-1] == lines[-1]
     assert len(kept) <= LOG_LINES + 1
+    settings = (out / "training" / "vae" / "config.yaml").read_text()
+    assert settings == "part: vae\npath: vae\nscript: runs/tiny.sh\n"
     card = (out / "README.md").read_text()
     assert "| F1 of claims | 0.93 | 0.9 to 0.95 | share |" in card
     assert "It was cut short." in card

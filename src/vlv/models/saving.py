@@ -39,6 +39,20 @@ def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> 
                 )
     with quiet_progress():
         component.save_pretrained(folder)
+    _forget_origin(folder / "config.json")
+
+
+def _forget_origin(config: Path) -> None:
+    """Drop where the component was loaded from: a path of this machine says nothing elsewhere."""
+    if config.is_file():
+        values = _without_origin(json.loads(config.read_text(encoding="utf-8")))
+        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _without_origin(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_origin(v) for k, v in value.items() if k != "_name_or_path"}
+    return value
 
 
 def index_entry(component: Any) -> list[str]:

@@ -7,7 +7,7 @@ model card with the measured figures.
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def ship(
         if (runs / name).is_dir():
             _keep_run(runs / name, out / "training" / name)
     if results is not None:
-        shutil.copyfile(results, out / "evaluation.json")
+        _copy_text(results, out / "evaluation.json")
     figures = json.loads(results.read_text("utf-8")) if results is not None else None
     (out / CARD_NAME).write_text(_card(figures, note), encoding="utf-8")
 
@@ -61,11 +61,20 @@ def _keep_run(run: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("config.yaml", "versions.json"):
         if (run / name).is_file():
-            shutil.copyfile(run / name, out / name)
+            _copy_text(run / name, out / name)
     lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
     every = -(-len(lines) // LOG_LINES)
     kept = [line for i, line in enumerate(lines) if i % every == 0 or i == len(lines) - 1]
     (out / "metrics.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
+
+
+_ABSOLUTE_PATH = re.compile(r"(?<![\w./])/(?:[\w.-]+/)*([\w.-]+)")
+
+
+def _copy_text(source: Path, target: Path) -> None:
+    """Copy a text file; of absolute paths only the last name stays, for they say nothing elsewhere."""
+    text = _ABSOLUTE_PATH.sub(r"\1", source.read_text("utf-8"))
+    target.write_text(text, encoding="utf-8")
 
 
 def _card(results: dict[str, Any] | None, note: str) -> str:
