@@ -115,7 +115,7 @@ parts: {{encoder: Apache-2.0, text_encoder: Apache-2.0, tokenizer: Apache-2.0, u
 # vlv-tiny
 
 A complete Vision-Language-Vision auto-encoder
-([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)) of about 12 million parameters. It knows one
+([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)) of about 10 million parameters. It knows one
 thing only: the toy world that `vlv toyworld render` draws. On a photograph it will see spheres,
 cubes, cylinders and cones. It is here to show the method at work in seconds on a processor, and to
 test every line of code that real models run through.
