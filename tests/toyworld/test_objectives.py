@@ -13,13 +13,13 @@ from transformers import BartTokenizer, CLIPTokenizer
 from tests.toyworld.world import make_scene
 from vlv.models.diffusion import DiffusionDecoder, TextContext
 from vlv.toyworld import components
-from vlv.toyworld.language import FORMS, compare, parse
+from vlv.toyworld.language import FORMS, compare, describe, parse
 from vlv.toyworld.objectives import (
     FOREGROUND_WEIGHT,
     LATENT_WEIGHT,
     FlorenceObjective,
     TeacherObjective,
-    _with_questions,
+    _with_more,
     caption_logits,
     draw_captions,
     foreground_weights,
@@ -200,16 +200,23 @@ def test_florence_sees_image_and_prompt(florence_tokenizer: BartTokenizer, batch
     assert not torch.equal(other, logits[0]), "the image matters"
 
 
-def test_texts_go_on_with_questions_about_their_scene() -> None:
+def test_texts_go_on_with_prose_or_questions_about_their_scene() -> None:
     scene, rng = make_scene(), np.random.default_rng(0)
     possible = {
         f"{question.question} {question.answer}"
         for seed in range(1000)
         for question in ask(scene, np.random.default_rng(seed))
     }
-    texts = [_with_questions(scene, "A photo.", rng) for _ in range(40)]
-    assert 10 < texts.count("A photo.") < 30
-    for text in set(texts) - {"A photo."}:
+    tags = describe(scene, "tags", rng)
+    texts = [_with_more(scene, "A photo.", rng) for _ in range(80)]
+    twice = [text for text in texts if text.startswith(tags)]
+    assert 25 < len(twice) < 55
+    for text in twice:
+        terse, prose = text.split("\n")
+        assert terse == tags
+        assert compare(parse(prose), scene).f1 == 1
+    assert 10 < texts.count("A photo.") < 35
+    for text in set(texts) - {"A photo.", *twice}:
         caption, *questions = text.split("\n")
         assert caption == "A photo."
         assert len(questions) == len(set(questions) & possible) == 2

@@ -319,7 +319,8 @@ def caption_memory(
 class LlmObjective:
     """A language model of the world's texts alone: it never sees an image.
 
-    Captions of all forms, half of them followed by questions and answers.
+    Captions of all forms, some followed by questions and answers, some by the same scene in other
+    words: from that it learns to say in prose what stands tersely before it.
     """
 
     shares: dict[Form, float] = {"short": 0.1, "tags": 0.2, "detailed": 0.7}  # noqa: RUF012
@@ -333,7 +334,7 @@ class LlmObjective:
         scenes = scenes_of(batch)
         captions = draw_captions(scenes, self.shares, generator)
         rng = _numpy(generator)
-        texts = [_with_questions(s, t, rng) for s, t in zip(scenes, captions, strict=True)]
+        texts = [_with_more(s, t, rng) for s, t in zip(scenes, captions, strict=True)]
         end = cast("str", self.tokenizer.eos_token)
         rows = self.tokenizer([t + end for t in texts], padding=True, return_tensors="pt")
         logits = self.llm(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
@@ -341,9 +342,12 @@ class LlmObjective:
         return Losses(F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten()))
 
 
-def _with_questions(scene: Scene, caption: str, rng: np.random.Generator) -> str:
-    """Half of the texts go on with questions about their scene."""
-    if rng.random() < 0.5:
+def _with_more(scene: Scene, caption: str, rng: np.random.Generator) -> str:
+    """Half of the texts say their scene twice, tersely and in prose; a quarter go on with questions."""
+    draw = rng.random()
+    if draw < 0.5:
+        return f"{describe(scene, 'tags', rng)}\n{describe(scene, 'detailed', rng)}"
+    if draw < 0.75:
         return caption
     questions = ask(scene, rng)
     chosen = [questions[i] for i in rng.permutation(len(questions))[:2]]

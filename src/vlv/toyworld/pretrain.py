@@ -87,7 +87,7 @@ RECIPES: dict[Part, Recipe] = {
     "unet": Recipe(steps=2700, batch_size=32, lr=1e-3),
     "vision": Recipe(steps=1000, batch_size=64, lr=1.5e-3),
     "florence": Recipe(steps=2200, batch_size=32, lr=1e-3),
-    "llm": Recipe(steps=1000, batch_size=32, lr=1.5e-3),
+    "llm": Recipe(steps=1600, batch_size=32, lr=1.5e-3),
 }
 """Budgets for two CPU cores, several hours in all."""
 
