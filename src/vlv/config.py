@@ -132,13 +132,13 @@ class ModelConfig(Settings):
     decoder: PartSource
     """The frozen diffusion decoder: a model folder in the diffusers layout."""
     florence: PartSource | None = None
-    """Stage 1: the Florence-2 that becomes the encoder."""
+    """The Florence-2 that becomes the encoder: stage 1, or stage 2 without a stage 1 (paper, Table 7)."""
     num_queries: PositiveInt | None = None
-    """Stage 1: length Q of the caption embedding; null takes every position of the text tower."""
+    """Of florence: length Q of the caption embedding; null takes every position of the text tower."""
     input_size: PositiveInt | None = None
-    """Stage 1: side in pixels that Florence-2 sees; null takes data.image_size."""
+    """Of florence: side in pixels that it sees; null takes data.image_size."""
     prompt: str | None = None
-    """Stage 1: what Florence-2 is asked beside each image; null is the paper's prompt for a long caption."""
+    """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
     encoder: PartSource | None = None
     """Stage 2: a model folder or a VLV encoder from stage 1."""
     llm: PartSource | None = None
@@ -234,14 +234,22 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _belongs_together(self) -> RunConfig:
         first = self.stage == "stage1"
-        needed = ("stage1", "model.florence") if first else ("stage2", "model.encoder", "model.llm")
-        unused = ("stage2", "model.encoder", "model.llm") if first else ("stage1", *_STAGE1_MODEL)
+        needed = ("stage1", "model.florence") if first else ("stage2", "model.llm")
+        unused = ("stage2", "model.encoder", "model.llm") if first else ("stage1",)
         for key in needed:
             if _get(self, key) is None:
                 raise ValueError(f"{self.stage} needs {key}; set it")
         for key in unused:
             if _get(self, key) is not None:
                 raise ValueError(f"{key} has no effect in {self.stage}; remove it")
+        if self.model.encoder is None and self.model.florence is None:
+            raise ValueError(
+                "stage2 needs model.encoder; set it, or model.florence to go without stage 1"
+            )
+        if self.model.encoder is not None:
+            for key in _FRESH_ENCODER:
+                if _get(self, key) is not None:
+                    raise ValueError(f"{key} has no effect beside model.encoder; remove one of them")
         if self.stage2 and self.data.latents and not self.stage2.denoising_weight:
             raise ValueError(
                 "data.latents has no effect while stage2.denoising_weight is 0; remove it"
@@ -262,7 +270,7 @@ class RunConfig(Settings):
         return self
 
 
-_STAGE1_MODEL = ("model.florence", "model.num_queries", "model.input_size", "model.prompt")
+_FRESH_ENCODER = ("model.florence", "model.num_queries", "model.input_size", "model.prompt")
 
 
 def preset_names() -> list[str]:

@@ -111,6 +111,23 @@ def test_stage2_on_captions_alone_exports_a_whole_model(
     )
 
 
+def test_stage2_without_stage1_starts_from_florence(
+    vlv: Vlv, ingredients: Path, tmp_path: Path
+) -> None:
+    fresh = {"florence": str(ingredients / "florence"), "num_queries": NUM_QUERIES}
+    data = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=fresh)
+    args = ("train", "stage2", "--config", data)
+    frozen, trained = tmp_path / "frozen", tmp_path / "trained"
+    assert vlv(*args, "--run", frozen, "--set", "stage2.trainable=mlp+llm").code == 0
+    assert vlv(*args, "--run", trained).code == 0
+    start, end = weights(frozen / "model"), weights(trained / "model")
+    florence = load_file(ingredients / "florence" / "model.safetensors")
+    name = "model.language_model.shared.weight"
+    assert torch.equal(start[f"backbone.{name}"], florence[name])
+    for name in ("queries", "projector.0.weight", f"backbone.{name}"):
+        assert not torch.equal(start[name], end[name]), name
+
+
 def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
     args = ("train", "stage1", "--config", config, "--seed", 5)

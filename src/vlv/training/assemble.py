@@ -105,28 +105,18 @@ def train(
 
 
 def load_stage1(config: RunConfig) -> Parts:
-    """Florence-2 with fresh queries and projector, and the frozen diffusion decoder."""
-    source = config.model.florence
-    assert source is not None, "checked by RunConfig"
+    """A fresh encoder and the frozen diffusion decoder."""
     decoder = load_decoder(config.model.decoder, _DECODER)
-    text = decoder.text_encoder.config
-    encoder = VLVEncoder.from_florence(
-        _pretrained(Florence2ForConditionalGeneration, source, "Florence-2"),
-        _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
-        num_queries=config.model.num_queries or text.max_position_embeddings,
-        text_width=text.hidden_size,
-        image_size=config.model.input_size or config.data.image_size,
-        seed=config.loop.seed,
-        prompt=config.model.prompt or DEFAULT_PROMPT,
-    )
-    return Parts(encoder, decoder)
+    return Parts(fresh_encoder(config, decoder), decoder)
 
 
 def load_stage2(config: RunConfig) -> Parts:
-    """The encoder of stage 1, the language model with a fresh projector, and as much of the decoder as is needed."""
+    """The encoder, the language model with a fresh projector, and as much of the decoder as is needed.
+
+    The encoder is that of stage 1; where the configuration names none, a fresh one (paper, Table 7).
+    """
     source = config.model.llm
     assert source is not None, "checked by RunConfig"
-    assert config.model.encoder is not None, "checked by RunConfig"
     assert config.stage2 is not None, "checked by RunConfig"
     names = _DECODER if config.stage2.denoising_weight else ("text_encoder", "tokenizer")
     decoder = load_decoder(config.model.decoder, names)
@@ -136,7 +126,24 @@ def load_stage2(config: RunConfig) -> Parts:
         text_width=decoder.text_encoder.config.hidden_size,
         seed=config.loop.seed,
     )
-    return Parts(_load_encoder(config.model.encoder), decoder, caption_decoder)
+    trained = config.model.encoder
+    encoder = fresh_encoder(config, decoder) if trained is None else _load_encoder(trained)
+    return Parts(encoder, decoder, caption_decoder)
+
+
+def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
+    """Florence-2 with fresh queries and projector for the text tower of a decoder."""
+    source, text = config.model.florence, decoder.text_encoder.config
+    assert source is not None, "checked by RunConfig"
+    return VLVEncoder.from_florence(
+        _pretrained(Florence2ForConditionalGeneration, source, "Florence-2"),
+        _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
+        num_queries=config.model.num_queries or text.max_position_embeddings,
+        text_width=text.hidden_size,
+        image_size=config.model.input_size or config.data.image_size,
+        seed=config.loop.seed,
+        prompt=config.model.prompt or DEFAULT_PROMPT,
+    )
 
 
 def load_decoder(source: PartSource, names: Sequence[str]) -> DiffusionDecoder:
