@@ -36,6 +36,7 @@ class KnownModel:
     """Writes the given captions, and draws the true render of every scene."""
 
     image_size = 64
+    device = torch.device("cpu")
 
     def __init__(self, world: World, captions: Sequence[str], *, finished: bool = True) -> None:
         self.world, self.finished, self.written = world, finished, list(captions)
@@ -55,6 +56,9 @@ class KnownModel:
 
     def encode_text(self, texts: Sequence[str]) -> TextContext:
         return TextContext(torch.zeros(len(texts), 8, 4), 0)
+
+    def null_context(self, batch_size: int = 1) -> Tensor:
+        return torch.zeros(batch_size, 8, 4)
 
     def sample(self, c: Tensor, *, seeds: Sequence[int], **settings: Any) -> Tensor:
         rows = [self.world.seeds.index(seed) for seed in seeds]

@@ -5,6 +5,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.evaluation.support import experiment, make_inspector
@@ -39,6 +40,20 @@ def evaluate(pipe: VLVPipeline, **settings: Any) -> Results:
 
 def by_key(figures: list[Figure]) -> dict[str, float]:
     return {figure.key: figure.estimate.value for figure in figures}
+
+
+def test_the_number_of_threads_changes_no_figure(tiny_pipeline: VLVPipeline) -> None:
+    """Batches are drawn side by side, each on one thread."""
+    sections, threads = ["teacher", "denoising"], torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            results = evaluate(tiny_pipeline, sections=sections, batch_size=2)
+            found.append(results.to_dict()["sections"])
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
 
 
 # --- known answers ----------------------------------------------------------------------------------

@@ -258,6 +258,16 @@ def test_guidance_one_skips_the_null_branch(
     assert len(calls) == 9
 
 
+def test_guidance_leads_away_from_a_given_context(
+    tiny_decoder: DiffusionDecoder, c: torch.Tensor
+) -> None:
+    def draw(**null: torch.Tensor) -> torch.Tensor:
+        return tiny_decoder.sample(c, seeds=[0, 1, 2], steps=2, guidance=3.0, **null)
+
+    assert torch.equal(draw(), draw(null=tiny_decoder.null_context()))
+    assert not torch.allclose(draw(), draw(null=c[:1]))
+
+
 def test_the_training_schedule_is_never_changed(
     tiny_decoder: DiffusionDecoder, c: torch.Tensor
 ) -> None:

@@ -27,6 +27,7 @@ from vlv.evaluation.scenes import (
 )
 from vlv.models.captioner import Caption
 from vlv.models.diffusion import Sampler
+from vlv.models.parallel import side_by_side
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.text_tower import tokenize
 from vlv.toyworld.inspector import Inspector
@@ -89,6 +90,11 @@ class Study:
         for start in bar(rows, f"{what} {self.name}".strip(), self.settings.progress):
             yield slice(start, min(total, start + size))
 
+    @property
+    def workers(self) -> int:
+        """Batches that are computed side by side."""
+        return torch.get_num_threads() if self.pipe.device.type == "cpu" else 1
+
     # --- pictures --------------------------------------------------------------------------------
 
     @cached_property
@@ -120,19 +126,24 @@ class Study:
         return self._draw("from captions", lambda rows: self.encode(texts[rows]))
 
     def _draw(self, what: str, context: Callable[[slice], Tensor]) -> Inspection:
-        def pictures() -> Iterator[Tensor]:
-            for rows in self._batches(what):
-                yield self.decoder.sample(
-                    context(rows),
-                    seeds=self.world.seeds[rows],
-                    steps=self.settings.steps,
-                    guidance=self.settings.guidance,
-                    sampler=self.settings.sampler,
-                    height=self.pipe.image_size,
-                    width=self.pipe.image_size,
-                )
+        null = self.decoder.null_context()
 
-        return inspect(self.inspector, pictures(), self.world.scenes)
+        def draw(batch: tuple[slice, Tensor]) -> Tensor:
+            rows, c = batch
+            return self.decoder.sample(
+                c,
+                seeds=self.world.seeds[rows],
+                steps=self.settings.steps,
+                guidance=self.settings.guidance,
+                sampler=self.settings.sampler,
+                height=self.pipe.image_size,
+                width=self.pipe.image_size,
+                null=null,
+            )
+
+        batches = ((rows, context(rows)) for rows in self._batches(what))
+        pictures = side_by_side(draw, batches, self.workers)
+        return inspect(self.inspector, pictures, self.world.scenes)
 
     def embed(self, rows: slice) -> Tensor:
         """Caption embedding z of a batch of renders, (B, Q, D)."""
@@ -196,24 +207,29 @@ class Study:
         return [t * self.decoder.num_timesteps // 1000 for t in TIMESTEPS]
 
     @cached_property
-    @torch.no_grad()
     def denoising_losses(self) -> Counts:
         """Denoising loss of every render by context and timestep, (N, 4, timesteps).
 
         The contexts are no text, the true caption, z, and the caption of another scene. All four see the same latents (posterior mean), timesteps and noise.
         """
-        return np.concatenate([self._losses(rows) for rows in self._batches("denoising loss")])
+        batches = ((rows, self._contexts(rows)) for rows in self._batches("denoising loss"))
+        return np.concatenate(list(side_by_side(self._losses, batches, self.workers)))
 
-    def _losses(self, rows: slice) -> Counts:
-        decoder, captions = self.decoder, self.world.captions
-        latents = decoder.encode(self.world.floats(rows))
+    @torch.no_grad()
+    def _contexts(self, rows: slice) -> tuple[Tensor, ...]:
+        captions = self.world.captions
         others = [*captions[1:], captions[0]][rows]
-        contexts = (
-            decoder.null_context(len(latents)),
+        return (
+            self.decoder.null_context(len(others)),
             self.encode(captions[rows]),
             self.pipe.context(self.embed(rows)),
             self.encode(others),
         )
+
+    @torch.no_grad()
+    def _losses(self, batch: tuple[slice, tuple[Tensor, ...]]) -> Counts:
+        rows, contexts = batch
+        latents = self.decoder.encode(self.world.floats(rows))
         noises = [self._noise(rows, k, latents) for k in range(len(self.timesteps))]
         losses = [
             [

@@ -302,6 +302,7 @@ class DiffusionDecoder(nn.Module):
         sampler: Sampler = "dpm",
         height: int | None = None,
         width: int | None = None,
+        null: Tensor | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Draw one image per context.
@@ -317,6 +318,7 @@ class DiffusionDecoder(nn.Module):
             sampler: "dpm" (DPM-Solver++, second order) or "ddim" (eta 0).
             height: Pixels; None is the size the U-Net was trained on.
             width: Likewise.
+            null: Context that guidance leads away from, (1, L, D); None is that of the empty text.
             progress: Show a bar on stderr.
 
         Returns:
@@ -326,12 +328,13 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"{len(c)} contexts need as many seeds, got {len(seeds)}")
         solver = self._make_sampler(sampler, steps)
         latents = self._first_noise(seeds, height, width) * solver.init_noise_sigma
-        null = None if guidance == 1 else self.null_context(len(c))
+        if guidance != 1:
+            null = (self.null_context() if null is None else null).expand(len(c), -1, -1)
         for t in tqdm(solver.timesteps, disable=not progress, desc="sampling"):
             inputs = solver.scale_model_input(latents, t)
             prediction = self._predict(inputs, t, c).float()
-            if null is not None:
-                baseline = self._predict(inputs, t, null).float()
+            if guidance != 1:
+                baseline = self._predict(inputs, t, cast("Tensor", null)).float()
                 prediction = baseline + guidance * (prediction - baseline)
             latents = solver.step(prediction, t, latents).prev_sample
         return self.decode(latents)
