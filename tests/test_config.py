@@ -124,6 +124,8 @@ def test_wrong_settings_in_words(override: str, message: str) -> None:
             ["stage2.trainable=mlp", "stage2.denoising_weight=1"],
             "with trainable mlp the encoder is frozen",
         ),
+        (["stage2.trainable=mlp", "stage2.frozen_encoder_steps=9"], "no effect with trainable mlp"),
+        (["stage2.frozen_encoder_steps=100000"], "but the run has only 100000 steps"),
         (["stage2.draws_per_image=2"], "no effect while denoising_weight is 0"),
         (["data.latents=x"], "data.latents has no effect while stage2.denoising_weight is 0"),
         (["model.num_queries=7"], "model.num_queries has no effect beside model.encoder"),

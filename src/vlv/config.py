@@ -190,6 +190,8 @@ class Stage2Config(Settings):
 
     trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm+encoder"
     """What trains (paper, Table 4); the encoder without its vision tower."""
+    frozen_encoder_steps: int = Field(0, ge=0)
+    """Steps before the encoder joins in (the paper unfreezes progressively); they also do without denoising loss."""
     max_caption_tokens: PositiveInt | None = 300
     """Longest caption with its end token; a longer one is cut. Null cuts nothing."""
     denoising_weight: float = Field(0.0, ge=0)
@@ -198,6 +200,14 @@ class Stage2Config(Settings):
     """As in stage 1."""
     timesteps: Literal["uniform", "text"] = "uniform"
     """As in stage 1."""
+
+    @model_validator(mode="after")
+    def _encoder_joins_in(self) -> Stage2Config:
+        if self.frozen_encoder_steps and self.trainable != "mlp+llm+encoder":
+            raise ValueError(
+                f"frozen_encoder_steps has no effect with trainable {self.trainable}; remove it or train the encoder"
+            )
+        return self
 
     @model_validator(mode="after")
     def _denoising_has_effect(self) -> Stage2Config:
@@ -249,7 +259,9 @@ class RunConfig(Settings):
         if self.model.encoder is not None:
             for key in _FRESH_ENCODER:
                 if _get(self, key) is not None:
-                    raise ValueError(f"{key} has no effect beside model.encoder; remove one of them")
+                    raise ValueError(
+                        f"{key} has no effect beside model.encoder; remove one of them"
+                    )
         if self.stage2 and self.data.latents and not self.stage2.denoising_weight:
             raise ValueError(
                 "data.latents has no effect while stage2.denoising_weight is 0; remove it"
@@ -262,6 +274,8 @@ class RunConfig(Settings):
         if self.stage1 is not None:
             warm = self.stage1.warm_start_steps + self.stage1.warm_start_fade_steps
             spans["stage1.warm_start_steps + warm_start_fade_steps"] = warm
+        if self.stage2 is not None:
+            spans["stage2.frozen_encoder_steps"] = self.stage2.frozen_encoder_steps
         for key, span in spans.items():
             if span and span >= self.loop.steps:
                 raise ValueError(

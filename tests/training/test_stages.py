@@ -232,6 +232,18 @@ def test_stage2_keeps_the_denoising_loss() -> None:
     torch.testing.assert_close(losses.parts["denoising"], first.loss(batch, generator(2)).total)
 
 
+def test_stage2_lets_the_encoder_join_in_later() -> None:
+    late = stage2(frozen_encoder_steps=3, denoising_weight=0.5)
+    for step, joined in ((2, False), (3, True)):
+        losses = late.loss(make_batch(step=step), generator())
+        losses.total.backward()
+        grads = {
+            name.split(".")[0] for name, p in late.module.named_parameters() if p.grad is not None
+        }
+        assert grads == {"caption_decoder", *(["encoder"] if joined else [])}
+        assert ("denoising" in losses.parts) == joined
+
+
 def test_stage2_needs_only_the_text_tower_without_denoising() -> None:
     objective = stage2(trainable="mlp")
     objective.decoder.unet = objective.decoder.vae = objective.decoder.scheduler = None

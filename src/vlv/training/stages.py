@@ -5,6 +5,7 @@ Shapes: B batch, R draws per image, Q queries, D text width, h w latents, L toke
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -67,7 +68,7 @@ class Stage2:
         encoder: From stage 1; if it trains, all but the vision tower does.
         decoder: Frozen; without a denoising loss its text tower is enough.
         caption_decoder: psi and the language model.
-        config: What trains, and the weight of the denoising loss.
+        config: What trains, from when on, and the weight of the denoising loss.
     """
 
     def __init__(
@@ -88,12 +89,14 @@ class Stage2:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Cross-entropy of `batch["captions"]` given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
-        z = self.encoder(batch["pixels"])  # (B, Q, D)
-        c = self.decoder.context(z)  # (B, Q, D)
+        frozen = batch["step"] < self.config.frozen_encoder_steps
+        with torch.no_grad() if frozen else nullcontext():
+            z = self.encoder(batch["pixels"])  # (B, Q, D)
+            c = self.decoder.context(z)  # (B, Q, D)
         captions, longest = captions_of(batch), self.config.max_caption_tokens
         total = caption = self.caption_decoder.loss(c, captions, max_tokens=longest)
         parts = {"caption": caption}
-        if self.config.denoising_weight > 0:
+        if self.config.denoising_weight > 0 and not frozen:
             parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + self.config.denoising_weight * parts["denoising"]
         return Losses(total, parts)
