@@ -122,9 +122,9 @@ def test_stage2_without_stage1_starts_from_florence(
     assert vlv(*args, "--run", trained).code == 0
     start, end = weights(frozen / "model"), weights(trained / "model")
     florence = load_file(ingredients / "florence" / "model.safetensors")
-    name = "model.language_model.shared.weight"
-    assert torch.equal(start[f"backbone.{name}"], florence[name])
-    for name in ("queries", "projector.0.weight", f"backbone.{name}"):
+    words = "model.language_model.shared.weight"
+    assert torch.equal(start[f"backbone.{words}"], florence[words])
+    for name in ("queries", "projector.0.weight", f"backbone.{words}"):
         assert not torch.equal(start[name], end[name]), name
 
 
