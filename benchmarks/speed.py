@@ -16,6 +16,7 @@ import json
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from vlv.evaluation.scenes import World, make_world
 from vlv.evaluation.toyworld import describe_model
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoderConfig
+from vlv.models.parallel import side_by_side
 from vlv.models.pipeline import VLVPipeline
 from vlv.toyworld import components
 from vlv.toyworld.objectives import (
@@ -125,6 +127,23 @@ def time_inference(clock: Clock, pipe: VLVPipeline, world: World) -> None:
     for size in (1, 16):
         action = functools.partial(pipe.reconstruct, images[:size], batch_size=size, steps=20)
         clock.duration("reconstruction, 20 steps", "s", str(size), action)
+    time_side_by_side(clock, pipe, images)
+
+
+def time_side_by_side(clock: Clock, pipe: VLVPipeline, images: list[Tensor]) -> None:
+    """The same pictures as an evaluation draws them, and batch after batch."""
+    c, null = pipe.context(pipe.embed(images[:64])), pipe.decoder.null_context()
+
+    def draw(start: int) -> Tensor:
+        seeds = range(start, start + 16)
+        return pipe.decoder.sample(c[start : start + 16], seeds=seeds, steps=20, null=null)
+
+    for name, workers in (("one after another", 1), ("side by side", torch.get_num_threads())):
+
+        def action(workers: int = workers) -> None:
+            deque(side_by_side(draw, range(0, 64, 16), workers), maxlen=0)
+
+        clock.rate(f"pictures, {name}", "images/s", f"4 x 16, {workers} at a time", action, 64)
 
 
 def time_step(clock: Clock, name: str, objective: Objective, batch: Batch) -> None:
@@ -176,7 +195,9 @@ def time_stages(clock: Clock, pipe: VLVPipeline, world: World, cached: dict[str,
         batch = make_batch(world, second_stage.loop.batch_size)
         batch |= first(cached, second_stage.loop.batch_size)
         parts = copy.deepcopy(pipe.encoder), copy_decoder(pipe), copy.deepcopy(pipe.caption_decoder)
-        time_step(clock, "stage 2, cached latents", Stage2(*parts, second_stage.stage2), batch)
+        objective = Stage2(*parts, second_stage.stage2)
+        time_step(clock, "stage 2, encoder still frozen", objective, batch | {"step": 0})
+        time_step(clock, "stage 2, cached latents", objective, batch)
 
 
 # --- data and parts ----------------------------------------------------------------------------------

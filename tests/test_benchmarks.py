@@ -22,7 +22,7 @@ def test_speed(
     monkeypatch.setattr("sys.argv", [str(SPEED), "--model", str(tiny_folder), *settings])
     runpy.run_path(str(SPEED), run_name="__main__")
     speeds = json.loads(file.read_text())["speeds"]
-    assert len(speeds) == 11
+    assert len(speeds) == 14
     assert all(speed["value"] > 0 for speed in speeds)
     text = capsys.readouterr().out
     assert "stage 2, cached latents" in text
