@@ -195,9 +195,9 @@ def time_stages(clock: Clock, pipe: VLVPipeline, world: World, cached: dict[str,
         batch = make_batch(world, second_stage.loop.batch_size)
         batch |= first(cached, second_stage.loop.batch_size)
         parts = copy.deepcopy(pipe.encoder), copy_decoder(pipe), copy.deepcopy(pipe.caption_decoder)
-        objective = Stage2(*parts, second_stage.stage2)
-        time_step(clock, "stage 2, encoder still frozen", objective, batch | {"step": 0})
-        time_step(clock, "stage 2, cached latents", objective, batch)
+        second = Stage2(*parts, second_stage.stage2)
+        time_step(clock, "stage 2, encoder still frozen", second, batch | {"step": 0})
+        time_step(clock, "stage 2, cached latents", second, batch)
 
 
 # --- data and parts ----------------------------------------------------------------------------------
