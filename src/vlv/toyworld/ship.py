@@ -19,7 +19,7 @@ from vlv.models.saving import CARD_NAME, write_component
 from vlv.toyworld.inspector import Inspector
 from vlv.toyworld.pretrain import PARTS
 
-RUNS = (*PARTS, "stage1", "stage2")
+RUNS = (*PARTS, "stage1", "stage2", "control")
 LOG_LINES = 200
 """Lines kept of each run's log; a longer one is thinned evenly."""
 
