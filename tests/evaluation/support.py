@@ -71,4 +71,4 @@ def experiment(world: World, captions: Sequence[str], inspector: Inspector) -> E
     model = cast("Any", KnownModel(world, captions))
     study = Study(model, inspector, world, settings)
     study.truncated = lambda texts: np.zeros(len(texts), np.bool_)  # type: ignore[method-assign]
-    return Experiment(study, None, None)
+    return Experiment(study, None, None, lambda world: Study(model, inspector, world, settings))

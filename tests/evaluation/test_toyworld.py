@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partialmethod
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from vlv.evaluation.results import Results, format_results
 from vlv.evaluation.scenes import World, make_world
 from vlv.evaluation.sections import SECTIONS, TARGETS, captions, fid, regeneration, teacher
 from vlv.evaluation.toyworld import evaluate_toyworld, example_sheet
+from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.pipeline import VLVPipeline
 
 if TYPE_CHECKING:
@@ -54,6 +56,34 @@ def test_the_number_of_threads_changes_no_figure(tiny_pipeline: VLVPipeline) -> 
     finally:
         torch.set_num_threads(threads)
     assert found[0] == found[1]
+
+
+def test_an_interrupted_evaluation_goes_on(
+    tiny_pipeline: VLVPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"sections": ["teacher", "denoising"], "batch_size": 2}
+    whole = evaluate(tiny_pipeline, **settings)
+    draw, drawn = DiffusionDecoder.sample, []
+
+    def sample(decoder: DiffusionDecoder, c: Any, *, fail_at: int, **settings: Any) -> Any:
+        drawn.append(len(c))
+        if len(drawn) == fail_at:
+            raise KeyboardInterrupt
+        return draw(decoder, c, **settings)
+
+    monkeypatch.setattr(DiffusionDecoder, "sample", partialmethod(sample, fail_at=3))
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_pipeline, **settings, parts=tmp_path / "parts")
+    kept = len(list((tmp_path / "parts").rglob("*.npy")))
+    assert kept > 0
+    drawn.clear()
+    monkeypatch.setattr(DiffusionDecoder, "sample", partialmethod(sample, fail_at=-1))
+    again = evaluate(tiny_pipeline, **settings, parts=tmp_path / "parts")
+    assert len(drawn) == 4 - kept
+    assert again.to_dict()["sections"] == whole.to_dict()["sections"]
+    drawn.clear()
+    evaluate(tiny_pipeline, **settings | {"seed": 4}, parts=tmp_path / "parts")
+    assert len(drawn) == 4, "the batches of another seed are no use"
 
 
 # --- known answers ----------------------------------------------------------------------------------
@@ -184,6 +214,7 @@ def test_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert list(json.loads(files[0].read_text())["sections"]) == ["vae", "inspector"]
     assert len(files[1].read_text().splitlines()) == 4
     assert Image.open(files[2]).size[0] == 4 * 32 * 2
+    assert not (tmp_path / "out.json.parts").exists()
 
 
 def test_command_without_an_inspector(

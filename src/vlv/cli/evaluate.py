@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -59,11 +60,12 @@ def toyworld(
     """Render fresh scenes and measure what a model of the toy world makes of them.
 
     Prints every figure with a 95 % interval over the scenes, and with the floor and the goal where there are any.
-    The same seed gives the same figures.
+    The same seed gives the same figures. With --json an interrupted run goes on where it stopped.
     """
     from vlv.evaluation.results import format_results
     from vlv.evaluation.toyworld import evaluate_toyworld
 
+    parts = None if json_file is None else json_file.with_name(json_file.name + ".parts")
     results = evaluate_toyworld(
         _load(model, device),
         _load_inspector(model, inspector),
@@ -75,10 +77,13 @@ def toyworld(
         sections=None if sections is None else [name.strip() for name in sections.split(",")],
         stage1=None if stage1 is None else _load(stage1, device),
         control=None if control is None else _load(control, device),
+        parts=parts,
         progress=sys.stderr.isatty(),
     )
     typer.echo(format_results(results))
     _write(results, json_file, records, sheet)
+    if parts is not None:
+        shutil.rmtree(parts, ignore_errors=True)
     return 0
 
 

@@ -49,10 +49,17 @@ class Experiment:
         num: N.
         stage1: The model before stage 2 on the same scenes.
         control: A model trained without stage 1, on the same scenes.
+        further: The model on other scenes.
     """
 
-    def __init__(self, study: Study, stage1: Study | None, control: Study | None) -> None:
-        self.study, self.stage1, self.control = study, stage1, control
+    def __init__(
+        self,
+        study: Study,
+        stage1: Study | None,
+        control: Study | None,
+        further: Callable[[World], Study],
+    ) -> None:
+        self.study, self.stage1, self.control, self._on = study, stage1, control, further
         self.seed = study.settings.seed
         self.num = len(study.world.scenes)
 
@@ -70,10 +77,6 @@ class Experiment:
         settings = self.study.settings
         size = self.study.world.pixels.shape[-1]
         return make_world(split, settings.seed, indices, size, progress=settings.progress)
-
-    def _on(self, world: World) -> Study:
-        study = self.study
-        return Study(study.pipe, study.inspector, world, study.settings, world.split)
 
     def figure(
         self,

@@ -25,6 +25,7 @@ from vlv.evaluation.scenes import (
     inspect,
     shuffle_words,
 )
+from vlv.evaluation.shelf import Shelf
 from vlv.models.captioner import Caption
 from vlv.models.diffusion import Sampler
 from vlv.models.parallel import side_by_side
@@ -70,6 +71,7 @@ class Study:
         world: The scenes.
         settings: How pictures are drawn.
         name: For the progress bar.
+        shelf: Keeps finished batches; None keeps nothing.
     """
 
     def __init__(
@@ -79,9 +81,11 @@ class Study:
         world: World,
         settings: Settings,
         name: str = "",
+        shelf: Shelf | None = None,
     ) -> None:
         self.pipe, self.inspector, self.world = pipe, inspector, world
         self.settings, self.name = settings, name
+        self.shelf = shelf or Shelf(None, {})
         self.decoder = pipe.decoder
 
     def _batches(self, what: str) -> Iterator[slice]:
@@ -128,9 +132,8 @@ class Study:
     def _draw(self, what: str, context: Callable[[slice], Tensor]) -> Inspection:
         null = self.decoder.null_context()
 
-        def draw(batch: tuple[slice, Tensor]) -> Tensor:
-            rows, c = batch
-            return self.decoder.sample(
+        def sample(rows: slice, c: Tensor) -> NDArray[np.uint8]:
+            pictures = self.decoder.sample(
                 c,
                 seeds=self.world.seeds[rows],
                 steps=self.settings.steps,
@@ -140,6 +143,12 @@ class Study:
                 width=self.pipe.image_size,
                 null=null,
             )
+            return np.asarray((pictures * 255).round().to(torch.uint8).cpu().numpy())
+
+        def draw(batch: tuple[slice, Tensor]) -> Tensor:
+            rows, c = batch
+            kept = self.shelf.get(f"{what} {rows.start}", lambda: sample(rows, c))
+            return torch.from_numpy(kept).float() / 255
 
         batches = ((rows, context(rows)) for rows in self._batches(what))
         pictures = side_by_side(draw, batches, self.workers)
@@ -212,8 +221,13 @@ class Study:
 
         The contexts are no text, the true caption, z, and the caption of another scene. All four see the same latents (posterior mean), timesteps and noise.
         """
+
+        def losses(batch: tuple[slice, tuple[Tensor, ...]]) -> Counts:
+            rows, contexts = batch
+            return self.shelf.get(f"denoising {rows.start}", lambda: self._losses(rows, contexts))
+
         batches = ((rows, self._contexts(rows)) for rows in self._batches("denoising loss"))
-        return np.concatenate(list(side_by_side(self._losses, batches, self.workers)))
+        return np.concatenate(list(side_by_side(losses, batches, self.workers)))
 
     @torch.no_grad()
     def _contexts(self, rows: slice) -> tuple[Tensor, ...]:
@@ -227,8 +241,7 @@ class Study:
         )
 
     @torch.no_grad()
-    def _losses(self, batch: tuple[slice, tuple[Tensor, ...]]) -> Counts:
-        rows, contexts = batch
+    def _losses(self, rows: slice, contexts: tuple[Tensor, ...]) -> Counts:
         latents = self.decoder.encode(self.world.floats(rows))
         noises = [self._noise(rows, k, latents) for k in range(len(self.timesteps))]
         losses = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -11,8 +13,9 @@ from PIL import Image
 from vlv.data.images import to_pil
 from vlv.errors import ConfigError
 from vlv.evaluation.results import Results
-from vlv.evaluation.scenes import NUM_EXAMPLES, make_world
+from vlv.evaluation.scenes import NUM_EXAMPLES, World, make_world
 from vlv.evaluation.sections import SECTIONS, Experiment, measure
+from vlv.evaluation.shelf import Shelf
 from vlv.evaluation.study import Settings, Study
 from vlv.models.folder import COMPONENTS
 from vlv.models.pipeline import VLVPipeline
@@ -33,6 +36,7 @@ def evaluate_toyworld(
     sections: Iterable[str] | None = None,
     stage1: VLVPipeline | None = None,
     control: VLVPipeline | None = None,
+    parts: Path | None = None,
     progress: bool = False,
 ) -> Results:
     """Measure a model on `num` scenes of the split `test`, and a quarter as many of the split `composition`.
@@ -51,6 +55,7 @@ def evaluate_toyworld(
         sections: Names from `SECTIONS`; None is all of them.
         stage1: The model before stage 2, for the section of that name.
         control: A model trained without stage 1, likewise.
+        parts: Folder that keeps the finished batches, so that the same call goes on after an interruption; None keeps nothing.
         progress: Show bars on stderr.
 
     Raises:
@@ -61,13 +66,19 @@ def evaluate_toyworld(
     inspector = cast("Any", inspector).eval().to(pipe.device)
     world = make_world("test", seed, range(num), pipe.image_size, progress=progress)
 
-    def study(model: VLVPipeline | None, name: str) -> Study | None:
-        return None if model is None else Study(model, inspector, world, settings, name)
+    def study(model: VLVPipeline, name: str, world: World = world) -> Study:
+        about = {
+            "model": describe_model(model)["sha256"],
+            "settings": asdict(replace(settings, progress=False)),
+            "world": [world.split, seed, num, world.seeds[0], len(world.seeds)],
+        }
+        return Study(model, inspector, world, settings, name, Shelf(parts, about))
 
     run = Experiment(
-        Study(pipe, inspector, world, settings),
-        stage1=study(stage1, "before stage 2"),
-        control=study(control, "without stage 1"),
+        study(pipe, ""),
+        stage1=None if stage1 is None else study(stage1, "before stage 2"),
+        control=None if control is None else study(control, "without stage 1"),
+        further=lambda world: study(pipe, world.split, world),
     )
     measured = tuple(measure(run, name) for name in names)
     return Results(
