@@ -30,9 +30,9 @@ from transformers.utils.logging import disable_progress_bar
 from vlv.config import OptimConfig, load_config
 from vlv.evaluation.scenes import World, make_world
 from vlv.evaluation.toyworld import describe_model
+from vlv.models.batching import side_by_side
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoderConfig
-from vlv.models.parallel import side_by_side
 from vlv.models.pipeline import VLVPipeline
 from vlv.toyworld import components
 from vlv.toyworld.objectives import (

@@ -140,9 +140,11 @@ class ModelConfig(Settings):
     prompt: str | None = None
     """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
     encoder: PartSource | None = None
-    """Stage 2: a model folder or a VLV encoder from stage 1."""
+    """A model folder or a VLV encoder: that of stage 1 for stage 2, or one that learns on in the same stage."""
     llm: PartSource | None = None
     """Stage 2: the language model that becomes the caption decoder."""
+    caption_decoder: PartSource | None = None
+    """Stage 2: a model folder or a caption decoder that learns on, instead of llm with a fresh projector."""
 
 
 class DataConfig(Settings):
@@ -244,29 +246,42 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _belongs_together(self) -> RunConfig:
         first = self.stage == "stage1"
-        needed = ("stage1", "model.florence") if first else ("stage2", "model.llm")
-        unused = ("stage2", "model.encoder", "model.llm") if first else ("stage1",)
-        for key in needed:
-            if _get(self, key) is None:
-                raise ValueError(f"{self.stage} needs {key}; set it")
+        unused = ("stage2", "model.llm", "model.caption_decoder") if first else ("stage1",)
+        if _get(self, self.stage) is None:
+            raise ValueError(f"{self.stage} needs {self.stage}; set it")
         for key in unused:
             if _get(self, key) is not None:
                 raise ValueError(f"{key} has no effect in {self.stage}; remove it")
-        if self.model.encoder is None and self.model.florence is None:
+        self._needs_one("model.florence", "model.encoder")
+        if not first:
+            self._needs_one("model.llm", "model.caption_decoder")
+        if self.model.llm is not None and self.model.caption_decoder is not None:
             raise ValueError(
-                "stage2 needs model.encoder; set it, or model.florence to go without stage 1"
+                "model.llm has no effect beside model.caption_decoder; remove one of them"
             )
-        if self.model.encoder is not None:
-            for key in _FRESH_ENCODER:
-                if _get(self, key) is not None:
-                    raise ValueError(
-                        f"{key} has no effect beside model.encoder; remove one of them"
-                    )
         if self.stage2 and self.data.latents and not self.stage2.denoising_weight:
             raise ValueError(
                 "data.latents has no effect while stage2.denoising_weight is 0; remove it"
             )
         return self
+
+    @model_validator(mode="after")
+    def _encoder_is_fresh_or_trained(self) -> RunConfig:
+        if self.model.encoder is None:
+            return self
+        for key in _FRESH_ENCODER:
+            if _get(self, key) is not None:
+                raise ValueError(f"{key} has no effect beside model.encoder; remove one of them")
+        if self.stage1 is not None and self.stage1.warm_start_steps:
+            raise ValueError(
+                "stage1.warm_start_steps needs model.florence, whose captions it starts from; "
+                "set it to 0 for an encoder that learns on"
+            )
+        return self
+
+    def _needs_one(self, key: str, other: str) -> None:
+        if _get(self, key) is None and _get(self, other) is None:
+            raise ValueError(f"{self.stage} needs {key} or {other}; set one of them")
 
     @model_validator(mode="after")
     def _fits_into_steps(self) -> RunConfig:

@@ -11,10 +11,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests import tiny
 from tests.cli.conftest import Vlv, write_image
 from tests.tiny import CAPTIONS, IMAGE_SIZE, NUM_QUERIES
+from vlv.models.captioner import CaptionDecoder
 
 
 @pytest.fixture(scope="session")
@@ -60,8 +62,8 @@ def write_config(path: Path, ingredients: Path, stage: str, **changes: Any) -> P
     return path
 
 
-def weights(model: Path) -> dict[str, torch.Tensor]:
-    return load_file(model / "encoder" / "model.safetensors")
+def weights(model: Path, part: str = "encoder") -> dict[str, torch.Tensor]:
+    return load_file(model / part / "model.safetensors")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:
@@ -140,6 +142,41 @@ def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path:
     assert vlv(*args, "--run", tmp_path / "parts").code == 0
     a, b = weights(tmp_path / "whole" / "model"), weights(tmp_path / "parts" / "model")
     assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_finished_models_learn_on(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    assert vlv("train", "stage1", "--config", config, "--run", first).code == 0
+    on = ["model.florence=null", "model.num_queries=null", f"model.encoder={first / 'model'}"]
+    sets = [part for change in [*on, "optim.lr=1e-30"] for part in ("--set", change)]
+    assert vlv("train", "stage1", "--config", config, "--run", second, *sets).code == 0
+    a, b = weights(first / "model"), weights(second / "model")
+    assert all(torch.equal(a[name], b[name]) for name in a)  # nothing but where it began
+
+    config = write_config(
+        tmp_path / "2.yaml", ingredients, "stage2", model={"encoder": str(first / "model")}
+    )
+    assert vlv("train", "stage2", "--config", config, "--run", third).code == 0
+    on = ["model.llm=null", f"model.caption_decoder={third / 'model'}", "optim.lr=1e-30"]
+    sets = [part for change in on for part in ("--set", change)]
+    fourth = tmp_path / "fourth"
+    assert vlv("train", "stage2", "--config", config, "--run", fourth, *sets).code == 0
+    a, b = (weights(run / "model", "caption_decoder") for run in (third, fourth))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_caption_decoder_of_another_width(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
+    llm = AutoModelForCausalLM.from_pretrained(ingredients / "llm")
+    tokenizer = AutoTokenizer.from_pretrained(ingredients / "llm")
+    wide = CaptionDecoder.from_llm(llm, tokenizer, text_width=99, seed=0)
+    wide.save_pretrained(tmp_path / "caption_decoder")
+    model = {"decoder": str(ingredients / "decoder"), "florence": str(ingredients / "florence")}
+    model |= {"llm": None, "caption_decoder": str(tmp_path / "caption_decoder")}
+    config = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model)
+    result = vlv("train", "stage2", "--config", config, "--run", tmp_path / "run")
+    assert result.code == 1
+    assert "was trained for a text tower of width 99" in result.err
 
 
 def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:

@@ -26,9 +26,9 @@ from vlv.evaluation.scenes import (
     shuffle_words,
 )
 from vlv.evaluation.shelf import Shelf
+from vlv.models.batching import side_by_side
 from vlv.models.captioner import Caption
 from vlv.models.diffusion import Sampler
-from vlv.models.parallel import side_by_side
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.text_tower import tokenize
 from vlv.toyworld.inspector import Inspector

@@ -67,12 +67,8 @@ def evaluate_toyworld(
     world = make_world("test", seed, range(num), pipe.image_size, progress=progress)
 
     def study(model: VLVPipeline, name: str, world: World = world) -> Study:
-        about = {
-            "model": describe_model(model)["sha256"],
-            "settings": asdict(replace(settings, progress=False)),
-            "world": [world.split, seed, num, world.seeds[0], len(world.seeds)],
-        }
-        return Study(model, inspector, world, settings, name, Shelf(parts, about))
+        shelf = Shelf(parts, _identity(model, settings, world, num))
+        return Study(model, inspector, world, settings, name, shelf)
 
     run = Experiment(
         study(pipe, ""),
@@ -87,6 +83,15 @@ def evaluate_toyworld(
         examples=_examples(run.study),
         samples=_samples(run.study),
     )
+
+
+def _identity(model: VLVPipeline, settings: Settings, world: World, num: int) -> dict[str, Any]:
+    """What kept batches depend on."""
+    return {
+        "model": describe_model(model)["sha256"],
+        "settings": asdict(replace(settings, progress=False)),
+        "world": [world.split, settings.seed, num, world.seeds[0], len(world.seeds)],
+    }
 
 
 def _check(sections: Iterable[str] | None, num: int) -> list[str]:

@@ -105,30 +105,46 @@ def train(
 
 
 def load_stage1(config: RunConfig) -> Parts:
-    """A fresh encoder and the frozen diffusion decoder."""
+    """The encoder, fresh or one that learns on, and the frozen diffusion decoder."""
     decoder = load_decoder(config.model.decoder, _DECODER)
-    return Parts(fresh_encoder(config, decoder), decoder)
+    return Parts(load_encoder(config, decoder), decoder)
 
 
 def load_stage2(config: RunConfig) -> Parts:
-    """The encoder, the language model with a fresh projector, and as much of the decoder as is needed.
+    """The encoder, the caption decoder, and as much of the diffusion decoder as is needed.
 
     The encoder is that of stage 1; where the configuration names none, a fresh one (paper, Table 7).
     """
-    source = config.model.llm
-    assert source is not None, "checked by RunConfig"
     assert config.stage2 is not None, "checked by RunConfig"
     names = _DECODER if config.stage2.denoising_weight else ("text_encoder", "tokenizer")
     decoder = load_decoder(config.model.decoder, names)
-    caption_decoder = CaptionDecoder.from_llm(
+    return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
+
+
+def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
+    """A trained encoder where the configuration names one, or else a fresh one."""
+    source = config.model.encoder
+    if source is None:
+        return fresh_encoder(config, decoder)
+    encoder: VLVEncoder = _component(source, "encoder", ["embed"])
+    _check_width(encoder, source, decoder)
+    return encoder
+
+
+def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> CaptionDecoder:
+    """A trained caption decoder where the configuration names one, or else a language model with a fresh projector."""
+    trained, source = config.model.caption_decoder, config.model.llm
+    if trained is not None:
+        caption_decoder: CaptionDecoder = _component(trained, "caption_decoder", None)
+        _check_width(caption_decoder, trained, decoder)
+        return caption_decoder
+    assert source is not None, "checked by RunConfig"
+    return CaptionDecoder.from_llm(
         _pretrained(AutoModelForCausalLM, source, "the language model"),
         _pretrained(AutoTokenizer, source, "the language model's tokenizer"),
         text_width=decoder.text_encoder.config.hidden_size,
         seed=config.loop.seed,
     )
-    trained = config.model.encoder
-    encoder = fresh_encoder(config, decoder) if trained is None else _load_encoder(trained)
-    return Parts(encoder, decoder, caption_decoder)
 
 
 def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
@@ -154,14 +170,23 @@ def load_decoder(source: PartSource, names: Sequence[str]) -> DiffusionDecoder:
     return DiffusionDecoder(**loaded)
 
 
-def _load_encoder(source: PartSource) -> VLVEncoder:
-    folder = _folder(source, ["embed"])
-    if folder.name == "encoder" and not (folder / "encoder").is_dir():
+def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] | None) -> Any:
+    """One component in float32, from a model folder or from its own folder."""
+    folder = _folder(source, tasks)
+    if folder.name == name and not (folder / name).is_dir():
         folder = folder.parent
-    encoder: VLVEncoder = load_component(
-        ModelIndex(folder, {"encoder": None}), "encoder", torch.float32
-    )
-    return encoder
+    return load_component(ModelIndex(folder, {name: None}), name, torch.float32)
+
+
+def _check_width(
+    part: VLVEncoder | CaptionDecoder, source: PartSource, decoder: DiffusionDecoder
+) -> None:
+    width, wanted = part.config.text_width, decoder.text_encoder.config.hidden_size
+    if width != wanted:
+        raise ModelFolderError(
+            f"{source.path} was trained for a text tower of width {width}, but that of the diffusion decoder has "
+            f"{wanted}; name the decoder it was trained with"
+        )
 
 
 def _folder(source: PartSource, tasks: Sequence[Literal["generate", "embed"]] | None) -> Path:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from vlv.models.parallel import side_by_side
+from vlv.models.batching import side_by_side
 
 
 @pytest.mark.parametrize("workers", [1, 3])
