@@ -17,9 +17,7 @@ from vlv.errors import ModelFolderError
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.saving import CARD_NAME, write_component
 from vlv.toyworld.inspector import Inspector
-from vlv.toyworld.pretrain import PARTS
 
-RUNS = (*PARTS, "stage1", "stage2", "control")
 LOG_LINES = 200
 """Lines kept of each run's log; a longer one is thinned evenly."""
 
@@ -32,7 +30,7 @@ def ship(
     Args:
         model: The model folder that stage 2 saved.
         parts: The folder of the pretrained parts; its inspector is taken along.
-        runs: The folder that holds the run of every part and stage.
+        runs: The folder that holds the run of every part and stage; the settings and logs of all are taken along.
         out: Where the model goes.
         results: JSON of `vlv eval toyworld`, quoted in the card.
         note: A sentence on how this training departed from the recipe, for the card.
@@ -47,9 +45,8 @@ def ship(
     write_component(
         Inspector.from_pretrained(parts / "inspector"), out / "inspector", torch.float16
     )
-    for name in RUNS:
-        if (runs / name).is_dir():
-            _keep_run(runs / name, out / "training" / name)
+    for log in sorted(runs.glob("*/metrics.jsonl")):
+        _keep_run(log.parent, out / "training" / log.parent.name)
     if results is not None:
         _copy_text(results, out / "evaluation.json")
     figures = json.loads(results.read_text("utf-8")) if results is not None else None
