@@ -60,7 +60,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its module."""
+    """Load a public name from its module.
+
+    diffusers asks the library of each component for the base classes that it can load; ours derive from transformers'.
+    """
+    if name == "PreTrainedModel":
+        return import_module("transformers").PreTrainedModel
     if name not in __all__:
         raise AttributeError(f"module 'vlv' has no attribute {name!r}")
     return getattr(import_module(_HOMES.get(name, "vlv.errors")), name)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from tests import tiny
@@ -434,3 +435,12 @@ def test_a_saved_model_does_not_tell_where_it_was_loaded_from(
     written = [path.read_text() for path in (tmp_path / "copy").rglob("*.json")]
     assert len(written) > 6
     assert not [text for text in written if str(tiny_folder) in text]
+
+
+def test_diffusers_loads_a_model_folder(tiny_folder: Path, tiny_pipeline: VLVPipeline) -> None:
+    loaded = DiffusionPipeline.from_pretrained(tiny_folder)
+    assert isinstance(loaded, VLVPipeline)
+    assert loaded.image_size == tiny_pipeline.image_size
+    image = torch.zeros(3, loaded.image_size, loaded.image_size, dtype=torch.uint8)
+    assert torch.equal(loaded.embed(image), VLVPipeline.from_pretrained(tiny_folder).embed(image))
+    assert loaded.caption(image) == VLVPipeline.from_pretrained(tiny_folder).caption(image)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import HfApi
@@ -479,3 +480,7 @@ def _chunks(items: Any, size: int, progress: bool, what: str) -> Iterator[Any]:
     starts = range(0, len(items), size)
     for start in tqdm(starts, disable=not progress, desc=what):
         yield items[start : start + size]
+
+
+# so that DiffusionPipeline.from_pretrained finds the class that a model folder names
+setattr(diffusers, VLVPipeline.__name__, VLVPipeline)
