@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,10 @@ from pydantic import BaseModel
 
 from vlv.config import RunConfig
 from vlv.errors import OutputError
-from vlv.models.folder import shipped_models
+from vlv.models.folder import find_folder, shipped_models
 from vlv.models.pipeline import VLVPipeline
 from vlv.tour import pictures, trace
+from vlv.tour.figures import BEGIN, END, with_figures
 from vlv.tour.page import TourSettings, save, tensor_table, write_tour
 from vlv.tour.settings import settings_page
 from vlv.toyworld.render import render
@@ -220,6 +222,43 @@ def test_every_setting_is_in_the_table() -> None:
 
 def test_the_committed_settings_are_up_to_date() -> None:
     assert (DOCS / "settings.md").read_text(encoding="utf-8") == settings_page(), "run `vlv tour`"
+
+
+@needs_weights
+def test_the_readmes_figures_are_those_of_the_shipped_evaluation() -> None:
+    readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    evaluation = json.loads((find_folder(SHIPPED) / "evaluation.json").read_text(encoding="utf-8"))
+    assert with_figures(readme, evaluation) == readme, "run `vlv tour`"
+
+
+def test_a_table_of_figures() -> None:
+    figures = {
+        "captions.f1": {
+            "value": 0.5,
+            "low": 0.4,
+            "high": 0.6,
+            "unit": "share",
+            "floor": 0.9,
+            "goal": 0.98,
+        }
+        | {"verdict": "below floor"},
+        "captions.tokens": {"value": 50, "low": 40, "high": 60, "unit": "tokens"},
+    }
+    settings = {"num": 8, "seed": 1, "steps": 20, "guidance": 2.0}
+    page = with_figures(
+        f"a\n{BEGIN}\nold\n{END}\nb",
+        {"settings": settings, "sections": {"captions": {"figures": figures}}},
+    )
+    assert page.startswith(f"a\n{BEGIN}\n8 held-out scenes of seed 1,")
+    assert page.endswith(f"{END}\nb")
+    assert "| captions: F1 of claims | 90 % | 98 % | 50 %, below the floor | 40 to 60 % |" in page
+    assert "old" not in page
+    assert "tokens" not in page
+
+
+def test_a_page_without_marks() -> None:
+    with pytest.raises(OutputError, match="the page has no lines"):
+        with_figures("text", {"settings": {}, "sections": {}})
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.rglob("*.md")), ids=lambda p: p.name)

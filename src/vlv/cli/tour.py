@@ -22,8 +22,11 @@ def tour(
 ) -> int:
     """Write the generated pages of the documentation: tour.md with its pictures, and settings.md.
 
-    The tour follows one image through every tensor of a model; the other page lists the settings of training.
+    The tour follows one image through every tensor of a model; the other page lists the settings of training. Where
+    the folder lies beside a README.md with a table of figures, that table is renewed from the model's evaluation.json.
     """
+    from vlv.models.folder import find_folder
+    from vlv.tour.figures import BEGIN, write_figures
     from vlv.tour.page import TourSettings, write_tour
     from vlv.tour.settings import write_settings
 
@@ -31,4 +34,8 @@ def tour(
     settings = TourSettings(model=model, seed=seed, steps=steps, guidance=guidance)
     typer.echo(write_tour(pipe, output, settings))
     typer.echo(write_settings(output))
+    readme = output.resolve().parent / "README.md"
+    evaluation = find_folder(model, revision=revision) / "evaluation.json"
+    if evaluation.is_file() and readme.is_file() and BEGIN in readme.read_text("utf-8"):
+        typer.echo(write_figures(readme, evaluation))
     return 0

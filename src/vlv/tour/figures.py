@@ -1,0 +1,90 @@
+"""The table of figures in the README, written from the evaluation that is shipped with a model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from vlv.errors import OutputError
+from vlv.tour.page import save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+BEGIN = "<!-- figures: written by `vlv tour` -->"
+END = "<!-- end of figures -->"
+
+_LABELS = {
+    "vae.psnr": "VAE: PSNR",
+    "vae.psnr_objects": "VAE: PSNR inside the objects",
+    "inspector.objects": "inspector: objects with all attributes right",
+    "teacher.recall": "drawn from true captions: true claims found",
+    "denoising.way": "denoising loss given z: way from no text to the true text",
+    "reconstruction.recall": "rebuilt from z: true claims found",
+    "reconstruction.ratio": "the same, relative to drawn from true captions",
+    "stage1.ratio": "the same, after stage 2 relative to before",
+    "captions.f1": "captions: F1 of claims",
+    "captions.hallucinated": "captions: hallucinated claims",
+    "captions.finished": "captions: ended by themselves",
+    "regeneration.ratio": "drawn from our captions, relative to true captions",
+    "control.f1": "captions of the control without stage 1: F1 of claims",
+}
+_UNITS = {"share": (100, " %"), "ratio": (1, " times"), "dB": (1, " dB")}
+
+
+def figures_table(evaluation: dict[str, Any]) -> str:
+    """The main figures of `vlv eval toyworld --json` as a Markdown table; what was not measured has no row."""
+    settings = evaluation["settings"]
+    head = (
+        f"{settings['num']} held-out scenes of seed {settings['seed']}, {settings['steps']} sampler steps, guidance "
+        f"{settings['guidance']}.\n\n| figure | floor | goal | measured | 95 % interval |\n|---|---|---|---|---|"
+    )
+    figures = {
+        key: figure
+        for section in evaluation["sections"].values()
+        for key, figure in section.get("figures", {}).items()
+    }
+    rows = [_row(label, figures[key]) for key, label in _LABELS.items() if key in figures]
+    distances = [figures.get(f"fid.{of}") for of in ("z", "true", "caption", "shuffled")]
+    if all(distances):
+        values = ", ".join(f"{figure['value']:.3g}" for figure in distances if figure)
+        rows.append(f"| toy FID: from z, true captions, ours, shuffled words | | | {values} | |")
+    return "\n".join([head, *rows])
+
+
+def _row(label: str, figure: dict[str, Any]) -> str:
+    factor, unit = _UNITS[figure["unit"]]
+
+    def text(key: str) -> str:
+        return f"{factor * figure[key]:.3g}{unit}" if key in figure else ""
+
+    interval = f"{factor * figure['low']:.3g} to {factor * figure['high']:.3g}{unit}"
+    below = ", below the floor" if figure.get("verdict") == "below floor" else ""
+    return f"| {label} | {text('floor')} | {text('goal')} | {text('value')}{below} | {interval} |"
+
+
+def with_figures(page: str, evaluation: dict[str, Any]) -> str:
+    """A page with the table between its two marks renewed.
+
+    Raises:
+        OutputError: It has no such marks.
+    """
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise OutputError(f"the page has no lines {BEGIN} and {END}; add them where the figures go")
+    return f"{before}{BEGIN}\n{figures_table(evaluation)}\n{END}{after}"
+
+
+def write_figures(page: Path, evaluation: Path) -> Path:
+    """Renew the table in a page.
+
+    Args:
+        page: Markdown with the marks `BEGIN` and `END`.
+        evaluation: JSON of `vlv eval toyworld`.
+
+    Raises:
+        OutputError: The page has no marks or cannot be written.
+    """
+    results = json.loads(evaluation.read_text("utf-8"))
+    return save(page, with_figures(page.read_text("utf-8"), results))
