@@ -40,7 +40,10 @@ Recursive = Annotated[bool, typer.Option(help="Look into subfolders.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Guidance scale; 1 is none.")]
-Sampler = Annotated[Literal["dpm", "ddim"], typer.Option(help="dpm is DPM-Solver++.")]
+Sampler = Annotated[
+    Literal["dpm", "ddim", "ddpm"],
+    typer.Option(help="dpm is DPM-Solver++; ddpm draws noise at every step."),
+]
 
 
 def say(message: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from vlv.data.images import center_crop_resize
+from vlv.data.framing import frame
 from vlv.jobs.inputs import file_name, open_record
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, sample_scene
@@ -118,7 +118,7 @@ def run(
         What the page shows.
     """
     pictures = [
-        Picture(p.name, center_crop_resize(p.image, pipe.image_size), p.scene) for p in pictures
+        Picture(p.name, frame(p.image, pipe.image_size, pipe.framing), p.scene) for p in pictures
     ]
     z = pipe.embed([p.image for p in pictures], progress=progress)  # (B, Q, D)
     captions = pipe.describe(z=z, max_new_tokens=sampling.max_new_tokens, progress=progress)

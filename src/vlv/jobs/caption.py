@@ -167,7 +167,7 @@ class CaptionJob:
     ) -> Iterator[list[Row]]:
         pipe = load()
         tally.restart()
-        for batch in open_batches(self.todo, batch_size, pipe.image_size):
+        for batch in open_batches(self.todo, batch_size, pipe.image_size, pipe.framing):
             captions = iter(caption_images(pipe, batch, self.settings))
             rows = []
             for item in batch:

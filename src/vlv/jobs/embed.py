@@ -129,7 +129,8 @@ class EmbedJob:
         pipe = load()
         tally.restart()
         first = len(self._have)
-        for number, batch in enumerate(open_batches(self.todo, batch_size, pipe.image_size), first):
+        batches = open_batches(self.todo, batch_size, pipe.image_size, pipe.framing)
+        for number, batch in enumerate(batches, first):
             self._add(number, self._embed(pipe, batch), tally)
             tally.failed += sum(item.error is not None for item in batch)
             report(batch)

@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlv.data.images import center_crop_resize, load_image
+from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
+from vlv.data.images import load_image
 from vlv.errors import DataError
 
 if TYPE_CHECKING:
@@ -47,12 +48,15 @@ def file_name(record: Record) -> str:
     return f"{record.source.path}/{record.id}"
 
 
-def open_record(record: Record, size: int | None = None) -> Opened:
+def open_record(
+    record: Record, size: int | None = None, framing: Framing = DEFAULT_FRAMING
+) -> Opened:
     """Read one record; a bad file comes back with its error.
 
     Args:
         record: What to read.
-        size: Crop the centre square and resize it to this many pixels a side; None keeps all.
+        size: Bring it to a square of this many pixels a side; None keeps all.
+        framing: How, see `frame`.
     """
     digest = None
     try:
@@ -61,12 +65,15 @@ def open_record(record: Record, size: int | None = None) -> Opened:
         image = load_image(content, name=file_name(record))
     except DataError as error:
         return Opened(record, sha256=digest, error=str(error))
-    small = image if size is None else center_crop_resize(image, size)
+    small = image if size is None else frame(image, size, framing)
     return Opened(record, small, image.size, digest)
 
 
 def open_batches(
-    records: Iterable[Record], batch_size: int, size: int | None = None
+    records: Iterable[Record],
+    batch_size: int,
+    size: int | None = None,
+    framing: Framing = DEFAULT_FRAMING,
 ) -> Iterator[list[Opened]]:
     """Yield the records in order, ``batch_size`` at a time, good and bad.
 
@@ -76,7 +83,7 @@ def open_batches(
     iterator = iter(records)
     with ThreadPoolExecutor(max_workers=2) as pool:
         while chunk := list(islice(iterator, batch_size)):
-            waiting.append([pool.submit(open_record, record, size) for record in chunk])
+            waiting.append([pool.submit(open_record, record, size, framing) for record in chunk])
             if len(waiting) > 1:
                 yield [future.result() for future in waiting.popleft()]
         while waiting:

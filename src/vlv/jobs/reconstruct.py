@@ -129,7 +129,7 @@ class ReconstructJob:
             return tally
         pipe = load()
         tally.restart()
-        for batch in open_batches(self.todo, batch_size, pipe.image_size):
+        for batch in open_batches(self.todo, batch_size, pipe.image_size, pipe.framing):
             good = [item for item in batch if item.error is None]
             for item, image in zip(good, self._rebuild(pipe, batch), strict=True):
                 self._write(item, image)

@@ -8,7 +8,7 @@ end token, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
@@ -28,6 +28,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.encoder import draw_linear
+from vlv.models.tidying import tidy_caption
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
@@ -39,6 +40,8 @@ class CaptionDecoderConfig(PreTrainedConfig):
     Attributes:
         llm_config: Configuration of any causal language model of transformers.
         text_width: D, the width of the context.
+        ends_by_itself: Whether it was taught to end its captions. Where it was not, as the VLV
+            authors' models, captions are tidied unless `generate` is told otherwise.
     """
 
     model_type = "vlv_caption_decoder"
@@ -48,6 +51,7 @@ class CaptionDecoderConfig(PreTrainedConfig):
 
     llm_config: dict[str, Any] | PreTrainedConfig | None = None
     text_width: int = 1024
+    ends_by_itself: bool = True
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Caption:
     """Generated tokens, without the end token."""
     finished: bool
     """Whether the model ended it by itself, rather than being stopped at ``max_new_tokens``."""
+    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
+    """The generated tokens."""
 
 
 class CaptionTokens(NamedTuple):
@@ -245,6 +251,9 @@ class CaptionDecoder(PreTrainedModel):
         temperature: float = 1.0,
         top_p: float = 1.0,
         repetition_penalty: float = 1.0,
+        early_stopping: bool = False,
+        end_token: str | None = None,
+        tidy: bool | None = None,
         seed: int = 0,
     ) -> list[Caption]:
         """Write captions.
@@ -260,6 +269,12 @@ class CaptionDecoder(PreTrainedModel):
             temperature: Of sampling; without `do_sample` it must stay 1.
             top_p: Nucleus of sampling; without `do_sample` it must stay 1.
             repetition_penalty: 1 is none.
+            early_stopping: End the beam search as soon as enough beams have ended, however bad they
+                are: a short improbable caption can then win over the right one that is still being
+                written. The VLV authors do.
+            end_token: A token that ends the caption in place of the tokenizer's, such as ".".
+            tidy: Remove what stands after the last sentence, and repeated sentences, from the text,
+                see `tidy_caption`; None does so where the model does not end by itself.
             seed: Of sampling; the global generator is left as it was.
 
         Returns:
@@ -267,7 +282,12 @@ class CaptionDecoder(PreTrainedModel):
         """
         if not do_sample and (temperature != 1.0 or top_p != 1.0):
             raise ConfigError("temperature and top_p have no effect without do_sample; set it")
+        if early_stopping and num_beams == 1:
+            raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
+        end = self._end_id(end_token)
         settings = self._generation_config(
+            eos_token_id=end,
+            early_stopping=early_stopping,
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             do_sample=do_sample,
@@ -276,7 +296,10 @@ class CaptionDecoder(PreTrainedModel):
         )
         prefix = self.prefix(c)
         rows = self._search(prefix, settings, seed)
-        return [self._caption(row) for row in rows.tolist()]
+        captions = [self._caption(row, end) for row in rows.tolist()]
+        if tidy if tidy is not None else not self.config.ends_by_itself:
+            captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
+        return captions
 
     def _search(self, prefix: Tensor, settings: GenerationConfig, seed: int) -> Tensor:
         """Generated ids, (B, up to max_new_tokens); leaves mode and global generator alone."""
@@ -300,18 +323,24 @@ class CaptionDecoder(PreTrainedModel):
         tokenizer = self._tokenizer()
         pad = tokenizer.pad_token_id
         return GenerationConfig(
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.eos_token_id if pad is None else pad,
-            # True ends the search as soon as enough beams have ended, however bad they are: a short
-            # improbable caption would then win over the right one that is still being written.
-            early_stopping=False,
-            **settings,
+            pad_token_id=tokenizer.eos_token_id if pad is None else pad, **settings
         )
 
-    def _caption(self, ids: list[int]) -> Caption:
-        """Cut generated ids at the end token; what follows it is padding."""
+    def _end_id(self, end_token: str | None) -> int:
         tokenizer = self._tokenizer()
-        finished = tokenizer.eos_token_id in ids
-        kept = ids[: ids.index(tokenizer.eos_token_id)] if finished else ids
-        text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Caption(text, len(kept), finished)
+        if end_token is None:
+            return int(tokenizer.eos_token_id)
+        if end_token not in tokenizer.get_vocab():
+            raise ConfigError(f"end_token {end_token!r} is no token of the language model")
+        return int(tokenizer.convert_tokens_to_ids(end_token))
+
+    def _caption(self, ids: list[int], end: int) -> Caption:
+        """Cut generated ids at the end; what follows it is padding.
+
+        The tokenizer's end token is no part of the caption, another end such as "." is.
+        """
+        tokenizer = self._tokenizer()
+        finished = end in ids
+        length = ids.index(end) + (end != tokenizer.eos_token_id) if finished else len(ids)
+        text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        return Caption(text, length, finished, tuple(ids[:length]))

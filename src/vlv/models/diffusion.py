@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
     from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
-Sampler = Literal["dpm", "ddim"]
+Sampler = Literal["dpm", "ddim", "ddpm"]
 TimestepSampling = Literal["uniform", "text"]
 
-SAMPLERS = {"dpm": DPMSolverMultistepScheduler, "ddim": DDIMScheduler}
+SAMPLERS = {
+    "dpm": DPMSolverMultistepScheduler,
+    "ddim": DDIMScheduler,
+    "ddpm": DDPMScheduler,
+}
 
 
 class TextContext(NamedTuple):
@@ -307,15 +311,17 @@ class DiffusionDecoder(nn.Module):
     ) -> Tensor:
         """Draw one image per context.
 
-        Each image starts from the noise of its own seed, drawn on the CPU, and both samplers are
-        deterministic from there: a batch of n equals n single calls.
+        Each image starts from the noise of its own seed, drawn on the CPU. "dpm" and "ddim" are
+        deterministic from there, "ddpm" draws on from the same generator: a batch of n equals n
+        single calls.
 
         Args:
             c: Context, (B, Q, D).
             seeds: B seeds.
             steps: Number of sampler steps.
             guidance: Classifier-free guidance; 1 follows c alone and skips the null branch.
-            sampler: "dpm" (DPM-Solver++, second order) or "ddim" (eta 0).
+            sampler: "dpm" (DPM-Solver++, second order), "ddim" (eta 0) or "ddpm" (ancestral, the
+                VLV authors').
             height: Pixels; None is the size the U-Net was trained on.
             width: Likewise.
             null: Context that guidance leads away from, (1, L, D); None is that of the empty text.
@@ -327,7 +333,9 @@ class DiffusionDecoder(nn.Module):
         if len(seeds) != len(c):
             raise ValueError(f"{len(c)} contexts need as many seeds, got {len(seeds)}")
         solver = self._make_sampler(sampler, steps)
-        latents = self._first_noise(seeds, height, width) * solver.init_noise_sigma
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        latents = self._first_noise(generators, height, width) * solver.init_noise_sigma
+        draws = {"generator": generators} if sampler == "ddpm" else {}
         if guidance != 1:
             null = (self.null_context() if null is None else null).expand(len(c), -1, -1)
         for t in tqdm(solver.timesteps, disable=not progress, desc="sampling"):
@@ -336,7 +344,7 @@ class DiffusionDecoder(nn.Module):
             if guidance != 1:
                 baseline = self._predict(inputs, t, cast("Tensor", null)).float()
                 prediction = baseline + guidance * (prediction - baseline)
-            latents = solver.step(prediction, t, latents).prev_sample
+            latents = solver.step(prediction, t, latents, **draws).prev_sample
         return self.decode(latents)
 
     def _make_sampler(self, sampler: Sampler, steps: int) -> Any:
@@ -354,14 +362,16 @@ class DiffusionDecoder(nn.Module):
         solver.set_timesteps(steps, device=self._part("unet").device)
         return solver
 
-    def _first_noise(self, seeds: Sequence[int], height: int | None, width: int | None) -> Tensor:
+    def _first_noise(
+        self, generators: Sequence[torch.Generator], height: int | None, width: int | None
+    ) -> Tensor:
         """Standard normal float32 latents (B, k, h, w), each image from its own CPU generator."""
         unet, factor = self._part("unet"), self.downscale_factor
         height, width = height or self.image_size, width or self.image_size
         if height % factor or width % factor:
             raise ConfigError(f"image sides are divisible by {factor}, got {height}x{width}")
         shape = (int(unet.config["in_channels"]), height // factor, width // factor)
-        draws = [torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]
+        draws = [torch.randn(shape, generator=generator) for generator in generators]
         return torch.stack(draws).to(unet.device)
 
     # --- parts -----------------------------------------------------------------------------------

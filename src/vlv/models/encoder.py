@@ -11,7 +11,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     BartConfig,
     Florence2Config,
@@ -24,6 +23,7 @@ from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError
 from vlv.models.pixels import as_float
+from vlv.models.resizing import resize
 
 EncoderParts = Literal["none", "language", "all"]
 
@@ -195,11 +195,11 @@ class VLVEncoder(PreTrainedModel):
         return cast("Tensor", self.projector(hidden))  # (B, Q, D)
 
     def _normalize(self, pixels: Tensor) -> Tensor:
-        size = (self.config.image_size, self.config.image_size)
+        size = self.config.image_size
         pixels = pixels.float()
-        if pixels.shape[-2:] != size:
-            # Antialiased as in PIL; a bicubic filter overshoots, PIL clamps.
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True).clamp(0, 1)
+        if pixels.shape[-2:] != (size, size):
+            # To the bit as Florence-2's own processor, which resizes 8-bit images with Pillow.
+            pixels = resize((pixels * 255).round().to(torch.uint8), size, size).float() / 255
         mean = pixels.new_tensor(self.config.image_mean)[:, None, None]
         std = pixels.new_tensor(self.config.image_std)[:, None, None]
         return (pixels - mean) / std

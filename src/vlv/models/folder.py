@@ -2,7 +2,7 @@
 
 ```
 my-model/
-  model_index.json   the image size, and one entry per component: [library, class], or
+  model_index.json   image size and framing, and one entry per component: [library, class], or
                      {"repo", "subfolder", "revision"} where it is named instead of copied
   encoder/ caption_decoder/                        config.json + model.safetensors
   text_encoder/ tokenizer/ unet/ vae/ scheduler/   as in any diffusers folder
@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
@@ -89,6 +90,8 @@ class ModelIndex:
     """Component name to the reference that stands for it; None where it lies in the folder."""
     image_size: int | None = None
     """Side in pixels of the images it was trained on; None where the index does not say."""
+    framing: Framing = DEFAULT_FRAMING
+    """How images of other shapes become squares."""
 
     def require(self, tasks: Iterable[str]) -> list[str]:
         """The components that tasks need.
@@ -216,6 +219,7 @@ def read_index(folder: Path) -> ModelIndex:
                 if entry and (isinstance(entry, dict) or entry[0])
             },
             image_size=index.get("image_size"),
+            framing=index.get("framing", DEFAULT_FRAMING),
         )
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelFolderError(f"{path} cannot be read ({error}); copy the model again") from error

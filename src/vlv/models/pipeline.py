@@ -9,7 +9,7 @@ import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from vlv.data.framing import DEFAULT_FRAMING, Framing, check_framing
 from vlv.data.images import to_pil
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.captioner import Caption
@@ -55,7 +56,7 @@ class VLVPipeline(DiffusionPipeline):
     Every component is optional: captioning needs no U-Net, reconstruction no language model. A
     method that lacks one says so with a MissingPartError. Wherever images are taken, one image
     gives one result and a list gives a list; images are PIL images, paths, arrays (H, W, 3) or
-    tensors (3, H, W), and are centre-cropped and resized to `image_size`.
+    tensors (3, H, W), and are brought to squares of `image_size`.
 
     Args:
         encoder: VLVEncoder.
@@ -66,6 +67,7 @@ class VLVPipeline(DiffusionPipeline):
         scheduler: The noise schedule the U-Net was trained with.
         caption_decoder: CaptionDecoder.
         image_size: Side in pixels that images are brought to; None is that of the U-Net.
+        framing: How images of other shapes become squares, see `vlv.data.framing.frame`.
     """
 
     encoder: Any
@@ -89,6 +91,7 @@ class VLVPipeline(DiffusionPipeline):
         scheduler: Any = None,
         caption_decoder: Any = None,
         image_size: int | None = None,
+        framing: Framing = DEFAULT_FRAMING,
     ) -> None:
         super().__init__()
         self.register_modules(  # type: ignore[no-untyped-call]
@@ -100,7 +103,10 @@ class VLVPipeline(DiffusionPipeline):
             scheduler=scheduler,
             caption_decoder=caption_decoder,
         )
-        self.register_to_config(image_size=image_size)  # type: ignore[no-untyped-call]
+        check_framing(framing)
+        self.register_to_config(  # type: ignore[no-untyped-call]
+            image_size=image_size, framing=framing
+        )
         self.references: dict[str, Reference] = {}
         for name in MODELS:
             if self._parts()[name] is not None:
@@ -146,7 +152,8 @@ class VLVPipeline(DiffusionPipeline):
             name: load_component(index, name, dtype, local_files_only=local_files_only)
             for name in names
         }
-        pipe = cls(**loaded, image_size=index.image_size or default_image_size(index))
+        size = index.image_size or default_image_size(index)
+        pipe = cls(**loaded, image_size=size, framing=index.framing)
         pipe.references = {k: v for k, v in index.components.items() if v is not None}
         pipe.register_to_config(  # type: ignore[no-untyped-call]
             _name_or_path=str(name_or_folder)
@@ -189,7 +196,7 @@ class VLVPipeline(DiffusionPipeline):
                 elif component is not None:
                     write_component(component, temporary / name, dtype)
                     entries[name] = index_entry(component)
-            extra = {"image_size": self._known_image_size()}
+            extra = {"image_size": self._known_image_size(), "framing": self.framing}
             write_index(temporary, type(self).__name__, entries, extra)
             text = card or model_card(folder.resolve().name, parts)
             (temporary / CARD_NAME).write_text(text, encoding="utf-8")
@@ -242,6 +249,11 @@ class VLVPipeline(DiffusionPipeline):
                 "pass image_size to VLVPipeline"
             )
         return size
+
+    @property
+    def framing(self) -> Framing:
+        """How images of other shapes become squares: "cut" or "resize" first."""
+        return cast("Framing", self.config["framing"])
 
     @property
     def decoder(self) -> DiffusionDecoder:
@@ -299,7 +311,7 @@ class VLVPipeline(DiffusionPipeline):
         self._require("embed")
         z = torch.cat(
             [
-                self.encoder(as_batch(chunk, self.image_size).to(self.encoder.device))
+                self.encoder(as_batch(chunk, self.image_size, self.framing).to(self.encoder.device))
                 for chunk in _chunks(as_list(images), batch_size, progress, "encoding")
             ]
         )
@@ -448,7 +460,7 @@ class VLVPipeline(DiffusionPipeline):
                 image.
             steps: Sampler steps.
             guidance: Classifier-free guidance; 1 is none.
-            sampler: "dpm" or "ddim".
+            sampler: "dpm", "ddim" or "ddpm".
             batch_size: Images drawn together.
             progress: Show a bar on stderr.
 

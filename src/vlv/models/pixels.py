@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlv.data.images import center_crop_resize, load_image, to_pil, to_rgb, to_tensor
+from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
+from vlv.data.images import load_image, to_pil, to_rgb, to_tensor
 from vlv.errors import ImageError
 
 ImageLike: TypeAlias = Image.Image | str | Path | bytes | NDArray[np.uint8] | Tensor
@@ -56,12 +57,13 @@ def as_list(images: Any) -> list[Any]:
     return items
 
 
-def as_batch(images: Sequence[Any], size: int) -> Tensor:
-    """Centre-crop and resize images to squares.
+def as_batch(images: Sequence[Any], size: int, framing: Framing = DEFAULT_FRAMING) -> Tensor:
+    """Bring images to squares, see `frame`.
 
     Args:
         images: Images of any kind, see `ImageLike`.
         size: Side of the result in pixels.
+        framing: What comes first, "cut" or "resize".
 
     Returns:
         float (B, 3, size, size) in [0, 1] on the CPU.
@@ -69,14 +71,14 @@ def as_batch(images: Sequence[Any], size: int) -> Tensor:
     Raises:
         ImageError: An item is no image, has an unusable shape, or cannot be read.
     """
-    return torch.stack([_square(image, size) for image in images])
+    return torch.stack([_square(image, size, framing) for image in images])
 
 
-def _square(item: object, size: int) -> Tensor:
+def _square(item: object, size: int, framing: Framing) -> Tensor:
     """One image as float (3, size, size)."""
     if isinstance(item, Tensor) and item.shape == (3, size, size) and item.is_floating_point():
         return _checked(item).float()
-    return to_tensor(center_crop_resize(_to_pil(item), size)).float() / 255
+    return to_tensor(frame(_to_pil(item), size, framing)).float() / 255
 
 
 def _to_pil(item: object) -> Image.Image:

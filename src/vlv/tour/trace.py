@@ -106,7 +106,7 @@ class Drawing:
 @torch.no_grad()
 def encode(pipe: VLVPipeline, image: Image.Image) -> Encoding:
     """Take an image to z and c, and keep what lies between (paper, section 3.1)."""
-    pixels = as_batch([image], pipe.image_size)
+    pixels = as_batch([image], pipe.image_size, pipe.framing)
     backbone = pipe.encoder.backbone.model
     language = backbone.language_model
     with _watched(backbone.vision_tower, language.encoder, language.decoder) as calls:
