@@ -260,9 +260,17 @@ def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, A
     if not (folder / "config.json").is_file():  # transformers would go on with its defaults
         raise FileNotFoundError("config.json is missing")
     key = "dtype" if issubclass(MODELS[name], PreTrainedModel) else "torch_dtype"
+    dtype = part_dtype(name, dtype)
     options = {key: dtype, "output_loading_info": True, "local_files_only": True}
     model, info = MODELS[name].from_pretrained(folder, **options)
+    for parameter in model.parameters():  # a nested model may load in its own configuration's dtype
+        parameter.data = parameter.data.to(dtype)
     return model.eval(), info
+
+
+def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a component has in a model of `dtype`: the small VAE, whose rounding shows, stays in float32."""
+    return torch.float32 if name == "vae" else dtype
 
 
 @contextmanager

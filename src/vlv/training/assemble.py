@@ -27,6 +27,7 @@ from vlv.training.loop import fit
 from vlv.training.own_captions import cached_ids, own_captions
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.stages import Stage1, Stage2
+from vlv.training.weights import store_frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +86,7 @@ def train(
     parts = load_stage1(config) if config.stage == "stage1" else load_stage2(config)
     parts.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(config, parts)
+    set_precision(config, parts, objective)
     with make_loader(config, parts, records, run_dir) as loader:
         result = fit(
             objective,
@@ -218,6 +220,12 @@ def make_objective(config: RunConfig, parts: Parts) -> Objective:
     return Stage2(parts.encoder, parts.decoder, parts.caption_decoder, config.stage2)
 
 
+def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None:
+    """Hold what is frozen in bfloat16 where the arithmetic is; the VAE and the weights that train stay in float32."""
+    if config.loop.precision == "bf16":
+        store_frozen(objective.module, torch.bfloat16, keep=[parts.decoder.vae])
+
+
 def make_loader(
     config: RunConfig, parts: Parts, records: list[Record], run_dir: Path
 ) -> BatchLoader:
@@ -329,9 +337,9 @@ def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 # --- the finished model ----------------------------------------------------------------------------
 
 
-def make_pipeline(config: RunConfig, parts: Parts, **missing: Any) -> VLVPipeline:
-    """The parts as a pipeline; ``missing`` supplies components that training did without."""
-    components = {name: getattr(parts.decoder, name) for name in _DECODER} | missing
+def make_pipeline(config: RunConfig, parts: Parts, **decoder: Any) -> VLVPipeline:
+    """The parts as a pipeline; ``decoder`` supplies components other than those that training used."""
+    components = {name: getattr(parts.decoder, name) for name in _DECODER} | decoder
     return VLVPipeline(
         encoder=parts.encoder,
         caption_decoder=parts.caption_decoder,
@@ -343,11 +351,10 @@ def make_pipeline(config: RunConfig, parts: Parts, **missing: Any) -> VLVPipelin
 def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
     """Save the model folder; a decoder from the hub is named in it, one from a folder is copied."""
     source = config.model.decoder
-    absent = [name for name in _DECODER if getattr(parts.decoder, name) is None]
     if Path(source.path).is_dir():
-        index = ModelIndex(_folder(source, None), dict.fromkeys(absent))
-        missing = {name: load_component(index, name, torch.float32) for name in absent}
-        make_pipeline(config, parts, **missing).save_pretrained(folder)
+        index = ModelIndex(_folder(source, None), dict.fromkeys(_DECODER))
+        copied = {name: load_component(index, name, torch.float32) for name in _DECODER}
+        make_pipeline(config, parts, **copied).save_pretrained(folder)
         return
     references = {
         name: {
