@@ -21,6 +21,7 @@ from vlv.models.captioner import CaptionDecoder
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import NEEDED, ModelIndex, find_folder, load_component
+from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
 from vlv.training.latents import cache_latents
 from vlv.training.loop import fit
@@ -166,10 +167,16 @@ def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
 
 def load_decoder(source: PartSource, names: Sequence[str]) -> DiffusionDecoder:
     """The named components of a folder in the diffusers layout; the others are None."""
-    index = ModelIndex(_folder(source, ["generate"]), dict.fromkeys(names))
+    index = _decoder_index(source, names)
     loaded: dict[str, Any] = dict.fromkeys(_DECODER)
     loaded |= {name: load_component(index, name, torch.float32) for name in names}
     return DiffusionDecoder(**loaded)
+
+
+def _decoder_index(source: PartSource, names: Sequence[str]) -> ModelIndex:
+    folder = _folder(source, ["generate"])
+    here: dict[str, str | None] = {"repo": str(folder.absolute()), "variant": source.variant}
+    return ModelIndex(folder, {name: here | {"subfolder": name} for name in names})
 
 
 def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] | None) -> Any:
@@ -192,15 +199,24 @@ def _check_width(
 
 
 def _folder(source: PartSource, tasks: Sequence[Literal["generate", "embed"]] | None) -> Path:
-    return find_folder(source.path, tasks=tasks, revision=source.revision) / (
-        source.subfolder or "."
+    """The folder of a part; one on the hub is downloaded, as far as the tasks need it."""
+    folder = find_folder(
+        source.path,
+        tasks=tasks,
+        revision=source.revision,
+        subfolder=source.subfolder,
+        variant=source.variant,
     )
+    return folder / (source.subfolder or ".")
 
 
 def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
     """Load a model (in float32) or tokenizer of transformers."""
     folder = _folder(source, None)
-    options = {} if kind is AutoTokenizer else {"dtype": torch.float32}
+    options: dict[str, Any] = {}
+    if kind is not AutoTokenizer:
+        check_variant(folder, source.variant)
+        options = {"dtype": torch.float32, "variant": source.variant}
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -352,7 +368,7 @@ def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
     """Save the model folder; a decoder from the hub is named in it, one from a folder is copied."""
     source = config.model.decoder
     if Path(source.path).is_dir():
-        index = ModelIndex(_folder(source, None), dict.fromkeys(_DECODER))
+        index = _decoder_index(source, _DECODER)
         copied = {name: load_component(index, name, torch.float32) for name in _DECODER}
         make_pipeline(config, parts, **copied).save_pretrained(folder)
         return
@@ -361,6 +377,7 @@ def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
             "repo": source.path,
             "subfolder": f"{source.subfolder}/{name}" if source.subfolder else name,
             "revision": source.revision,
+            **({"variant": source.variant} if source.variant else {}),
         }
         for name in _DECODER
     }

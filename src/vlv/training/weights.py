@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,11 +25,9 @@ def set_train_mode(module: nn.Module) -> None:
             part.eval()
 
 
-def store_frozen(
-    module: nn.Module, dtype: torch.dtype, *, keep: Iterable[nn.Module | None] = ()
-) -> None:
+def store_frozen(module: nn.Module, dtype: torch.dtype, *, keep: Iterable[Any] = ()) -> None:
     """Hold frozen submodules in another dtype, stored buffers included; what trains and `keep` stay as they are."""
-    kept = {id(t) for part in keep if part is not None for t in _stored(part)}
+    kept = {id(t) for part in keep if part for t in _stored(part)}
     for part in module.modules():
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
