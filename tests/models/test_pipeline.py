@@ -20,8 +20,8 @@ from vlv.errors import (
     OutputError,
 )
 from vlv.models import folder as folders
+from vlv.models import hub, saving
 from vlv.models import pipeline as pipelines
-from vlv.models import saving
 from vlv.models.pipeline import VLVPipeline
 
 FAST: dict[str, Any] = {"steps": 2}
@@ -299,7 +299,7 @@ def test_only_the_needed_folders_are_downloaded(
         asked.update(settings, repo=repo)
         return str(tiny_folder)
 
-    monkeypatch.setattr(folders, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
     VLVPipeline.from_pretrained("some/model", parts=["caption"], revision="v2")
     assert asked["repo"] == "some/model"
     assert asked["revision"] == "v2"
@@ -386,7 +386,7 @@ def test_a_reference_to_the_hub_is_downloaded(
         asked.update(settings, repo=repo)
         return str(tiny_folder)
 
-    monkeypatch.setattr(folders, "snapshot_download", snapshot)
+    monkeypatch.setattr(hub, "snapshot_download", snapshot)
     reference: folders.Reference = {"repo": "some/diffusion", "subfolder": "vae", "revision": "r1"}
     tiny_pipeline.save_pretrained(tmp_path / "light", references={"vae": reference})
     assert VLVPipeline.from_pretrained(tmp_path / "light").vae is not None

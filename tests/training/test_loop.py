@@ -27,7 +27,7 @@ from tests.training.support import (
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
 from vlv.training.journal import Journal, read_metrics
 from vlv.training.loop import FitResult, Interrupted, Losses, load_trained
-from vlv.training.run import Run
+from vlv.training.run import Run, _refuse_other_settings
 
 TIMES = {"images_per_second", "elapsed_seconds"}
 
@@ -508,3 +508,14 @@ def test_training_uses_no_pickle() -> None:
         assert not re.search(
             r"import pickle|torch\.(load|save)\(|numpy\.load\(|allow_pickle=True", file.read_text()
         )
+
+
+def test_a_run_goes_on_though_a_setting_was_added_since(tmp_path: Path) -> None:
+    now = {"optim": optim_config().model_dump(mode="json"), "model": {"llm": {"path": "l"}}}
+    saved = {"optim": {**now["optim"]}, "model": {"llm": {"path": "l"}}}
+    del saved["optim"]["betas"]
+    now["model"]["llm"]["variant"] = None
+    _refuse_other_settings(saved, now, tmp_path)
+    now["optim"]["betas"] = [0.5, 0.9]
+    with pytest.raises(CheckpointError, match=r"optim.betas is \[0.5, 0.9\], .*\[0.9, 0.99\]"):
+        _refuse_other_settings(saved, now, tmp_path)

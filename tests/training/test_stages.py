@@ -75,7 +75,14 @@ def vision(objective: Any) -> nn.ModuleList:
 
 
 def train(objective: Any, run_dir: Path, steps: int, **kwargs: Any) -> Any:
-    loop = loop_config(steps=steps, batch_size=BATCH_SIZE, save_every=None, log_every=steps)
+    precision = kwargs.pop("precision", "fp32")
+    loop = loop_config(
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        save_every=None,
+        log_every=steps,
+        precision=precision,
+    )
     optim = optim_config(**{"lr_scale": {}, "warmup_steps": 1, **kwargs})
     return fit(objective, OneBatch(), loop, optim, run_dir)
 

@@ -187,7 +187,8 @@ class CaptionDecoder(PreTrainedModel):
 
     def prefix(self, c: Tensor) -> Tensor:
         """From context to prefix: e = psi(c), (B, Q, D) to (B, Q, E)."""
-        return cast("Tensor", self.mlp(c.to(next(self.mlp.parameters()).dtype)))
+        e = self.mlp(c.to(next(self.mlp.parameters()).dtype))
+        return cast("Tensor", e.to(self.llm.get_input_embeddings().weight.dtype))
 
     def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> CaptionTokens:
         """Turn captions into supervised tokens.

@@ -131,7 +131,8 @@ class DiffusionDecoder(nn.Module):
         if height % factor or width % factor:
             raise ValueError(f"the VAE reads sides divisible by {factor}, got {height}x{width}")
         inputs = (as_float(pixels) * 2 - 1).to(vae.device, vae.dtype)
-        gaussian = vae.encode(inputs).latent_dist
+        with _full_precision(inputs):
+            gaussian = vae.encode(inputs).latent_dist
         return Posterior(gaussian.mean, gaussian.std)
 
     def draw_latents(self, posterior: Posterior, generator: torch.Generator | None) -> Tensor:
@@ -159,7 +160,9 @@ class DiffusionDecoder(nn.Module):
         """Scaled latents (B, k, h, w) to pixels (B, 3, H, W) in [0, 1]."""
         vae = self._part("vae")
         shift, scale = self._latent_scale()
-        sample = vae.decode((latents / scale + shift).to(vae.dtype)).sample
+        inputs = (latents / scale + shift).to(vae.dtype)
+        with _full_precision(inputs):
+            sample = vae.decode(inputs).sample
         return cast("Tensor", (sample.float() / 2 + 0.5).clamp(0, 1))
 
     def _latent_scale(self) -> tuple[float, float]:
@@ -385,6 +388,11 @@ class DiffusionDecoder(nn.Module):
                 "load the model with it"
             )
         return part
+
+
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """No autocast: the VAE computes in the dtype of its weights."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

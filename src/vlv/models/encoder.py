@@ -168,6 +168,7 @@ class VLVEncoder(PreTrainedModel):
             (B, N, d); token 0 is the spatial mean.
         """
         inputs = self._normalize(as_float(pixels))  # (B, 3, image_size, image_size)
+        inputs = inputs.to(next(self._vision()[0].parameters()).dtype)
         return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
 
     def encode_features(self, features: Tensor) -> Tensor:

@@ -22,23 +22,23 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import diffusers
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from vlv.config import model_preset_names
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
+from vlv.models.hub import check_variant, download
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 Task = Literal["caption", "reconstruct", "generate", "embed"]
 Reference: TypeAlias = dict[str, str | None]
-"""Where a component lies that is not copied: repo (hub id or folder), subfolder, revision."""
+"""Where a component lies that is not copied: repo (hub id or folder), subfolder, revision, variant."""
 
 INDEX_NAME = "model_index.json"
 
@@ -78,7 +78,6 @@ _READ_ERRORS = (
     TypeError,
     ValueError,
 )
-_SKIPPED_FILES = ["*.bin", "*.msgpack", "*.ckpt", "*.fp16.*", "*.non_ema.*"]
 
 
 @dataclass(frozen=True)
@@ -135,6 +134,8 @@ def find_folder(
     *,
     tasks: Iterable[str] | None = None,
     revision: str | None = None,
+    subfolder: str | None = None,
+    variant: str | None = None,
     local_files_only: bool = False,
 ) -> Path:
     """Resolve the name of a model to a folder on this machine.
@@ -144,6 +145,8 @@ def find_folder(
         last uses the network.
         tasks: Of a model on the hub, download only what these need.
         revision: Of a model on the hub.
+        subfolder: Where in it to look; the result is the folder around it.
+        variant: Of its weights, such as fp16.
         local_files_only: Take a model on the hub from the cache, without network.
 
     Raises:
@@ -157,6 +160,11 @@ def find_folder(
     shipped = shipped_models()
     if str(name) in shipped:
         return shipped[str(name)]
+    if str(name) in model_preset_names():
+        raise ModelFolderError(
+            f'"{name}" names untrained models to start from (see vlv info {name}); '
+            "train with its presets first, or name a trained model"
+        )
     if not _HUB_ID.fullmatch(str(name)):
         known = ", ".join(shipped) or "none in this installation"
         raise ModelFolderError(
@@ -164,34 +172,14 @@ def find_folder(
             "or a model on the hub as owner/name"
         )
     parts = sorted({part for task in tasks for part in NEEDED.get(task, ())}) if tasks else None
-    return download(str(name), parts, revision, local_files_only=local_files_only)
-
-
-def download(
-    repo: str, parts: Iterable[str] | None, revision: str | None, *, local_files_only: bool
-) -> Path:
-    """Fetch a repository of the hub, or the folders of it that are named.
-
-    Raises:
-        ModelFolderError: It cannot be had.
-    """
-    patterns = None if parts is None else [INDEX_NAME, *(f"{part}/*" for part in parts)]
-    try:
-        folder = snapshot_download(
-            repo,
-            revision=revision,
-            allow_patterns=patterns,
-            ignore_patterns=_SKIPPED_FILES,
-            local_files_only=local_files_only,
-        )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelFolderError(
-            f'there is no folder "{repo}", and the hub did not give a model of that name '
-            f"({reason}); "
-            "check the name, the revision and the connection"
-        ) from error
-    return Path(folder)
+    return download(
+        str(name),
+        parts,
+        revision,
+        local_files_only=local_files_only,
+        subfolder=subfolder,
+        variant=variant,
+    )
 
 
 def read_index(folder: Path) -> ModelIndex:
@@ -239,7 +227,9 @@ def load_component(
     folder = component_folder(index, name, local_files_only=local_files_only)
     try:
         with quiet_progress():
-            loaded, info = _load(name, folder, dtype)
+            loaded, info = _load(name, folder, dtype, (index.components[name] or {}).get("variant"))
+    except ModelFolderError:
+        raise
     except _READ_ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFolderError(
@@ -254,7 +244,9 @@ def load_component(
     return loaded
 
 
-def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _load(
+    name: str, folder: Path, dtype: torch.dtype, variant: str | None
+) -> tuple[Any, dict[str, Any]]:
     """A component in eval mode, and what its loader found missing."""
     if name == "tokenizer":
         return CLIPTokenizer.from_pretrained(folder), {}
@@ -263,10 +255,24 @@ def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, A
         return getattr(diffusers, config["_class_name"]).from_pretrained(folder), {}
     if not (folder / "config.json").is_file():  # transformers would go on with its defaults
         raise FileNotFoundError("config.json is missing")
+    check_variant(folder, variant)
     key = "dtype" if issubclass(MODELS[name], PreTrainedModel) else "torch_dtype"
-    options = {key: dtype, "output_loading_info": True, "local_files_only": True}
+    dtype = part_dtype(name, dtype)
+    options = {
+        key: dtype,
+        "variant": variant,
+        "output_loading_info": True,
+        "local_files_only": True,
+    }
     model, info = MODELS[name].from_pretrained(folder, **options)
+    for parameter in model.parameters():  # a nested model may load in its own configuration's dtype
+        parameter.data = parameter.data.to(dtype)
     return model.eval(), info
+
+
+def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype that a component has in a model of `dtype`: the small VAE, whose rounding shows, stays in float32."""
+    return torch.float32 if name == "vae" else dtype
 
 
 @contextmanager
@@ -301,9 +307,14 @@ def _follow(reference: Reference, base: Path, *, local_files_only: bool) -> Path
     repo, subfolder = str(reference["repo"]), reference.get("subfolder")
     root = base / repo
     if not root.is_dir():
-        parts = [subfolder] if subfolder else None
-        revision = reference.get("revision")
-        root = download(repo, parts, revision, local_files_only=local_files_only)
+        root = download(
+            repo,
+            None,
+            reference.get("revision"),
+            local_files_only=local_files_only,
+            subfolder=subfolder,
+            variant=reference.get("variant"),
+        )
     return root / (subfolder or ".")
 
 

@@ -132,7 +132,7 @@ class VLVPipeline(DiffusionPipeline):
             parts: What it is for, any of "caption", "reconstruct", "generate", "embed": only the
                 components these need are loaded. None loads all that the model has.
             revision: Of a model on the hub.
-            dtype: Of the weights in memory, whatever the files hold.
+            dtype: Of the weights in memory, whatever the files hold; the VAE is always float32.
             local_files_only: Take a model on the hub from the cache.
 
         Returns:

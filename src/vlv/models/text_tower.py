@@ -39,7 +39,7 @@ def contextualize(text_encoder: CLIPTextModel, z: Tensor) -> Tensor:
         ValueError: z has another width or more tokens than the tower has positions.
     """
     _check_embeddings(text_encoder, z)
-    hidden = text_encoder.embeddings(inputs_embeds=z)  # (B, Q, D), positions added
+    hidden = text_encoder.embeddings(inputs_embeds=z.to(text_encoder.dtype))  # positions added
     mask = _causal_mask(hidden)
     hidden = text_encoder.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
     return cast("Tensor", text_encoder.final_layer_norm(hidden))  # (B, Q, D)

@@ -94,5 +94,5 @@ def _name(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
-        annotation.__name__, "path, or {path, subfolder, revision}"
+        annotation.__name__, "path, or {path, subfolder, revision, variant}"
     )

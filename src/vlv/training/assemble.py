@@ -21,12 +21,14 @@ from vlv.models.captioner import CaptionDecoder
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import NEEDED, ModelIndex, find_folder, load_component
+from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
 from vlv.training.latents import cache_latents
 from vlv.training.loop import fit
 from vlv.training.own_captions import cached_ids, own_captions
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.stages import Stage1, Stage2
+from vlv.training.weights import store_frozen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +87,7 @@ def train(
     parts = load_stage1(config) if config.stage == "stage1" else load_stage2(config)
     parts.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(config, parts)
+    set_precision(config, parts, objective)
     with make_loader(config, parts, records, run_dir) as loader:
         result = fit(
             objective,
@@ -164,10 +167,16 @@ def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
 
 def load_decoder(source: PartSource, names: Sequence[str]) -> DiffusionDecoder:
     """The named components of a folder in the diffusers layout; the others are None."""
-    index = ModelIndex(_folder(source, ["generate"]), dict.fromkeys(names))
+    index = _decoder_index(source, names)
     loaded: dict[str, Any] = dict.fromkeys(_DECODER)
     loaded |= {name: load_component(index, name, torch.float32) for name in names}
     return DiffusionDecoder(**loaded)
+
+
+def _decoder_index(source: PartSource, names: Sequence[str]) -> ModelIndex:
+    folder = _folder(source, ["generate"])
+    here: dict[str, str | None] = {"repo": str(folder.absolute()), "variant": source.variant}
+    return ModelIndex(folder, {name: here | {"subfolder": name} for name in names})
 
 
 def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] | None) -> Any:
@@ -190,15 +199,24 @@ def _check_width(
 
 
 def _folder(source: PartSource, tasks: Sequence[Literal["generate", "embed"]] | None) -> Path:
-    return find_folder(source.path, tasks=tasks, revision=source.revision) / (
-        source.subfolder or "."
+    """The folder of a part; one on the hub is downloaded, as far as the tasks need it."""
+    folder = find_folder(
+        source.path,
+        tasks=tasks,
+        revision=source.revision,
+        subfolder=source.subfolder,
+        variant=source.variant,
     )
+    return folder / (source.subfolder or ".")
 
 
 def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
     """Load a model (in float32) or tokenizer of transformers."""
     folder = _folder(source, None)
-    options = {} if kind is AutoTokenizer else {"dtype": torch.float32}
+    options: dict[str, Any] = {}
+    if kind is not AutoTokenizer:
+        check_variant(folder, source.variant)
+        options = {"dtype": torch.float32, "variant": source.variant}
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -216,6 +234,12 @@ def make_objective(config: RunConfig, parts: Parts) -> Objective:
     assert config.stage2 is not None, "checked by RunConfig"
     assert parts.caption_decoder is not None, "loaded by load_stage2"
     return Stage2(parts.encoder, parts.decoder, parts.caption_decoder, config.stage2)
+
+
+def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None:
+    """Hold what is frozen in bfloat16 where the arithmetic is; the VAE and the weights that train stay in float32."""
+    if config.loop.precision == "bf16":
+        store_frozen(objective.module, torch.bfloat16, keep=[parts.decoder.vae])
 
 
 def make_loader(
@@ -329,9 +353,9 @@ def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 # --- the finished model ----------------------------------------------------------------------------
 
 
-def make_pipeline(config: RunConfig, parts: Parts, **missing: Any) -> VLVPipeline:
-    """The parts as a pipeline; ``missing`` supplies components that training did without."""
-    components = {name: getattr(parts.decoder, name) for name in _DECODER} | missing
+def make_pipeline(config: RunConfig, parts: Parts, **decoder: Any) -> VLVPipeline:
+    """The parts as a pipeline; ``decoder`` supplies components other than those that training used."""
+    components = {name: getattr(parts.decoder, name) for name in _DECODER} | decoder
     return VLVPipeline(
         encoder=parts.encoder,
         caption_decoder=parts.caption_decoder,
@@ -343,17 +367,17 @@ def make_pipeline(config: RunConfig, parts: Parts, **missing: Any) -> VLVPipelin
 def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
     """Save the model folder; a decoder from the hub is named in it, one from a folder is copied."""
     source = config.model.decoder
-    absent = [name for name in _DECODER if getattr(parts.decoder, name) is None]
     if Path(source.path).is_dir():
-        index = ModelIndex(_folder(source, None), dict.fromkeys(absent))
-        missing = {name: load_component(index, name, torch.float32) for name in absent}
-        make_pipeline(config, parts, **missing).save_pretrained(folder)
+        index = _decoder_index(source, _DECODER)
+        copied = {name: load_component(index, name, torch.float32) for name in _DECODER}
+        make_pipeline(config, parts, **copied).save_pretrained(folder)
         return
     references = {
         name: {
             "repo": source.path,
             "subfolder": f"{source.subfolder}/{name}" if source.subfolder else name,
             "revision": source.revision,
+            **({"variant": source.variant} if source.variant else {}),
         }
         for name in _DECODER
     }

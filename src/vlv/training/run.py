@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vlv.config import FREE_ON_RESUME, LoopConfig, OptimConfig
+from vlv.config import FREE_ON_RESUME, LoopConfig, OptimConfig, default_of
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
 from vlv.training.checkpoint import latest_checkpoint, save_checkpoint
 from vlv.training.journal import Journal, Meter
@@ -254,12 +254,16 @@ class Run:
 
 
 def _refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
-    """Name the first setting that differs from the one the run was started with."""
+    """Name the first setting that differs from the one the run was started with.
+
+    A setting that did not exist then had what is its default now.
+    """
     before, after = _flat(saved), _flat(now)
-    for key in sorted(before.keys() | after.keys()):
-        if key not in FREE_ON_RESUME and before.get(key) != after.get(key):
+    for key in sorted((before.keys() | after.keys()) - FREE_ON_RESUME):
+        old, new = (side[key] if key in side else default_of(key) for side in (before, after))
+        if old != new:
             raise CheckpointError(
-                f"{key} is {after.get(key)!r}, but the run in {run_dir} was started with {before.get(key)!r}; "
+                f"{key} is {new!r}, but the run in {run_dir} was started with {old!r}; "
                 "put it back to go on, or name another run folder to start a new run"
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,7 +10,7 @@ from vlv.errors import CheckpointError
 from vlv.training.checkpoint import Checkpoint, latest_checkpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -23,6 +23,21 @@ def set_train_mode(module: nn.Module) -> None:
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             part.eval()
+
+
+def store_frozen(module: nn.Module, dtype: torch.dtype, *, keep: Iterable[Any] = ()) -> None:
+    """Hold frozen submodules in another dtype, stored buffers included; what trains and `keep` stay as they are."""
+    kept = {id(t) for part in keep if part for t in _stored(part)}
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            for tensor in _stored(part):
+                if tensor.is_floating_point() and id(tensor) not in kept:
+                    tensor.data = tensor.data.to(dtype)
+
+
+def _stored(module: nn.Module) -> Iterable[Tensor]:
+    return module.state_dict(keep_vars=True).values()
 
 
 def changing_buffers(module: nn.Module) -> dict[str, Tensor]:
