@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from vlv import __version__
-from vlv.cli import caption, common, demo, embed, evaluate, images, info, tour, toyworld, train
+from vlv.cli import (
+    caption,
+    common,
+    convert,
+    demo,
+    embed,
+    evaluate,
+    images,
+    info,
+    tour,
+    toyworld,
+    train,
+)
 from vlv.errors import VLVError
 
 if TYPE_CHECKING:
@@ -48,6 +60,7 @@ app.command()(info.doctor)
 app.add_typer(train.app)
 app.add_typer(evaluate.app)
 app.add_typer(toyworld.app)
+app.add_typer(convert.app)
 
 
 @app.callback()

@@ -63,16 +63,23 @@ def index_entry(component: Any) -> list[str]:
     return [library if hasattr(importlib.import_module(library), name) else module, name]
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raise OutputError if `folder` exists and is no model."""
+    if folder.is_file() or (
+        folder.exists() and not (folder / INDEX_NAME).is_file() and any(folder.iterdir())
+    ):
+        raise OutputError(
+            f"{folder} exists and is no model folder; name a new folder or empty this one"
+        )
+
+
 def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a temporary folder beside `folder`, then put it in its place.
 
     Raises:
         OutputError: `folder` exists and is no model.
     """
-    if folder.exists() and not (folder / INDEX_NAME).is_file() and any(folder.iterdir()):
-        raise OutputError(
-            f"{folder} exists and is no model folder; name a new folder or empty this one"
-        )
+    check_replaceable(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:

@@ -1,0 +1,158 @@
+"""Reading checkpoint files of any form as plain tensors; nothing in a file is ever executed.
+
+Read are safetensors and torch's pickles, single or in shards with an index, alone or in a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vlv.errors import CheckpointError
+
+PICKLE_LIMIT = 64 * 2**30
+"""Largest pickled file that is opened, in bytes."""
+
+_NAMES = [
+    f"{stem}{suffix}"
+    for suffix in (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin", ".pt")
+    for stem in ("model", "diffusion_pytorch_model", "pytorch_model")
+]
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_WRAPPERS = ("model_state_dict", "state_dict", "module", "model")
+_DAMAGED = (OSError, RuntimeError, ValueError, KeyError, EOFError, AttributeError, TypeError)
+
+
+def read_tensors(path: Path, *, max_bytes: int = PICKLE_LIMIT) -> dict[str, Tensor]:
+    """Read the tensors of a checkpoint onto the CPU.
+
+    Args:
+        path: A ``.safetensors``, ``.bin``, ``.pt`` or ``.pth`` file, an ``.index.json`` that lists
+            shards, or a folder with one of these. Pickles may wrap the tensors in a dictionary
+            under ``model_state_dict`` or the like; other entries are left out.
+        max_bytes: Largest pickled file that is opened.
+
+    Returns:
+        Names and tensors as in the file, memory-mapped where the form allows it.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged, too large, or holds no tensors.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        path = _in_folder(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"there is no checkpoint {path}; name a .safetensors, .bin or .pt file, "
+            "an .index.json, or a folder with one"
+        )
+    if path.suffix == ".json":
+        return _read_shards(path, max_bytes)
+    return (
+        _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path, max_bytes)
+    )
+
+
+def find_weights(folder: Path) -> Path | None:
+    """The weights file in a folder by its usual names; None where there is none."""
+    return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+
+
+def _in_folder(folder: Path) -> Path:
+    """The one checkpoint in a folder."""
+    if (found := find_weights(folder)) is not None:
+        return found
+    files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES)
+    if len(files) == 1 and files[0].is_file():
+        return files[0] if not files[0].name.startswith("mp_rank_") else _raw_deepspeed(folder)
+    if any(folder.glob("**/mp_rank_*")):
+        _raw_deepspeed(folder)
+    found_names = ", ".join(path.name for path in files[:5]) or "none"
+    raise CheckpointError(
+        f"{folder} holds no single checkpoint (weights found: {found_names}); name the file"
+    )
+
+
+def _raw_deepspeed(folder: Path) -> Path:
+    raise CheckpointError(
+        f"{folder} holds DeepSpeed's own shards; join them with the zero_to_fp32.py beside them "
+        "and name the pytorch_model.bin that it writes"
+    )
+
+
+def _read_shards(index: Path, max_bytes: int) -> dict[str, Tensor]:
+    try:
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(names.values()))
+    except (*_DAMAGED, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{index} is no index of shards; name another file") from error
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        path = index.parent / shard
+        if Path(shard).name != shard or path.suffix not in _SUFFIXES:
+            raise CheckpointError(f"{index} names the shard {shard!r} outside its folder")
+        if not path.is_file():
+            raise CheckpointError(f"{index} names the shard {shard}, which is missing; copy it too")
+        tensors |= read_tensors(path, max_bytes=max_bytes)
+    if absent := [name for name in names if name not in tensors]:
+        raise CheckpointError(
+            f"{index} lists {absent[0]} and {len(absent) - 1} more tensors that no shard holds; "
+            "copy the checkpoint again"
+        )
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy it again") from error
+
+
+def _read_pickle(path: Path, max_bytes: int) -> dict[str, Tensor]:
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise CheckpointError(
+            f"{path} is a pickle of {size / 1e9:.1f} GB, above the limit of {max_bytes / 1e9:.1f} "
+            "GB; convert it to safetensors"
+        )
+    try:
+        loaded = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is no pickle of tensors alone: it is damaged or would run code, and is not "
+            "opened; convert it to safetensors where you trust it"
+        ) from error
+    except _DAMAGED as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged ({reason}); copy it again") from error
+    return _state_dict(loaded, path)
+
+
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The tensors in what a pickle held, out of any wrapping dictionaries."""
+    while isinstance(loaded, Mapping):
+        inner = next(
+            (loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None
+        )
+        if inner is None:
+            break
+        loaded = inner
+    items = loaded.items() if isinstance(loaded, Mapping) else ()
+    tensors = {str(key): value for key, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds no tensors (it holds a {type(loaded).__name__}); name a file of weights"
+        )
+    return tensors

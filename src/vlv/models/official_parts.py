@@ -1,0 +1,244 @@
+"""The authors' component folders: configurations and tokenizers, and weights where they lie there.
+
+```
+Florence2large/              config.json, preprocessor_config.json, tokenizer files
+stable-diffusion-2-1-base/   text_encoder/ tokenizer/ unet/ vae/ scheduler/
+Qwen2.5/                     config.json, tokenizer files
+```
+Florence-2's folder may have the remote code's configuration or the native one; no code is run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BartTokenizer,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    Florence2Config,
+)
+
+from vlv.errors import ModelFolderError
+from vlv.models.folder import MODELS, quiet_progress
+from vlv.models.official_files import find_weights, read_tensors
+
+AUTHORS_IMAGE_SIZE = 384
+"""Side in pixels of the images that the authors train on, where the U-Net's own is not smaller."""
+
+_BICUBIC = 3  # Pillow's number
+_BART_SETTINGS = (
+    *("vocab_size", "d_model", "max_position_embeddings", "scale_embedding", "init_std"),
+    *("encoder_layers", "encoder_ffn_dim", "encoder_attention_heads", "encoder_layerdrop"),
+    *("decoder_layers", "decoder_ffn_dim", "decoder_attention_heads", "decoder_layerdrop"),
+    *("dropout", "attention_dropout", "activation_dropout", "activation_function"),
+    *("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"),
+)
+_VISION_SETTINGS = (
+    *("depths", "patch_size", "patch_stride", "patch_padding", "patch_prenorm"),
+    *("num_heads", "num_groups", "window_size", "drop_path_rate", "projection_dim"),
+)
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Vision:
+    """What Florence-2's image processor does."""
+
+    size: int
+    """Side in pixels."""
+    mean: list[float]
+    std: list[float]
+
+
+@dataclass(frozen=True)
+class Components:
+    """The folders of the three models that VLV is built from.
+
+    Attributes:
+        florence: Florence-2.
+        diffusion: Stable Diffusion, in the layout of diffusers.
+        llm: The language model; None where no captions are wanted (stage 1).
+    """
+
+    florence: Path
+    diffusion: Path
+    llm: Path | None = None
+
+    @classmethod
+    def at(cls, folder: str | Path) -> Components:
+        """The three folders in the authors' layout.
+
+        Raises:
+            ModelFolderError: `folder` is none.
+        """
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise ModelFolderError(
+                f"there is no folder {root}; name the one that holds Florence2large, "
+                "stable-diffusion-2-1-base and Qwen2.5"
+            )
+        return cls(root / "Florence2large", root / "stable-diffusion-2-1-base", root / "Qwen2.5")
+
+    # --- Florence-2 ------------------------------------------------------------------------------
+
+    def florence_config(self, num_positions: int) -> Any:
+        """The native configuration of either form.
+
+        Args:
+            num_positions: Of the language model, which the checkpoint says.
+        """
+
+        def read() -> Florence2Config:
+            values = _read_json(self.florence / "config.json")
+            if "dim_embed" in values["vision_config"]:
+                values = _native_config(values)
+            values["text_config"]["max_position_embeddings"] = num_positions
+            return Florence2Config.from_dict(values)
+
+        return _reading(self.florence / "config.json", read)
+
+    def florence_tokenizer(self) -> Any:
+        """Its tokenizer; the automatic class would want the remote code."""
+        return _reading(self.florence, lambda: BartTokenizer.from_pretrained(self.florence))
+
+    def vision(self) -> Vision:
+        """Size and normalisation of Florence-2's images."""
+        path = self.florence / "preprocessor_config.json"
+
+        def read() -> Vision:
+            values = _read_json(path)
+            if values.get("resample", _BICUBIC) != _BICUBIC:
+                raise ValueError(f"resample is {values['resample']}, only 3 (bicubic) is supported")
+            size = int(values["size"]["height"])
+            return Vision(size, list(values["image_mean"]), list(values["image_std"]))
+
+        return cast("Vision", _reading(path, read))
+
+    # --- Stable Diffusion ------------------------------------------------------------------------
+
+    def text_config(self) -> Any:
+        """Of the text tower."""
+        path = self.diffusion / "text_encoder"
+        return _reading(path, lambda: CLIPTextConfig.from_dict(_read_json(path / "config.json")))
+
+    def tokenizer(self) -> Any:
+        """Of the text tower."""
+        path = self.diffusion / "tokenizer"
+        return _reading(path, lambda: CLIPTokenizer.from_pretrained(path))
+
+    def scheduler(self) -> Any:
+        """The noise schedule; whatever class the folder names, the authors read it as DDPM."""
+        path = self.diffusion / "scheduler" / "scheduler_config.json"
+        return _reading(path, lambda: DDPMScheduler.from_config(_read_json(path)))
+
+    def diffusion_model(self, name: str) -> Any:
+        """The U-Net or the VAE, without weights where this is called on the meta device."""
+        path = self.diffusion / name / "config.json"
+        kind = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}[name]
+        return _reading(path, lambda: kind.from_config(_read_json(path)))
+
+    def image_size(self) -> int:
+        """Side in pixels that the authors train on with these models."""
+        try:
+            unet = _read_json(self.diffusion / "unet" / "config.json")
+            vae = _read_json(self.diffusion / "vae" / "config.json")
+        except FileNotFoundError:
+            return AUTHORS_IMAGE_SIZE
+        factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        return min(AUTHORS_IMAGE_SIZE, int(unet["sample_size"] * factor))
+
+    # --- the language model ----------------------------------------------------------------------
+
+    def llm_config(self) -> Any:
+        """Of the language model."""
+        path = self._llm() / "config.json"
+        return _reading(path, lambda: AutoConfig.from_pretrained(path.parent, **_LOCAL))
+
+    def llm_tokenizer(self) -> Any:
+        """Of the language model."""
+        path = self._llm()
+        return _reading(path, lambda: AutoTokenizer.from_pretrained(path, **_LOCAL))
+
+    def _llm(self) -> Path:
+        if self.llm is None:
+            raise ModelFolderError(
+                "this is a checkpoint of stage 2, but no folder of the language model was given; "
+                "name it"
+            )
+        return self.llm
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    def weights(self, part: str) -> dict[str, Tensor] | None:
+        """Tensors of a frozen part by the names in its own folder; None where it has none."""
+        folder = self.florence if part == "encoder" else self.diffusion / part
+        if find_weights(folder) is None:
+            return None
+        if part == "encoder":
+            return read_tensors(folder)
+
+        def read() -> dict[str, Tensor]:
+            with quiet_progress():
+                # The library's own loader knows the names of older versions.
+                loaded, info = MODELS[part].from_pretrained(
+                    folder, output_loading_info=True, local_files_only=True
+                )
+            missing = {*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}
+            return {key: x for key, x in loaded.state_dict().items() if key not in missing}
+
+        return cast("dict[str, Tensor]", _reading(folder, read))
+
+
+_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+
+
+def _native_config(remote: dict[str, Any]) -> dict[str, Any]:
+    """Florence-2's remote-code configuration as the native one."""
+    vision, text = remote["vision_config"], remote["text_config"]
+    return {
+        "vision_config": {
+            **{key: vision[key] for key in _VISION_SETTINGS if key in vision},
+            "embed_dim": vision["dim_embed"],
+            "max_temporal_embeddings": vision["visual_temporal_embedding"][
+                "max_temporal_embeddings"
+            ],
+            "max_position_embeddings": vision["image_pos_embed"]["max_pos_embeddings"],
+        },
+        "text_config": {
+            "model_type": "bart",
+            **{key: text[key] for key in _BART_SETTINGS if key in text},
+        },
+        "image_token_id": text["vocab_size"],  # the native processor's addition; not used here
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise TypeError("it is no JSON object")
+    return values
+
+
+def _reading(path: Path, read: Callable[[], Any]) -> Any:
+    """Read something below a component folder; whatever is wrong becomes one sentence."""
+    if not path.exists():
+        raise ModelFolderError(
+            f"{path} is missing; name the component folders that the checkpoint was trained with"
+        )
+    try:
+        return read()
+    except _UNREADABLE as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelFolderError(
+            f"{path} cannot be read ({reason}); name the component folders that the checkpoint was "
+            "trained with"
+        ) from error
