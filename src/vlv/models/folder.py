@@ -31,6 +31,7 @@ from transformers.utils import logging as transformers_logging
 from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
+from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -259,10 +260,19 @@ def _load(name: str, folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, A
         return getattr(diffusers, config["_class_name"]).from_pretrained(folder), {}
     if not (folder / "config.json").is_file():  # transformers would go on with its defaults
         raise FileNotFoundError("config.json is missing")
-    key = "dtype" if issubclass(MODELS[name], PreTrainedModel) else "torch_dtype"
+    kind = _model_class(name, folder)
+    key = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     options = {key: dtype, "output_loading_info": True, "local_files_only": True}
-    model, info = MODELS[name].from_pretrained(folder, **options)
+    model, info = kind.from_pretrained(folder, **options)
     return model.eval(), info
+
+
+def _model_class(name: str, folder: Path) -> Any:
+    """The class of a component; where several can play its role, config.json says which."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if name == "encoder" and config.get("model_type") == VisionEncoderConfig.model_type:
+        return VisionEncoder
+    return MODELS[name]
 
 
 @contextmanager
