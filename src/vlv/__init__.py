@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlv.models.encoder import VLVEncoder
     from vlv.models.mixing import mix_embeddings
     from vlv.models.pipeline import VLVPipeline
+    from vlv.models.vision_encoder import VisionEncoder
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "VLVEncoder",
     "VLVError",
     "VLVPipeline",
+    "VisionEncoder",
     "__version__",
     "find_records",
     "load_image",
@@ -52,6 +54,7 @@ _HOMES = {
     "CaptionDecoder": "vlv.models.captioner",
     "DiffusionDecoder": "vlv.models.diffusion",
     "VLVEncoder": "vlv.models.encoder",
+    "VisionEncoder": "vlv.models.vision_encoder",
     "VLVPipeline": "vlv.models.pipeline",
     "find_records": "vlv.data.records",
     "load_image": "vlv.data.images",

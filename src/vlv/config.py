@@ -135,10 +135,14 @@ class ModelConfig(Settings):
     """The frozen diffusion decoder: a model folder in the diffusers layout."""
     florence: PartSource | None = None
     """The Florence-2 that becomes the encoder: stage 1, or stage 2 without a stage 1 (paper, Table 7)."""
+    backbone: PartSource | None = None
+    """Instead of florence: any vision backbone of transformers, such as SigLIP 2, DINOv2, DINOv3 or CLIP."""
+    backbone_layers: PositiveInt | None = None
+    """Of backbone: layers of the small transformer through which the queries read its tokens; null is 6."""
     num_queries: PositiveInt | None = None
-    """Of florence: length Q of the caption embedding; null takes every position of the text tower."""
+    """Of florence or backbone: length Q of the caption embedding; null takes every position of the text tower."""
     input_size: PositiveInt | None = None
-    """Of florence: side in pixels that it sees; null takes data.image_size."""
+    """Side in pixels that florence or backbone sees; null is data.image_size, or what the backbone was trained on."""
     prompt: str | None = None
     """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
     encoder: PartSource | None = None
@@ -254,7 +258,8 @@ class RunConfig(Settings):
         for key in unused:
             if _get(self, key) is not None:
                 raise ValueError(f"{key} has no effect in {self.stage}; remove it")
-        self._needs_one("model.florence", "model.encoder")
+        if self.model.backbone is None:
+            self._needs_one("model.florence", "model.encoder")
         if not first:
             self._needs_one("model.llm", "model.caption_decoder")
         if self.model.llm is not None and self.model.caption_decoder is not None:
@@ -278,6 +283,24 @@ class RunConfig(Settings):
             raise ValueError(
                 "stage1.warm_start_steps needs model.florence, whose captions it starts from; "
                 "set it to 0 for an encoder that learns on"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _backbone_replaces_florence(self) -> RunConfig:
+        if self.model.backbone is None:
+            if self.model.backbone_layers is not None:
+                raise ValueError(
+                    "model.backbone_layers has no effect without model.backbone; remove it"
+                )
+            return self
+        for key in ("model.florence", "model.prompt"):
+            if _get(self, key) is not None:
+                raise ValueError(f"{key} has no effect beside model.backbone; remove one of them")
+        if self.stage1 is not None and self.stage1.warm_start_steps:
+            raise ValueError(
+                "stage1.warm_start_steps needs model.florence, whose captions it starts from; "
+                "a backbone writes none, so set it to 0"
             )
         return self
 
@@ -326,7 +349,14 @@ class ModelPreset(Settings):
 
 _Kind = TypeVar("_Kind", RunConfig, ModelPreset)
 
-_FRESH_ENCODER = ("model.florence", "model.num_queries", "model.input_size", "model.prompt")
+_FRESH_ENCODER = (
+    "model.florence",
+    "model.backbone",
+    "model.backbone_layers",
+    "model.num_queries",
+    "model.input_size",
+    "model.prompt",
+)
 
 
 def preset_names() -> list[str]:

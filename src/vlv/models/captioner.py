@@ -97,8 +97,9 @@ class CaptionDecoder(PreTrainedModel):
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__(config)
         llm_config = cast("PreTrainedConfig", config.llm_config)
-        width = llm_config.get_text_config().hidden_size
         self.llm: Any = AutoModelForCausalLM.from_config(llm_config)
+        # Not hidden_size: some models embed tokens in fewer channels than they compute in.
+        width = self.llm.get_input_embeddings().embedding_dim
         self.mlp = nn.Sequential(
             nn.Linear(config.text_width, width), nn.GELU(), nn.Linear(width, width)
         )
@@ -231,6 +232,7 @@ class CaptionDecoder(PreTrainedModel):
             raise ValueError(f"{len(c)} contexts need as many captions, got {len(captions)}")
         tokens = self.tokenize(captions, max_tokens)
         length = tokens.ids.shape[1]
+        self._check_length(c.shape[1], length, "max_caption_tokens")
         embedded = self.llm.get_input_embeddings()(tokens.ids[:, :-1])  # (B, T-1, E)
         inputs = torch.cat([self.prefix(c), embedded], dim=1)  # (B, Q+T-1, E)
         # The last T positions predict the T tokens; the first of them is the end of the prefix.
@@ -295,6 +297,7 @@ class CaptionDecoder(PreTrainedModel):
             repetition_penalty=repetition_penalty,
             **({"temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}),
         )
+        self._check_length(c.shape[1], max_new_tokens, "max_new_tokens")
         prefix = self.prefix(c)
         rows = self._search(prefix, settings, seed)
         captions = [self._caption(row, end) for row in rows.tolist()]
@@ -319,6 +322,21 @@ class CaptionDecoder(PreTrainedModel):
         finally:
             self.train(training)
         return cast("Tensor", ids)
+
+    def _check_length(self, num_prefix: int, num_tokens: int, setting: str) -> None:
+        """Refuse a sequence that a language model with learnt positions has no positions for.
+
+        Rotary positions have no such end; the last caption token is never read.
+        """
+        config = self.config.llm_config.get_text_config()  # type: ignore[union-attr]
+        limit = getattr(config, "max_position_embeddings", None)
+        needed = num_prefix + num_tokens - 1
+        if limit and needed > limit and getattr(config, "rope_parameters", None) is None:
+            raise ConfigError(
+                f"the language model has {limit} positions, but {num_prefix} of the prefix and "
+                f"{num_tokens} of the caption need {needed}; set {setting} to at most "
+                f"{limit - num_prefix + 1}, or choose another model"
+            )
 
     def _generation_config(self, **settings: Any) -> GenerationConfig:
         tokenizer = self._tokenizer()

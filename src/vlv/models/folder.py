@@ -32,6 +32,7 @@ from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
 from vlv.models.hub import check_variant, download
+from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -256,7 +257,8 @@ def _load(
     if not (folder / "config.json").is_file():  # transformers would go on with its defaults
         raise FileNotFoundError("config.json is missing")
     check_variant(folder, variant)
-    key = "dtype" if issubclass(MODELS[name], PreTrainedModel) else "torch_dtype"
+    kind = _model_class(name, folder)
+    key = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     dtype = part_dtype(name, dtype)
     options = {
         key: dtype,
@@ -264,7 +266,7 @@ def _load(
         "output_loading_info": True,
         "local_files_only": True,
     }
-    model, info = MODELS[name].from_pretrained(folder, **options)
+    model, info = kind.from_pretrained(folder, **options)
     for parameter in model.parameters():  # a nested model may load in its own configuration's dtype
         parameter.data = parameter.data.to(dtype)
     return model.eval(), info
@@ -273,6 +275,14 @@ def _load(
 def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     """The dtype that a component has in a model of `dtype`: the small VAE, whose rounding shows, stays in float32."""
     return torch.float32 if name == "vae" else dtype
+
+
+def _model_class(name: str, folder: Path) -> Any:
+    """The class of a component; where several can play its role, config.json says which."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if name == "encoder" and config.get("model_type") == VisionEncoderConfig.model_type:
+        return VisionEncoder
+    return MODELS[name]
 
 
 @contextmanager

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL import Image
-from transformers import AutoModelForCausalLM, AutoTokenizer, Florence2ForConditionalGeneration
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Florence2ForConditionalGeneration,
+)
 
 from vlv.data.batches import BatchLoader, epoch_batches
 from vlv.data.images import to_pil
@@ -23,6 +28,7 @@ from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import NEEDED, ModelIndex, find_folder, load_component
 from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
+from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.latents import cache_latents
 from vlv.training.loop import fit
 from vlv.training.own_captions import cached_ids, own_captions
@@ -50,7 +56,7 @@ _DECODER = NEEDED["generate"]
 class Parts:
     """What a stage works on; `caption_decoder` is None in stage 1."""
 
-    encoder: VLVEncoder
+    encoder: VLVEncoder | VisionEncoder
     decoder: DiffusionDecoder
     caption_decoder: CaptionDecoder | None = None
 
@@ -124,12 +130,12 @@ def load_stage2(config: RunConfig) -> Parts:
     return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
 
 
-def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
+def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | VisionEncoder:
     """A trained encoder where the configuration names one, or else a fresh one."""
     source = config.model.encoder
     if source is None:
         return fresh_encoder(config, decoder)
-    encoder: VLVEncoder = _component(source, "encoder", ["embed"])
+    encoder: VLVEncoder | VisionEncoder = _component(source, "encoder", ["embed"])
     _check_width(encoder, source, decoder)
     return encoder
 
@@ -150,8 +156,10 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
     )
 
 
-def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
-    """Florence-2 with fresh queries and projector for the text tower of a decoder."""
+def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | VisionEncoder:
+    """Florence-2 or a vision backbone with everything fresh that makes z of its tokens."""
+    if config.model.backbone is not None:
+        return _backbone_encoder(config, config.model.backbone, decoder)
     source, text = config.model.florence, decoder.text_encoder.config
     assert source is not None, "checked by RunConfig"
     return VLVEncoder.from_florence(
@@ -162,6 +170,25 @@ def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
         image_size=config.model.input_size or config.data.image_size,
         seed=config.loop.seed,
         prompt=config.model.prompt or DEFAULT_PROMPT,
+    )
+
+
+def _backbone_encoder(
+    config: RunConfig, source: PartSource, decoder: DiffusionDecoder
+) -> VisionEncoder:
+    """A vision backbone with fresh queries, transformer and projector for the text tower of a decoder."""
+    text = decoder.text_encoder.config
+    backbone = _pretrained(AutoModel, source, "the vision backbone")
+    size, mean, std = read_image_statistics(_folder(source, None))
+    return VisionEncoder.from_backbone(
+        backbone,
+        num_queries=config.model.num_queries or text.max_position_embeddings,
+        text_width=text.hidden_size,
+        image_size=config.model.input_size or size,
+        image_mean=mean,
+        image_std=std,
+        seed=config.loop.seed,
+        num_layers=config.model.backbone_layers or VisionEncoderConfig.num_layers,
     )
 
 
@@ -188,7 +215,7 @@ def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] 
 
 
 def _check_width(
-    part: VLVEncoder | CaptionDecoder, source: PartSource, decoder: DiffusionDecoder
+    part: VLVEncoder | VisionEncoder | CaptionDecoder, source: PartSource, decoder: DiffusionDecoder
 ) -> None:
     width, wanted = part.config.text_width, decoder.text_encoder.config.hidden_size
     if width != wanted:
@@ -276,11 +303,13 @@ def own_ids(
 ) -> NDArray[np.int64]:
     """The encoder's own captions as ids of the text tower, (N, L), for the warm start."""
     source = config.model.florence
+    encoder = parts.encoder
     assert source is not None, "checked by RunConfig"
+    assert isinstance(encoder, VLVEncoder), "made of Florence-2"
 
     def make() -> list[str]:
         return own_captions(
-            parts.encoder,
+            encoder,
             _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
             records,
             image_size=config.data.image_size,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.encoder import VLVEncoder
+    from vlv.models.vision_encoder import VisionEncoder
     from vlv.training.objective import Batch, Objective
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -126,7 +127,7 @@ class DenoisingMeter:
 
     def __init__(
         self,
-        encoder: VLVEncoder,
+        encoder: VLVEncoder | VisionEncoder,
         decoder: DiffusionDecoder,
         pixels: Tensor,
         captions: Sequence[str],

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlv.models.captioner import CaptionDecoder
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.encoder import VLVEncoder
+    from vlv.models.vision_encoder import VisionEncoder
 
 
 class Stage1:
@@ -36,7 +37,7 @@ class Stage1:
     """
 
     def __init__(
-        self, encoder: VLVEncoder, decoder: DiffusionDecoder, config: Stage1Config
+        self, encoder: VLVEncoder | VisionEncoder, decoder: DiffusionDecoder, config: Stage1Config
     ) -> None:
         encoder.trainable(config.trainable)
         decoder.requires_grad_(False)
@@ -73,7 +74,7 @@ class Stage2:
 
     def __init__(
         self,
-        encoder: VLVEncoder,
+        encoder: VLVEncoder | VisionEncoder,
         decoder: DiffusionDecoder,
         caption_decoder: CaptionDecoder,
         config: Stage2Config,
