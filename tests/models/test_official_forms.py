@@ -154,6 +154,8 @@ def test_a_converted_model_is_an_ordinary_folder(made: World, tmp_path: Path) ->
     assert all(torch.allclose(found[key], expected[key], atol=1e-5) for key in found)
     ids = loaded.tokenizer([""], padding="max_length", max_length=77).input_ids
     assert torch.equal(torch.tensor(ids), tensors("stage1_reference")["uncond_input_ids"])
+    written = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]
+    assert not [text for text in written if str(tmp_path) in text or str(COMPONENTS) in text]
 
 
 def test_what_is_unknown_or_contradicts_is_reported(made: World, tmp_path: Path) -> None:

@@ -166,7 +166,7 @@ class Components:
 
     def llm_tokenizer(self) -> Any:
         """Of the language model."""
-        return _read_tokenizer(AutoTokenizer, self._llm())
+        return _read_tokenizer(AutoTokenizer, self._llm(), **_LOCAL)
 
     def _llm(self) -> Path:
         if self.llm is None:
@@ -230,14 +230,14 @@ def _read_json(path: Path, *needed: str) -> dict[str, Any]:
     return values
 
 
-def _read_tokenizer(kind: Any, folder: Path) -> Any:
+def _read_tokenizer(kind: Any, folder: Path, **options: Any) -> Any:
     """A tokenizer from local files; without them some classes make an empty one."""
 
     def read() -> Any:
         names = {path.name for path in folder.iterdir()}
         if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
             raise FileNotFoundError("the files of its tokenizer are missing")
-        return kind.from_pretrained(folder, **_LOCAL)
+        return kind.from_pretrained(folder, **options)
 
     return _reading(folder, read)
 
