@@ -30,6 +30,13 @@ OnExisting = Annotated[
 MaxNewTokens = Annotated[int, typer.Option(help="Longest caption, in tokens.")]
 NumBeams = Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")]
 Temperature = Annotated[float | None, typer.Option(help="Draw the tokens at this temperature.")]
+EarlyStopping = Annotated[
+    bool, typer.Option("--early-stopping", help="End the search with the first finished beams.")
+]
+Tidy = Annotated[
+    bool | None,
+    typer.Option(help="Drop repeated and unfinished sentences; by default where a model needs it."),
+]
 TopP = Annotated[float | None, typer.Option(help="Draw among the likeliest tokens only.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be captioned.")]
 
@@ -45,6 +52,8 @@ def caption(
     batch_size: common.BatchSize = 8,
     max_new_tokens: MaxNewTokens = 300,
     num_beams: NumBeams = 1,
+    early_stopping: EarlyStopping = False,
+    tidy: Tidy = None,
     temperature: Temperature = None,
     top_p: TopP = None,
     recursive: common.Recursive = True,
@@ -62,7 +71,17 @@ def caption(
     table = None if output in {None, "-"} else Path(str(output))
     job = CaptionJob(
         common.find_inputs(inputs, recursive, limit),
-        CaptionSettings(model, revision, max_new_tokens, num_beams, temperature, top_p, seed),
+        CaptionSettings(
+            model,
+            revision,
+            max_new_tokens,
+            num_beams,
+            temperature,
+            top_p,
+            seed,
+            early_stopping=early_stopping,
+            tidy=tidy,
+        ),
         output=table,
         sidecar=sidecar,
         on_existing=on_existing,

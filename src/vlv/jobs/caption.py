@@ -49,6 +49,8 @@ class CaptionSettings:
         temperature: Draw the tokens at this temperature; None takes the likeliest.
         top_p: Draw among the likeliest tokens that hold this share of the probability.
         seed: Seed of the draws.
+        early_stopping: End the search as soon as enough beams have ended.
+        tidy: Drop repeated and unfinished sentences; None does where the model does not end by itself.
     """
 
     model: str
@@ -58,8 +60,12 @@ class CaptionSettings:
     temperature: float | None = None
     top_p: float | None = None
     seed: int = 0
+    early_stopping: bool = False
+    tidy: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.early_stopping and self.num_beams == 1:
+            raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
         if self.max_new_tokens < 1 or self.num_beams < 1:
             raise ConfigError(
                 f"max_new_tokens ({self.max_new_tokens}) and num_beams ({self.num_beams}) must be 1 or more"
@@ -233,6 +239,8 @@ def caption_images(
         batch_size=len(images),
         max_new_tokens=settings.max_new_tokens,
         num_beams=settings.num_beams,
+        early_stopping=settings.early_stopping,
+        tidy=settings.tidy,
         **options,
     )
 

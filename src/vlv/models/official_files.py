@@ -92,7 +92,7 @@ def _raw_deepspeed(folder: Path) -> Path:
 def _read_shards(index: Path, max_bytes: int) -> dict[str, Tensor]:
     try:
         names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted(set(names.values()))
+        shards = sorted({str(shard) for shard in names.values()})
     except (*_DAMAGED, UnicodeDecodeError) as error:
         raise CheckpointError(f"{index} is no index of shards; name another file") from error
     tensors: dict[str, Tensor] = {}

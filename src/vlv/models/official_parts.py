@@ -108,7 +108,7 @@ class Components:
 
     def florence_tokenizer(self) -> Any:
         """Its tokenizer; the automatic class would want the remote code."""
-        return _reading(self.florence, lambda: BartTokenizer.from_pretrained(self.florence))
+        return _read_tokenizer(BartTokenizer, self.florence)
 
     def vision(self) -> Vision:
         """Size and normalisation of Florence-2's images."""
@@ -128,17 +128,18 @@ class Components:
     def text_config(self) -> Any:
         """Of the text tower."""
         path = self.diffusion / "text_encoder"
-        return _reading(path, lambda: CLIPTextConfig.from_dict(_read_json(path / "config.json")))
+        return _reading(
+            path, lambda: CLIPTextConfig.from_dict(_read_json(path / "config.json", "hidden_size"))
+        )
 
     def tokenizer(self) -> Any:
         """Of the text tower."""
-        path = self.diffusion / "tokenizer"
-        return _reading(path, lambda: CLIPTokenizer.from_pretrained(path))
+        return _read_tokenizer(CLIPTokenizer, self.diffusion / "tokenizer")
 
     def scheduler(self) -> Any:
         """The noise schedule; whatever class the folder names, the authors read it as DDPM."""
         path = self.diffusion / "scheduler" / "scheduler_config.json"
-        return _reading(path, lambda: DDPMScheduler.from_config(_read_json(path)))
+        return _reading(path, lambda: DDPMScheduler.from_config(_read_json(path, "beta_schedule")))
 
     def diffusion_model(self, name: str) -> Any:
         """The U-Net or the VAE, without weights where this is called on the meta device."""
@@ -165,8 +166,7 @@ class Components:
 
     def llm_tokenizer(self) -> Any:
         """Of the language model."""
-        path = self._llm()
-        return _reading(path, lambda: AutoTokenizer.from_pretrained(path, **_LOCAL))
+        return _read_tokenizer(AutoTokenizer, self._llm(), **_LOCAL)
 
     def _llm(self) -> Path:
         if self.llm is None:
@@ -221,11 +221,25 @@ def _native_config(remote: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, *needed: str) -> dict[str, Any]:
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise TypeError("it is no JSON object")
+    if absent := [key for key in needed if key not in values]:  # a default would be taken for it
+        raise ValueError(f"{absent[0]} is missing")
     return values
+
+
+def _read_tokenizer(kind: Any, folder: Path, **options: Any) -> Any:
+    """A tokenizer from local files; without them some classes make an empty one."""
+
+    def read() -> Any:
+        names = {path.name for path in folder.iterdir()}
+        if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
+            raise FileNotFoundError("the files of its tokenizer are missing")
+        return kind.from_pretrained(folder, **options)
+
+    return _reading(folder, read)
 
 
 def _reading(path: Path, read: Callable[[], Any]) -> Any:

@@ -43,15 +43,25 @@ def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> 
 
 
 def _forget_origin(config: Path) -> None:
-    """Drop where the component was loaded from: a path of this machine says nothing elsewhere."""
+    """Drop how the component was loaded.
+
+    A path of this machine says nothing elsewhere. The dtype of a part within a component would
+    overrule the one that is asked for when it is loaded again.
+    """
     if config.is_file():
-        values = _without_origin(json.loads(config.read_text(encoding="utf-8")))
+        values = json.loads(config.read_text(encoding="utf-8"))
+        values = {
+            key: _without(value, {"_name_or_path", "dtype"})
+            for key, value in values.items()
+            if key != "_name_or_path"
+        }
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _without_origin(value: Any) -> Any:
+def _without(value: Any, keys: set[str]) -> Any:
+    """A value of a configuration without some keys, at any depth."""
     if isinstance(value, dict):
-        return {k: _without_origin(v) for k, v in value.items() if k != "_name_or_path"}
+        return {k: _without(v, keys) for k, v in value.items() if k not in keys}
     return value
 
 
