@@ -35,6 +35,7 @@ from vlv.models.folder import (
 )
 from vlv.models.mixing import MixMode, mix_embeddings
 from vlv.models.pixels import as_batch, as_list, is_single
+from vlv.models.placement import at_work
 from vlv.models.saving import (
     CARD_NAME,
     index_entry,
@@ -101,6 +102,9 @@ class VLVPipeline(DiffusionPipeline):
         )
         self.register_to_config(image_size=image_size)  # type: ignore[no-untyped-call]
         self.references: dict[str, Reference] = {}
+        self.offload_device: torch.device | None = (
+            None  # where parts go while they work; see `place`
+        )
         for name in MODELS:
             if self._parts()[name] is not None:
                 self._parts()[name].eval()
@@ -296,19 +300,21 @@ class VLVPipeline(DiffusionPipeline):
             The caption embedding z: (Q, D) for one image, (B, Q, D) for several.
         """
         self._require("embed")
-        z = torch.cat(
-            [
-                self.encoder(as_batch(chunk, self.image_size).to(self.encoder.device))
-                for chunk in _chunks(as_list(images), batch_size, progress, "encoding")
-            ]
-        )
+        with at_work(self, "encoder"):
+            z = torch.cat(
+                [
+                    self.encoder(as_batch(chunk, self.image_size).to(self.encoder.device))
+                    for chunk in _chunks(as_list(images), batch_size, progress, "encoding")
+                ]
+            )
         return z[0] if is_single(images) else z
 
     @torch.no_grad()
     def context(self, z: Tensor) -> Tensor:
         """From caption embedding to context, (Q, D) or (B, Q, D) alike."""
-        z = z.to(self.text_encoder.device, self.text_encoder.dtype)
-        c = contextualize(self.text_encoder, z if z.ndim == 3 else z[None])
+        with at_work(self, "text_encoder"):
+            z = z.to(self.text_encoder.device)
+            c = contextualize(self.text_encoder, z if z.ndim == 3 else z[None])
         return c if z.ndim == 3 else c[0]
 
     def mix(
@@ -374,8 +380,10 @@ class VLVPipeline(DiffusionPipeline):
         self._require("caption", given_z=z is not None)
         z = self._embedding(images, z, batch_size)
         captions: list[Caption] = []
-        for chunk in _chunks(z, batch_size, progress, "captioning"):
-            captions += self.caption_decoder.generate(self.context(chunk), **generation)
+        c = torch.cat([self.context(chunk) for chunk in _chunks(z, batch_size, False, "")])
+        with at_work(self, "caption_decoder"):
+            for chunk in _chunks(c, batch_size, progress, "captioning"):
+                captions += self.caption_decoder.generate(chunk, **generation)
         return captions
 
     # --- embedding or text to image --------------------------------------------------------------
@@ -417,7 +425,8 @@ class VLVPipeline(DiffusionPipeline):
         """
         self._require("generate")
         single = isinstance(texts, str)
-        encoded = self.decoder.encode_text([texts] if isinstance(texts, str) else list(texts))
+        with at_work(self, "text_encoder"):
+            encoded = self.decoder.encode_text([texts] if isinstance(texts, str) else list(texts))
         if encoded.num_truncated:
             logger.warning(
                 "%d of %d texts are longer than the text tower's %d tokens and were cut",
@@ -458,17 +467,18 @@ class VLVPipeline(DiffusionPipeline):
         if len(seeds) != len(c):
             raise ConfigError(f"{len(c)} images need as many seeds, got {len(seeds)}")
         pictures: list[Image.Image] = []
-        for rows in _chunks(range(len(c)), batch_size, progress, "drawing"):
-            pixels = self.decoder.sample(
-                c[rows.start : rows.stop],
-                seeds=seeds[rows.start : rows.stop],
-                steps=steps,
-                guidance=guidance,
-                sampler=sampler,
-                height=self.image_size,
-                width=self.image_size,
-            )
-            pictures += [to_pil(picture) for picture in pixels]
+        with at_work(self, "text_encoder", "unet", "vae"):
+            for rows in _chunks(range(len(c)), batch_size, progress, "drawing"):
+                pixels = self.decoder.sample(
+                    c[rows.start : rows.stop],
+                    seeds=seeds[rows.start : rows.stop],
+                    steps=steps,
+                    guidance=guidance,
+                    sampler=sampler,
+                    height=self.image_size,
+                    width=self.image_size,
+                )
+                pictures += [to_pil(picture) for picture in pixels]
         return pictures
 
 
