@@ -105,3 +105,22 @@ def tiny_folder(tiny_pipeline: VLVPipeline, tmp_path_factory: pytest.TempPathFac
     folder = tmp_path_factory.mktemp("model") / "vlv-random"
     tiny_pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny_parts: tiny.TinyParts, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A ModelPreset of miniature models in local folders, as a user would write it."""
+    from vlv.config import ModelPreset
+
+    folder = tmp_path_factory.mktemp("models")
+    tiny_parts.florence.save_pretrained(folder / "florence")
+    tiny_parts.llm.save_pretrained(folder / "llm")
+    for name in ("text_encoder", "unet", "vae", "scheduler"):
+        getattr(tiny_parts, name).save_pretrained(folder / "decoder" / name)
+    return ModelPreset.model_validate(
+        {
+            "model": {part: str(folder / part) for part in ("florence", "decoder", "llm")}
+            | {"num_queries": tiny.NUM_QUERIES, "input_size": tiny.IMAGE_SIZE},
+            "data": {"image_size": tiny.IMAGE_SIZE},
+        }
+    )

@@ -1,4 +1,4 @@
-"""`vlv embed`, `vlv info` and `vlv doctor`."""
+"""`vlv embed` and `vlv info`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Vlv
 from tests.tiny import NUM_QUERIES, TEXT_WIDTH
+from vlv.config import ModelPreset
 from vlv.models.pipeline import VLVPipeline
 
 
@@ -71,9 +73,10 @@ def test_interrupted_run_loses_nothing(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--dtype", "float16"), "made with other settings"),
+        (("--store-dtype", "float16"), "made with other settings"),
         (("--on-existing", "error"), "exists"),
-        (("--dtype", "int3"), "dtype is 'int3'"),
+        (("--store-dtype", "int3"), "dtype is 'int3'"),
+        (("--dtype", "int3"), "choose auto or one of float32, float16, bfloat16"),
         (("-o", "z.npy"), "must end in .safetensors"),
     ],
 )
@@ -90,7 +93,7 @@ def test_refusals(
 
 def test_overwrite_with_half_precision(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> None:
     vlv(*args)
-    assert vlv(*args, "--dtype", "float16", "--on-existing", "overwrite").code == 0
+    assert vlv(*args, "--store-dtype", "float16", "--on-existing", "overwrite").code == 0
     assert load_file(tmp_path / "z.safetensors")["z"].dtype == torch.float16
 
 
@@ -129,7 +132,32 @@ def test_info_shows_references(vlv: Vlv, tiny_pipeline: VLVPipeline, tmp_path: P
     assert "-> owner/name/unet@abc" in vlv("info", tmp_path / "m").out
 
 
-def test_doctor(vlv: Vlv) -> None:
-    result = vlv("doctor")
+def test_info_of_a_preset(vlv: Vlv, tiny_models: ModelPreset, tmp_path: Path) -> None:
+    file = tmp_path / "models.yaml"
+    file.write_text(yaml.safe_dump(tiny_models.model_dump(mode="json", exclude_none=True)))
+    result = vlv("info", file, "--batch-size", 2)
     assert result.code == 0
-    assert "torch " in result.out
+    for part in ("florence", "decoder", "llm", "queries, projectors"):
+        assert f"  {part} " in result.out
+    rows = {line.strip()[:14].strip(): line.split() for line in result.out.splitlines()}
+    for use in ("captioning", "reconstruction", "stage 1", "stage 2"):
+        assert "2" in rows[use]
+        assert float(rows[use][-1]) >= 0
+
+
+def test_info_of_a_preset_downloads_nothing(vlv: Vlv, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlv.jobs.memory_plan.plan_uses", lambda *_, **__: [])
+    result = vlv("info", "paper-0.5b")
+    assert result.code == 0
+    assert "Qwen/Qwen2.5-0.5B  Apache-2.0" in result.out
+    assert "  494.03 M   0.99 GB" in result.out
+    assert "CreativeML Open RAIL++-M" in result.out
+
+
+def test_info_of_what_cannot_be(vlv: Vlv) -> None:
+    result = vlv("info", "paper", "--set", "model.llm=some/model")
+    assert result.code == 1
+    assert "sizes of some/model are not known before it is downloaded" in result.err
+    assert vlv("info", "vlv-tiny", "--batch-size", 2).code == 1
+    result = vlv("caption", "x.png", "--model", "paper")
+    assert result.code == 1

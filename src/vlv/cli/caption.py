@@ -49,6 +49,9 @@ def caption(
     model: common.Model = common.SHIPPED_MODEL,
     revision: common.Revision = None,
     device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    offload: common.Offload = False,
+    llm_bits: common.LLMBits = None,
     batch_size: common.BatchSize = 8,
     max_new_tokens: MaxNewTokens = 300,
     num_beams: NumBeams = 1,
@@ -68,6 +71,7 @@ def caption(
     """
     from vlv.jobs.caption import CaptionJob, CaptionSettings
 
+    placement = common.placement(device, dtype, offload, llm_bits=llm_bits)
     table = None if output in {None, "-"} else Path(str(output))
     job = CaptionJob(
         common.find_inputs(inputs, recursive, limit),
@@ -91,7 +95,9 @@ def caption(
     printer = _Printer(job, as_json=output == "-", silent=bool(table or sidecar))
     with printer.progress:
         tally = job.run(
-            lambda: common.load_pipeline(model, ["caption"], revision=revision, device=device),
+            lambda: common.load_pipeline(
+                model, ["caption"], revision=revision, placement=placement
+            ),
             batch_size=batch_size,
             report=printer.report,
         )

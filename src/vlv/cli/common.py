@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import typer
 from tqdm import tqdm
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlv.jobs.tally import Tally
     from vlv.models.folder import Task
     from vlv.models.pipeline import VLVPipeline
+    from vlv.models.placement import Placement
 
 SHIPPED_MODEL = "vlv-tiny"
 
@@ -33,6 +34,20 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
+]
+DType = Annotated[
+    str, typer.Option(help="auto, float32, float16 or bfloat16; auto is bfloat16 on a GPU.")
+]
+Offload = Annotated[
+    bool,
+    typer.Option("--offload", help="For small GPUs: each part is there only while it works."),
+]
+VAEMode = Literal["whole", "sliced", "tiled"]
+VAE = Annotated[
+    VAEMode, typer.Option(help="sliced decodes one image at a time, tiled in pieces: less memory.")
+]
+LLMBits = Annotated[
+    int | None, typer.Option(help="8 or 4 bits for the language model's weights (vlv[quant]).")
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images worked on together.")]
@@ -69,35 +84,18 @@ def find_inputs(inputs: Sequence[str], recursive: bool, limit: int | None) -> li
     return find_records(list(inputs), recursive=recursive)[:limit]
 
 
-def pick_device(device: str) -> str:
-    """Name of the device that ``auto`` stands for.
-
-    Raises:
-        ConfigError: No such device on this machine.
-    """
-    import torch
-
-    from vlv.errors import ConfigError
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"device {device!r} cannot be used ({reason}); try --device cpu"
-        ) from error
-    return device
-
-
 def load_pipeline(
-    model: str, parts: Sequence[Task] | None, *, revision: str | None = None, device: str = "auto"
+    model: str,
+    parts: Sequence[Task] | None,
+    *,
+    revision: str | None = None,
+    placement: Placement | None = None,
 ) -> VLVPipeline:
-    """Load what a command needs of a model, onto its device; say so when it is the shipped one."""
+    """Load what a command needs of a model, and place it; say so when it is the shipped one."""
     from transformers.utils.logging import disable_progress_bar
 
     from vlv.models.pipeline import VLVPipeline
+    from vlv.models.placement import Placement, pick_device, pick_dtype, place
 
     disable_progress_bar()  # one bar per part, for weights that load in a moment
     if model == SHIPPED_MODEL:
@@ -105,9 +103,29 @@ def load_pipeline(
             "note: vlv-tiny knows the toy world only (rendered solids on a floor); "
             "for photographs name a real model: --model FOLDER or --model OWNER/NAME"
         )
-    pipe = VLVPipeline.from_pretrained(model, parts=parts, revision=revision)
-    pipe.to(pick_device(device))
+    placement = placement or Placement()
+    dtype = pick_dtype(placement.dtype, pick_device(placement.device))
+    pipe = VLVPipeline.from_pretrained(model, parts=parts, revision=revision, dtype=dtype)
+    place(pipe, placement)
     return pipe
+
+
+def placement(
+    device: str,
+    dtype: str = "auto",
+    offload: bool = False,
+    vae: VAEMode = "whole",
+    llm_bits: int | None = None,
+) -> Placement:
+    """The options of a command as a Placement; wrong ones are refused before anything is loaded."""
+    from vlv.errors import ConfigError
+    from vlv.models.placement import Placement, pick_device, pick_dtype
+
+    pick_dtype(dtype, pick_device(device))
+    if llm_bits not in (None, 4, 8):
+        raise ConfigError(f"--llm-bits is {llm_bits}; choose 8 or 4, or leave it out")
+    bits: Any = llm_bits
+    return Placement(device, dtype, offload, vae, bits)
 
 
 class Progress:

@@ -55,7 +55,9 @@ def demo(
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name the page, such as {output / 'demo.html'}")
     pictures, num_failed = _pictures([*(images or []), *(files or [])], num, seed)
-    pipe = common.load_pipeline(model, ["caption", "reconstruct"], revision=revision, device=device)
+    pipe = common.load_pipeline(
+        model, ["caption", "reconstruct"], revision=revision, placement=common.placement(device)
+    )
     sampling = Sampling(seed=seed, steps=steps, guidance=guidance)
     result = run(pipe, pictures, sampling, progress=sys.stderr.isatty())
     folder = find_folder(model, revision=revision, local_files_only=True)

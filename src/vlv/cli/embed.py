@@ -19,10 +19,14 @@ def embed(
         Literal["skip", "overwrite", "error"],
         typer.Option(help="What to do with a file that is there."),
     ] = "skip",
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16.")] = "float32",
+    store_dtype: Annotated[
+        str, typer.Option(help="Of the stored numbers: float32, float16 or bfloat16.")
+    ] = "float32",
     model: common.Model = common.SHIPPED_MODEL,
     revision: common.Revision = None,
     device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    offload: common.Offload = False,
     batch_size: common.BatchSize = 16,
     recursive: common.Recursive = True,
     limit: common.Limit = None,
@@ -30,15 +34,16 @@ def embed(
     """Save the caption embeddings of images: the tensor z, (images, queries, width)."""
     from vlv.jobs.embed import EmbedJob, EmbedSettings
 
+    placement = common.placement(device, dtype, offload)
     job = EmbedJob(
         common.find_inputs(inputs, recursive, limit),
-        EmbedSettings(model=model, revision=revision, dtype=dtype),
+        EmbedSettings(model=model, revision=revision, dtype=store_dtype),
         output,
         on_existing,
     )
     with common.Progress(len(job.todo)) as progress:
         tally = job.run(
-            lambda: common.load_pipeline(model, ["embed"], revision=revision, device=device),
+            lambda: common.load_pipeline(model, ["embed"], revision=revision, placement=placement),
             batch_size=batch_size,
             report=lambda batch: progress.report([item.error for item in batch]),
         )

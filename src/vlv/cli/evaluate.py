@@ -92,10 +92,11 @@ def _load(model: str, device: str) -> VLVPipeline:
     from transformers.utils.logging import disable_progress_bar
 
     from vlv.models.pipeline import VLVPipeline
+    from vlv.models.placement import pick_device
 
     disable_progress_bar()
     pipe = VLVPipeline.from_pretrained(model)
-    pipe.to(common.pick_device(device))
+    pipe.to(pick_device(device))
     return pipe
 
 

@@ -26,6 +26,9 @@ def reconstruct(
     model: common.Model = common.SHIPPED_MODEL,
     revision: common.Revision = None,
     device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    offload: common.Offload = False,
+    vae: common.VAE = "whole",
     batch_size: common.BatchSize = 4,
     steps: common.Steps = 20,
     guidance: common.Guidance = 2.0,
@@ -37,6 +40,7 @@ def reconstruct(
     """Rebuild images from nothing but their caption embeddings."""
     from vlv.jobs.reconstruct import ReconstructJob, SampleSettings
 
+    placement = common.placement(device, dtype, offload, vae)
     job = ReconstructJob(
         common.find_inputs(inputs, recursive, limit),
         SampleSettings(model, revision, steps, guidance, sampler, seed),
@@ -45,7 +49,9 @@ def reconstruct(
     )
     with common.Progress(len(job.todo)) as progress:
         tally = job.run(
-            lambda: common.load_pipeline(model, ["reconstruct"], revision=revision, device=device),
+            lambda: common.load_pipeline(
+                model, ["reconstruct"], revision=revision, placement=placement
+            ),
             batch_size=batch_size,
             report=lambda batch: progress.report([item.error for item in batch]),
         )
@@ -61,6 +67,9 @@ def generate(
     model: common.Model = common.SHIPPED_MODEL,
     revision: common.Revision = None,
     device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    offload: common.Offload = False,
+    vae: common.VAE = "whole",
     steps: common.Steps = 20,
     guidance: common.Guidance = 2.0,
     sampler: common.Sampler = "dpm",
@@ -70,7 +79,8 @@ def generate(
     from vlv.jobs.reconstruct import SampleSettings, generate_files
 
     settings = SampleSettings(model, revision, steps, guidance, sampler, seed)
-    pipe = common.load_pipeline(model, ["generate"], revision=revision, device=device)
+    placement = common.placement(device, dtype, offload, vae)
+    pipe = common.load_pipeline(model, ["generate"], revision=revision, placement=placement)
     paths, tally = generate_files(pipe, texts, output, settings)
     for path in paths:
         typer.echo(path)
@@ -96,6 +106,9 @@ def mix(
     model: common.Model = common.SHIPPED_MODEL,
     revision: common.Revision = None,
     device: common.Device = "auto",
+    dtype: common.DType = "auto",
+    offload: common.Offload = False,
+    vae: common.VAE = "whole",
     steps: common.Steps = 20,
     guidance: common.Guidance = 2.0,
     sampler: common.Sampler = "dpm",
@@ -110,7 +123,8 @@ def mix(
     from vlv.jobs.reconstruct import SampleSettings
 
     how = MixSettings.parse(len(inputs), keep, weights, mode)
-    pipe = common.load_pipeline(model, ["reconstruct"], revision=revision, device=device)
+    placement = common.placement(device, dtype, offload, vae)
+    pipe = common.load_pipeline(model, ["reconstruct"], revision=revision, placement=placement)
     settings = SampleSettings(model, revision, steps, guidance, sampler, seed)
     mix_files(pipe, inputs, output, how, settings)
     typer.echo(output)

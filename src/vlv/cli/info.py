@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import platform
-import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,28 +11,65 @@ from vlv.cli import common
 if TYPE_CHECKING:
     from vlv.jobs.model_info import Part
 
-PACKAGES = (
-    "vlv",
-    "torch",
-    "transformers",
-    "diffusers",
-    "accelerate",
-    "tokenizers",
-    "numpy",
-    "pillow",
-)
-
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="vlv-tiny, a model folder, or OWNER/NAME.")
+        str, typer.Argument(help="vlv-tiny, a model folder, OWNER/NAME, or a preset of models.")
     ] = common.SHIPPED_MODEL,
     revision: common.Revision = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Of a preset: change a part: model.llm=FOLDER (repeatable)."),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Of a preset: images together, for the memory.")
+    ] = None,
 ) -> int:
     """Show the parts of a model, their sizes and licences, and what it knows.
 
-    A model of the hub is looked up among the downloaded ones; nothing is fetched.
+    Of a preset such as paper also what is downloaded, and how much memory each use will need.
+    Nothing is fetched; a model of the hub is looked up among the downloaded ones.
     """
+    from vlv.config import model_preset_names
+
+    if model in model_preset_names() or model.endswith((".yaml", ".yml")):
+        return _preset(model, overrides or [], batch_size)
+    if overrides or batch_size:
+        common.say(
+            f"vlv: --set and --batch-size are for presets, and {model} is none; leave them out"
+        )
+        return 1
+    return _folder(model, revision)
+
+
+def _preset(name: str, overrides: list[str], batch_size: int | None) -> int:
+    from vlv.config import load_models
+    from vlv.jobs.memory_plan import describe_parts, plan_uses
+
+    preset = load_models(name, overrides)
+    typer.echo(f"{name}  (models to start from; nothing is downloaded to print this)")
+    parts = describe_parts(preset)
+    for part in parts:
+        size = f"{part.download / 1e9:6.2f} GB" if part.download else f"{'-':>9}"
+        row = f"  {part.name:<20} {part.num_parameters / 1e6:9.2f} M {size}  {part.source}"
+        typer.echo(f"{row}  {part.licence}".rstrip())
+    count, download = sum(p.num_parameters for p in parts), sum(p.download for p in parts)
+    typer.echo(f"  {'in all':<20} {count / 1e6:9.2f} M {download / 1e9:6.2f} GB")
+    typer.echo(f"{'memory in GB':<16} {'batch':>6} {'':<5}" + "".join(f"{n:>12}" for n in _COLUMNS))
+    for use in plan_uses(preset, batch_size=batch_size):
+        values = (getattr(use.footprint, column) / 1e9 for column in _COLUMNS)
+        numbers = "".join(f"{value:12.2f}" for value in values)
+        typer.echo(f"  {use.name:<14} {use.batch_size:>6} {use.precision:<5}{numbers}")
+    typer.echo(
+        "Predicted from shapes; on a GPU the driver and the kernels' workspaces come on top."
+    )
+    return 0
+
+
+_COLUMNS = ("weights", "gradients", "optimizer", "activations", "peak")
+
+
+def _folder(model: str, revision: str | None) -> int:
     from vlv.jobs.model_info import describe_model
     from vlv.models.folder import find_folder
 
@@ -62,25 +94,12 @@ def _line(part: Part) -> str:
 
 
 def doctor() -> int:
-    """Check the installation: versions, devices, and packages that are known to break it."""
-    import torch
+    """Check the installation: versions, extras, the cache of the hub, the device."""
+    from vlv.jobs.doctor import examine
 
-    typer.echo(f"python {platform.python_version()} on {sys.platform}")
-    for package in PACKAGES:
-        typer.echo(f"{package} {metadata.version(package)}")
-    typer.echo(f"device: {common.pick_device('auto')}, {torch.get_num_threads()} threads")
-    if importlib.util.find_spec("torchvision") and not _imports("torchvision"):
-        common.say(
-            "vlv: torchvision is installed but does not fit this torch, which breaks transformers and "
-            "diffusers; remove it (pip uninstall torchvision) or install the matching build"
-        )
-        return 1
-    return 0
-
-
-def _imports(module: str) -> bool:
-    try:
-        importlib.import_module(module)
-    except (ImportError, RuntimeError):
-        return False
-    return True
+    findings = examine()
+    for finding in findings:
+        typer.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.text}")
+    bad = sum(not finding.good for finding in findings)
+    common.say("vlv: all is well" if not bad else f"vlv: {bad} of {len(findings)} checks failed")
+    return 1 if bad else 0

@@ -30,7 +30,9 @@ def tour(
     from vlv.tour.page import TourSettings, write_tour
     from vlv.tour.settings import write_settings
 
-    pipe = common.load_pipeline(model, ["caption", "reconstruct"], revision=revision, device="cpu")
+    pipe = common.load_pipeline(
+        model, ["caption", "reconstruct"], revision=revision, placement=common.placement("cpu")
+    )
     settings = TourSettings(model=model, seed=seed, steps=steps, guidance=guidance)
     typer.echo(write_tour(pipe, output, settings))
     typer.echo(write_settings(output))

@@ -1,21 +1,38 @@
-"""Batches side by side: on the CPU, several single-threaded batches are faster than one on all threads."""
+"""Many items in batches, one after the other or side by side."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from tqdm import tqdm
+
+from vlv.errors import ConfigError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+def chunks(items: Any, size: int, progress: bool, what: str) -> Iterator[Any]:
+    """Slices of `size` items, with a bar on stderr where it is asked for.
+
+    Raises:
+        ConfigError: The size is below 1.
+    """
+    if size < 1:
+        raise ConfigError(f"batch_size is {size}; choose 1 or more")
+    starts = range(0, len(items), size)
+    for start in tqdm(starts, disable=not progress, desc=what):
+        yield items[start : start + size]
+
+
 def side_by_side(work: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
     """Map `work` over `items` on threads with one torch thread each; results come in order.
 
+    On the CPU, several single-threaded batches are faster than one on all threads.
     `items` is read on the calling thread, at most `workers` ahead of the results. Tokenizers are not
     safe in several threads: use them there.
 

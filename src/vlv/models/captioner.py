@@ -32,6 +32,7 @@ from vlv.models.tidying import tidy_caption
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
+_NO_TARGET = -100  # what cross_entropy leaves out
 
 
 class CaptionDecoderConfig(PreTrainedConfig):
@@ -238,8 +239,9 @@ class CaptionDecoder(PreTrainedModel):
         # The last T positions predict the T tokens; the first of them is the end of the prefix.
         logits = self.llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=length).logits
         steps = torch.arange(length, device=logits.device)
-        supervised = steps < tokens.lengths[:, None]  # (B, T)
-        return F.cross_entropy(logits[supervised].float(), tokens.ids[supervised])
+        padding = steps >= tokens.lengths[:, None]  # (B, T)
+        targets = tokens.ids.masked_fill(padding, _NO_TARGET)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
     # --- inference -------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,11 +17,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from vlv.data.framing import DEFAULT_FRAMING, Framing, check_framing
 from vlv.data.images import to_pil
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.batching import chunks
 from vlv.models.captioner import Caption
 from vlv.models.diffusion import DiffusionDecoder, Sampler
 from vlv.models.folder import (
@@ -37,6 +37,7 @@ from vlv.models.folder import (
 )
 from vlv.models.mixing import MixMode, mix_embeddings
 from vlv.models.pixels import as_batch, as_list, is_single
+from vlv.models.placement import at_work
 from vlv.models.saving import (
     CARD_NAME,
     index_entry,
@@ -108,6 +109,9 @@ class VLVPipeline(DiffusionPipeline):
             image_size=image_size, framing=framing
         )
         self.references: dict[str, Reference] = {}
+        self.offload_device: torch.device | None = (
+            None  # where parts go while they work; see `place`
+        )
         for name in MODELS:
             if self._parts()[name] is not None:
                 self._parts()[name].eval()
@@ -309,19 +313,22 @@ class VLVPipeline(DiffusionPipeline):
             The caption embedding z: (Q, D) for one image, (B, Q, D) for several.
         """
         self._require("embed")
-        z = torch.cat(
-            [
-                self.encoder(as_batch(chunk, self.image_size, self.framing).to(self.encoder.device))
-                for chunk in _chunks(as_list(images), batch_size, progress, "encoding")
-            ]
-        )
+        square = (self.image_size, self.framing)
+        with at_work(self, "encoder"):
+            z = torch.cat(
+                [
+                    self.encoder(as_batch(chunk, *square).to(self.encoder.device))
+                    for chunk in chunks(as_list(images), batch_size, progress, "encoding")
+                ]
+            )
         return z[0] if is_single(images) else z
 
     @torch.no_grad()
     def context(self, z: Tensor) -> Tensor:
         """From caption embedding to context, (Q, D) or (B, Q, D) alike."""
-        z = z.to(self.text_encoder.device, self.text_encoder.dtype)
-        c = contextualize(self.text_encoder, z if z.ndim == 3 else z[None])
+        with at_work(self, "text_encoder"):
+            z = z.to(self.text_encoder.device)
+            c = contextualize(self.text_encoder, z if z.ndim == 3 else z[None])
         return c if z.ndim == 3 else c[0]
 
     def mix(
@@ -387,8 +394,10 @@ class VLVPipeline(DiffusionPipeline):
         self._require("caption", given_z=z is not None)
         z = self._embedding(images, z, batch_size)
         captions: list[Caption] = []
-        for chunk in _chunks(z, batch_size, progress, "captioning"):
-            captions += self.caption_decoder.generate(self.context(chunk), **generation)
+        c = torch.cat([self.context(chunk) for chunk in chunks(z, batch_size, False, "")])
+        with at_work(self, "caption_decoder"):
+            for chunk in chunks(c, batch_size, progress, "captioning"):
+                captions += self.caption_decoder.generate(chunk, **generation)
         return captions
 
     # --- embedding or text to image --------------------------------------------------------------
@@ -430,7 +439,8 @@ class VLVPipeline(DiffusionPipeline):
         """
         self._require("generate")
         single = isinstance(texts, str)
-        encoded = self.decoder.encode_text([texts] if isinstance(texts, str) else list(texts))
+        with at_work(self, "text_encoder"):
+            encoded = self.decoder.encode_text([texts] if isinstance(texts, str) else list(texts))
         if encoded.num_truncated:
             logger.warning(
                 "%d of %d texts are longer than the text tower's %d tokens and were cut",
@@ -471,27 +481,19 @@ class VLVPipeline(DiffusionPipeline):
         if len(seeds) != len(c):
             raise ConfigError(f"{len(c)} images need as many seeds, got {len(seeds)}")
         pictures: list[Image.Image] = []
-        for rows in _chunks(range(len(c)), batch_size, progress, "drawing"):
-            pixels = self.decoder.sample(
-                c[rows.start : rows.stop],
-                seeds=seeds[rows.start : rows.stop],
-                steps=steps,
-                guidance=guidance,
-                sampler=sampler,
-                height=self.image_size,
-                width=self.image_size,
-            )
-            pictures += [to_pil(picture) for picture in pixels]
+        with at_work(self, "text_encoder", "unet", "vae"):
+            for rows in chunks(range(len(c)), batch_size, progress, "drawing"):
+                pixels = self.decoder.sample(
+                    c[rows.start : rows.stop],
+                    seeds=seeds[rows.start : rows.stop],
+                    steps=steps,
+                    guidance=guidance,
+                    sampler=sampler,
+                    height=self.image_size,
+                    width=self.image_size,
+                )
+                pictures += [to_pil(picture) for picture in pixels]
         return pictures
-
-
-def _chunks(items: Any, size: int, progress: bool, what: str) -> Iterator[Any]:
-    """Slices of `size` items, with a bar on stderr where it is asked for."""
-    if size < 1:
-        raise ConfigError(f"batch_size is {size}; choose 1 or more")
-    starts = range(0, len(items), size)
-    for start in tqdm(starts, disable=not progress, desc=what):
-        yield items[start : start + size]
 
 
 # so that DiffusionPipeline.from_pretrained finds the class that a model folder names

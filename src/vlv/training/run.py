@@ -20,7 +20,7 @@ from vlv.training.journal import Journal, Meter
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample, to_device
 from vlv.training.optim import MovingAverage, Optimizer, trainable_parameters
 from vlv.training.rng import decode, encode, preserved_rng, rng_state, set_rng_state
-from vlv.training.weights import changing_buffers, load_weights, set_train_mode
+from vlv.training.weights import changing_buffers, load_weights, on_device, set_train_mode
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ class Run:
             )
         self.objective, self.loader, self.config, self.optim = objective, loader, config, optim
         self.run_dir, self.settings = run_dir, settings
-        self.module = objective.module.to(self.accelerator.device)
+        self.module = on_device(objective.module, self.accelerator.device)
         self.parameters = trainable_parameters(self.module)
         self.optimizer = Optimizer(self.parameters, optim, config.steps)
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None

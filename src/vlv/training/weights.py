@@ -25,6 +25,12 @@ def set_train_mode(module: nn.Module) -> None:
             part.eval()
 
 
+def on_device(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on a device; tensors that are there already are left alone."""
+    there = all(t.device == device for t in (*module.parameters(), *module.buffers()))
+    return module if there else module.to(device)
+
+
 def store_frozen(module: nn.Module, dtype: torch.dtype, *, keep: Iterable[Any] = ()) -> None:
     """Hold frozen submodules in another dtype, stored buffers included; what trains and `keep` stay as they are."""
     kept = {id(t) for part in keep if part for t in _stored(part)}

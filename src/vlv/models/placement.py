@@ -1,0 +1,113 @@
+"""Where a model computes and in which dtype: chosen by itself, and made to fit small GPUs."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from vlv.errors import ConfigError
+from vlv.models.quantize import quantize_llm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+VAEMode = Literal["whole", "sliced", "tiled"]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a loaded model lies in memory."""
+
+    device: str = "auto"
+    """A device of torch; "auto" is CUDA, else MPS, else the processor."""
+    dtype: str = "auto"
+    """Of the weights; "auto" is bfloat16 where the device computes in it, float32 on a processor."""
+    offload: bool = False
+    """Keep the parts in main memory and bring each to the device only while it works."""
+    vae: VAEMode = "whole"
+    """"sliced" decodes image by image, "tiled" piece by piece: slower, in less memory."""
+    llm_bits: Literal[4, 8] | None = None
+    """Bits of the caption decoder's weights; None leaves them as they are."""
+
+
+def pick_device(device: str) -> str:
+    """Name of the device that "auto" stands for.
+
+    Raises:
+        ConfigError: No such device on this machine.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"device {device!r} cannot be used ({reason}); try --device cpu"
+        ) from error
+    return device
+
+
+def pick_dtype(dtype: str, device: str) -> torch.dtype:
+    """The dtype that "auto" stands for on a device.
+
+    Raises:
+        ConfigError: No such dtype.
+    """
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise ConfigError(f"dtype is {dtype!r}; choose auto or one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if device == "mps" and _mps_has_bfloat16() else torch.float32
+
+
+def _mps_has_bfloat16() -> bool:
+    """Whether this version of macOS computes in bfloat16 on its GPU."""
+    try:
+        torch.zeros(1, dtype=torch.bfloat16, device="mps")
+    except (RuntimeError, TypeError):
+        return False
+    return True
+
+
+def place(pipe: Any, placement: Placement) -> None:
+    """Quantise, slice and move a pipeline as the placement says; its dtype was given to `from_pretrained`.
+
+    Raises:
+        ConfigError: The device cannot be used, a package is missing, or offloading has nowhere to go.
+    """
+    device = pick_device(placement.device)
+    if placement.llm_bits is not None and pipe.caption_decoder is not None:
+        quantize_llm(pipe.caption_decoder, placement.llm_bits)
+    if pipe.vae is not None and placement.vae != "whole":
+        pipe.vae.enable_slicing()
+        if placement.vae == "tiled":
+            pipe.vae.enable_tiling()
+    if not placement.offload:
+        pipe.to(device)
+        return
+    if device == "cpu":
+        raise ConfigError("--offload frees a GPU, but there is none in use; leave it out")
+    pipe.offload_device = torch.device(device)
+
+
+@contextmanager
+def at_work(pipe: Any, *names: str) -> Iterator[None]:
+    """Within the context these components of an offloaded pipeline are on its device; otherwise nothing happens."""
+    device = pipe.offload_device
+    parts = [getattr(pipe, name) for name in names if getattr(pipe, name) is not None]
+    for part in parts if device is not None else ():
+        part.to(device)
+    try:
+        yield
+    finally:
+        for part in parts if device is not None else ():
+            part.to("cpu")
