@@ -13,6 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
+from transformers import Dinov2Config, Dinov2Model
 
 from tests import tiny
 from tests.models import families
@@ -25,6 +26,7 @@ from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import SD3Decoder, SDXLDecoder
+from vlv.models.vision_encoder import VisionEncoder
 from vlv.training.assemble import load_decoder, train
 from vlv.training.stages import Stage1
 
@@ -201,12 +203,29 @@ def test_the_refiner_and_other_flow_schedules_are_refused() -> None:
 # --- the whole method -----------------------------------------------------------------------------
 
 
+def backbone_encoder_for(decoder: Any) -> VisionEncoder:
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    return VisionEncoder.from_backbone(
+        tiny._seeded(lambda: Dinov2Model(config), 0),
+        num_queries=tiny.NUM_QUERIES,
+        text_width=decoder.text_width,
+        image_size=32,
+        image_mean=[0.5] * 3,
+        image_std=[0.3] * 3,
+        seed=5,
+        num_layers=1,
+    )
+
+
+@pytest.mark.parametrize("make_encoder", [encoder_for, backbone_encoder_for])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_encoder_learns_through_the_frozen_decoder(name: str) -> None:
+def test_the_encoder_learns_through_the_frozen_decoder(name: str, make_encoder: Any) -> None:
     decoder = make_decoder(name)
     families.sharpen(decoder)
     before = {k: v.clone() for k, v in decoder.state_dict().items()}
-    encoder = encoder_for(decoder)
+    encoder = make_encoder(decoder)
     stage = Stage1(encoder, decoder, Stage1Config())
     parameters = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3)
