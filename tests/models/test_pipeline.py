@@ -307,6 +307,7 @@ def test_only_the_needed_folders_are_downloaded(
         "model_index.json",
         "encoder/*",
         "text_encoder/*",
+        "text_encoder_2/*",  # of the families with two towers
         "caption_decoder/*",
     }
 

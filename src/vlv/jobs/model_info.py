@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vlv.errors import ModelFolderError
-from vlv.models.folder import INDEX_NAME, NEEDED, Reference, read_index
+from vlv.models.folder import INDEX_NAME, NEEDED, Reference, needed, read_index
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ class ModelInfo:
     def commands(self) -> list[str]:
         """Commands for which all parts are there."""
         names = {part.name for part in self.parts}
-        return [command for command, needs in NEEDED.items() if names.issuperset(needs)]
+        return [command for command in NEEDED if names.issuperset(needed(command, names))]
 
 
 def describe_model(folder: Path) -> ModelInfo:

@@ -16,7 +16,13 @@ from tqdm import tqdm
 
 from vlv.errors import ConfigError, MissingPartError
 from vlv.models.pixels import as_float
-from vlv.models.text_tower import contextualize, null_context, token_embeddings, tokenize
+from vlv.models.text_tower import (
+    contextualize,
+    null_context,
+    num_positions,
+    token_embeddings,
+    tokenize,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,6 +73,15 @@ class DiffusionDecoder(nn.Module):
         scheduler: The training schedule; never changed, samplers are built from its configuration.
     """
 
+    components: tuple[str, ...] = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    """Names of the components, as folders in the diffusers layout."""
+    optional: tuple[str, ...] = ()
+    """Components that a model may do without."""
+    towers: tuple[str, ...] = ("text_encoder",)
+    """The components that make the context of z."""
+    denoiser_name = "unet"
+    """The component that predicts what the noise hides."""
+
     def __init__(
         self,
         text_encoder: CLIPTextModel,
@@ -90,6 +105,25 @@ class DiffusionDecoder(nn.Module):
 
     # --- context ---------------------------------------------------------------------------------
 
+    @property
+    def text_width(self) -> int:
+        """D, the width of z."""
+        return int(self.text_encoder.config.hidden_size)
+
+    @property
+    def context_width(self) -> int:
+        """Width of the context."""
+        return self.text_width
+
+    @property
+    def num_positions(self) -> int:
+        """The longest z, in tokens."""
+        return num_positions(self.text_encoder)
+
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        """The space z lives in: embeddings (B, L, D) of token ids (B, L)."""
+        return token_embeddings(self.text_encoder, ids)
+
     def context(self, z: Tensor) -> Tensor:
         """From caption embedding to context: c = T(z), (B, Q, D) to (B, Q, D)."""
         return contextualize(self.text_encoder, z)
@@ -97,12 +131,16 @@ class DiffusionDecoder(nn.Module):
     def encode_text(self, texts: Sequence[str]) -> TextContext:
         """The context of texts, padded to the tower's length; longer texts are cut and counted."""
         ids, truncated = tokenize(self._part("tokenizer"), self.text_encoder, list(texts))
-        c = self.context(token_embeddings(self.text_encoder, ids))
+        c = self.context(self.token_embeddings(ids))
         return TextContext(c, int(truncated.sum()))
 
     def null_context(self, batch_size: int = 1) -> Tensor:
         """The context of the empty text, (batch_size, L, D)."""
         return null_context(self.text_encoder, self._part("tokenizer"), batch_size)
+
+    def _null_like(self, c: Tensor) -> Tensor:
+        """The null context (1, L, D) that guidance leads away from on the way to c."""
+        return self.null_context()
 
     # --- latents ---------------------------------------------------------------------------------
 
@@ -112,9 +150,14 @@ class DiffusionDecoder(nn.Module):
         return int(2 ** (len(self._part("vae").config["block_out_channels"]) - 1))
 
     @property
+    def denoiser(self) -> Any:
+        """The network that predicts what the noise hides, or None."""
+        return getattr(self, self.denoiser_name)
+
+    @property
     def image_size(self) -> int:
-        """The side in pixels that the U-Net was trained on."""
-        return int(self._part("unet").config["sample_size"]) * self.downscale_factor
+        """The side in pixels that the denoiser was trained on."""
+        return int(self._part(self.denoiser_name).config["sample_size"]) * self.downscale_factor
 
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> Posterior:
@@ -271,7 +314,7 @@ class DiffusionDecoder(nn.Module):
             noise = randn_like(latents, generator)
         timesteps = timesteps.to(latents.device)
         noisy = self.add_noise(latents, noise, timesteps)
-        prediction = self._predict(noisy, timesteps, c)
+        prediction = self._predict(noisy, self._clock(timesteps, latents), c)
         target = self.target(latents, noise, timesteps)
         error = F.mse_loss(prediction.float(), target.float(), reduction="none")
         if weights is not None:
@@ -290,6 +333,10 @@ class DiffusionDecoder(nn.Module):
         a = alphas.to(timesteps.device)[timesteps].to(like.device, torch.float32)
         a = a[:, None, None, None]
         return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
+
+    def _clock(self, timesteps: Tensor, latents: Tensor) -> Tensor:
+        """What the denoiser is told of the timesteps (B,)."""
+        return timesteps
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
         unet = self._part("unet")
@@ -337,12 +384,14 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"{len(c)} contexts need as many seeds, got {len(seeds)}")
         solver = self._make_sampler(sampler, steps)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        latents = self._first_noise(generators, height, width) * solver.init_noise_sigma
+        latents = self._first_noise(generators, height, width)
+        latents = latents * getattr(solver, "init_noise_sigma", 1.0)
         draws = {"generator": generators} if sampler == "ddpm" else {}
+        scale = getattr(solver, "scale_model_input", lambda sample, _: sample)
         if guidance != 1:
-            null = (self.null_context() if null is None else null).expand(len(c), -1, -1)
+            null = (self._null_like(c) if null is None else null).expand(len(c), -1, -1)
         for t in tqdm(solver.timesteps, disable=not progress, desc="sampling"):
-            inputs = solver.scale_model_input(latents, t)
+            inputs = scale(latents, t)
             prediction = self._predict(inputs, t, c).float()
             if guidance != 1:
                 baseline = self._predict(inputs, t, cast("Tensor", null)).float()
@@ -356,26 +405,29 @@ class DiffusionDecoder(nn.Module):
             raise ConfigError(f'the sampler is "{sampler}"; choose one of {", ".join(SAMPLERS)}')
         if not 1 <= steps <= self.num_timesteps:
             raise ConfigError(f"steps is {steps}; choose between 1 and {self.num_timesteps}")
+        kind, config = self._sampler_config(sampler)
         # `from_config` forgets values that the training scheduler took by default, until it is
-        # saved and loaded; without this mark it keeps them. Latents must not be clipped as pixels
-        # would be.
-        config = dict(self._part("scheduler").config) | {"clip_sample": False}
+        # saved and loaded; without this mark it keeps them.
         config.pop("_use_default_values", None)
-        solver = SAMPLERS[sampler].from_config(config)
-        solver.set_timesteps(steps, device=self._part("unet").device)
+        solver = kind.from_config(config)
+        solver.set_timesteps(steps, device=self._part(self.denoiser_name).device)
         return solver
+
+    def _sampler_config(self, sampler: Sampler) -> tuple[Any, dict[str, Any]]:
+        """Class and settings of a sampler; latents must not be clipped as pixels would be."""
+        return SAMPLERS[sampler], dict(self._part("scheduler").config) | {"clip_sample": False}
 
     def _first_noise(
         self, generators: Sequence[torch.Generator], height: int | None, width: int | None
     ) -> Tensor:
         """Standard normal float32 latents (B, k, h, w), each image from its own CPU generator."""
-        unet, factor = self._part("unet"), self.downscale_factor
+        denoiser, factor = self._part(self.denoiser_name), self.downscale_factor
         height, width = height or self.image_size, width or self.image_size
         if height % factor or width % factor:
             raise ConfigError(f"image sides are divisible by {factor}, got {height}x{width}")
-        shape = (int(unet.config["in_channels"]), height // factor, width // factor)
+        shape = (int(denoiser.config["in_channels"]), height // factor, width // factor)
         draws = [torch.randn(shape, generator=generator) for generator in generators]
-        return torch.stack(draws).to(unet.device)
+        return torch.stack(draws).to(denoiser.device)
 
     # --- parts -----------------------------------------------------------------------------------
 

@@ -5,7 +5,8 @@ my-model/
   model_index.json   image size and framing, and one entry per component: [library, class], or
                      {"repo", "subfolder", "revision"} where it is named instead of copied
   encoder/ caption_decoder/                        config.json + model.safetensors
-  text_encoder/ tokenizer/ unet/ vae/ scheduler/   as in any diffusers folder
+  text_encoder/ tokenizer/ unet/ vae/ scheduler/   as in any diffusers folder; SDXL and Stable
+                     Diffusion 3 have more towers, the latter a transformer/ instead of unet/
 ```
 """
 
@@ -21,17 +22,26 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors import SafetensorError
-from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedModel,
+    T5EncoderModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from vlv.config import model_preset_names
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder
 from vlv.models.hub import check_variant, download
+from vlv.models.two_towers import SD3Decoder, SDXLDecoder, decoder_class
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 if TYPE_CHECKING:
@@ -50,6 +60,11 @@ MODELS: dict[str, Any] = {
     "vae": AutoencoderKL,
     "caption_decoder": CaptionDecoder,
 }
+_MORE_MODELS: dict[str, Any] = {
+    "text_encoder_2": CLIPTextModelWithProjection,
+    "text_encoder_3": T5EncoderModel,
+    "transformer": SD3Transformer2DModel,
+}
 COMPONENTS = (
     "encoder",
     "text_encoder",
@@ -59,6 +74,14 @@ COMPONENTS = (
     "scheduler",
     "caption_decoder",
 )
+MORE_COMPONENTS = (
+    "text_encoder_2",
+    "tokenizer_2",
+    "text_encoder_3",
+    "tokenizer_3",
+    "transformer",
+)
+"""Those that some families of diffusion decoders have beside or instead of the others."""
 _GENERATE = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
 NEEDED: dict[str, tuple[str, ...]] = {
     "embed": ("encoder",),
@@ -66,7 +89,22 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "reconstruct": ("encoder", *_GENERATE),
     "generate": _GENERATE,
 }
-"""The components that each task needs."""
+"""The components that each task needs where the diffusion decoder has one text tower."""
+
+
+def needed(task: str, present: Iterable[str]) -> tuple[str, ...]:
+    """The components that a task needs of a model with these components."""
+    return _needed_of(decoder_class(tuple(present)), task)
+
+
+def _needed_of(family: type[DiffusionDecoder], task: str) -> tuple[str, ...]:
+    return {
+        "embed": ("encoder",),
+        "caption": ("encoder", *family.towers, "caption_decoder"),
+        "reconstruct": ("encoder", *family.components),
+        "generate": family.components,
+    }.get(task, ())
+
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _READ_ERRORS = (
@@ -99,20 +137,28 @@ class ModelIndex:
         Raises:
             MissingPartError: The model lacks one of them.
         """
-        needed: list[str] = []
+        names: list[str] = []
         for task in tasks:
             if task not in NEEDED:
                 raise ModelFolderError(
                     f'"{task}" is no part of a model; choose from {", ".join(NEEDED)}'
                 )
             check_parts(f"the model {self.folder}", task, self.components)
-            needed += NEEDED[task]
-        return [name for name in COMPONENTS if name in needed]
+            names += needed(task, self.components)
+            if task == "generate":
+                optional = decoder_class(tuple(self.components)).optional
+                names += [name for name in optional if (self.folder / name).is_dir()]
+        return [
+            name
+            for name in (*COMPONENTS, *MORE_COMPONENTS)
+            if name in names and name in self.components
+        ]
 
 
 def check_parts(model: str, task: str, present: Iterable[str]) -> None:
     """Raise MissingPartError unless a model has every component that a task needs."""
-    missing = [name for name in NEEDED[task] if name not in set(present)]
+    present = set(present)
+    missing = [name for name in needed(task, present) if name not in present]
     if missing:
         raise MissingPartError(
             f'{model} has no {" and no ".join(missing)}, which "{task}" needs; '
@@ -172,7 +218,7 @@ def find_folder(
             f'there is no model "{name}"; name a shipped model ({known}), a model folder, '
             "or a model on the hub as owner/name"
         )
-    parts = sorted({part for task in tasks for part in NEEDED.get(task, ())}) if tasks else None
+    parts = sorted({part for task in tasks for part in _may_need(task)}) if tasks else None
     return download(
         str(name),
         parts,
@@ -181,6 +227,12 @@ def find_folder(
         subfolder=subfolder,
         variant=variant,
     )
+
+
+def _may_need(task: str) -> set[str]:
+    """What a task needs of a model of any family; folders that it lacks do no harm."""
+    families = (DiffusionDecoder, SDXLDecoder, SD3Decoder)
+    return {name for family in families for name in _needed_of(family, task)}
 
 
 def read_index(folder: Path) -> ModelIndex:
@@ -199,7 +251,8 @@ def read_index(folder: Path) -> ModelIndex:
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        entries = {name: index[name] for name in COMPONENTS if name in index}
+        known = (*COMPONENTS, *MORE_COMPONENTS)
+        entries = {name: index[name] for name in known if name in index}
         return ModelIndex(
             folder=folder,
             components={
@@ -249,7 +302,9 @@ def _load(
     name: str, folder: Path, dtype: torch.dtype, variant: str | None
 ) -> tuple[Any, dict[str, Any]]:
     """A component in eval mode, and what its loader found missing."""
-    if name == "tokenizer":
+    if name == "tokenizer_3":
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True), {}
+    if name.startswith("tokenizer"):
         return CLIPTokenizer.from_pretrained(folder), {}
     if name == "scheduler":
         config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
@@ -282,7 +337,9 @@ def _model_class(name: str, folder: Path) -> Any:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if name == "encoder" and config.get("model_type") == VisionEncoderConfig.model_type:
         return VisionEncoder
-    return MODELS[name]
+    if name == "text_encoder" and "CLIPTextModelWithProjection" in config.get("architectures", ()):
+        return CLIPTextModelWithProjection
+    return (MODELS | _MORE_MODELS)[name]
 
 
 @contextmanager
@@ -330,9 +387,10 @@ def _follow(reference: Reference, base: Path, *, local_files_only: bool) -> Path
 
 def default_image_size(index: ModelIndex) -> int | None:
     """The side in pixels from the configurations of U-Net and VAE; None without them."""
-    if not {"unet", "vae"} <= set(index.components):
+    denoiser = decoder_class(tuple(index.components)).denoiser_name
+    if not {denoiser, "vae"} <= set(index.components):
         return None
-    configs = [index.folder / name / "config.json" for name in ("unet", "vae")]
+    configs = [index.folder / name / "config.json" for name in (denoiser, "vae")]
     if not all(path.is_file() for path in configs):
         return None
     unet, vae = (json.loads(path.read_text(encoding="utf-8")) for path in configs)

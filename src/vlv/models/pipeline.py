@@ -26,7 +26,7 @@ from vlv.models.captioner import Caption
 from vlv.models.diffusion import DiffusionDecoder, Sampler
 from vlv.models.folder import (
     COMPONENTS,
-    MODELS,
+    MORE_COMPONENTS,
     Reference,
     Task,
     check_parts,
@@ -46,7 +46,7 @@ from vlv.models.saving import (
     write_component,
     write_index,
 )
-from vlv.models.text_tower import contextualize
+from vlv.models.two_towers import make_diffusion_decoder
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +67,11 @@ class VLVPipeline(DiffusionPipeline):
         vae: AutoencoderKL.
         scheduler: The noise schedule the U-Net was trained with.
         caption_decoder: CaptionDecoder.
-        image_size: Side in pixels that images are brought to; None is that of the U-Net.
+        image_size: Side in pixels that images are brought to; None is that of the denoiser.
         framing: How images of other shapes become squares, see `vlv.data.framing.frame`.
+        text_encoder_2, tokenizer_2: Second text tower, of SDXL and Stable Diffusion 3.
+        text_encoder_3, tokenizer_3: The T5 of Stable Diffusion 3.
+        transformer: SD3Transformer2DModel, which Stable Diffusion 3 has instead of a U-Net.
     """
 
     encoder: Any
@@ -78,9 +81,12 @@ class VLVPipeline(DiffusionPipeline):
     vae: Any
     scheduler: Any
     caption_decoder: Any
+    transformer: Any
 
-    model_cpu_offload_seq = "encoder->text_encoder->unet->vae"  # type: ignore[assignment]
-    _optional_components = list(COMPONENTS)  # noqa: RUF012
+    model_cpu_offload_seq: Any = (
+        "encoder->text_encoder->text_encoder_2->text_encoder_3->unet->transformer->vae"
+    )
+    _optional_components = [*COMPONENTS, *MORE_COMPONENTS]  # noqa: RUF012
 
     def __init__(
         self,
@@ -93,6 +99,11 @@ class VLVPipeline(DiffusionPipeline):
         caption_decoder: Any = None,
         image_size: int | None = None,
         framing: Framing = DEFAULT_FRAMING,
+        text_encoder_2: Any = None,
+        tokenizer_2: Any = None,
+        text_encoder_3: Any = None,
+        tokenizer_3: Any = None,
+        transformer: Any = None,
     ) -> None:
         super().__init__()
         self.register_modules(  # type: ignore[no-untyped-call]
@@ -104,17 +115,20 @@ class VLVPipeline(DiffusionPipeline):
             scheduler=scheduler,
             caption_decoder=caption_decoder,
         )
+        more = (text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3, transformer)
+        self.register_modules(  # type: ignore[no-untyped-call]
+            **dict(zip(MORE_COMPONENTS, more, strict=True))
+        )
         check_framing(framing)
         self.register_to_config(  # type: ignore[no-untyped-call]
             image_size=image_size, framing=framing
         )
         self.references: dict[str, Reference] = {}
-        self.offload_device: torch.device | None = (
-            None  # where parts go while they work; see `place`
-        )
-        for name in MODELS:
-            if self._parts()[name] is not None:
-                self._parts()[name].eval()
+        # where parts go while they work; see `place`
+        self.offload_device: torch.device | None = None
+        for part in self._parts().values():
+            if isinstance(part, torch.nn.Module):
+                part.eval()
 
     # --- loading and saving ----------------------------------------------------------------------
 
@@ -249,7 +263,7 @@ class VLVPipeline(DiffusionPipeline):
         size = self._known_image_size()
         if size is None:
             raise ModelFolderError(
-                f"the image size of {self._name()} is unknown: it has no U-Net and VAE that tell; "
+                f"the image size of {self._name()} is unknown: it has no denoiser and VAE that tell; "
                 "pass image_size to VLVPipeline"
             )
         return size
@@ -262,19 +276,17 @@ class VLVPipeline(DiffusionPipeline):
     @property
     def decoder(self) -> DiffusionDecoder:
         """The frozen components as a DiffusionDecoder."""
-        return DiffusionDecoder(
-            self.text_encoder, self.tokenizer, self.unet, self.vae, self.scheduler
-        )
+        return make_diffusion_decoder(self._parts())
 
     def _known_image_size(self) -> int | None:
         if (size := self.config["image_size"]) is not None:
             return int(size)
-        if self.unet is None or self.vae is None:
+        if (self.unet is None and self.transformer is None) or self.vae is None:
             return None
         return self.decoder.image_size
 
     def _parts(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in COMPONENTS}
+        return {name: getattr(self, name) for name in (*COMPONENTS, *MORE_COMPONENTS)}
 
     def _name(self) -> str:
         return str(self.config.get("_name_or_path") or "in memory")
@@ -326,9 +338,9 @@ class VLVPipeline(DiffusionPipeline):
     @torch.no_grad()
     def context(self, z: Tensor) -> Tensor:
         """From caption embedding to context, (Q, D) or (B, Q, D) alike."""
-        with at_work(self, "text_encoder"):
-            z = z.to(self.text_encoder.device)
-            c = contextualize(self.text_encoder, z if z.ndim == 3 else z[None])
+        with at_work(self, *self.decoder.towers):
+            z = z.to(self.text_encoder.device, self.text_encoder.dtype)
+            c = self.decoder.context(z if z.ndim == 3 else z[None])
         return c if z.ndim == 3 else c[0]
 
     def mix(
@@ -446,7 +458,7 @@ class VLVPipeline(DiffusionPipeline):
                 "%d of %d texts are longer than the text tower's %d tokens and were cut",
                 encoded.num_truncated,
                 len(encoded.c),
-                encoded.c.shape[1],
+                self.decoder.num_positions,
             )
         pictures = self.draw(encoded.c, **sampling)
         return pictures[0] if single else pictures

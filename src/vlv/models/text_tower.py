@@ -6,16 +6,18 @@ queries, D text width, L token ids.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, PreTrainedTokenizerBase
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
+
+    Tower: TypeAlias = CLIPTextModel | CLIPTextModelWithProjection
 
 
-def num_positions(text_encoder: CLIPTextModel) -> int:
+def num_positions(text_encoder: Tower) -> int:
     """The longest sequence that the text tower reads, in tokens."""
     return int(text_encoder.config.max_position_embeddings)
 
@@ -45,7 +47,7 @@ def contextualize(text_encoder: CLIPTextModel, z: Tensor) -> Tensor:
     return cast("Tensor", text_encoder.final_layer_norm(hidden))  # (B, Q, D)
 
 
-def token_embeddings(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
+def token_embeddings(text_encoder: Tower, ids: Tensor) -> Tensor:
     """Look up token embeddings, the space z lives in.
 
     Args:
@@ -55,11 +57,34 @@ def token_embeddings(text_encoder: CLIPTextModel, ids: Tensor) -> Tensor:
     Returns:
         Embeddings before positions are added, (B, L, D).
     """
-    return cast("Tensor", text_encoder.embeddings.token_embedding(ids))
+    return cast("Tensor", text_encoder.get_input_embeddings()(ids))
+
+
+def penultimate_and_last(text_encoder: Tower, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Apply the text tower to embeddings, as `contextualize`, and keep two depths.
+
+    SDXL and Stable Diffusion 3 read the states before the last layer, without the final norm, and
+    take their pooled vector from the last ones.
+
+    Args:
+        text_encoder: The CLIP text transformer.
+        z: Caption embedding or token embeddings, (B, Q, D).
+
+    Returns:
+        The states before the last layer, and the last ones after the final norm, each (B, Q, D).
+    """
+    _check_embeddings(text_encoder, z)
+    tower: Any = getattr(text_encoder, "text_model", text_encoder)
+    hidden = tower.embeddings(inputs_embeds=z)
+    mask = _causal_mask(hidden)
+    *layers, last = tower.encoder.layers
+    for layer in layers:
+        hidden = layer(hidden, mask)
+    return hidden, tower.final_layer_norm(last(hidden, mask))
 
 
 def tokenize(
-    tokenizer: PreTrainedTokenizerBase, text_encoder: CLIPTextModel, texts: list[str]
+    tokenizer: PreTrainedTokenizerBase, text_encoder: Tower, texts: list[str]
 ) -> tuple[Tensor, Tensor]:
     """Turn texts into ids, padded and cut to the tower's length.
 
@@ -109,7 +134,7 @@ def _causal_mask(hidden: Tensor) -> Tensor:
     return mask.triu(1)[None, None]
 
 
-def _check_embeddings(text_encoder: CLIPTextModel, z: Tensor) -> None:
+def _check_embeddings(text_encoder: Tower, z: Tensor) -> None:
     width, length = int(text_encoder.config.hidden_size), num_positions(text_encoder)
     if z.ndim != 3 or z.shape[-1] != width:
         raise ValueError(

@@ -25,9 +25,16 @@ from vlv.errors import ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
-from vlv.models.folder import NEEDED, ModelIndex, find_folder, load_component
+from vlv.models.folder import (
+    COMPONENTS,
+    MORE_COMPONENTS,
+    ModelIndex,
+    find_folder,
+    load_component,
+)
 from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
+from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.latents import cache_latents
 from vlv.training.loop import fit
@@ -49,7 +56,6 @@ if TYPE_CHECKING:
 
 _HELD_OUT_IMAGES = 256
 _SAMPLE_IMAGES = 8
-_DECODER = NEEDED["generate"]
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def train(
 
 def load_stage1(config: RunConfig) -> Parts:
     """The encoder, fresh or one that learns on, and the frozen diffusion decoder."""
-    decoder = load_decoder(config.model.decoder, _DECODER)
+    decoder = load_decoder(config.model.decoder)
     return Parts(load_encoder(config, decoder), decoder)
 
 
@@ -125,8 +131,7 @@ def load_stage2(config: RunConfig) -> Parts:
     The encoder is that of stage 1; where the configuration names none, a fresh one (paper, Table 7).
     """
     assert config.stage2 is not None, "checked by RunConfig"
-    names = _DECODER if config.stage2.denoising_weight else ("text_encoder", "tokenizer")
-    decoder = load_decoder(config.model.decoder, names)
+    decoder = load_decoder(config.model.decoder, draws=bool(config.stage2.denoising_weight))
     return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
 
 
@@ -151,7 +156,7 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
     return CaptionDecoder.from_llm(
         _pretrained(AutoModelForCausalLM, source, "the language model"),
         _pretrained(AutoTokenizer, source, "the language model's tokenizer"),
-        text_width=decoder.text_encoder.config.hidden_size,
+        text_width=decoder.context_width,
         seed=config.loop.seed,
     )
 
@@ -160,13 +165,13 @@ def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | 
     """Florence-2 or a vision backbone with everything fresh that makes z of its tokens."""
     if config.model.backbone is not None:
         return _backbone_encoder(config, config.model.backbone, decoder)
-    source, text = config.model.florence, decoder.text_encoder.config
+    source = config.model.florence
     assert source is not None, "checked by RunConfig"
     return VLVEncoder.from_florence(
         _pretrained(Florence2ForConditionalGeneration, source, "Florence-2"),
         _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
-        num_queries=config.model.num_queries or text.max_position_embeddings,
-        text_width=text.hidden_size,
+        num_queries=config.model.num_queries or decoder.num_positions,
+        text_width=decoder.text_width,
         image_size=config.model.input_size or config.data.image_size,
         seed=config.loop.seed,
         prompt=config.model.prompt or DEFAULT_PROMPT,
@@ -177,13 +182,12 @@ def _backbone_encoder(
     config: RunConfig, source: PartSource, decoder: DiffusionDecoder
 ) -> VisionEncoder:
     """A vision backbone with fresh queries, transformer and projector for the text tower of a decoder."""
-    text = decoder.text_encoder.config
     backbone = _pretrained(AutoModel, source, "the vision backbone")
     size, mean, std = read_image_statistics(_folder(source, None))
     return VisionEncoder.from_backbone(
         backbone,
-        num_queries=config.model.num_queries or text.max_position_embeddings,
-        text_width=text.hidden_size,
+        num_queries=config.model.num_queries or decoder.num_positions,
+        text_width=decoder.text_width,
         image_size=config.model.input_size or size,
         image_mean=mean,
         image_std=std,
@@ -192,12 +196,23 @@ def _backbone_encoder(
     )
 
 
-def load_decoder(source: PartSource, names: Sequence[str]) -> DiffusionDecoder:
-    """The named components of a folder in the diffusers layout; the others are None."""
+def load_decoder(source: PartSource, *, draws: bool = True) -> DiffusionDecoder:
+    """The diffusion decoder in a folder of the diffusers layout, of the family that its parts show.
+
+    Where it need not draw, the text towers and their tokenizers are enough. What a family may do
+    without (the T5 tower, which z never enters) is left out.
+    """
+    folder = _folder(source, ["generate"])
+    known = (*COMPONENTS, *MORE_COMPONENTS)
+    present = [name for name in known if (folder / name).is_dir()]
+    family = decoder_class(present)
+    names = family.components
+    if not draws:
+        names = tuple(name for name in names if name.startswith(("text_encoder", "tokenizer")))
     index = _decoder_index(source, names)
-    loaded: dict[str, Any] = dict.fromkeys(_DECODER)
-    loaded |= {name: load_component(index, name, torch.float32) for name in names}
-    return DiffusionDecoder(**loaded)
+    return make_diffusion_decoder(
+        {name: load_component(index, name, torch.float32) for name in names}
+    )
 
 
 def _decoder_index(source: PartSource, names: Sequence[str]) -> ModelIndex:
@@ -217,7 +232,8 @@ def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] 
 def _check_width(
     part: VLVEncoder | VisionEncoder | CaptionDecoder, source: PartSource, decoder: DiffusionDecoder
 ) -> None:
-    width, wanted = part.config.text_width, decoder.text_encoder.config.hidden_size
+    width = part.config.text_width
+    wanted = decoder.context_width if isinstance(part, CaptionDecoder) else decoder.text_width
     if width != wanted:
         raise ModelFolderError(
             f"{source.path} was trained for a text tower of width {width}, but that of the diffusion decoder has "
@@ -332,7 +348,7 @@ def make_evaluation(
     batches = _held_out_batches(config, held_out)
     meters: list[Evaluate] = []
     captions = [caption for batch in batches for caption in batch["captions"]]
-    if parts.decoder.unet is not None and all(captions):
+    if parts.decoder.denoiser is not None and all(captions):
         pixels = torch.cat([batch["pixels"] for batch in batches])
         meters.append(DenoisingMeter(parts.encoder, parts.decoder, pixels, captions))
     if config.stage == "stage2":
@@ -357,7 +373,7 @@ def make_samples(config: RunConfig, parts: Parts, held_out: Sequence[Record]) ->
 
     def sample(step: int, folder: Path) -> None:
         z = pipe.embed(images)
-        if parts.decoder.unet is not None:
+        if parts.decoder.denoiser is not None:
             rebuilt = pipe.reconstruct(z=z)
             _grid([[to_pil(image) for image in images], rebuilt]).save(folder / f"{step:07d}.png")
         if parts.caption_decoder is not None:
@@ -384,7 +400,8 @@ def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 def make_pipeline(config: RunConfig, parts: Parts, **decoder: Any) -> VLVPipeline:
     """The parts as a pipeline; ``decoder`` supplies components other than those that training used."""
-    components = {name: getattr(parts.decoder, name) for name in _DECODER} | decoder
+    names = parts.decoder.components
+    components = {name: getattr(parts.decoder, name) for name in names} | decoder
     return VLVPipeline(
         encoder=parts.encoder,
         caption_decoder=parts.caption_decoder,
@@ -396,9 +413,10 @@ def make_pipeline(config: RunConfig, parts: Parts, **decoder: Any) -> VLVPipelin
 def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
     """Save the model folder; a decoder from the hub is named in it, one from a folder is copied."""
     source = config.model.decoder
+    names = parts.decoder.components
     if Path(source.path).is_dir():
-        index = _decoder_index(source, _DECODER)
-        copied = {name: load_component(index, name, torch.float32) for name in _DECODER}
+        index = _decoder_index(source, names)
+        copied = {name: load_component(index, name, torch.float32) for name in names}
         make_pipeline(config, parts, **copied).save_pretrained(folder)
         return
     references = {
@@ -408,6 +426,6 @@ def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
             "revision": source.revision,
             **({"variant": source.variant} if source.variant else {}),
         }
-        for name in _DECODER
+        for name in names
     }
     make_pipeline(config, parts).save_pretrained(folder, references=references)

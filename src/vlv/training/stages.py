@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from vlv.errors import DataError
 from vlv.models.diffusion import Posterior
-from vlv.models.text_tower import token_embeddings
 from vlv.training.objective import Batch, Losses
 
 if TYPE_CHECKING:
@@ -145,7 +144,7 @@ def warm_start_loss(decoder: DiffusionDecoder, z: Tensor, batch: Batch) -> Tenso
             'the warm start needs the encoder\'s own captions as batch["own_ids"]; supply them, or set '
             "stage1.warm_start_steps to 0"
         )
-    target = token_embeddings(decoder.text_encoder, batch["own_ids"])  # (B, L, D)
+    target = decoder.token_embeddings(batch["own_ids"])  # (B, L, D)
     return F.mse_loss(z[:, : target.shape[1]], target) / target.square().mean()
 
 

@@ -1,0 +1,338 @@
+"""Diffusion decoders with two CLIP towers and a pooled vector: SDXL, Stable Diffusion 3 and 3.5.
+
+z carries the widths of both towers side by side, D = D1 + D2, as each token of a text has an
+embedding in either. The context is one tensor: the rows of the sequence, then one row with the
+pooled vector. Shapes: B batch, Q queries, L token ids, P pooled width, k h w latents.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlv.errors import ConfigError
+from vlv.models.diffusion import SAMPLERS, DiffusionDecoder, Sampler, TextContext
+from vlv.models.text_tower import (
+    num_positions,
+    penultimate_and_last,
+    token_embeddings,
+    tokenize,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import (
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        PreTrainedTokenizerBase,
+        T5EncoderModel,
+    )
+
+_NUM_SIZE_CONDITIONS = 6
+T5_LENGTH = 256
+
+
+class TwoTowerDecoder(DiffusionDecoder):
+    """What SDXL and Stable Diffusion 3 share: the towers' penultimate states beside each other.
+
+    Args:
+        text_encoder: First tower.
+        tokenizer: Its tokenizer.
+        text_encoder_2: Second tower, with projection.
+        tokenizer_2: Its tokenizer.
+        vae: Latent auto-encoder.
+        scheduler: The training schedule.
+        **parts: The denoiser, and what else a family has.
+    """
+
+    towers = ("text_encoder", "text_encoder_2")
+
+    text_encoder_2: Any
+
+    def __init__(
+        self,
+        text_encoder: CLIPTextModel | CLIPTextModelWithProjection,
+        tokenizer: PreTrainedTokenizerBase | None,
+        text_encoder_2: CLIPTextModelWithProjection,
+        tokenizer_2: PreTrainedTokenizerBase | None,
+        vae: Any,
+        scheduler: Any,
+        **parts: Any,
+    ) -> None:
+        super().__init__(
+            cast("Any", text_encoder), tokenizer, parts.pop("unet", None), vae, scheduler
+        )
+        self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
+        for name, part in parts.items():
+            setattr(self, name, part)
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def text_width(self) -> int:
+        """D = D1 + D2."""
+        return sum(self._widths())
+
+    @property
+    def context_width(self) -> int:
+        """Width of the context of a caption embedding: that of z, or of a wider pooled vector."""
+        return max(self.text_width, self._pooled_width())
+
+    @property
+    def num_positions(self) -> int:
+        """The longest z, in tokens."""
+        return min(num_positions(self.text_encoder), num_positions(self.text_encoder_2))
+
+    def _widths(self) -> list[int]:
+        return [int(tower.config.hidden_size) for tower in (self.text_encoder, self.text_encoder_2)]
+
+    def _pooled_width(self) -> int:
+        raise NotImplementedError
+
+    def context(self, z: Tensor) -> Tensor:
+        """From z to c = [T1(z1), T2(z2)] and the pooled vector, (B, Q, D) to (B, Q + 1, context_width).
+
+        Under the causal mask the last position alone has seen all of z, as the end token of a text
+        has seen all of the text; so the pooled vector is read there.
+        """
+        last = torch.full((len(z),), z.shape[1] - 1, device=z.device)
+        return self._contextualize(z, last, last)
+
+    def _contextualize(self, z: Tensor, end_1: Tensor, end_2: Tensor) -> Tensor:
+        """The context of embeddings; the ends (B,) are where each tower's pooled vector is read."""
+        if z.ndim != 3 or z.shape[-1] != self.text_width:
+            raise ValueError(
+                f"the two text towers read embeddings of shape (B, Q, {self.text_width}), "
+                f"got {tuple(z.shape)}"
+            )
+        z_1, z_2 = torch.split(z, self._widths(), dim=-1)
+        first, last_1 = penultimate_and_last(self.text_encoder, z_1)
+        second, last_2 = penultimate_and_last(self.text_encoder_2, z_2)
+        rows = torch.arange(len(z), device=z.device)
+        pooled = self._pool(last_1[rows, end_1], last_2[rows, end_2])  # (B, P)
+        return _pack(torch.cat([first, second], dim=-1), pooled, self.context_width)
+
+    def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
+        """The pooled vector (B, P) of both towers' last states at the end, (B, D1) and (B, D2)."""
+        raise NotImplementedError
+
+    def token_embeddings(self, ids: Tensor) -> Tensor:
+        """The embeddings of both towers for ids (B, L) of their common vocabulary, (B, L, D)."""
+        towers = (self.text_encoder, self.text_encoder_2)
+        return torch.cat([token_embeddings(tower, ids) for tower in towers], dim=-1)
+
+    def encode_text(self, texts: Sequence[str]) -> TextContext:
+        """The context of texts, padded to the towers' length; longer texts are cut and counted."""
+        embedded, ends, lost = [], [], []
+        for number in ("", "_2"):
+            tokenizer, tower = self._part(f"tokenizer{number}"), self._part(f"text_encoder{number}")
+            ids, truncated = tokenize(tokenizer, tower, list(texts))
+            embedded.append(token_embeddings(tower, ids))
+            ends.append((ids == tokenizer.eos_token_id).int().argmax(-1))  # the first of them
+            lost.append(truncated)
+        c = self._contextualize(torch.cat(embedded, dim=-1), *ends)
+        return TextContext(c, int((lost[0] | lost[1]).sum()))
+
+
+class SDXLDecoder(TwoTowerDecoder):
+    """SDXL: U-Net with the pooled vector of the second tower, and the image's size as conditions."""
+
+    components = (
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "unet",
+        "vae",
+        "scheduler",
+    )
+
+    def _pooled_width(self) -> int:
+        return int(self.text_encoder_2.config.projection_dim)
+
+    def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
+        return cast("Tensor", self.text_encoder_2.text_projection(end_2))
+
+    def null_context(self, batch_size: int = 1) -> Tensor:
+        """Zeros, which stood for no text when SDXL was trained, (batch_size, L + 1, D)."""
+        table: Tensor = self.text_encoder_2.get_input_embeddings().weight
+        return table.new_zeros(batch_size, self.num_positions + 1, self.context_width)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
+        unet = self._part("unet")
+        sequence, pooled = c[:, :-1, : self.text_width], c[:, -1, : self._pooled_width()]
+        output = unet(
+            noisy.to(unet.dtype),
+            timesteps,
+            encoder_hidden_states=sequence.to(unet.dtype),
+            added_cond_kwargs={
+                "text_embeds": pooled.to(unet.dtype),
+                "time_ids": self._size_conditions(noisy).to(unet.dtype),
+            },
+        )
+        return cast("Tensor", output.sample)
+
+    def _size_conditions(self, latents: Tensor) -> Tensor:
+        """Original size, crop corner and target size (B, 6): an image of this size, not cropped."""
+        config = self._part("unet").config
+        width = config["projection_class_embeddings_input_dim"] - self._pooled_width()
+        if width != _NUM_SIZE_CONDITIONS * config["addition_time_embed_dim"]:
+            raise ConfigError(
+                "this SDXL U-Net expects other conditions than the six sizes, as the refiner does; "
+                "name the base model"
+            )
+        height, width = (side * self.downscale_factor for side in latents.shape[-2:])
+        sizes = latents.new_tensor([height, width, 0, 0, height, width])
+        return sizes.expand(len(latents), -1)
+
+
+class SD3Decoder(TwoTowerDecoder):
+    """Stable Diffusion 3 and 3.5: a transformer that predicts the flow from image to noise.
+
+    x_t = (1 - s) x + s eps, and the transformer predicts eps - x. z enters the two CLIP towers; the
+    T5 tower, which may be absent, reads texts only. Where T5 rows are missing they are zeros, as
+    when Stable Diffusion 3 was trained without T5.
+    """
+
+    components = (
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+        "transformer",
+        "vae",
+        "scheduler",
+    )
+    optional = ("text_encoder_3", "tokenizer_3")
+    denoiser_name = "transformer"
+    text_encoder_3: T5EncoderModel | None
+    tokenizer_3: PreTrainedTokenizerBase | None
+    transformer: Any
+
+    # --- context ---------------------------------------------------------------------------------
+
+    def _pooled_width(self) -> int:
+        towers: tuple[Any, ...] = (self.text_encoder, self.text_encoder_2)
+        return sum(int(tower.config.projection_dim) for tower in towers)
+
+    def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
+        pooled_1: Tensor = cast("Any", self.text_encoder).text_projection(end_1)
+        pooled_2: Tensor = self.text_encoder_2.text_projection(end_2)
+        return torch.cat([pooled_1, pooled_2], dim=-1)
+
+    def encode_text(self, texts: Sequence[str]) -> TextContext:
+        """The context of texts; with T5 its rows stand between those of CLIP and the pooled one.
+
+        Texts that CLIP cuts are counted, though T5 reads on.
+        """
+        c, num_truncated = super().encode_text(texts)
+        if self.text_encoder_3 is None:
+            return TextContext(c, num_truncated)
+        ids = self._part("tokenizer_3")(
+            list(texts),
+            padding="max_length",
+            max_length=T5_LENGTH,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        long = self.text_encoder_3(ids.to(c.device)).last_hidden_state.to(c.dtype)  # (B, T, D3)
+        short = F.pad(c, (0, long.shape[-1] - c.shape[-1]))
+        return TextContext(torch.cat([short[:, :-1], long, short[:, -1:]], dim=1), num_truncated)
+
+    def null_context(self, batch_size: int = 1) -> Tensor:
+        """The context of the empty text as the CLIP towers read it, like the context of z."""
+        return super().encode_text([""]).c.expand(batch_size, -1, -1)
+
+    def _null_like(self, c: Tensor) -> Tensor:
+        return self.encode_text([""]).c if self._has_long_text(c) else self.null_context()
+
+    def _has_long_text(self, c: Tensor) -> bool:
+        """Whether a context has rows of T5: CLIP's cannot be more than its positions."""
+        return c.shape[1] - 1 > self.num_positions
+
+    # --- the loss --------------------------------------------------------------------------------
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """x_t = (1 - s) x + s eps, (B, k, h, w)."""
+        s = self._noise_share(timesteps, latents)[:, None, None, None]
+        return (1 - s) * latents + s * noise
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """The flow eps - x."""
+        return noise - latents
+
+    def _noise_share(self, timesteps: Tensor, like: Tensor) -> Tensor:
+        """The share s of noise at positions t of the schedule (B,), moved by its ``shift``."""
+        config = self._part("scheduler").config
+        if config.get("use_dynamic_shifting") or "shift" not in config:
+            raise ConfigError(
+                f"{type(self.scheduler).__name__} is no flow-matching schedule with a fixed shift; "
+                "use the scheduler of Stable Diffusion 3 or 3.5"
+            )
+        u = (timesteps.to(like.device, torch.float32) + 1) / self.num_timesteps
+        shift = float(config["shift"])
+        return (shift * u / (1 + (shift - 1) * u)).to(like.dtype)
+
+    def _clock(self, timesteps: Tensor, latents: Tensor) -> Tensor:
+        return self._noise_share(timesteps, latents) * self.num_timesteps
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
+        transformer = self._part("transformer")
+        width = int(transformer.config["joint_attention_dim"])
+        sequence, pooled = c[:, :-1], c[:, -1, : self._pooled_width()]
+        if not self._has_long_text(c):
+            sequence = sequence[..., : self.text_width]
+            sequence = F.pad(sequence, (0, width - self.text_width, 0, T5_LENGTH))
+        output = transformer(
+            hidden_states=noisy.to(transformer.dtype),
+            timestep=timesteps.to(noisy.device).expand(len(noisy)),
+            encoder_hidden_states=sequence.to(transformer.dtype),
+            pooled_projections=pooled.to(transformer.dtype),
+        )
+        return cast("Tensor", output.sample)
+
+    # --- sampling --------------------------------------------------------------------------------
+
+    def _sampler_config(self, sampler: Sampler) -> tuple[Any, dict[str, Any]]:
+        """DPM-Solver++ for flows; DDIM of a flow is Euler's method."""
+        config = self._part("scheduler").config
+        if sampler == "dpm":
+            return SAMPLERS["dpm"], {
+                "num_train_timesteps": self.num_timesteps,
+                "prediction_type": "flow_prediction",
+                "use_flow_sigmas": True,
+                "flow_shift": config["shift"],
+            }
+        return FlowMatchEulerDiscreteScheduler, {**config, "stochastic_sampling": False}
+
+
+def _pack(sequence: Tensor, pooled: Tensor, width: int) -> Tensor:
+    """One tensor (B, L + 1, width) of a sequence (B, L, .) and a pooled vector (B, .), zero-padded."""
+    rows = (sequence, pooled[:, None].to(sequence.dtype))
+    return torch.cat([F.pad(x, (0, width - x.shape[-1])) for x in rows], dim=1)
+
+
+def decoder_class(present: Sequence[str], text_encoder: Any = None) -> type[DiffusionDecoder]:
+    """The family of a diffusion decoder, told by its components.
+
+    Args:
+        present: Names of the components there are.
+        text_encoder: The first tower, which tells the families with two towers apart where the
+            denoiser was not loaded.
+    """
+    if "transformer" in present or hasattr(text_encoder, "text_projection"):
+        return SD3Decoder
+    return SDXLDecoder if "text_encoder_2" in present else DiffusionDecoder
+
+
+def make_diffusion_decoder(components: dict[str, Any]) -> DiffusionDecoder:
+    """The diffusion decoder of a family for components by name; None where one is absent."""
+    present = [name for name, part in components.items() if part is not None]
+    kind = decoder_class(present, components.get("text_encoder"))
+    parts: dict[str, Any] = {n: components.get(n) for n in (*kind.components, *kind.optional)}
+    return kind(**parts)
