@@ -106,7 +106,7 @@ def test_frozen_parts_come_from_the_components(made: World, stage: int, tmp_path
     assert same(pipe, made.pipe)
     assert pipe.unet is not None
     assert report.sources == {
-        "encoder": "both",
+        "encoder": "checkpoint and components",
         "text_encoder": "components",
         "unet": "components",
         "vae": "components",

@@ -63,7 +63,8 @@ class Report:
         unexpected: Unknown, or contradicting the tensor they should be a copy of.
         misshaped: Frozen tensors of another shape than the components say, with both shapes; read
             from the component folders.
-        sources: For each part of the model "checkpoint", "components", "both" or "absent".
+        sources: For each part of the model "checkpoint", "components", "checkpoint and components"
+            or "absent".
     """
 
     stage: int
@@ -353,9 +354,12 @@ class _Assembly:
                 tensor = self._from_folder(part, native, names[native], shape)
                 filled.append(names[native][0])
             state[native] = tensor.to(self.dtype, copy=True)
-        source = {0: "checkpoint", len(shapes): "components"}.get(len(filled), "both")
-        if source == "both":
-            self.report.missing += filled
+        source = "checkpoint"
+        if filled:
+            source = "components"
+            if len(filled) < len(shapes):
+                source = "checkpoint and components"
+                self.report.missing += filled
         self.report.sources.setdefault(part, source)
         return state
 
