@@ -420,7 +420,7 @@ def test_the_model_is_pushed_with_its_card(
             uploads.append((repo_id, names, (folder_path / "README.md").read_text()))
             return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
-    monkeypatch.setattr(pipelines, "HfApi", FakeHub)
+    monkeypatch.setattr(hub, "HfApi", FakeHub)
     address = tiny_pipeline.push_to_hub("me/model", private=True, token="secret")
     assert address == "https://hub/me/model/commit/1"
     ((repo, names, card),) = uploads

@@ -108,7 +108,8 @@ def plan_captioning(
         pixels = _pixels(batch_size, drawn.image_size).float()
         footprint = rehearse(
             parts,
-            lambda: caption(drawn.encoder, drawn.decoder, drawn.caption_decoder, pixels, tokens),
+            pixels,
+            lambda x: caption(drawn.encoder, drawn.decoder, drawn.caption_decoder, x, tokens),
         )
     return Use("captioning", batch_size, _short(dtype), footprint)
 
@@ -139,7 +140,7 @@ def plan_reconstruction(preset: ModelPreset, batch_size: int, dtype: torch.dtype
     with imagined():
         hollow(parts, lambda name: part_dtype("vae" if ".vae." in name else "", dtype))
         pixels = _pixels(batch_size, drawn.image_size).float()
-        footprint = rehearse(parts, lambda: reconstruct(drawn.encoder, drawn.decoder, pixels))
+        footprint = rehearse(parts, pixels, lambda x: reconstruct(drawn.encoder, drawn.decoder, x))
     return Use("reconstruction", batch_size, _short(dtype), footprint)
 
 

@@ -1,4 +1,4 @@
-"""Downloads from the hub: only the files that are read, and one clear sentence where it cannot be."""
+"""To and from the hub: only the files that are read, and one clear sentence where it cannot be."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -73,6 +73,16 @@ def download(
             raise
         raise _refusal(repo, revision, OSError(errno.ENOSPC, str(error))) from error
     return Path(folder)
+
+
+def upload(
+    folder: Path, repo: str, message: str, *, private: bool | None, token: str | None
+) -> str:
+    """Upload a folder to ``owner/name``, which is created where it does not exist; the address of the commit."""
+    api = HfApi(token=token)
+    api.create_repo(repo, private=private, exist_ok=True)
+    commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    return str(commit.commit_url)
 
 
 def _refusal(repo: str, revision: str | None, error: Exception) -> ModelFolderError:

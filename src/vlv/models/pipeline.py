@@ -14,7 +14,6 @@ from typing import Any, cast
 import diffusers
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor
 
@@ -35,6 +34,7 @@ from vlv.models.folder import (
     load_component,
     read_index,
 )
+from vlv.models.hub import upload
 from vlv.models.mixing import MixMode, mix_embeddings
 from vlv.models.pixels import as_batch, as_list, is_single
 from vlv.models.placement import at_work
@@ -106,19 +106,10 @@ class VLVPipeline(DiffusionPipeline):
         transformer: Any = None,
     ) -> None:
         super().__init__()
-        self.register_modules(  # type: ignore[no-untyped-call]
-            encoder=encoder,
-            text_encoder=text_encoder,
-            tokenizer=tokenizer,
-            unet=unet,
-            vae=vae,
-            scheduler=scheduler,
-            caption_decoder=caption_decoder,
-        )
+        parts = (encoder, text_encoder, tokenizer, unet, vae, scheduler, caption_decoder)
         more = (text_encoder_2, tokenizer_2, text_encoder_3, tokenizer_3, transformer)
-        self.register_modules(  # type: ignore[no-untyped-call]
-            **dict(zip(MORE_COMPONENTS, more, strict=True))
-        )
+        named = zip((*COMPONENTS, *MORE_COMPONENTS), (*parts, *more), strict=True)
+        self.register_modules(**dict(named))  # type: ignore[no-untyped-call]
         check_framing(framing)
         self.register_to_config(  # type: ignore[no-untyped-call]
             image_size=image_size, framing=framing
@@ -244,16 +235,11 @@ class VLVPipeline(DiffusionPipeline):
         Returns:
             Address of the commit.
         """
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
             text = card or model_card(repo_id, self._parts())
             self.save_pretrained(folder, dtype=dtype, card=text)
-            commit = api.upload_folder(
-                repo_id=repo_id, folder_path=folder, commit_message=commit_message
-            )
-        return str(commit.commit_url)
+            return upload(folder, repo_id, commit_message, private=private, token=token)
 
     # --- properties ------------------------------------------------------------------------------
 
@@ -451,7 +437,7 @@ class VLVPipeline(DiffusionPipeline):
         """
         self._require("generate")
         single = isinstance(texts, str)
-        with at_work(self, "text_encoder"):
+        with at_work(self, *self.decoder.towers):
             encoded = self.decoder.encode_text([texts] if isinstance(texts, str) else list(texts))
         if encoded.num_truncated:
             logger.warning(
@@ -493,7 +479,7 @@ class VLVPipeline(DiffusionPipeline):
         if len(seeds) != len(c):
             raise ConfigError(f"{len(c)} images need as many seeds, got {len(seeds)}")
         pictures: list[Image.Image] = []
-        with at_work(self, "text_encoder", "unet", "vae"):
+        with at_work(self, *self.decoder.components):
             for rows in chunks(range(len(c)), batch_size, progress, "drawing"):
                 pixels = self.decoder.sample(
                     c[rows.start : rows.stop],

@@ -103,7 +103,7 @@ def place(pipe: Any, placement: Placement) -> None:
 def at_work(pipe: Any, *names: str) -> Iterator[None]:
     """Within the context these components of an offloaded pipeline are on its device; otherwise nothing happens."""
     device = pipe.offload_device
-    parts = [getattr(pipe, name) for name in names if getattr(pipe, name) is not None]
+    parts = [part for name in names if isinstance(part := getattr(pipe, name), torch.nn.Module)]
     for part in parts if device is not None else ():
         part.to(device)
     try:

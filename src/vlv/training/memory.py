@@ -147,7 +147,8 @@ def rehearse_training(
     with LiveBytes() as live:
         for tensor in (*run.module.parameters(), *run.module.buffers()):
             live.add(tensor)
-        for tensor in run.average.averages.values() if run.average is not None else ():
+        averages = run.average.averages if run.average is not None else {}
+        for tensor in (*averages.values(), *batch.values()):
             live.add(tensor)
         _fill_optimizer(run)
         if loop.accumulate > 1:  # the pass meets the gradients of the one before
@@ -155,10 +156,10 @@ def rehearse_training(
         run.step = loop.steps - 1
         run.forward_backward(batch)
         run.update()
-    averages = gradients if run.average is not None else 0
-    optimizer = sum(t.numel() * t.element_size() for t in run.optimizer.tensors().values())
-    rest = live.peak - weights - gradients - averages - optimizer
-    return Footprint(weights, gradients, averages + optimizer, max(0, rest))
+    states = (*averages.values(), *run.optimizer.tensors().values())
+    optimizer = sum(t.numel() * t.element_size() for t in states)
+    rest = live.peak - weights - gradients - optimizer
+    return Footprint(weights, gradients, optimizer, max(0, rest))
 
 
 def _fill_gradients(run: Run) -> None:
@@ -174,13 +175,13 @@ def _fill_optimizer(run: Run) -> None:
     run.update()
 
 
-def rehearse(module: nn.Module, work: Callable[[], Any]) -> Footprint:
-    """Memory of `work`, which runs without gradients on a module of real or fake tensors."""
+def rehearse(module: nn.Module, inputs: Tensor, work: Callable[[Tensor], Any]) -> Footprint:
+    """Memory of `work` on the inputs, without gradients; module and inputs hold real or fake tensors."""
     weights = num_bytes(module)
     with torch.no_grad(), LiveBytes() as live:
-        for tensor in (*module.parameters(), *module.buffers()):
+        for tensor in (*module.parameters(), *module.buffers(), inputs):
             live.add(tensor)
-        work()
+        work(inputs)
     return Footprint(weights, activations=live.peak - weights)
 
 
