@@ -117,12 +117,11 @@ def test_a_variant_is_loaded_from_a_folder(tiny_folder: Path, tmp_path: Path) ->
     for name in ("unet", "vae", "text_encoder"):
         weights = next((folder / name).glob("*.safetensors"))
         weights.rename(weights.with_name(f"{weights.stem}.fp16.safetensors"))
-    names = ("text_encoder", "unet", "vae")
     source = {"path": str(tmp_path / "nested"), "subfolder": "decoder"}
-    assert load_decoder(PartSource(**source, variant="fp16"), names).unet is not None
+    assert load_decoder(PartSource(**source, variant="fp16")).unet is not None
     with pytest.raises(ModelFolderError, match="no plain weights, but fp16; set variant"):
-        load_decoder(PartSource(**source), names)
+        load_decoder(PartSource(**source))
     with pytest.raises(ModelFolderError, match="no weights of the variant bf16, but fp16"):
-        load_decoder(PartSource(**source, variant="bf16"), names)
+        load_decoder(PartSource(**source, variant="bf16"))
     with pytest.raises(ModelFolderError, match="of the variant fp16, but the plain files only"):
-        load_decoder(PartSource(path=str(tiny_folder), variant="fp16"), names)
+        load_decoder(PartSource(path=str(tiny_folder), variant="fp16"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -71,7 +72,8 @@ def caption(
     """
     from vlv.jobs.caption import CaptionJob, CaptionSettings
 
-    placement = common.placement(device, dtype, offload, llm_bits=llm_bits)
+    where = common.placement(device, dtype, offload, llm_bits=llm_bits)
+    load = partial(common.load_pipeline, model, ["caption"], revision=revision, placement=where)
     table = None if output in {None, "-"} else Path(str(output))
     job = CaptionJob(
         common.find_inputs(inputs, recursive, limit),
@@ -94,13 +96,7 @@ def caption(
         return _list(job)
     printer = _Printer(job, as_json=output == "-", silent=bool(table or sidecar))
     with printer.progress:
-        tally = job.run(
-            lambda: common.load_pipeline(
-                model, ["caption"], revision=revision, placement=placement
-            ),
-            batch_size=batch_size,
-            report=printer.report,
-        )
+        tally = job.run(load, batch_size=batch_size, report=printer.report)
     return common.close(tally, table)
 
 
