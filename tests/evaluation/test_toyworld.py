@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import math
 from functools import partialmethod
@@ -84,6 +85,26 @@ def test_an_interrupted_evaluation_goes_on(
     drawn.clear()
     evaluate(tiny_pipeline, **settings | {"seed": 4}, parts=tmp_path / "parts")
     assert len(drawn) == 4, "the batches of another seed are no use"
+
+
+def test_batches_are_kept_for_the_next_caption_decoder(
+    tiny_pipeline: VLVPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"sections": ["teacher"], "batch_size": 2, "parts": tmp_path / "parts"}
+    first = evaluate(tiny_pipeline, **settings)
+    draw, drawn = DiffusionDecoder.sample, []
+    monkeypatch.setattr(
+        DiffusionDecoder, "sample", lambda *args, **more: drawn.append(1) or draw(*args, **more)
+    )
+    names = ("encoder", "text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    parts = {name: getattr(tiny_pipeline, name) for name in names}
+    again = evaluate(VLVPipeline(**parts), **settings)
+    assert not drawn
+    assert again.to_dict()["sections"] == first.to_dict()["sections"]
+    unet = copy.deepcopy(parts["unet"])
+    unet.conv_out.weight.data += 1
+    evaluate(VLVPipeline(**parts | {"unet": unet}), **settings)
+    assert drawn, "the pictures of another U-Net are no use"
 
 
 # --- known answers ----------------------------------------------------------------------------------

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class Shelf:
@@ -17,19 +18,24 @@ class Shelf:
 
     Args:
         folder: Where; None keeps nothing.
-        about: Everything that the arrays depend on beside their names, as JSON values. Arrays of
-            another evaluation in the same folder are never taken for those of this one.
+        about: What all arrays depend on beside their names and what `get` is given, as JSON values.
+            Arrays of another evaluation in the same folder are never taken for those of this one.
     """
 
     def __init__(self, folder: Path | None, about: Mapping[str, Any]) -> None:
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         self._folder = None if folder is None else folder / digest[:16]
 
-    def get(self, name: str, make: Callable[[], NDArray[Any]]) -> NDArray[Any]:
-        """The array of that name; where there is none, it is made and kept."""
+    def get(
+        self, name: str, given: Iterable[Tensor], make: Callable[[], NDArray[Any]]
+    ) -> NDArray[Any]:
+        """The array of that name, made from these tensors; where there is none, it is made and kept."""
         if self._folder is None:
             return make()
-        path = self._folder / f"{name.replace(' ', '-')}.npy"
+        digest = hashlib.sha256()
+        for tensor in given:
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        path = self._folder / f"{name.replace(' ', '-')}-{digest.hexdigest()[:16]}.npy"
         if path.is_file():
             kept: NDArray[Any] = np.load(path)
             return kept

@@ -147,7 +147,7 @@ class Study:
 
         def draw(batch: tuple[slice, Tensor]) -> Tensor:
             rows, c = batch
-            kept = self.shelf.get(f"{what} {rows.start}", lambda: sample(rows, c))
+            kept = self.shelf.get(f"{what} {rows.start}", [c], lambda: sample(rows, c))
             return torch.from_numpy(kept).float() / 255
 
         batches = ((rows, context(rows)) for rows in self._batches(what))
@@ -224,7 +224,8 @@ class Study:
 
         def losses(batch: tuple[slice, tuple[Tensor, ...]]) -> Counts:
             rows, contexts = batch
-            return self.shelf.get(f"denoising {rows.start}", lambda: self._losses(rows, contexts))
+            name = f"denoising {rows.start}"
+            return self.shelf.get(name, contexts, lambda: self._losses(rows, contexts))
 
         batches = ((rows, self._contexts(rows)) for rows in self._batches("denoising loss"))
         return np.concatenate(list(side_by_side(losses, batches, self.workers)))

@@ -86,9 +86,12 @@ def evaluate_toyworld(
 
 
 def _identity(model: VLVPipeline, settings: Settings, world: World, num: int) -> dict[str, Any]:
-    """What kept batches depend on."""
+    """What kept batches depend on beside the contexts: encoder and caption decoder show in those."""
+    drawing = ("text_encoder", "unet", "vae")
+    modules = {name: getattr(model, name, None) for name in drawing}
     return {
-        "model": describe_model(model)["sha256"],
+        "decoder": {k: weights_hash(m) for k, m in modules.items() if m is not None},
+        "schedule": dict(model.scheduler.config) if model.scheduler is not None else {},
         "settings": asdict(replace(settings, progress=False)),
         "world": [world.split, settings.seed, num, world.seeds[0], len(world.seeds)],
     }
