@@ -67,7 +67,7 @@ def evaluate_toyworld(
     world = make_world("test", seed, range(num), pipe.image_size, progress=progress)
 
     def study(model: VLVPipeline, name: str, world: World = world) -> Study:
-        shelf = Shelf(parts, _identity(model, settings, world, num))
+        shelf = Shelf(parts, _identity(model, settings, world))
         return Study(model, inspector, world, settings, name, shelf)
 
     run = Experiment(
@@ -85,7 +85,7 @@ def evaluate_toyworld(
     )
 
 
-def _identity(model: VLVPipeline, settings: Settings, world: World, num: int) -> dict[str, Any]:
+def _identity(model: VLVPipeline, settings: Settings, world: World) -> dict[str, Any]:
     """What kept batches depend on beside the contexts: encoder and caption decoder show in those."""
     drawing = ("text_encoder", "unet", "vae")
     modules = {name: getattr(model, name, None) for name in drawing}
@@ -93,7 +93,7 @@ def _identity(model: VLVPipeline, settings: Settings, world: World, num: int) ->
         "decoder": {k: weights_hash(m) for k, m in modules.items() if m is not None},
         "schedule": dict(model.scheduler.config) if model.scheduler is not None else {},
         "settings": asdict(replace(settings, progress=False)),
-        "world": [world.split, settings.seed, num, world.seeds[0], len(world.seeds)],
+        "world": [world.split, settings.seed, world.seeds[0]],
     }
 
 
