@@ -16,6 +16,7 @@ done
 for stage in stage1 stage2; do
   vlv train "$stage" --config "tiny-$stage" --run "$OUT/runs/$stage" --seed "$SEED"
 done
+vlv train stage2 --config tiny-captions-stage2 --run "$OUT/runs/captions" --seed "$SEED"
 
 # The control of the paper's Table 7, without stage 1: a fresh encoder learns from captions alone, from the first step.
 vlv train stage2 --config tiny-stage2 --run "$OUT/runs/control" --seed "$SEED" \
@@ -23,8 +24,8 @@ vlv train stage2 --config tiny-stage2 --run "$OUT/runs/control" --seed "$SEED" \
   --set "model.prompt=List what is shown in the image." --set data.latents=null \
   --set stage2.frozen_encoder_steps=0 --set stage2.denoising_weight=0 --set stage2.timesteps=uniform
 
-vlv eval toyworld --model "$OUT/runs/stage2/model" --inspector "$OUT/parts/inspector" \
+vlv eval toyworld --model "$OUT/runs/captions/model" --inspector "$OUT/parts/inspector" \
   --stage1 "$OUT/runs/stage1/model" --control "$OUT/runs/control/model" \
   --num 2000 --seed 1 --json "$OUT/evaluation.json"
-vlv toyworld ship --model "$OUT/runs/stage2/model" --parts "$OUT/parts" --runs "$OUT/runs" \
+vlv toyworld ship --model "$OUT/runs/captions/model" --parts "$OUT/parts" --runs "$OUT/runs" \
   --results "$OUT/evaluation.json" "$OUT/vlv-tiny"
