@@ -7,6 +7,7 @@ pooled vector. Shapes: B batch, Q queries, L token ids, P pooled width, k h w la
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -91,8 +92,9 @@ class TwoTowerDecoder(DiffusionDecoder):
     def _widths(self) -> list[int]:
         return [int(tower.config.hidden_size) for tower in (self.text_encoder, self.text_encoder_2)]
 
+    @abstractmethod
     def _pooled_width(self) -> int:
-        raise NotImplementedError
+        """P."""
 
     def context(self, z: Tensor) -> Tensor:
         """From z to c = [T1(z1), T2(z2)] and the pooled vector, (B, Q, D) to (B, Q + 1, context_width).
@@ -117,9 +119,9 @@ class TwoTowerDecoder(DiffusionDecoder):
         pooled = self._pool(last_1[rows, end_1], last_2[rows, end_2])  # (B, P)
         return _pack(torch.cat([first, second], dim=-1), pooled, self.context_width)
 
+    @abstractmethod
     def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
         """The pooled vector (B, P) of both towers' last states at the end, (B, D1) and (B, D2)."""
-        raise NotImplementedError
 
     def token_embeddings(self, ids: Tensor) -> Tensor:
         """The embeddings of both towers for ids (B, L) of their common vocabulary, (B, L, D)."""
