@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests import tiny
 from vlv.errors import ConfigError
-from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
+from vlv.models.encoder import VLVEncoder, VLVEncoderConfig, normalize
 
 
 def test_images_become_caption_embeddings(tiny_encoder: VLVEncoder, pixels: torch.Tensor) -> None:
@@ -66,8 +66,8 @@ def test_other_sizes_are_resized_as_pil_does() -> None:
     def as_pixels(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).permute(2, 0, 1)[None].float() / 255
 
-    ours = encoder._normalize(as_pixels(levels))
-    theirs = encoder._normalize(as_pixels(by_pil))
+    ours = normalize(as_pixels(levels), encoder.config)
+    theirs = normalize(as_pixels(by_pil), encoder.config)
     assert ours.shape[-2:] == (48, 48)
     assert torch.equal(ours, theirs)
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tests.models.official_files import COMPONENTS, STAGE1, close, tensors, values
 from vlv.models.diffusion import DiffusionDecoder, Posterior
-from vlv.models.encoder import VLVEncoder
+from vlv.models.encoder import VLVEncoder, normalize
 from vlv.models.official import load_stage1
 from vlv.models.official_keys import florence_names
 from vlv.models.pipeline import VLVPipeline
@@ -71,7 +71,9 @@ def hidden(encoder: VLVEncoder) -> dict[str, torch.Tensor]:
 
 def test_the_prompt_and_the_pixels(encoder: VLVEncoder) -> None:
     assert [list(encoder.config.prompt_ids)] * 4 == S["input_ids"].tolist()
-    assert close(encoder._normalize(S["images_uint8"].float() / 255), S["pixel_values"], 1e-6)
+    assert close(
+        normalize(S["images_uint8"].float() / 255, encoder.config), S["pixel_values"], 1e-6
+    )
 
 
 def test_every_step_of_the_encoder(hidden: dict[str, torch.Tensor]) -> None:

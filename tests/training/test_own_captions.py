@@ -10,7 +10,7 @@ import torch
 
 from tests import tiny
 from vlv.errors import DataError
-from vlv.models.encoder import VLVEncoder
+from vlv.models.encoder import VLVEncoder, normalize
 from vlv.training.own_captions import _write, cached_ids
 
 
@@ -22,7 +22,7 @@ def test_same_tokens_as_florence_with_its_ordinary_inputs(
     ids = [backbone.config.image_token_id] * num_tokens + list(tiny_encoder.config.prompt_ids)
     expected = backbone.generate(  # type: ignore[operator]
         input_ids=torch.tensor([ids]).expand(len(pixels), -1),
-        pixel_values=tiny_encoder._normalize(pixels),
+        pixel_values=normalize(pixels, tiny_encoder.config),
         max_new_tokens=tiny_encoder.num_queries,
         num_beams=1,
         do_sample=False,

@@ -167,7 +167,7 @@ class VLVEncoder(PreTrainedModel):
         Returns:
             (B, N, d); token 0 is the spatial mean.
         """
-        inputs = self._normalize(as_float(pixels))  # (B, 3, image_size, image_size)
+        inputs = normalize(as_float(pixels), self.config)  # (B, 3, image_size, image_size)
         inputs = inputs.to(next(self._vision()[0].parameters()).dtype)
         return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
 
@@ -194,16 +194,6 @@ class VLVEncoder(PreTrainedModel):
             inputs_embeds=queries, encoder_hidden_states=memory, use_cache=False
         ).last_hidden_state  # (B, Q, d)
         return cast("Tensor", self.projector(hidden))  # (B, Q, D)
-
-    def _normalize(self, pixels: Tensor) -> Tensor:
-        size = self.config.image_size
-        pixels = pixels.float()
-        if pixels.shape[-2:] != (size, size):
-            # To the bit as Florence-2's own processor, which resizes 8-bit images with Pillow.
-            pixels = resize((pixels * 255).round().to(torch.uint8), size, size).float() / 255
-        mean = pixels.new_tensor(self.config.image_mean)[:, None, None]
-        std = pixels.new_tensor(self.config.image_std)[:, None, None]
-        return (pixels - mean) / std
 
     def trainable(self, parts: EncoderParts) -> list[nn.Parameter]:
         """Choose what trains, by setting ``requires_grad``.
@@ -233,6 +223,25 @@ class VLVEncoder(PreTrainedModel):
 
     def _vision(self) -> tuple[nn.Module, nn.Module]:
         return self.backbone.model.vision_tower, self.backbone.model.multi_modal_projector
+
+
+def normalize(pixels: Tensor, config: Any) -> Tensor:
+    """What a vision tower sees, to the bit as the image processors of transformers, which resize 8-bit images with Pillow.
+
+    Args:
+        pixels: (B, 3, H, W), float in [0, 1].
+        config: With `image_size`, `image_mean` and `image_std`.
+
+    Returns:
+        (B, 3, image_size, image_size).
+    """
+    size = config.image_size
+    pixels = pixels.float()
+    if pixels.shape[-2:] != (size, size):
+        pixels = resize((pixels * 255).round().to(torch.uint8), size, size).float() / 255
+    mean = pixels.new_tensor(config.image_mean)[:, None, None]
+    std = pixels.new_tensor(config.image_std)[:, None, None]
+    return (pixels - mean) / std
 
 
 def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:

@@ -18,7 +18,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.image_processing_base import ImageProcessingMixin
 
 from vlv.errors import ConfigError, ModelFolderError
-from vlv.models.encoder import EncoderParts, VLVEncoder, draw_linear
+from vlv.models.encoder import EncoderParts, draw_linear, normalize
 from vlv.models.pixels import as_float
 
 _HEAD_WIDTH = 64
@@ -184,7 +184,7 @@ class VisionEncoder(PreTrainedModel):
 
     def image_features(self, pixels: Tensor) -> Tensor:
         """The backbone's tokens, (B, N, d), of pixels (B, 3, H, W) in [0, 1] or uint8."""
-        inputs = VLVEncoder._normalize(cast("Any", self), as_float(pixels))
+        inputs = normalize(as_float(pixels), self.config)
         return patch_tokens(self.backbone, inputs.to(self.queries.dtype))
 
     def encode_features(self, features: Tensor) -> Tensor:
