@@ -44,5 +44,5 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[train,data,eval,dev]"
+	$(PIP) --editable ".[train,data,eval,quant,scale,dev]"
 	@touch $@ $(VENV)/.demo
