@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("errors",),
     ("config_files",),
+    ("config_sections",),
     ("config",),
     ("data",),
     ("models",),

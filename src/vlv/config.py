@@ -1,6 +1,6 @@
 """The settings of a training run: typed, checked, frozen, and saved with every run.
 
-Each knob belongs to the object that it steers. A preset (`presets/*.yaml`) is one complete configuration; on the
+The sections are in `config_sections`; what belongs together is checked here. A preset (`presets/*.yaml`) is one complete configuration; on the
 command line `--set optim.lr=1e-4` changes one value.
 """
 
@@ -9,88 +9,44 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 from vlv.config_files import MODELS, RUNS, names_in, read_values
+from vlv.config_sections import (
+    DataConfig,
+    LoopConfig,
+    ModelConfig,
+    OptimConfig,
+    PartSource,
+    Settings,
+    Stage1Config,
+    Stage2Config,
+)
 from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-
-class Settings(BaseModel):
-    """Base of all settings: frozen, and no key that is not declared."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class OptimConfig(Settings):
-    """AdamW, and the learning rate as a function of the step alone."""
-
-    lr: PositiveFloat
-    """Learning rate at the end of the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.99)
-    """Decay of the first and second moment (paper, section 4.1)."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay."""
-    warmup_steps: int = Field(0, ge=0)
-    """Steps over which the learning rate rises linearly from near zero."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """What happens after the warm-up; cosine and linear end at zero."""
-    clip: PositiveFloat | None = 1.0
-    """Largest norm of the whole gradient; null for no clipping."""
-    lr_scale: dict[str, PositiveFloat] = {}
-    """Factor on the learning rate by parameter name prefix, such as {queries: 10}; the longest prefix counts."""
-
-
-class LoopConfig(Settings):
-    """How long to train, in what portions, and when to look, log and save."""
-
-    steps: PositiveInt
-    """Optimiser steps of the whole run."""
-    batch_size: PositiveInt
-    """Images of one forward pass."""
-    accumulate: PositiveInt = 1
-    """Forward passes per optimiser step; a step sees batch_size x accumulate images."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; the weights and the optimiser are always float32."""
-    seed: int = Field(0, ge=0)
-    """Seed of every random draw of the loop."""
-    ema: float | None = Field(None, gt=0, lt=1)
-    """Decay of the moving average of the weights, such as 0.999; null keeps none."""
-    max_bad_steps: PositiveInt = 10
-    """Steps in a row with a loss or gradient that is not finite before the run stops; each is skipped."""
-    log_every: PositiveInt = 20
-    """Steps between two lines of metrics.jsonl."""
-    eval_every: PositiveInt | None = 500
-    """Steps between two evaluations; null evaluates at the end only."""
-    sample_every: PositiveInt | None = 1000
-    """Steps between two sample pictures; null draws them at the end only."""
-    save_every: PositiveInt | None = 1000
-    """Steps between two checkpoints; null leaves it to save_every_seconds."""
-    save_every_seconds: PositiveFloat | None = 120.0
-    """Seconds after which a checkpoint is written in any case; null leaves it to save_every."""
-    keep_last: PositiveInt = 2
-    """Checkpoints that are kept."""
-    tensorboard: bool = True
-    """Also write TensorBoard events, where tensorboard is installed."""
-
-    @model_validator(mode="after")
-    def _some_checkpoints(self) -> LoopConfig:
-        if self.save_every is None and self.save_every_seconds is None:
-            raise ValueError("save_every and save_every_seconds are both null; set one of them")
-        return self
-
+__all__ = [
+    "FREE_ON_RESUME",
+    "DataConfig",
+    "LoopConfig",
+    "ModelConfig",
+    "ModelPreset",
+    "OptimConfig",
+    "PartSource",
+    "RunConfig",
+    "Settings",
+    "Stage1Config",
+    "Stage2Config",
+    "default_of",
+    "load_config",
+    "load_models",
+    "model_preset_names",
+    "preset_names",
+]
 
 FREE_ON_RESUME = frozenset(
     {
@@ -108,127 +64,6 @@ FREE_ON_RESUME = frozenset(
     }
 )
 """Settings that may change when a run goes on: none of them touches what is learnt."""
-
-
-class PartSource(Settings):
-    """Where a component comes from; a plain string is its path."""
-
-    path: str
-    """Folder, or id on the hub."""
-    subfolder: str | None = None
-    """Folder within it."""
-    revision: str | None = None
-    """Commit, branch or tag on the hub."""
-    variant: str | None = None
-    """File variant of the weights, such as fp16 for model.fp16.safetensors; null takes the plain files."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_text(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
-
-
-class ModelConfig(Settings):
-    """What a run starts from."""
-
-    decoder: PartSource
-    """The frozen diffusion decoder: a model folder in the diffusers layout."""
-    florence: PartSource | None = None
-    """The Florence-2 that becomes the encoder: stage 1, or stage 2 without a stage 1 (paper, Table 7)."""
-    backbone: PartSource | None = None
-    """Instead of florence: any vision backbone of transformers, such as SigLIP 2, DINOv2, DINOv3 or CLIP."""
-    backbone_layers: PositiveInt | None = None
-    """Of backbone: layers of the small transformer through which the queries read its tokens; null is 6."""
-    num_queries: PositiveInt | None = None
-    """Of florence or backbone: length Q of the caption embedding; null takes every position of the text tower."""
-    input_size: PositiveInt | None = None
-    """Side in pixels that florence or backbone sees; null is data.image_size, or what the backbone was trained on."""
-    prompt: str | None = None
-    """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
-    encoder: PartSource | None = None
-    """A model folder or a VLV encoder: that of stage 1 for stage 2, or one that learns on in the same stage."""
-    llm: PartSource | None = None
-    """Stage 2: the language model that becomes the caption decoder."""
-    caption_decoder: PartSource | None = None
-    """Stage 2: a model folder or a caption decoder that learns on, instead of llm with a fresh projector."""
-
-
-class DataConfig(Settings):
-    """The images, and for stage 2 their captions."""
-
-    inputs: list[str] = Field(min_length=1)
-    """Files, folders, globs, tar shards, JSONL or Parquet."""
-    held_out: list[str] = []
-    """Inputs of the same kinds, never trained on, for the figures during training."""
-    image_size: PositiveInt
-    """Side in pixels of the square that is cut from each image."""
-    num_workers: int = Field(2, ge=0)
-    """Threads that decode images; 0 decodes in the training process."""
-    max_bad_share: float = Field(0.001, ge=0, le=1)
-    """Share of unreadable images at which the run stops; each is skipped and named in quarantine.jsonl."""
-    latents: str | None = None
-    """Folder for cached VAE posteriors; null computes them in every step."""
-
-
-class Stage1Config(Settings):
-    """Stage 1: images alone."""
-
-    trainable: Literal["language", "all"] = "language"
-    """Florence-2's language model, queries and projector (the paper), or the vision tower too."""
-    draws_per_image: PositiveInt = 1
-    """Draws of timestep and noise per encoded image; the paper's 1 spends a whole encoder pass on each."""
-    timesteps: Literal["uniform", "text"] = "uniform"
-    """Uniform (the paper), or more of the high noise, where the image has to come from the text."""
-    warm_start_steps: int = Field(0, ge=0)
-    """Our addition: steps that only move z to the text embeddings of the encoder's own caption; 0 is the paper."""
-    warm_start_fade_steps: int = Field(0, ge=0)
-    """Steps over which the denoising loss then takes over."""
-
-    @model_validator(mode="after")
-    def _fade_has_effect(self) -> Stage1Config:
-        if self.warm_start_fade_steps and not self.warm_start_steps:
-            raise ValueError(
-                "warm_start_fade_steps has no effect while warm_start_steps is 0; set both or neither"
-            )
-        return self
-
-
-class Stage2Config(Settings):
-    """Stage 2: captions."""
-
-    trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm+encoder"
-    """What trains (paper, Table 4); the encoder without its vision tower."""
-    frozen_encoder_steps: int = Field(0, ge=0)
-    """Steps before the encoder joins in (the paper unfreezes progressively); they also do without denoising loss."""
-    max_caption_tokens: PositiveInt | None = 300
-    """Longest caption with its end token; a longer one is cut. Null cuts nothing."""
-    denoising_weight: float = Field(0.0, ge=0)
-    """Our addition: weight of stage 1's loss, which keeps z readable for the diffusion decoder; 0 is the paper."""
-    draws_per_image: PositiveInt = 1
-    """As in stage 1."""
-    timesteps: Literal["uniform", "text"] = "uniform"
-    """As in stage 1."""
-
-    @model_validator(mode="after")
-    def _encoder_joins_in(self) -> Stage2Config:
-        if self.frozen_encoder_steps and self.trainable != "mlp+llm+encoder":
-            raise ValueError(
-                f"frozen_encoder_steps has no effect with trainable {self.trainable}; remove it or train the encoder"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _denoising_has_effect(self) -> Stage2Config:
-        if self.denoising_weight and self.trainable != "mlp+llm+encoder":
-            raise ValueError(
-                f"denoising_weight is {self.denoising_weight}, but with trainable {self.trainable} the encoder is "
-                "frozen and the loss moves nothing; set it to 0 or train the encoder"
-            )
-        if not self.denoising_weight and (self.draws_per_image, self.timesteps) != (1, "uniform"):
-            raise ValueError(
-                "draws_per_image and timesteps have no effect while denoising_weight is 0; remove them or set it"
-            )
-        return self
 
 
 class RunConfig(Settings):

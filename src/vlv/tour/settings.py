@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SETTINGS_NAME = "settings.md"
 
 _HEAD = """\
-<!-- Written by `vlv tour`. Do not edit: change the docstrings in src/vlv/config.py and run the command again. -->
+<!-- Written by `vlv tour`. Do not edit: change the docstrings in src/vlv/config_sections.py and run the command again. -->
 
 # Settings of a training run
 
