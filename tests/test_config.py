@@ -192,6 +192,28 @@ def test_every_setting_has_a_sentence() -> None:
         assert field.description, name
 
 
+def test_the_global_batch_is_kept_whatever_the_processes() -> None:
+    loop = load_config("paper-stage1", ["loop.global_batch_size=512", "loop.accumulate=1"]).loop
+    assert [loop.passes_per_step(n) for n in (1, 2, 8, 16)] == [16, 8, 2, 1]
+    assert {loop.images_per_step(n) for n in (1, 2, 8, 16)} == {512}
+    for processes in (3, 32):
+        with pytest.raises(ConfigError, match=f"no multiple of loop.batch_size 32 x {processes}"):
+            loop.passes_per_step(processes)
+    by_hand = LoopConfig(steps=1, batch_size=4, accumulate=3)
+    assert (by_hand.passes_per_step(2), by_hand.images_per_step(2)) == (3, 24)
+
+
+def test_one_way_to_accumulate() -> None:
+    with pytest.raises(ConfigError, match="accumulate has no effect beside global_batch_size"):
+        load_config("paper-stage1", ["loop.global_batch_size=512", "loop.accumulate=2"])
+
+
+@pytest.mark.parametrize(("old", "new"), [(True, None), (False, [])])
+def test_files_from_before_trackers_are_read(old: bool, new: list[str] | None) -> None:
+    loop = LoopConfig.model_validate({"steps": 1, "batch_size": 1, "tensorboard": old})
+    assert loop.trackers == new
+
+
 # --- models and inheritance ------------------------------------------------------------------------
 
 

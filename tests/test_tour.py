@@ -216,7 +216,10 @@ def test_every_setting_is_in_the_table() -> None:
         settings = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
         assert all(f"| `{key}` |" in page for key in keys(settings, f"{section}."))
     assert "| `optim.betas` | list of number | `[0.9, 0.99]` |" in page
-    assert "| `loop.tensorboard` | true or false | `true` |" in page
+    assert "| `loop.seed` | integer | `0` |" in page
+    assert (
+        "| `loop.trackers` | list of `tensorboard` or `wandb` or `trackio` or null | null |" in page
+    )
     assert "| `optim.clip` | number or null | `1.0` |" in page
 
 

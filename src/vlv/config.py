@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
+    "FORMER_SETTINGS",
     "FREE_ON_RESUME",
     "DataConfig",
     "LoopConfig",
@@ -56,7 +57,8 @@ FREE_ON_RESUME = frozenset(
         "loop.save_every",
         "loop.save_every_seconds",
         "loop.keep_last",
-        "loop.tensorboard",
+        "loop.trackers",
+        "loop.usd_per_gpu_hour",
         "data.inputs",  # the loader compares the records themselves
         "data.held_out",
         "data.num_workers",
@@ -64,6 +66,9 @@ FREE_ON_RESUME = frozenset(
     }
 )
 """Settings that may change when a run goes on: none of them touches what is learnt."""
+
+FORMER_SETTINGS = frozenset({"loop.tensorboard"})
+"""Settings of earlier versions that touched nothing of what is learnt; files that have them are still read."""
 
 
 class RunConfig(Settings):

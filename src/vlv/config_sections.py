@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from vlv.errors import ConfigError
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and no key that is not declared."""
@@ -40,7 +42,9 @@ class LoopConfig(Settings):
     batch_size: PositiveInt
     """Images of one forward pass."""
     accumulate: PositiveInt = 1
-    """Forward passes per optimiser step; a step sees batch_size x accumulate images."""
+    """Forward passes per optimiser step; a step sees batch_size x accumulate images of each process."""
+    global_batch_size: PositiveInt | None = None
+    """Images of one optimiser step, in place of accumulate, which then follows from batch_size and the processes."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; the weights and the optimiser are always float32."""
     seed: int = Field(0, ge=0)
@@ -61,8 +65,48 @@ class LoopConfig(Settings):
     """Seconds after which a checkpoint is written in any case; null leaves it to save_every."""
     keep_last: PositiveInt = 2
     """Checkpoints that are kept."""
-    tensorboard: bool = True
-    """Also write TensorBoard events, where tensorboard is installed."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
+    """Where figures and samples go too; null is TensorBoard where it is installed, [] is nowhere."""
+    usd_per_gpu_hour: PositiveFloat | None = None
+    """Price of one GPU for an hour, for the cost in the log and the summary; null counts no cost."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tensorboard_is_a_tracker(cls, values: Any) -> Any:
+        """Read files of the time when `tensorboard: true | false` stood in place of `trackers`."""
+        if not isinstance(values, dict) or "tensorboard" not in values or "trackers" in values:
+            return values
+        rest = {key: value for key, value in values.items() if key != "tensorboard"}
+        return rest | {"trackers": None if values["tensorboard"] else []}
+
+    @model_validator(mode="after")
+    def _one_way_to_accumulate(self) -> LoopConfig:
+        if self.global_batch_size is not None and self.accumulate != 1:
+            raise ValueError(
+                "accumulate has no effect beside global_batch_size; remove one of them"
+            )
+        return self
+
+    def passes_per_step(self, num_processes: int = 1) -> int:
+        """Forward passes of each process for one optimiser step.
+
+        Raises:
+            ConfigError: The global batch cannot be divided among the processes.
+        """
+        if self.global_batch_size is None:
+            return self.accumulate
+        passes, rest = divmod(self.global_batch_size, self.batch_size * num_processes)
+        if rest or not passes:
+            raise ConfigError(
+                f"loop.global_batch_size is {self.global_batch_size}, which is no multiple of loop.batch_size "
+                f"{self.batch_size} x {num_processes} processes; choose a batch_size that divides "
+                f"{self.global_batch_size / num_processes:g}"
+            )
+        return passes
+
+    def images_per_step(self, num_processes: int = 1) -> int:
+        """Images that one optimiser step sees in all processes together."""
+        return self.batch_size * num_processes * self.passes_per_step(num_processes)
 
     @model_validator(mode="after")
     def _some_checkpoints(self) -> LoopConfig:

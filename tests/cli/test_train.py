@@ -49,7 +49,7 @@ def write_config(path: Path, ingredients: Path, stage: str, **changes: Any) -> P
             "num_workers": 0,
         },
         "optim": {"lr": 1e-3},
-        "loop": {"steps": 4, "batch_size": 2, "log_every": 1, "tensorboard": False},
+        "loop": {"steps": 4, "batch_size": 2, "log_every": 1, "trackers": []},
         stage: {},
     }
     if stage == "stage1":

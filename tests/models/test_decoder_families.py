@@ -319,7 +319,7 @@ def run_settings(files: Path, stage: str, **changes: Any) -> RunConfig:
                 "num_workers": 0,
             },
             "optim": {"lr": 0.001},
-            "loop": {"steps": 2, "batch_size": 2, "tensorboard": False},
+            "loop": {"steps": 2, "batch_size": 2, "trackers": []},
             stage: {"denoising_weight": 1} if stage == "stage2" else {},
         }
     )

@@ -247,7 +247,7 @@ def run_settings(tmp_path: Path) -> list[str]:
         },
         "data": {"inputs": [str(images)], "image_size": 32, "num_workers": 0},
         "optim": {"lr": 0.001},
-        "loop": {"steps": 2, "batch_size": 2, "tensorboard": False},
+        "loop": {"steps": 2, "batch_size": 2, "trackers": []},
         "stage1": {},
     }
     (tmp_path / "run.yaml").write_text(json.dumps(config))

@@ -77,7 +77,7 @@ def loop_config(**changes: Any) -> LoopConfig:
         "log_every": 2,
         "eval_every": 4,
         "save_every": 3,
-        "tensorboard": False,
+        "trackers": [],
     }
     return LoopConfig(**{**values, **changes})
 

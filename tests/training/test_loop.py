@@ -29,7 +29,7 @@ from vlv.training.journal import Journal, read_metrics
 from vlv.training.loop import FitResult, Interrupted, Losses, load_trained
 from vlv.training.run import Run, _refuse_other_settings
 
-TIMES = {"images_per_second", "elapsed_seconds"}
+TIMES = {"images_per_second", "elapsed_seconds", "eta_seconds", "device_hours"}
 
 
 def lines(run_dir: Path) -> list[dict[str, Any]]:
@@ -384,7 +384,7 @@ def test_metrics_read_as_one_run(tmp_path: Path) -> None:
     ]
     assert found[0].keys() == {
         *("step", "kind", "loss", "error", "grad_norm", "lr"),
-        *("images_per_second", "skipped_steps", "elapsed_seconds"),
+        *("images_per_second", "skipped_steps", "elapsed_seconds", "eta_seconds", "device_hours"),
     }
     assert found[1]["loss"] == pytest.approx(found[1]["error"])
     assert found[2]["gap"] == 2.0
@@ -415,7 +415,7 @@ def test_samples_and_tensorboard(tmp_path: Path) -> None:
     def sample(step: int, folder: Path) -> None:
         (folder / f"{step}.txt").write_text("")
 
-    train(tmp_path, sample=sample, sample_every=4, tensorboard=True)
+    train(tmp_path, sample=sample, sample_every=4, trackers=None)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [
         "4.txt",
         "8.txt",

@@ -1,13 +1,13 @@
-"""What a run folder tells: metrics.jsonl, TensorBoard events, the progress bar, config.yaml and versions.json."""
+"""What a run folder tells: metrics.jsonl, what the trackers get, the progress bar, config.yaml and versions.json."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import sys
 import time
@@ -18,9 +18,10 @@ import yaml
 from tqdm import tqdm
 
 from vlv.errors import CheckpointError, OutputError
+from vlv.training.trackers import open_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -85,7 +86,10 @@ class Journal:
         settings: The resolved configuration, written to config.yaml.
         total_steps: Length of the progress bar.
         step: Steps already done; later lines of metrics.jsonl are dropped, so that it reads as one run.
-        tensorboard: Write events too, if tensorboard is installed.
+        trackers: Where figures and samples go too, see `open_trackers`.
+
+    Raises:
+        ConfigError: A tracker is not installed.
     """
 
     def __init__(
@@ -95,16 +99,18 @@ class Journal:
         *,
         total_steps: int,
         step: int,
-        tensorboard: bool,
+        trackers: Sequence[str] | None,
     ) -> None:
         write_text(run_dir / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
         write_text(run_dir / "versions.json", json.dumps(versions(), indent=1))
         self._file = run_dir / "metrics.jsonl"
-        lines = [line for line in read_metrics(self._file) if line["step"] <= step]
+        known = read_metrics(self._file)
+        self.device_hours = max((line.get("device_hours", 0.0) for line in known), default=0.0)
+        lines = [line for line in known if line["step"] <= step]
         write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
         self.latest = {key: value for line in lines for key, value in line.items()}
         self._stream = self._file.open("ab", buffering=0)
-        self._events = _event_writer(run_dir / "tensorboard", step) if tensorboard else None
+        self._trackers = open_trackers(trackers, run_dir, settings, step=step)
         self._bar = tqdm(
             total=total_steps,
             initial=step,
@@ -120,8 +126,8 @@ class Journal:
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
         self._stream.close()
-        if self._events is not None:
-            self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def tick(self) -> None:
         """Move the progress bar by one step."""
@@ -141,16 +147,22 @@ class Journal:
                 f"{self._file} cannot be written ({error}); make room and run the same command again"
             ) from error
         self.latest |= line
-        for name, value in values.items():
-            if self._events is not None:
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+        for tracker in self._trackers:
+            tracker.figures(kind, step, values)
         if kind == "train":
-            loss = values.get("loss", math.nan)  # every step since the last line was skipped
-            speed = values["images_per_second"]
-            self._bar.set_postfix_str(f"loss {loss:.4f}, {speed:.1f} img/s", refresh=False)
+            self._bar.set_postfix_str(", ".join(_in_short(values)), refresh=False)
         else:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             self._bar.write(f"step {step}  {shown}", file=sys.stderr)
+
+    def show(self, step: int, folder: Path) -> None:
+        """Hand the samples of a step, `<step>*.png` and `<step>*.txt`, to the trackers."""
+        pictures, texts = (
+            [file for file in sorted(folder.glob(f"*.{kind}")) if _step_of(file) == step]
+            for kind in ("png", "txt")
+        )
+        for tracker in self._trackers:
+            tracker.samples(step, pictures, texts)
 
     def flush(self) -> None:
         """Force metrics.jsonl to the disk: a checkpoint must not be ahead of it."""
@@ -204,10 +216,17 @@ def _installed(package: str) -> bool:
     return True
 
 
-def _event_writer(folder: Path, step: int) -> Any:
-    """A TensorBoard writer that hides events after `step`; None where tensorboard is not installed."""
-    if importlib.util.find_spec("tensorboard") is None:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
+def _in_short(values: Mapping[str, float]) -> Iterator[str]:
+    """What of a log line stands beside the progress bar."""
+    yield f"loss {values.get('loss', math.nan):.4f}"  # none if every step since the last line was skipped
+    yield f"{values['images_per_second']:.1f} img/s"
+    if "mfu" in values:
+        yield f"{100 * values['mfu']:.0f} % MFU"
+    if "cost_usd" in values:
+        yield f"{values['cost_usd']:.2f} USD"
 
-    return SummaryWriter(folder, purge_step=step + 1)
+
+def _step_of(file: Path) -> int:
+    """The step in the name of a sample, such as 0001000.png; -1 where there is none."""
+    digits = re.match(r"\d+", file.name)
+    return int(digits[0]) if digits else -1

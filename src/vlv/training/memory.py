@@ -151,7 +151,7 @@ def rehearse_training(
         for tensor in (*averages.values(), *batch.values()):
             live.add(tensor)
         _fill_optimizer(run)
-        if loop.accumulate > 1:  # the pass meets the gradients of the one before
+        if loop.passes_per_step() > 1:  # the pass meets the gradients of the one before
             _fill_gradients(run)
         run.step = loop.steps - 1
         run.forward_backward(batch)

@@ -13,9 +13,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vlv.config import FREE_ON_RESUME, LoopConfig, OptimConfig, default_of
+from vlv.config import FORMER_SETTINGS, FREE_ON_RESUME, LoopConfig, OptimConfig, default_of
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
 from vlv.training.checkpoint import latest_checkpoint, save_checkpoint
+from vlv.training.clock import Clock
 from vlv.training.journal import Journal, Meter
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample, to_device
 from vlv.training.optim import MovingAverage, Optimizer, trainable_parameters
@@ -45,7 +46,7 @@ class Run:
         settings: dict[str, Any],
     ) -> None:
         # The precision is not given to Accelerator: it would be fixed for the whole process.
-        self.accelerator = Accelerator(gradient_accumulation_steps=config.accumulate)
+        self.accelerator = Accelerator()
         if self.accelerator.num_processes > 1:
             raise ConfigError(
                 f"{self.accelerator.num_processes} processes were launched, but training runs in one; launch one"
@@ -60,8 +61,10 @@ class Run:
         self.meter = Meter()
         self.step = self.bad_steps = self.skipped_steps = self.failed_saves = 0
         self.pending: list[dict[str, Tensor]] = []
-        self.elapsed_seconds = 0.0
-        self.clock = self.last_save = time.monotonic()
+        processes = self.accelerator.num_processes
+        self.accelerator.gradient_accumulation_steps = config.passes_per_step(processes)
+        self.clock = Clock(config.steps, processes, config.usd_per_gpu_hour)
+        self.last_save = time.monotonic()
 
     # --- one step
 
@@ -79,7 +82,7 @@ class Run:
         self.accelerator.backward(losses.total)
         parts = {"loss": losses.total, **losses.parts}
         self.pending.append({name: value.detach() for name, value in parts.items()})
-        self.meter.images += rows
+        self.meter.images += rows * self.accelerator.num_processes
 
     def update(self) -> None:
         """Clip, step, average; or skip the step if the loss or gradient is not finite."""
@@ -100,7 +103,7 @@ class Run:
         self.pending.clear()
         self.optimizer.zero_grad()
         self.step += 1
-        self._tick()
+        self.meter.seconds += self.clock.tick()
         self.journal.tick()
 
     def _count_bad_step(self) -> None:
@@ -115,22 +118,15 @@ class Run:
                 f"{self.step + 1}; lower optim.lr (now {self.optim.lr}) or set loop.precision to fp32"
             )
 
-    def _tick(self) -> None:
-        """Book the time since the last call as training time."""
-        now = time.monotonic()
-        self.meter.seconds += now - self.clock
-        self.elapsed_seconds += now - self.clock
-        self.clock = now
-
     # --- looking
 
     def log(self) -> None:
         """One line with the means since the last one."""
         lr = self.optim.lr * self.optimizer.factor(self.step - 1)
         values = {**self.meter.means(), "lr": lr, "skipped_steps": self.skipped_steps}
-        self.journal.write(
-            "train", self.step, values | {"elapsed_seconds": round(self.elapsed_seconds, 2)}
-        )
+        if torch.cuda.is_available():
+            values["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+        self.journal.write("train", self.step, values | self.clock.figures(self.step))
         self.meter.reset()
 
     def evaluate(self, evaluate: Evaluate) -> None:
@@ -146,6 +142,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         with self._looking():
             sample(self.step, folder)
+        self.journal.show(self.step, folder)
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -155,9 +152,7 @@ class Run:
             self.module.eval()
             yield
         set_train_mode(self.module)
-        now = time.monotonic()
-        self.elapsed_seconds += now - self.clock
-        self.clock = now
+        self.clock.tick()
 
     # --- saving and resuming
 
@@ -201,7 +196,7 @@ class Run:
             "step": self.step,
             "skipped_steps": self.skipped_steps,
             "bad_steps": self.bad_steps,
-            "elapsed_seconds": self.elapsed_seconds,
+            **self.clock.state_dict(),
             "meter": self.meter.state_dict(),
             "loader": self.loader.state_dict(),
             "generator": encode(self.generator.get_state()),
@@ -223,7 +218,8 @@ class Run:
         if self.average is not None:
             self.average.load_tensors(checkpoint.tensors("ema"))
         self.step, self.bad_steps = state["step"], state["bad_steps"]
-        self.skipped_steps, self.elapsed_seconds = state["skipped_steps"], state["elapsed_seconds"]
+        self.skipped_steps = state["skipped_steps"]
+        self.clock.load_state_dict(state, self.step)
         self.meter.load_state_dict(state["meter"], self.accelerator.device)
         self.loader.load_state_dict(state["loader"])
         self.generator.set_state(decode(state["generator"]))
@@ -231,13 +227,15 @@ class Run:
 
     def open_journal(self) -> Journal:
         """The records of the run folder, cut to the present step."""
-        return Journal(
+        journal = Journal(
             self.run_dir,
             self.settings,
             total_steps=self.config.steps,
             step=self.step,
-            tensorboard=self.config.tensorboard,
+            trackers=self.config.trackers,
         )
+        self.clock.was_paid(journal.device_hours)
+        return journal
 
     def hand_over_weights(self) -> None:
         """Leave the module as it should be used."""
@@ -259,7 +257,7 @@ def _refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], run_dir: 
     A setting that did not exist then had what is its default now.
     """
     before, after = _flat(saved), _flat(now)
-    for key in sorted((before.keys() | after.keys()) - FREE_ON_RESUME):
+    for key in sorted((before.keys() | after.keys()) - FREE_ON_RESUME - FORMER_SETTINGS):
         old, new = (side[key] if key in side else default_of(key) for side in (before, after))
         if old != new:
             raise CheckpointError(

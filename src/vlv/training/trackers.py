@@ -1,0 +1,182 @@
+"""Where the figures and samples of a run go beside its own folder: TensorBoard, Weights & Biases, Trackio.
+
+Each package is imported only where it is asked for. The two services get an id that lies in `trackers.json` of the run
+folder, so that a resumed run goes on in the same place. W&B works offline where it knows no key (`wandb sync` sends the
+run later); Trackio keeps everything on this machine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import secrets
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from vlv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+_EXTRAS = {"tensorboard": "train", "wandb": "track", "trackio": "track"}
+_IDS = "trackers.json"
+
+
+class Tracker(Protocol):
+    """Takes what the journal writes."""
+
+    def figures(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Numbers by name; `kind` is train or eval."""
+
+    def samples(self, step: int, pictures: Sequence[Path], texts: Sequence[Path]) -> None:
+        """Files that were drawn and written at a step."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+def open_trackers(
+    names: Sequence[str] | None, run_dir: Path, settings: Mapping[str, Any], *, step: int
+) -> list[Tracker]:
+    """The trackers of a run.
+
+    Args:
+        names: Which; None is TensorBoard where it is installed, and nothing where it is not.
+        run_dir: Folder of the run.
+        settings: Its resolved configuration.
+        step: Steps already done: what was told of later ones is hidden or drawn over.
+
+    Raises:
+        ConfigError: A package is not installed.
+    """
+    if names is None:
+        names = ["tensorboard"] if _is_installed("tensorboard") else []
+    trackers: list[Tracker] = []
+    for name in names:
+        package = _package(name)
+        if name == "tensorboard":
+            trackers.append(TensorBoard(run_dir / name, step))
+        else:
+            trackers.append(Service(package, name, run_dir, settings))
+    return trackers
+
+
+class TensorBoard:
+    """Events in a folder, read by `tensorboard --logdir`."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._events: Any = SummaryWriter(folder, purge_step=step + 1)
+
+    def figures(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """One scalar per name."""
+        for name, value in values.items():
+            self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def samples(self, step: int, pictures: Sequence[Path], texts: Sequence[Path]) -> None:
+        """Pictures and captions."""
+        for number, picture in enumerate(pictures):
+            with Image.open(picture) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            self._events.add_image(f"samples/{number}", pixels, step, dataformats="HWC")
+        for text in texts:
+            lines = text.read_text(encoding="utf-8").splitlines()
+            self._events.add_text("samples/captions", "\n\n".join(lines), step)
+
+    def close(self) -> None:
+        """Write the last events."""
+        self._events.close()
+
+
+class Service:
+    """Weights & Biases or Trackio, which share a manner of speaking.
+
+    Args:
+        package: The imported module.
+        name: wandb or trackio.
+        run_dir: Folder of the run, whose name the run gets.
+        settings: Its configuration.
+    """
+
+    def __init__(self, package: Any, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        self._package = package
+        project = os.environ.get(f"{name.upper()}_PROJECT", "vlv")
+        run_id = _run_id(run_dir, name)
+        if name == "wandb":
+            self._run: Any = package.init(
+                project=project,
+                name=run_dir.name,
+                id=run_id,
+                resume="allow",
+                dir=str(run_dir),
+                config=dict(settings),
+                mode=_wandb_mode(package),
+            )
+            self._run.define_metric("*", step_metric="step")
+        else:
+            self._run = package.init(
+                project=project, name=run_id, resume="allow", config=dict(settings)
+            )
+
+    def figures(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """All numbers of a line together."""
+        named = {f"{kind}/{name}": value for name, value in values.items()}
+        self._run.log({**named, "step": step})
+
+    def samples(self, step: int, pictures: Sequence[Path], texts: Sequence[Path]) -> None:
+        """Pictures, with the captions below them."""
+        caption = "".join(text.read_text(encoding="utf-8") for text in texts)
+        shown = {
+            f"samples/{number}": self._package.Image(str(picture), caption=caption or None)
+            for number, picture in enumerate(pictures)
+        }
+        if not shown and caption:
+            shown = {"samples/captions": caption}
+        if shown:
+            self._run.log({**shown, "step": step})
+
+    def close(self) -> None:
+        """Say that this is all for now."""
+        self._run.finish()
+
+
+def _wandb_mode(wandb: Any) -> str | None:
+    """What WANDB_MODE says; or else offline where no key is known, so that nobody waits at a login prompt."""
+    if os.environ.get("WANDB_MODE") or wandb.api.api_key:
+        return None
+    return "offline"
+
+
+def _run_id(run_dir: Path, name: str) -> str:
+    """The id of this run with a service; made on first use and kept in the run folder."""
+    file = run_dir / _IDS
+    ids = json.loads(file.read_text()) if file.exists() else {}
+    if name not in ids:
+        ids[name] = f"{run_dir.name}-{secrets.token_hex(4)}"
+        temporary = file.with_name(f".{file.name}.tmp")
+        temporary.write_text(json.dumps(ids, indent=1))
+        temporary.replace(file)
+    return str(ids[name])
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ImportError:
+        return False
+    return True
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f'loop.trackers names {name}, which is not installed; run pip install "vlv[{_EXTRAS[name]}]", '
+            "or take it out of loop.trackers"
+        ) from error
