@@ -272,3 +272,32 @@ def test_wrong_options(
     result = vlv(*args, *options)
     assert result.code == 1
     assert message in result.err
+
+
+@pytest.mark.parametrize(
+    ("option", "what"),
+    [
+        (("--dtype", "bfloat16"), "dtype was float32, now bfloat16"),
+        (("--llm-bits", "8"), "llm_bits was None, now 8"),
+    ],
+)
+def test_a_table_goes_on_in_the_same_precision_only(
+    vlv: Vlv, args: tuple[object, ...], tmp_path: Path, option: tuple[str, str], what: str
+) -> None:
+    output = ("--output", tmp_path / "out.jsonl", "--device", "cpu")
+    assert vlv(*args, *output, "--limit", 1).code == 0
+    result = vlv(*args, *output, *option)
+    assert result.code == 1
+    assert what in result.err
+    assert len(rows(tmp_path / "out.jsonl")) == 1
+
+
+def test_the_packages_for_fewer_bits_keep_quiet(
+    args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a fresh process, for it is their import that is noisy."""
+    pytest.importorskip("torchao")
+    command = [sys.executable, "-m", "vlv", *map(str, args), "--limit", "1", "--llm-bits", "8"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [done.stderr.splitlines()[-1]]
+    assert done.stderr.startswith("done 1, ")

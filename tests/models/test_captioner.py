@@ -147,6 +147,19 @@ def test_a_batch_equals_single_captions(
     assert decoder.generate(mixed, **settings) == singles
 
 
+@pytest.mark.parametrize(("positions", "longest"), [(20, 20 - tiny.NUM_QUERIES + 1), (4096, 300)])
+def test_the_longest_caption_follows_the_model(
+    tiny_caption_decoder: CaptionDecoder, c: torch.Tensor, positions: int, longest: int
+) -> None:
+    decoder = tiny_caption_decoder
+    decoder.config.llm_config.max_position_embeddings = positions
+    decoder.tokenizer.eos_token = "!!"  # a token that never comes
+    assert decoder.longest_caption(tiny.NUM_QUERIES) == longest
+    if positions == 20:
+        (caption,) = decoder.generate(c[:1])
+        assert (caption.num_tokens, caption.finished) == (longest, False)
+
+
 def test_a_caption_that_was_stopped_is_not_finished(
     trained: tuple[CaptionDecoder, torch.Tensor],
 ) -> None:

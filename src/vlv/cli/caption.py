@@ -28,7 +28,10 @@ OnExisting = Annotated[
     Literal["skip", "overwrite", "append", "error"],
     typer.Option(help="What to do with captions that are there already."),
 ]
-MaxNewTokens = Annotated[int, typer.Option(help="Longest caption, in tokens.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(help="Longest caption, in tokens; by default 300, or as many as the model has."),
+]
 NumBeams = Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")]
 Temperature = Annotated[float | None, typer.Option(help="Draw the tokens at this temperature.")]
 EarlyStopping = Annotated[
@@ -54,7 +57,7 @@ def caption(
     offload: common.Offload = False,
     llm_bits: common.LLMBits = None,
     batch_size: common.BatchSize = 8,
-    max_new_tokens: MaxNewTokens = 300,
+    max_new_tokens: MaxNewTokens = None,
     num_beams: NumBeams = 1,
     early_stopping: EarlyStopping = False,
     tidy: Tidy = None,
@@ -87,6 +90,8 @@ def caption(
             seed,
             early_stopping=early_stopping,
             tidy=tidy,
+            dtype=common.dtype_name(where),
+            llm_bits=where.llm_bits,
         ),
         output=table,
         sidecar=sidecar,

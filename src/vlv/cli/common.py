@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from vlv.models.placement import Placement
 
 SHIPPED_MODEL = "vlv-tiny"
+_TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
 
 Inputs = Annotated[
     list[str],
@@ -69,8 +71,11 @@ def say(message: str) -> None:
 def quieten() -> None:
     """Silence what third-party libraries say on import; it concerns no user of the command line.
 
-    Importing the diffusers pipelines warns twice that torchvision is missing, which is on purpose.
+    Importing the diffusers pipelines warns twice that torchvision is missing, which is on purpose, and imports the
+    packages for fewer bits where they are installed, which name every kernel that this machine has no use for.
     """
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -126,6 +131,14 @@ def placement(
         raise ConfigError(f"--llm-bits is {llm_bits}; choose 8 or 4, or leave it out")
     bits: Any = llm_bits
     return Placement(device, dtype, offload, vae, bits)
+
+
+def dtype_name(placement: Placement) -> str:
+    """The dtype that a placement stands for on this machine, such as float32."""
+    from vlv.models.placement import pick_device, pick_dtype
+
+    dtype = pick_dtype(placement.dtype, pick_device(placement.device))
+    return str(dtype).removeprefix("torch.")
 
 
 class Progress:

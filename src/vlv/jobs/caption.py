@@ -44,32 +44,35 @@ class CaptionSettings:
     Attributes:
         model: Name or folder of the model.
         revision: Its revision on the hub.
-        max_new_tokens: Longest caption, in tokens of the language model.
+        max_new_tokens: Longest caption, in tokens of the language model; None is 300, or as many as it has positions for.
         num_beams: Beams of the search; 1 is greedy.
         temperature: Draw the tokens at this temperature; None takes the likeliest.
         top_p: Draw among the likeliest tokens that hold this share of the probability.
         seed: Seed of the draws.
         early_stopping: End the search as soon as enough beams have ended.
         tidy: Drop repeated and unfinished sentences; None does where the model does not end by itself.
+        dtype: Of the weights, such as bfloat16.
+        llm_bits: Bits of the language model's weights; None is those of `dtype`.
     """
 
     model: str
     revision: str | None = None
-    max_new_tokens: int = 300
+    max_new_tokens: int | None = None
     num_beams: int = 1
     temperature: float | None = None
     top_p: float | None = None
     seed: int = 0
     early_stopping: bool = False
     tidy: bool | None = None
+    dtype: str = "float32"
+    llm_bits: int | None = None
 
     def __post_init__(self) -> None:
         if self.early_stopping and self.num_beams == 1:
             raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
-        if self.max_new_tokens < 1 or self.num_beams < 1:
-            raise ConfigError(
-                f"max_new_tokens ({self.max_new_tokens}) and num_beams ({self.num_beams}) must be 1 or more"
-            )
+        for name in ("max_new_tokens", "num_beams"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be 1 or more")
         if self.temperature is not None and self.temperature <= 0:
             raise ConfigError(
                 f"temperature is {self.temperature}; it must be above 0 (leave it out for the likeliest caption)"

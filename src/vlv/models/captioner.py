@@ -32,6 +32,8 @@ from vlv.models.tidying import tidy_caption
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
+LONGEST_CAPTION = 300
+"""Tokens at which a caption is stopped unless told otherwise (the authors' limit)."""
 _NO_TARGET = -100  # what cross_entropy leaves out
 
 
@@ -250,7 +252,7 @@ class CaptionDecoder(PreTrainedModel):
         self,
         c: Tensor,
         *,
-        max_new_tokens: int = 300,
+        max_new_tokens: int | None = None,
         num_beams: int = 1,
         do_sample: bool = False,
         temperature: float = 1.0,
@@ -263,12 +265,11 @@ class CaptionDecoder(PreTrainedModel):
     ) -> list[Caption]:
         """Write captions.
 
-        Greedy and beam search of a batch equal single calls; samples depend on the whole batch and
-        on the seed.
+        Greedy and beam search of a batch equal single calls; samples depend on the whole batch.
 
         Args:
             c: Context, (B, Q, D).
-            max_new_tokens: Longest caption.
+            max_new_tokens: Longest caption; None is 300, or as many as the model has positions for.
             num_beams: 1 is greedy search (or plain sampling).
             do_sample: Draw tokens instead of taking the best.
             temperature: Of sampling; without `do_sample` it must stay 1.
@@ -290,6 +291,8 @@ class CaptionDecoder(PreTrainedModel):
         if early_stopping and num_beams == 1:
             raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
         end = self._end_id(end_token)
+        if max_new_tokens is None:
+            max_new_tokens = self.longest_caption(c.shape[1])
         settings = self._generation_config(
             eos_token_id=end,
             early_stopping=early_stopping,
@@ -300,8 +303,7 @@ class CaptionDecoder(PreTrainedModel):
             **({"temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}),
         )
         self._check_length(c.shape[1], max_new_tokens, "max_new_tokens")
-        prefix = self.prefix(c)
-        rows = self._search(prefix, settings, seed)
+        rows = self._search(self.prefix(c), settings, seed)
         captions = [self._caption(row, end) for row in rows.tolist()]
         if tidy if tidy is not None else not self.config.ends_by_itself:
             captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
@@ -325,13 +327,22 @@ class CaptionDecoder(PreTrainedModel):
             self.train(training)
         return cast("Tensor", ids)
 
+    def longest_caption(self, num_prefix: int) -> int:
+        """Tokens that fit after a prefix, 300 at most: a model is not asked for positions it was not made for."""
+        limit = self._num_positions()
+        return LONGEST_CAPTION if limit is None else min(LONGEST_CAPTION, limit - num_prefix + 1)
+
+    def _num_positions(self) -> int | None:
+        config = self.config.llm_config.get_text_config()  # type: ignore[union-attr]
+        return getattr(config, "max_position_embeddings", None)
+
     def _check_length(self, num_prefix: int, num_tokens: int, setting: str) -> None:
         """Refuse a sequence that a language model with learnt positions has no positions for.
 
         Rotary positions have no such end; the last caption token is never read.
         """
         config = self.config.llm_config.get_text_config()  # type: ignore[union-attr]
-        limit = getattr(config, "max_position_embeddings", None)
+        limit = self._num_positions()
         needed = num_prefix + num_tokens - 1
         if limit and needed > limit and getattr(config, "rope_parameters", None) is None:
             raise ConfigError(
