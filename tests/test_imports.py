@@ -18,6 +18,7 @@ LAYERS = [
     ("config_sections",),
     ("config",),
     ("data",),
+    ("endpoint",),
     ("models",),
     ("training",),
     ("jobs",),

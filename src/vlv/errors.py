@@ -8,7 +8,10 @@ VLVError                      every error below; the command line prints it as o
 ├── ModelFolderError          a folder that is no model, or whose files disagree
 │   └── MissingPartError      a model without the part that the command needs
 ├── CheckpointError           a training state that is damaged or belongs to another configuration
-└── OutputError               a result that cannot be written, or would overwrite another
+├── OutputError               a result that cannot be written, or would overwrite another
+└── EndpointError             a model behind an address that cannot be reached, or refuses us
+    ├── RequestError          one request that failed for good; the others go on
+    └── BudgetError           what may be spent is spent
 ```
 
 The message is one sentence that says what is wrong (with the value) and how to mend it.
@@ -45,3 +48,15 @@ class CheckpointError(VLVError):
 
 class OutputError(VLVError):
     """A result cannot be written, or would overwrite another."""
+
+
+class EndpointError(VLVError):
+    """A model behind an address cannot be reached, or refuses us."""
+
+
+class RequestError(EndpointError):
+    """One request failed for good; the others go on."""
+
+
+class BudgetError(EndpointError):
+    """What may be spent is spent."""

@@ -1,0 +1,24 @@
+"""Asking a model behind an OpenAI-compatible address: politely, within a budget, and never twice for the same answer."""
+
+from vlv.endpoint.budget import Budget, Ledger, Prices
+from vlv.endpoint.client import Client
+from vlv.endpoint.messages import Answer, ChatRequest, image_part, system, user
+from vlv.endpoint.run import run, stream
+from vlv.endpoint.settings import Endpoint
+from vlv.endpoint.store import KeyedStore
+
+__all__ = [
+    "Answer",
+    "Budget",
+    "ChatRequest",
+    "Client",
+    "Endpoint",
+    "KeyedStore",
+    "Ledger",
+    "Prices",
+    "image_part",
+    "run",
+    "stream",
+    "system",
+    "user",
+]

@@ -1,0 +1,106 @@
+"""Many requests at once, for callers that know nothing of asynchrony."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from vlv.errors import BudgetError, RequestError
+
+if TYPE_CHECKING:
+    from vlv.endpoint.budget import Spent
+    from vlv.endpoint.client import Client
+    from vlv.endpoint.messages import Answer, ChatRequest
+
+T = TypeVar("T")
+_END: Any = object()
+
+
+def run(
+    client: Client,
+    requests: Iterable[tuple[T, ChatRequest]],
+    on_answer: Callable[[T, Answer | RequestError], None],
+    progress: Callable[[Spent], None] = lambda spent: None,
+) -> Spent:
+    """Ask all requests, as many at a time as the endpoint allows.
+
+    The requests are taken from the iterator when their turn comes, in a thread of their own, so that it
+    may be endless and may read files. Answers arrive in any order, in the caller's thread.
+
+    Args:
+        client: A client that is not open yet.
+        requests: Pairs of whatever tells them apart, and the request.
+        on_answer: Receives the first and the answer, or why there is none.
+        progress: Receives what is spent so far, after each answer.
+
+    Returns:
+        What this run has spent.
+
+    Raises:
+        BudgetError: The budget is used up; what was in flight has been waited for.
+        EndpointError: The endpoint cannot be reached, or refuses us.
+    """
+
+    async def work(pair: tuple[T, ChatRequest]) -> None:
+        tag, request = pair
+        try:
+            answer: Answer | RequestError = await client.ask(request)
+        except RequestError as error:
+            answer = error
+        on_answer(tag, answer)
+        progress(client.ledger.spent)
+
+    stream(client, requests, work)
+    return client.ledger.spent
+
+
+def stream(
+    client: Client, items: Iterable[T], work: Callable[[T], Awaitable[None]], ahead: int = 0
+) -> None:
+    """Do asynchronous work on each item, ``concurrency + ahead`` items at a time.
+
+    Args:
+        client: A client that is not open yet; it is open while the work is done.
+        items: Taken when their turn comes, in a thread of their own.
+        work: What to do with one; it may ask the client several times.
+        ahead: Items that are prepared while the others wait for their answers.
+
+    Raises:
+        BudgetError: The budget is used up; items whose requests are in flight have been waited for.
+        VLVError: What else an item raises; the others are cancelled.
+    """
+    asyncio.run(_stream(client, items, work, client.endpoint.concurrency + ahead))
+
+
+async def _stream(
+    client: Client, items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int
+) -> None:
+    iterator = iter(items)
+    turn = asyncio.Lock()
+    stopped: list[BudgetError] = []
+    ended = False
+
+    async def worker() -> None:
+        nonlocal ended
+        while True:
+            async with turn:
+                item = _END if ended or stopped else await asyncio.to_thread(next, iterator, _END)
+                ended = ended or item is _END
+            if item is _END:
+                return
+            try:
+                await work(item)
+            except BudgetError as error:
+                stopped.append(error)
+
+    async with client:
+        tasks = [asyncio.create_task(worker()) for _ in range(workers)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    if stopped:
+        raise stopped[0]
