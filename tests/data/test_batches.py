@@ -2,8 +2,8 @@ import itertools
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.data import files
-from vlv.data.batches import BatchLoader, epoch_batches, fingerprint
+from vlv.data.batches import BatchLoader, epoch_batches, fingerprint, merge_states
 from vlv.data.images import ImageLimits, center_crop_resize, to_tensor
 from vlv.data.records import Record, find_records
 from vlv.errors import DataError, OutputError
@@ -102,24 +103,106 @@ def test_without_an_image_size_no_image_is_read():
 @settings(max_examples=60, deadline=None)
 @given(
     count=st.integers(1, 70),
-    batch_size=st.integers(1, 40),
+    batch_size=st.integers(1, 10),
+    num_ranks=st.integers(1, 4),
     seed=st.integers(0, 5),
     num_workers=st.sampled_from([0, 0, 0, 2]),
 )
-def test_every_record_comes_once_per_epoch(count, batch_size, seed, num_workers):
-    options = {"seed": seed, "num_workers": num_workers, "epochs": 2}
-    with BatchLoader(names(count), batch_size, None, drop_last=False, **options) as loader:
-        ids = [name for batch in loader for name in batch["ids"]]
-    everything = {f"{i}" for i in range(count)}
-    assert len(ids) == 2 * count
-    assert set(ids[:count]) == set(ids[count:]) == everything
-    if count >= batch_size:
-        with BatchLoader(names(count), batch_size, None, **options) as loader:
-            batches = [batch["ids"] for batch in loader]
-        per_epoch = count // batch_size
-        assert [len(batch) for batch in batches] == [batch_size] * (2 * per_epoch)
-        for epoch in (batches[:per_epoch], batches[per_epoch:]):
-            assert max(Counter(flat(epoch)).values()) == 1
+def test_no_record_comes_twice_in_an_epoch(count, batch_size, num_ranks, seed, num_workers):
+    global_batch = batch_size * num_ranks
+    count += global_batch
+    per_epoch = count // global_batch
+    epochs: list[list[str]] = [[], []]
+    for rank in range(num_ranks):
+        options = {"rank": rank, "num_ranks": num_ranks, "num_workers": num_workers}
+        with BatchLoader(names(count), batch_size, None, seed=seed, **options) as loader:
+            for epoch in epochs:
+                batches = take(loader, per_epoch)
+                assert {len(batch) for batch in batches} == {batch_size}
+                epoch += flat(batches)
+    for number, epoch in enumerate(epochs):
+        order = np.random.default_rng([seed, number]).permutation(count)
+        assert sorted(epoch) == sorted(f"{i}" for i in order[: per_epoch * global_batch])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    splits=st.permutations([(1, 12), (2, 6), (3, 4), (4, 3), (12, 1)]),
+    bad=st.sets(st.integers(0, 39), max_size=9),
+    steps=st.integers(0, 9),
+)
+def test_ranks_share_the_batches_of_one_process(splits, bad, steps):
+    """Row i of a global batch is the same for any split, across bad records and a resume with other ranks."""
+    records = [
+        Record(f"{i}", Path("x.png"), meta_json="{" if i in bad else None) for i in range(40)
+    ]
+
+    def ranks(split: tuple[int, int], **options: int) -> list[BatchLoader]:
+        return [
+            BatchLoader(
+                records,
+                split[1],
+                None,
+                seed=2,
+                max_bad_share=1,
+                rank=r,
+                num_ranks=split[0],
+                **options,
+            )
+            for r in range(split[0])
+        ]
+
+    def global_batches(loaders: list[BatchLoader], count: int) -> list[list[str]]:
+        return [flat(next(loader)["ids"] for loader in loaders) for _ in range(count)]
+
+    (whole,) = ranks((1, 12))
+    expected = global_batches([whole], 15)
+    first, second = ranks(splits[0]), ranks(splits[1], num_workers=2)
+    assert global_batches(first, steps) == expected[:steps]
+    state = merge_states([loader.state_dict() for loader in first])
+    for loader in second:
+        loader.load_state_dict(json.loads(json.dumps(state)))
+    assert global_batches(second, 15 - steps) == expected[steps:]
+    merged = merge_states([loader.state_dict() for loader in second])
+    assert merged["skipped"] == whole.state_dict()["skipped"]
+    assert merged["num_checked"] == whole.state_dict()["num_checked"]
+    for loader in second:
+        loader.close()
+
+
+def test_the_order_of_one_process_is_the_permutation_itself():
+    loader = BatchLoader(names(11), 4, None, seed=3)
+    for epoch in range(3):
+        order = [f"{i}" for i in np.random.default_rng([3, epoch]).permutation(11)]
+        assert take(loader, 2) == [order[:4], order[4:8]]
+
+
+def test_a_bad_record_moves_its_lane_alone():
+    records = with_bad(names(12), {4})
+    records = [replace(r, meta_json="{") if r.id == "bad4" else r for r in records]
+    loader = BatchLoader(records, 3, None, seed=0, shuffle=False, max_bad_share=1)
+    assert take(loader, 5) == [
+        ["0", "1", "2"],
+        ["3", "7", "5"],
+        ["6", "10", "8"],
+        ["9", "1", "11"],  # lane 1 is in the second epoch already
+        ["0", "7", "2"],
+    ]
+
+
+def test_the_state_of_another_rank_is_refused():
+    def loader(rank: int) -> BatchLoader:
+        return BatchLoader(names(20), 3, None, seed=0, rank=rank, num_ranks=2)
+
+    first, second = loader(0), loader(1)
+    with pytest.raises(DataError, match="row 3 is needed; merge the states of all ranks"):
+        second.load_state_dict(first.state_dict())
+    next(first)
+    with pytest.raises(DataError, match="cannot resume: the saved data position has batches 1"):
+        merge_states([second.state_dict(), first.state_dict()])
+    for wrong in ({"rank": 2, "num_ranks": 2}, {"rank": -1}, {"num_ranks": 0}):
+        with pytest.raises(ValueError, match="rank must be at least 0 and less than"):
+            BatchLoader(names(20), 3, None, seed=0, **wrong)
 
 
 def test_the_order_follows_seed_and_epoch(records):
@@ -171,14 +254,11 @@ def test_threads_change_nothing(records, bad):
     count=st.integers(5, 50),
     batch_size=st.integers(1, 5),
     steps=st.integers(0, 30),
-    drop_last=st.booleans(),
     workers=st.sampled_from([(0, 0), (0, 2), (2, 0)]),
 )
-def test_resuming_at_any_step_equals_going_on(count, batch_size, steps, drop_last, workers):
+def test_resuming_at_any_step_equals_going_on(count, batch_size, steps, workers):
     def loader(num_workers: int) -> BatchLoader:
-        return BatchLoader(
-            names(count), batch_size, None, seed=1, drop_last=drop_last, num_workers=num_workers
-        )
+        return BatchLoader(names(count), batch_size, None, seed=1, num_workers=num_workers)
 
     with loader(workers[0]) as whole, loader(workers[1]) as resumed:
         take(whole, steps)
@@ -214,7 +294,7 @@ def test_the_state_belongs_to_what_was_handed_out(records):
     with BatchLoader(records, 4, SIZE, seed=0, num_workers=2) as loader:
         next(loader)
         time.sleep(0.05)  # the threads have read ahead by now
-        assert loader.state_dict()["position"] == 4
+        assert loader.state_dict()["batches"] == 1
 
 
 @pytest.mark.parametrize(
@@ -225,6 +305,7 @@ def test_the_state_belongs_to_what_was_handed_out(records):
         ({"seed": 1}, "seed"),
         ({"shuffle": False}, "shuffle"),
         ({"image_size": 16}, "image_size"),
+        ({"batch_size": 5}, "global_batch"),
     ],
 )
 def test_another_data_set_or_order_is_refused(change, field):
@@ -232,7 +313,7 @@ def test_another_data_set_or_order_is_refused(change, field):
     state = BatchLoader(**settings).state_dict()
     with pytest.raises(DataError, match=f"cannot resume: .* {field} "):
         BatchLoader(**{**settings, **change}).load_state_dict(state)
-    BatchLoader(**{**settings, "batch_size": 5, "num_workers": 3}).load_state_dict(state)
+    BatchLoader(**{**settings, "num_workers": 3}).load_state_dict(state)
 
 
 def test_the_fingerprint_tells_ids_apart():
@@ -250,10 +331,9 @@ def test_bad_records_are_skipped_and_the_batch_keeps_its_size(tmp_path, records,
     quarantine = tmp_path / "run" / "quarantine.jsonl"
     options = {"seed": 0, "max_bad_share": 0.2, "num_workers": num_workers}
     loader = BatchLoader(with_bad(records, {1, 5, 17}), 9, SIZE, quarantine=quarantine, **options)
-    for _ in range(3):
-        epoch = take(loader, 3)
-        assert [len(batch) for batch in epoch] == [9, 9, 9]
-        assert sorted(flat(epoch)) == [r.id for i, r in enumerate(records) if i not in (1, 5, 17)]
+    batches = take(loader, 12)
+    assert {len(batch) for batch in batches} == {9}
+    assert set(flat(batches)) == {r.id for i, r in enumerate(records) if i not in (1, 5, 17)}
     loader.close()
     lines = [json.loads(line) for line in quarantine.read_text().splitlines()]
     assert sorted(line["id"] for line in lines) == ["bad1", "bad17", "bad5"]
@@ -293,7 +373,7 @@ def test_a_small_set_is_judged_after_one_epoch(records):
 def test_a_set_without_any_image_stops():
     with pytest.raises(DataError, match="5 of 5 records cannot be read"):
         next(BatchLoader(names(5), 2, SIZE, seed=0))
-    with pytest.raises(DataError, match="a whole epoch of 5 records gave no batch of 2"):
+    with pytest.raises(DataError, match="5 records in a row gave no row for a batch"):
         next(BatchLoader(names(5), 2, SIZE, seed=0, max_bad_share=1))
 
 
@@ -302,7 +382,7 @@ def test_records_without_caption_are_bad_where_captions_are_needed(records):
     options = {"seed": 0, "max_bad_share": 1, "shuffle": False}
     assert next(BatchLoader([mute, *records], 2, SIZE, **options))["captions"][0] is None
     loader = BatchLoader([mute, *records], 2, SIZE, need_captions=True, **options)
-    assert next(loader)["captions"] == ["caption 0", "caption 1"]
+    assert next(loader)["captions"] == ["caption 1", "caption 0"]
     assert loader.quarantine.bad["mute"].reason.endswith("the record mute has no caption")
 
 
@@ -352,8 +432,8 @@ def test_kept_images_are_decoded_once(tmp_path, folder):
 def test_arguments_are_checked():
     with pytest.raises(DataError, match="3 records are too few for batches of 4"):
         BatchLoader(names(3), 4, SIZE, seed=0)
-    with pytest.raises(DataError, match="0 records are too few"):
-        BatchLoader([], 4, SIZE, seed=0, drop_last=False)
+    with pytest.raises(DataError, match="7 records are too few for batches of 8"):
+        BatchLoader(names(7), 4, SIZE, seed=0, num_ranks=2)
     with pytest.raises(DataError, match="'latents' has 2 rows for 3 records"):
         BatchLoader(names(3), 1, SIZE, seed=0, extra={"latents": np.zeros(2)})
     with pytest.raises(DataError, match="'pixels' is a name of the loader"):
@@ -427,3 +507,43 @@ def test_a_pass_that_is_broken_off_leaves_no_thread(records):
     next(batches)
     batches.close()
     assert not decoders()
+
+
+# Workers
+
+
+class Hanging(Record):
+    """A record whose file does not answer until it is let go."""
+
+    go = threading.Event()
+
+    def load(self, *, limits: ImageLimits = ImageLimits()) -> Image.Image:  # noqa: B008
+        if self.id == "hung":
+            self.go.wait(60)
+        return super().load(limits=limits)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_hung_read_is_a_bad_record(tmp_path, records, num_workers):
+    Hanging.go.clear()
+    slow = [Hanging("hung" if i == 1 else r.id, r.source) for i, r in enumerate(records)]
+    options = {"seed": 0, "max_bad_share": 1, "shuffle": False, "num_workers": num_workers}
+    q = tmp_path / "q.jsonl"
+    with BatchLoader(slow, 4, SIZE, timeout_seconds=1.5, quarantine=q, **options) as loader:
+        assert take(loader, 2) == [
+            [f"{i:02d}.png" for i in (0, 5, 2, 3)],
+            [f"{i:02d}.png" for i in (4, 9, 6, 7)],
+        ]
+    Hanging.go.set()
+    (line,) = q.read_text().splitlines()
+    assert json.loads(line)["id"] == "hung"
+    assert json.loads(line)["reason"].endswith("01.png: reading took longer than 1.5 seconds")
+
+
+def test_an_error_of_a_thread_is_raised_where_its_row_is_asked_for(records, monkeypatch):
+    monkeypatch.setattr("vlv.data.reader.center_crop_resize", lambda *_: 1 / 0)
+    with (
+        BatchLoader(records, 4, SIZE, seed=0, num_workers=2) as loader,
+        pytest.raises(ZeroDivisionError),
+    ):
+        next(loader)

@@ -1,9 +1,11 @@
-"""Batches of records, in an order that can be resumed exactly.
+"""Batches of records that are listed, in an order that can be resumed exactly.
 
-The order of epoch `e` is a permutation drawn from (seed, e), so the whole position is two
-numbers: the epoch and how many of its records were consumed. The state belongs to the batches
-that were handed out; what was merely read ahead is read again after a resume.
-Shapes: B batch, S side of the square images.
+A global batch has G = batch_size x num_ranks rows, and each of its G places is a *lane*: a sequence of records of its
+own, of which row b of the lane goes into batch b. In epoch `e` lane i has the places i, i + G, i + 2 G ... of a
+permutation drawn from (seed, e). A bad record is passed over by its lane alone. So a row depends on nothing but seed,
+G, and which records of its lane are bad: not on the number of ranks or workers, and no rank has to hear of the
+bad records of another. The position of a lane is the number of batches and of the records it has passed over.
+Shapes: B batch of one rank, S side of the square images.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,47 +23,54 @@ import torch
 from numpy.typing import NDArray
 
 from vlv.data.images import DEFAULT_LIMITS, ImageLimits
+from vlv.data.lanes import Lane, Order, check_identity, check_lanes, load_counts, merge_states
 from vlv.data.quarantine import BadRecord, Quarantine
-from vlv.data.reader import Decoder, Order, Reader, Row
+from vlv.data.reader import Decoder, Reader, Row, fits_in_memory
 from vlv.data.records import Record
+from vlv.data.workers import Pool
 from vlv.errors import DataError
 
 _PREFETCHED_BATCHES = 3
-_STATE_VERSION = 1
+_STATE_VERSION = 2
 
 Batch = dict[str, Any]  # see BatchLoader
 
+__all__ = ["Batch", "BatchLoader", "epoch_batches", "fingerprint", "make_batch", "merge_states"]
+
 
 class BatchLoader:
-    """An endless iterator of batches; every record comes once per epoch.
+    """An endless iterator of batches; no record comes twice in an epoch, whatever the number of ranks and workers.
 
     A batch is a dict: `ids` (list of str), `index` (int64 (B), places in `records`), `pixels`
     (uint8 (B,3,S,S)), `captions` (list of str or None), `meta` (list of dict or None), and one
     tensor (B,...) for every array in `extra`.
 
-    A record that cannot be read is skipped, counted, and named in the quarantine file (JSONL: id,
-    source, reason); the next ones take its place, so that the batch keeps its size.
+    The N mod G last records of an epoch's permutation are left out of that epoch. A record that cannot be read is
+    skipped, counted, and named in the quarantine file (JSONL: id, source, reason); the next one of its lane takes its
+    place, so that the batch keeps its size.
 
     Args:
-        records: What `find_records` returns.
-        batch_size: B.
+        records: What `find_records` returns; N of them, the same for every rank.
+        batch_size: B, the rows that this rank gets of each global batch.
         image_size: S; None leaves the images unread (no `pixels`).
         seed: With the epoch, it decides the order.
         shuffle: False keeps the order of the list.
-        drop_last: Leave out the last, smaller batch of an epoch.
+        rank: Number of this process, from 0.
+        num_ranks: Processes that share each global batch.
         num_workers: Threads that decode ahead; 0 decodes when a batch is asked for.
-        quarantine: File to which bad records are appended.
+        prefetch: Batches that the threads may be ahead.
+        timeout_seconds: A record that takes longer to read is a bad one; None waits for ever.
+        quarantine: File to which bad records are appended; each rank needs its own.
         max_bad_share: The share of bad records above which the run stops.
-        min_checked: Records (at most one epoch) to see before that share is judged.
+        min_checked: Records (at most an epoch's share of this rank) to see before that share is judged.
         on_bad: Told of each bad record once.
         need_captions: Whether a record without a caption is a bad one.
         extra: Arrays (N,...) whose row i belongs to record i, such as cached latents.
         keep_in_memory: Keep decoded images (N S S 3 bytes); by default up to 1 GiB.
-        epochs: Stop after so many; None never stops.
         limits: What `load_image` refuses.
 
     Raises:
-        DataError: There are fewer records than a batch needs, or `extra` has other rows.
+        DataError: There are fewer records than a global batch needs, or `extra` has other rows.
     """
 
     def __init__(
@@ -71,8 +81,11 @@ class BatchLoader:
         *,
         seed: int,
         shuffle: bool = True,
-        drop_last: bool = True,
+        rank: int = 0,
+        num_ranks: int = 1,
         num_workers: int = 0,
+        prefetch: int = _PREFETCHED_BATCHES,
+        timeout_seconds: float | None = None,
         quarantine: Path | None = None,
         max_bad_share: float = 0.001,
         min_checked: int = 1000,
@@ -80,7 +93,6 @@ class BatchLoader:
         need_captions: bool = False,
         extra: Mapping[str, NDArray[Any]] | None = None,
         keep_in_memory: bool | None = None,
-        epochs: int | None = None,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         self.records = records
@@ -88,31 +100,39 @@ class BatchLoader:
         self.image_size = image_size
         self.seed = seed
         self.shuffle = shuffle
-        self.drop_last = drop_last
+        self.rank, self.num_ranks = rank, num_ranks
         self.extra = dict(extra or {})
-        self._check_arguments(num_workers)
+        check_ranks(batch_size, num_workers, seed, rank, num_ranks)
+        _check_rows(len(records), self.global_batch, self.extra)
         self.quarantine = Quarantine(
-            quarantine, max_bad_share, min(min_checked, len(records)), on_bad
+            quarantine, max_bad_share, min(min_checked, len(records) // num_ranks), on_bad
+        )
+        keep = (
+            fits_in_memory(len(records), image_size) if keep_in_memory is None else keep_in_memory
         )
         decoder = Decoder(
-            records,
             image_size,
             limits=limits,
             need_captions=need_captions,
-            keep_in_memory=keep_in_memory,
             known_bad=self.quarantine.bad,
+            keep=len(records) if keep else 0,
         )
-        self._reader = Reader(
-            decoder,
-            Order(len(records), seed if shuffle else None, epochs),
-            num_workers=num_workers,
-            ahead=_PREFETCHED_BATCHES * batch_size,
-        )
+        self._pool = Pool(num_workers, timeout_seconds)
+        self._order = Order(len(records), self.global_batch, seed if shuffle else None)
+        first = rank * batch_size
+        ahead = prefetch if num_workers else 0
+        self._lanes = [
+            Lane(number, records, self._order, Reader(decoder, self._pool), ahead)
+            for number in range(first, first + batch_size)
+        ]
         self._fingerprint = fingerprint(records)
-        self._epoch = 0
-        self._position = 0  # records of this epoch that were consumed
-        self._stream = self._reader.read(self._epoch, self._position)
-        self._rows: deque[Row] = deque()
+        self._num_batches = 0
+        self._closed = False
+
+    @property
+    def global_batch(self) -> int:
+        """G, the rows of a batch over all ranks."""
+        return self.batch_size * self.num_ranks
 
     # Iteration
 
@@ -120,80 +140,55 @@ class BatchLoader:
         return self
 
     def __next__(self) -> Batch:
-        num_ends = 0
-        while True:
-            rows, ended = self._gather()
-            if len(rows) == self.batch_size or (rows and not self.drop_last):
-                return self._batch(rows)
-            num_ends += ended
-            if num_ends > 1:
-                raise DataError(
-                    f"a whole epoch of {len(self.records)} records gave no batch of "
-                    f"{self.batch_size}: {len(self.quarantine.bad)} of them cannot be read"
-                )
+        if self._closed:
+            raise StopIteration
+        for depth in range(1, self._lanes[0].ahead + 1):  # the nearest batch first
+            for lane in self._lanes:
+                lane.look_ahead(depth)
+        rows = [self._sound_row(lane) for lane in self._lanes]
+        self._num_batches += 1
+        return make_batch(rows, self.extra)
 
-    def _gather(self) -> tuple[list[Row], bool]:
-        """Up to B sound rows, fewer at the end of the epoch; and whether it ended."""
-        rows: list[Row] = []
-        while len(rows) < self.batch_size:
-            if not self._rows:
-                self._rows.extend(next(self._stream))
-                if not self._rows:
-                    self._epoch, self._position = self._epoch + 1, 0
-                    return rows, True
-            row = self._rows.popleft()
-            self._position += 1
-            self.quarantine.count(self.records[row.index], row.reason)
+    def _sound_row(self, lane: Lane) -> Row:
+        for _ in range(len(self.records) + 1):
+            row = lane.next()
+            self.quarantine.count(row.record, row.reason)
             if row.reason is None:
-                rows.append(row)
-        return rows, False
-
-    def _batch(self, rows: list[Row]) -> Batch:
-        index = np.array([row.index for row in rows])
-        chosen = [self.records[i] for i in index]
-        batch: Batch = {
-            "ids": [record.id for record in chosen],
-            "index": torch.from_numpy(index),
-            "captions": [record.caption for record in chosen],
-            "meta": [row.meta for row in rows],
-        }
-        stacked = [row.pixels for row in rows if row.pixels is not None]
-        if stacked:
-            pixels = torch.from_numpy(np.stack(stacked))  # (B,S,S,3)
-            batch["pixels"] = pixels.permute(0, 3, 1, 2).contiguous()
-        for name, array in self.extra.items():
-            batch[name] = torch.from_numpy(np.array(array[index]))
-        return batch
+                return row
+            lane.skipped += 1
+        raise DataError(
+            f"{len(self.records)} records in a row gave no row for a batch: "
+            f"{len(self.quarantine.bad)} of {len(self.records)} cannot be read"
+        )
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out, as plain JSON values."""
+        """The position after the last batch handed out, as plain JSON values; see also `merge_states`."""
+        lanes = self._lanes
         return {
             **self._identity(),
-            "epoch": self._epoch,
-            "position": self._position,
+            "batches": self._num_batches,
+            "lanes": [[lanes[0].number, lanes[-1].number + 1]],
+            "skipped": {str(lane.number): lane.skipped for lane in lanes if lane.skipped},
             "num_checked": self.quarantine.num_checked,
             "num_bad": self.quarantine.num_bad,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly where `state_dict` was taken.
+        """Go on exactly where `state_dict` was taken, by this rank or, merged, by all of them.
 
         Raises:
-            DataError: The state belongs to other records, another order or another image size.
+            DataError: The state belongs to other records, another order, image size or global batch, or it is that of
+                another rank.
         """
-        for name, value in self._identity().items():
-            if state.get(name) != value:
-                raise DataError(
-                    f"cannot resume: the saved data position has {name} {state.get(name)}, this "
-                    f"run has {value}; name the same data and settings, or start a new run"
-                )
-        self._epoch, self._position = int(state["epoch"]), int(state["position"])
-        self.quarantine.num_checked = int(state["num_checked"])
-        self.quarantine.num_bad = int(state["num_bad"])
-        self._rows.clear()
-        self._stream = self._reader.read(self._epoch, self._position)
+        check_identity(state, self._identity())
+        start, stop = self._lanes[0].number, self._lanes[-1].number + 1
+        check_lanes(state, start, stop)
+        self._num_batches = int(state["batches"])
+        load_counts(self.quarantine, state, start, stop)
+        for lane in self._lanes:
+            lane.go_to(self._num_batches, int(state["skipped"].get(str(lane.number), 0)))
 
     def _identity(self) -> dict[str, Any]:
         """What must agree for a position to mean the same records."""
@@ -204,15 +199,17 @@ class BatchLoader:
             "seed": self.seed,
             "shuffle": self.shuffle,
             "image_size": self.image_size,
+            "global_batch": self.global_batch,
         }
 
     # Resources
 
     def close(self) -> None:
         """Stop the threads; the loader hands out nothing more."""
-        self._stream = iter(())
-        self._rows.clear()
-        self._reader.close()
+        self._closed = True
+        for lane in self._lanes:
+            lane.go_to(0, 0)
+        self._pool.close()
 
     def __enter__(self) -> Self:
         return self
@@ -225,23 +222,47 @@ class BatchLoader:
     ) -> None:
         self.close()
 
-    def _check_arguments(self, num_workers: int) -> None:
-        count = len(self.records)
-        if self.batch_size < 1 or num_workers < 0 or self.seed < 0:
-            raise ValueError(
-                f"batch_size must be at least 1, num_workers and seed at least 0, not "
-                f"{self.batch_size}, {num_workers}, {self.seed}"
-            )
-        if count < (self.batch_size if self.drop_last else 1):
-            raise DataError(
-                f"{count} records are too few for batches of {self.batch_size}; "
-                "lower the batch size or add data"
-            )
-        for name, array in self.extra.items():
-            if name in ("ids", "index", "pixels", "captions", "meta"):
-                raise DataError(f"'{name}' is a name of the loader; call the extra array otherwise")
-            if len(array) != count:
-                raise DataError(f"'{name}' has {len(array)} rows for {count} records")
+
+def make_batch(rows: Sequence[Row], extra: Mapping[str, NDArray[Any]]) -> Batch:
+    """Rows as the batch that `BatchLoader` describes."""
+    index = np.array([row.index for row in rows])
+    batch: Batch = {
+        "ids": [row.record.id for row in rows],
+        "index": torch.from_numpy(index),
+        "captions": [row.record.caption for row in rows],
+        "meta": [row.meta for row in rows],
+    }
+    stacked = [row.pixels for row in rows if row.pixels is not None]
+    if stacked:
+        pixels = torch.from_numpy(np.stack(stacked))  # (B,S,S,3)
+        batch["pixels"] = pixels.permute(0, 3, 1, 2).contiguous()
+    for name, array in extra.items():
+        batch[name] = torch.from_numpy(np.array(array[index]))
+    return batch
+
+
+def check_ranks(batch_size: int, num_workers: int, seed: int, rank: int, num_ranks: int) -> None:
+    """Raise ValueError for numbers that make no sense."""
+    if batch_size < 1 or num_workers < 0 or seed < 0:
+        raise ValueError(
+            f"batch_size must be at least 1, num_workers and seed at least 0, not "
+            f"{batch_size}, {num_workers}, {seed}"
+        )
+    if not 0 <= rank < num_ranks:
+        raise ValueError(f"rank must be at least 0 and less than {num_ranks}, not {rank}")
+
+
+def _check_rows(count: int, global_batch: int, extra: Mapping[str, NDArray[Any]]) -> None:
+    if count < global_batch:
+        raise DataError(
+            f"{count} records are too few for batches of {global_batch}; "
+            "lower the batch size or add data"
+        )
+    for name, array in extra.items():
+        if name in ("ids", "index", "pixels", "captions", "meta"):
+            raise DataError(f"'{name}' is a name of the loader; call the extra array otherwise")
+        if len(array) != count:
+            raise DataError(f"'{name}' has {len(array)} rows for {count} records")
 
 
 def epoch_batches(
@@ -252,6 +273,7 @@ def epoch_batches(
     num_workers: int = 0,
     on_bad: Callable[[BadRecord], None] | None = None,
     extra: Mapping[str, NDArray[Any]] | None = None,
+    timeout_seconds: float | None = None,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Iterator[Batch]:
     """One pass over the records in their order, the last, smaller batch included.
@@ -263,31 +285,34 @@ def epoch_batches(
         num_workers: Threads that decode ahead.
         on_bad: Told of each record that cannot be read, which is then skipped.
         extra: Arrays (N,...) whose row i belongs to record i.
+        timeout_seconds: A record that takes longer to read is a bad one; None waits for ever.
         limits: What `load_image` refuses.
 
     Raises:
         DataError: A record cannot be read and `on_bad` is not given.
     """
-    if not records:
-        return
-    loader = BatchLoader(
-        records,
-        batch_size,
-        image_size,
-        seed=0,
-        shuffle=False,
-        drop_last=False,
-        num_workers=num_workers,
-        max_bad_share=0.0 if on_bad is None else 1.0,
-        min_checked=0,
-        on_bad=on_bad,
-        extra=extra,
-        keep_in_memory=False,
-        epochs=1,
-        limits=limits,
-    )
-    with loader:
-        yield from loader
+    _check_rows(len(records), 0, extra or {})
+    bad = Quarantine(None, 0.0 if on_bad is None else 1.0, 0, on_bad)
+    decoder = Decoder(image_size, limits=limits, need_captions=False, known_bad=bad.bad)
+    pool = Pool(num_workers, timeout_seconds)
+    reader = Reader(decoder, pool)
+    coming = (reader.begin(index, record) for index, record in enumerate(records))
+    try:
+        pending = deque(islice(coming, _PREFETCHED_BATCHES * batch_size if num_workers else 1))
+        rows: list[Row] = []
+        while pending:
+            row = pending.popleft().row()
+            pending.extend(islice(coming, 1))
+            bad.count(row.record, row.reason)
+            if row.reason is None:
+                rows.append(row)
+            if len(rows) == batch_size:
+                yield make_batch(rows, extra or {})
+                rows = []
+        if rows:
+            yield make_batch(rows, extra or {})
+    finally:
+        pool.close()
 
 
 def fingerprint(records: Sequence[Record]) -> str:

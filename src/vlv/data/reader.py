@@ -1,4 +1,4 @@
-"""Records to decoded rows: in the order of an epoch, ahead of their use, by threads.
+"""Records to decoded rows.
 
 Nothing here refers back to the loader, so that a loader that is dropped takes its threads along.
 Shapes: S side of the square images.
@@ -6,9 +6,7 @@ Shapes: S side of the square images.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,10 +17,10 @@ from numpy.typing import NDArray
 from vlv.data.images import ImageLimits, center_crop_resize
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Record
+from vlv.data.workers import HungError, Pool, Task
 from vlv.errors import DataError
 
 MEMORY_LIMIT_BYTES = 2**30  # decoded images are kept by default up to this size
-_CHUNK = 16  # records that a thread decodes at a time
 
 Pixels = NDArray[np.uint8]  # (S,S,3)
 
@@ -32,86 +30,52 @@ class Row:
     """One decoded record; without a `reason` it is sound."""
 
     index: int
+    record: Record
     pixels: Pixels | None = None
     meta: dict[str, Any] | None = None
     reason: str | None = None
 
 
-@dataclass(frozen=True)
-class Order:
-    """The order of the records in each epoch.
-
-    Attributes:
-        count: Number of records.
-        seed: With the epoch, it decides the permutation; None keeps the order of the list.
-        epochs: How many there are; None for no end.
-    """
-
-    count: int
-    seed: int | None
-    epochs: int | None
-
-    def of(self, epoch: int) -> NDArray[np.int64]:
-        """The places of the records in this epoch, (count)."""
-        if self.seed is None:
-            return np.arange(self.count)
-        return np.random.default_rng([self.seed, epoch]).permutation(self.count)
-
-    def chunks(self, epoch: int, position: int) -> Iterator[list[int]]:
-        """Places from a position on, some at a time; an empty list ends each epoch."""
-        while self.epochs is None or epoch < self.epochs:
-            places = self.of(epoch)
-            for start in range(position, self.count, _CHUNK):
-                yield places[start : start + _CHUNK].tolist()
-            yield []
-            epoch, position = epoch + 1, 0
-
-
 class Decoder:
-    """Record number to row; safe to call from several threads.
+    """Record to row; safe to call from several threads.
 
     Args:
-        records: What `find_records` returns.
         image_size: S; None leaves the images unread.
         limits: What `load_image` refuses.
         need_captions: Whether a record without a caption is a bad one.
-        keep_in_memory: Keep decoded images (N S S 3 bytes); None: up to 1 GiB.
         known_bad: Records that are not tried again.
+        keep: Number of records whose decoded images are kept (N S S 3 bytes); 0 keeps none.
     """
 
     def __init__(
         self,
-        records: Sequence[Record],
         image_size: int | None,
         *,
         limits: ImageLimits,
         need_captions: bool,
-        keep_in_memory: bool | None,
         known_bad: Mapping[str, BadRecord],
+        keep: int = 0,
     ) -> None:
-        self.records = records
         self.image_size = image_size
         self.limits = limits
         self.need_captions = need_captions
         self.known_bad = known_bad
-        shape = (len(records), image_size or 0, image_size or 0, 3)
-        if keep_in_memory is None:
-            keep_in_memory = int(np.prod(shape)) <= MEMORY_LIMIT_BYTES
-        self._images = np.empty(shape, np.uint8) if keep_in_memory else None
-        self._present = np.zeros(len(records), bool)
+        side = image_size or 0
+        self._images = np.empty((keep, side, side, 3), np.uint8) if keep else None
+        self._present = np.zeros(keep, bool)
 
-    def __call__(self, index: int) -> Row:
+    def __call__(self, index: int, record: Record) -> Row:
         """Decode one record; what is wrong with it is said in the row, never raised."""
-        record = self.records[index]
         known = self.known_bad.get(record.id)
         if known is not None:
-            return Row(index, reason=known.reason)
+            return Row(index, record, reason=known.reason)
         if self.need_captions and not record.caption:
-            return Row(index, reason=f"{record.source}: the record {record.id} has no caption")
+            reason = f"{record.source}: the record {record.id} has no caption"
+            return Row(index, record, reason=reason)
         try:
-            return Row(index, self._pixels(index, record), record.meta)
+            return Row(index, record, self._pixels(index, record), record.meta)
         except DataError as error:
-            return Row(index, reason=str(error))
+            return Row(index, record, reason=str(error))
 
     def _pixels(self, index: int, record: Record) -> Pixels | None:
         if self.image_size is None:
@@ -126,49 +90,40 @@ class Decoder:
         return pixels
 
 
+def fits_in_memory(num_records: int, image_size: int | None) -> bool:
+    """Whether the decoded images of a data set are at most 1 GiB."""
+    return num_records * (image_size or 0) ** 2 * 3 <= MEMORY_LIMIT_BYTES
+
+
 class Reader:
-    """Decode in order, by threads that run ahead.
+    """Decode records by threads that work ahead.
 
     Args:
-        decode: Record number to row.
-        order: Which comes when.
-        num_workers: Threads; 0 decodes when a row is asked for.
-        ahead: Rows that the threads may be ahead.
+        decode: Record to row.
+        pool: The threads.
     """
 
-    def __init__(
-        self, decode: Callable[[int], Row], order: Order, *, num_workers: int, ahead: int
-    ) -> None:
+    def __init__(self, decode: Decoder, pool: Pool) -> None:
         self.decode = decode
-        self.order = order
-        self.num_workers = num_workers
-        self.ahead = ahead
-        self._executor: ThreadPoolExecutor | None = None
+        self.pool = pool
 
-    def read(self, epoch: int, position: int) -> Iterator[list[Row]]:
-        """Decoded chunks from a position on; an empty one ends each epoch."""
-        pending: deque[Callable[[], list[Row]]] = deque()
-        num_ahead = -(-self.ahead // _CHUNK) if self.num_workers else 0
-        for places in self.order.chunks(epoch, position):
-            pending.append(self._submit(places))
-            if len(pending) > num_ahead:
-                yield pending.popleft()()
-        while pending:
-            yield pending.popleft()()
-
-    def close(self) -> None:
-        """Stop the threads, and wait for what they are at."""
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-            self._executor = None
-
-    def _submit(self, places: list[int]) -> Callable[[], list[Row]]:
-        if not places or not self.num_workers:
-            return partial(_decode_all, self.decode, places)
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self.num_workers, thread_name_prefix="vlv-decode")
-        return self._executor.submit(_decode_all, self.decode, places).result
+    def begin(self, index: int, record: Record) -> Pending:
+        """Queue a record."""
+        task = self.pool.submit(partial(self.decode, index, record))
+        return Pending(index, record, task)
 
 
-def _decode_all(decode: Callable[[int], Row], places: list[int]) -> list[Row]:
-    return [decode(place) for place in places]
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A record on its way to a row."""
+
+    index: int
+    record: Record
+    task: Task[Row]
+
+    def row(self) -> Row:
+        """The row; that of a record that takes too long to read is a bad one."""
+        try:
+            return self.task.result()
+        except HungError as error:
+            return Row(self.index, self.record, reason=f"{self.record.source}: {error}")

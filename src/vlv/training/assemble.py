@@ -18,7 +18,7 @@ from transformers import (
     Florence2ForConditionalGeneration,
 )
 
-from vlv.data.batches import BatchLoader, epoch_batches
+from vlv.data.batches import epoch_batches
 from vlv.data.images import to_pil
 from vlv.data.records import find_records
 from vlv.errors import ModelFolderError
@@ -36,9 +36,8 @@ from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
-from vlv.training.latents import cache_latents
+from vlv.training.feeding import make_loader
 from vlv.training.loop import fit
-from vlv.training.own_captions import cached_ids, own_captions
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.stages import Stage1, Stage2
 from vlv.training.weights import store_frozen
@@ -46,11 +45,7 @@ from vlv.training.weights import store_frozen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from vlv.config import PartSource, RunConfig
-    from vlv.data.quarantine import BadRecord
     from vlv.data.records import Record
     from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 
@@ -100,7 +95,9 @@ def train(
     parts.to("cuda" if torch.cuda.is_available() else "cpu")
     objective = make_objective(config, parts)
     set_precision(config, parts, objective)
-    with make_loader(config, parts, records, run_dir) as loader:
+    with make_loader(
+        config, parts.encoder, parts.decoder, records, run_dir, lambda: florence_tokenizer(config)
+    ) as loader:
         result = fit(
             objective,
             loader,
@@ -169,13 +166,19 @@ def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | 
     assert source is not None, "checked by RunConfig"
     return VLVEncoder.from_florence(
         _pretrained(Florence2ForConditionalGeneration, source, "Florence-2"),
-        _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
+        florence_tokenizer(config),
         num_queries=config.model.num_queries or decoder.num_positions,
         text_width=decoder.text_width,
         image_size=config.model.input_size or config.data.image_size,
         seed=config.loop.seed,
         prompt=config.model.prompt or DEFAULT_PROMPT,
     )
+
+
+def florence_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer of the Florence-2 that becomes the encoder."""
+    assert config.model.florence is not None, "checked by RunConfig"
+    return _pretrained(AutoTokenizer, config.model.florence, "Florence-2's tokenizer")
 
 
 def _backbone_encoder(
@@ -283,60 +286,6 @@ def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None
     """Hold what is frozen in bfloat16 where the arithmetic is; the VAE and the weights that train stay in float32."""
     if config.loop.precision == "bf16":
         store_frozen(objective.module, torch.bfloat16, keep=[parts.decoder.vae])
-
-
-def make_loader(
-    config: RunConfig, parts: Parts, records: list[Record], run_dir: Path
-) -> BatchLoader:
-    """Endless batches, with cached latents and the encoder's own captions where the settings ask for them."""
-    data = config.data
-    extra: dict[str, NDArray[Any]] = {}
-    if data.latents is not None:
-        extra |= cache_latents(
-            parts.decoder,
-            records,
-            data.image_size,
-            Path(data.latents),
-            num_workers=data.num_workers,
-            on_bad=_leave_to_the_loader,
-        )
-    if config.stage1 is not None and config.stage1.warm_start_steps:
-        extra["own_ids"] = own_ids(config, parts, records, run_dir / "own_ids.npy")
-    return BatchLoader(
-        records,
-        config.loop.batch_size,
-        data.image_size,
-        seed=config.loop.seed,
-        num_workers=data.num_workers,
-        quarantine=run_dir / "quarantine.jsonl",
-        max_bad_share=data.max_bad_share,
-        extra=extra,
-    )
-
-
-def own_ids(
-    config: RunConfig, parts: Parts, records: Sequence[Record], cache: Path
-) -> NDArray[np.int64]:
-    """The encoder's own captions as ids of the text tower, (N, L), for the warm start."""
-    source = config.model.florence
-    encoder = parts.encoder
-    assert source is not None, "checked by RunConfig"
-    assert isinstance(encoder, VLVEncoder), "made of Florence-2"
-
-    def make() -> list[str]:
-        return own_captions(
-            encoder,
-            _pretrained(AutoTokenizer, source, "Florence-2's tokenizer"),
-            records,
-            image_size=config.data.image_size,
-            on_bad=_leave_to_the_loader,
-        )
-
-    return cached_ids(cache, len(records), make, parts.decoder.tokenizer, parts.encoder.num_queries)
-
-
-def _leave_to_the_loader(bad: BadRecord) -> None:
-    """The loader meets the same bad record, counts it and names it."""
 
 
 def make_evaluation(
