@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from vlv.evaluation.frechet import frechet_distance, frechet_estimate, kernel_distance
+from vlv.evaluation.frechet import (
+    Moments,
+    distance_of_moments,
+    few_images,
+    frechet_distance,
+    frechet_estimate,
+    kernel_distance,
+    kernel_estimate,
+)
 
 
 def exact_gaussian(n: int, cov: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -76,3 +84,67 @@ def test_unusable_sets_are_refused() -> None:
         frechet_distance(np.zeros((3, 2)), np.zeros((3, 4)))
     with pytest.raises(ValueError, match="two images"):
         kernel_distance(np.zeros((1, 2)), np.zeros((3, 2)))
+
+
+@pytest.mark.parametrize("pieces", [[500], [1, 2, 497], [250, 250]])
+def test_moments_of_a_stream_are_those_of_the_whole(pieces: list[int]) -> None:
+    """Also far from the origin, where sums of squares would lose every digit."""
+    x = np.random.default_rng(0).normal(size=(500, 5)) + 1e6
+    moments, other, start = Moments(5), Moments(5), 0
+    for number, length in enumerate(pieces):
+        (moments if number % 2 else other).add(x[start : start + length])
+        start += length
+    moments.merge(other)
+    np.testing.assert_allclose(moments.mean, x.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(moments.covariance, np.cov(x.T), atol=1e-8)
+    assert moments.total == 500
+
+
+def test_a_weight_is_a_repetition() -> None:
+    x = np.random.default_rng(0).normal(size=(4000, 3))  # more than one piece
+    weights = np.random.default_rng(1).integers(0, 3, 4000)
+    weighted, repeated = Moments.of(x, weights.astype(float)), Moments.of(x.repeat(weights, 0))
+    np.testing.assert_allclose(weighted.mean, repeated.mean, rtol=1e-12)
+    np.testing.assert_allclose(weighted.covariance, repeated.covariance, rtol=1e-12)
+
+
+def test_the_definition_of_the_published_implementations() -> None:
+    """|mu_a - mu_b|^2 + tr(S_a + S_b - 2 sqrtm(S_a S_b)) on shared features, as pytorch-fid and torch-fidelity."""
+    linalg = pytest.importorskip("scipy.linalg")
+    rng = np.random.default_rng(0)
+    a, b = (rng.normal(size=(300, 12)) @ rng.normal(size=(12, 12)) + rng.normal() for _ in "ab")
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = linalg.sqrtm(cov_a @ cov_b).real
+    expected = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b - 2 * root)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert distance_of_moments(Moments.of(a), Moments.of(b)) == frechet_distance(a, b)
+
+
+def test_kernel_distance_by_its_definition() -> None:
+    a, b = np.array([[1.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 1.0], [2.0, 0.0]])
+
+    def k(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / 2 + 1) ** 3)
+
+    cross = np.mean([k(x, y) for x in a for y in b])
+    expected = k(a[0], a[1]) + k(b[0], b[1]) - 2 * cross
+    assert kernel_distance(a, b) == pytest.approx(expected)
+
+
+def test_the_interval_of_subsets_covers_the_truth() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(400, 4)), rng.normal(size=(400, 4)) + 0.5
+    found = kernel_estimate(a, b, seed=0, subsets=50)
+    assert found.low < kernel_distance(a, b) < found.high
+    assert found == kernel_estimate(a, b, seed=0, subsets=50)
+    repeats = [
+        kernel_distance(rng.normal(size=(400, 4)), rng.normal(size=(400, 4)) + 0.5)
+        for _ in range(40)
+    ]
+    standard_error = (found.high - found.low) / 2 / 1.96
+    assert standard_error == pytest.approx(np.std(repeats), rel=0.5)
+
+
+def test_few_images_are_remarked_upon() -> None:
+    assert few_images(2048) is None
+    assert "2047 images" in str(few_images(2047))

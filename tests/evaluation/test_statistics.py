@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vlv.evaluation import statistics
-from vlv.evaluation.statistics import bootstrap_interval, estimate
+from vlv.evaluation.statistics import bootstrap_interval, estimate, paired_test
 
 
 def test_interval_of_a_mean_is_the_normal_one() -> None:
@@ -80,3 +80,38 @@ def test_nothing_to_measure_is_nan() -> None:
     assert math.isnan(found.low)
     with pytest.raises(ValueError, match="at least one"):
         estimate([], statistics.mean, seed=0)
+
+
+def test_a_paired_test_sees_what_two_intervals_do_not() -> None:
+    """Images differ a lot, the runs differ little and always the same way."""
+    rng = np.random.default_rng(0)
+    theirs = rng.normal(0, 10, size=200)
+    ours = theirs + 0.5 + rng.normal(0, 1, size=200)
+    found = paired_test(ours, theirs, statistics.mean, seed=0)
+    assert found.difference.value == pytest.approx((ours - theirs).mean())
+    assert 0 < found.difference.low < found.difference.high
+    assert found.p == pytest.approx(1 / 1001)
+    assert paired_test(theirs, ours, statistics.mean, seed=0).difference.high < 0
+
+
+def test_the_permutation_test_is_exact_where_it_can_be_counted() -> None:
+    """Four images, all differences +1: of 16 permutations two are as large."""
+    found = paired_test(np.ones(4), np.zeros(4), statistics.mean, seed=0, num=8000)
+    assert found.p == pytest.approx(2 / 16, abs=0.01)
+
+
+def test_p_is_even_where_nothing_differs() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        paired_test(rng.normal(size=40), rng.normal(size=40), statistics.mean, 0, 200).p
+        for _ in range(100)
+    ]
+    assert 0.01 <= np.mean(np.array(found) < 0.1) <= 0.2
+
+
+def test_a_paired_test_of_a_ratio() -> None:
+    ours, theirs = np.array([[2, 4], [0, 0], [3, 4]]), np.array([[1, 4], [0, 0], [2, 4]])
+    found = paired_test(ours, theirs, statistics.ratio, seed=0, num=200)
+    assert found.difference.value == pytest.approx(2 / 8)
+    with pytest.raises(ValueError, match="one shape"):
+        paired_test(ours, theirs[:2], statistics.ratio, seed=0)

@@ -14,6 +14,62 @@ from vlv.evaluation.statistics import Estimate, resample_counts
 Array = NDArray[np.float64]
 Features = NDArray[np.float32] | NDArray[np.float64]
 
+FEW_IMAGES = 2048
+"""Below so many images a Frechet distance in Inception's 2,048 features is mostly bias."""
+_ROWS = 2048
+"""Rows of features that are looked at together; what is remembered does not grow with N."""
+
+
+class Moments:
+    """Mean and covariance of feature vectors that pass by, in float64; memory D^2 whatever N (Chan et al. 1979).
+
+    Attributes:
+        total: Sum of the weights, N where every vector counts once.
+        mean: (D,).
+    """
+
+    def __init__(self, width: int) -> None:
+        self.total = 0.0
+        self.mean: Array = np.zeros(width)
+        self._scatter: Array = np.zeros((width, width))
+
+    @classmethod
+    def of(cls, features_ND: Features, weights_N: Array | None = None) -> Moments:
+        """Those of all rows, read in pieces, so that a memory-mapped file may be larger than memory."""
+        moments = cls(features_ND.shape[1])
+        for start in range(0, len(features_ND), _ROWS):
+            rows = slice(start, start + _ROWS)
+            moments.add(features_ND[rows], None if weights_N is None else weights_N[rows])
+        return moments
+
+    def add(self, features_ND: Features, weights_N: Array | None = None) -> None:
+        """Take in further vectors; weights are how often each counts."""
+        features = np.asarray(features_ND, np.float64)
+        weights = np.ones(len(features)) if weights_N is None else weights_N
+        new = Moments(len(self.mean))
+        new.total = float(weights.sum())
+        if new.total > 0:
+            new.mean = weights @ features / new.total
+            offset = (features - new.mean) * np.sqrt(weights)[:, None]
+            new._scatter = offset.T @ offset
+            self.merge(new)
+
+    def merge(self, other: Moments) -> None:
+        """Take in what another has seen."""
+        total = self.total + other.total
+        if total == 0:
+            return
+        step = other.mean - self.mean
+        self._scatter = self._scatter + other._scatter
+        self._scatter += np.outer(step, step) * (self.total * other.total / total)
+        self.mean = self.mean + step * (other.total / total)
+        self.total = total
+
+    @property
+    def covariance(self) -> Array:
+        """(D, D), with N - 1."""
+        return np.asarray(self._scatter / (self.total - 1))
+
 
 def frechet_distance(features_a_ND: Features, features_b_ND: Features) -> float:
     """Frechet distance of two Gaussians fitted to the features (Dowson and Landau 1982; as FID: Heusel et al. 2017).
@@ -31,7 +87,7 @@ def frechet_distance(features_a_ND: Features, features_b_ND: Features) -> float:
         ValueError: The widths differ, or a set has fewer than two rows.
     """
     a, b = _checked(features_a_ND, features_b_ND)
-    return _distance(_moments(a), _moments(b))
+    return distance_of_moments(Moments.of(a), Moments.of(b))
 
 
 def frechet_estimate(
@@ -46,12 +102,12 @@ def frechet_estimate(
     weights_a, weights_b = (resample_counts(len(x), num, rng) for x in (a, b))
     spread = np.std(
         [
-            _distance(_moments(a, wa), _moments(b, wb))
+            distance_of_moments(Moments.of(a, wa), Moments.of(b, wb))
             for wa, wb in zip(weights_a, weights_b, strict=True)
         ],
         ddof=1,
     )
-    value = _distance(_moments(a), _moments(b))
+    value = distance_of_moments(Moments.of(a), Moments.of(b))
     margin = 1.96 * float(spread)
     return Estimate(value, max(0.0, value - margin), value + margin, min(len(a), len(b)))
 
@@ -61,9 +117,34 @@ def kernel_distance(features_a_ND: Features, features_b_ND: Features) -> float:
 
     Unbiased at any N, so it is read beside the Frechet distance of small sets; it may be slightly negative.
     """
-    a, b = _checked(features_a_ND, features_b_ND)
+    a, b = (np.asarray(x, np.float64) for x in _checked(features_a_ND, features_b_ND))
     within = (_off_diagonal_mean(_kernel(x, x)) for x in (a, b))
     return float(sum(within) - 2 * _kernel(a, b).mean())
+
+
+def kernel_estimate(
+    features_a_ND: Features,
+    features_b_ND: Features,
+    seed: int,
+    subsets: int = 100,
+    size: int = 1000,
+) -> Estimate:
+    """`kernel_distance` averaged over random subsets, as KID is published, with 1.96 standard errors on either side.
+
+    Both sets give subsets of m images without replacement: `size`, or half of the smaller set. The standard error is that of
+    the jackknife that leaves out the other n - m (Shao and Wu 1989): sqrt(m / (n - m)) times the spread of the subsets.
+    """
+    a, b = _checked(features_a_ND, features_b_ND)
+    n = min(len(a), len(b))
+    m = max(2, min(size, n // 2))
+    rng = np.random.default_rng(seed)
+    drawn = [
+        kernel_distance(*(x[np.sort(rng.choice(len(x), m, replace=False))] for x in (a, b)))
+        for _ in range(subsets)
+    ]
+    value = float(np.mean(drawn))
+    margin = 1.96 * float(np.std(drawn, ddof=1)) * (m / max(1, n - m)) ** 0.5
+    return Estimate(value, value - margin, value + margin, n)
 
 
 def _kernel(x: Array, y: Array) -> Array:
@@ -75,28 +156,29 @@ def _off_diagonal_mean(matrix: Array) -> float:
     return float((matrix.sum() - np.trace(matrix)) / (n * (n - 1)))
 
 
-def _moments(features: Array, weights: Array | None = None) -> tuple[Array, Array]:
-    """Mean (D,) and covariance (D, D); weights are how often each row counts."""
-    weights = np.ones(len(features)) if weights is None else weights
-    total = weights.sum()
-    centre = weights @ features / total
-    offset = (features - centre) * np.sqrt(weights)[:, None]
-    return centre, offset.T @ offset / (total - 1)
-
-
-def _distance(a: tuple[Array, Array], b: tuple[Array, Array]) -> float:
-    (mean_a, cov_a), (mean_b, cov_b) = a, b
+def distance_of_moments(a: Moments, b: Moments) -> float:
+    """`frechet_distance` of what two streams of features have been."""
+    cov_a, cov_b = a.covariance, b.covariance
     values, vectors = np.linalg.eigh(cov_a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
-    shift = np.square(mean_a - mean_b).sum()
+    shift = np.square(a.mean - b.mean).sum()
     return max(0.0, float(shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
 
 
-def _checked(a: Features, b: Features) -> tuple[Array, Array]:
-    x, y = (np.asarray(v, np.float64) for v in (a, b))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"features are (N, D) and (M, D), got {x.shape} and {y.shape}")
-    if min(len(x), len(y)) < 2:
-        raise ValueError(f"two images of each set are needed, got {len(x)} and {len(y)}")
-    return x, y
+def few_images(n: int) -> str | None:
+    """What to say of a Frechet distance of n images; None where nothing is."""
+    if n >= FEW_IMAGES:
+        return None
+    return (
+        f"a Frechet distance of {n} images is biased upwards; compare it with distances of {n} images only, take "
+        f"{FEW_IMAGES} or more to publish it, and read the kernel distance beside it"
+    )
+
+
+def _checked(a: Features, b: Features) -> tuple[Features, Features]:
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features are (N, D) and (M, D), got {a.shape} and {b.shape}")
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"two images of each set are needed, got {len(a)} and {len(b)}")
+    return a, b

@@ -127,6 +127,61 @@ def estimate(
     return Estimate(value, low, high, len(table))
 
 
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """How a figure of one run differs from that of another on the same images."""
+
+    difference: Estimate
+    """Ours minus theirs."""
+    p: float
+    """Of the two-sided permutation test; NaN where nothing could be compared."""
+
+
+def paired_test(
+    ours: ArrayLike, theirs: ArrayLike, statistic: Statistic, seed: int, num: int = 1000
+) -> Paired:
+    """Compare two runs on the same images: paired bootstrap interval and permutation test (Good 2005).
+
+    In a permutation the two runs change places at random images. p is the share of permutations, the one found among them,
+    whose difference is at least as large; with `num` permutations it cannot be less than 1 / (num + 1).
+
+    Args:
+        ours: (N,) or (N, K), one row per image.
+        theirs: Likewise, of the same images in the same order.
+        statistic: From the means of the columns (..., K) to the figure (...).
+        seed: Of resamples and permutations.
+        num: How many of each.
+
+    Raises:
+        ValueError: The shapes differ.
+
+    >>> paired_test([1.0, 2.0], [1.0, 2.0], mean, seed=0).p
+    1.0
+    """
+    a, b = _table(ours), _table(theirs)
+    if a.shape != b.shape:
+        raise ValueError(f"paired tables have one shape, got {a.shape} and {b.shape}")
+    width = a.shape[1]
+
+    def difference(columns: Array) -> Array:
+        return statistic(columns[..., :width]) - statistic(columns[..., width:])
+
+    found = estimate(np.hstack((a, b)), difference, seed, num)
+    rng = np.random.default_rng([seed, 1])
+    shift = (b - a) / len(a)
+    swapped = []
+    for start in range(0, num, max(1, _DRAWS_AT_ONCE // len(a))):
+        rows = min(num - start, max(1, _DRAWS_AT_ONCE // len(a)))
+        moved = rng.integers(2, size=(rows, len(a))).astype(np.float64) @ shift
+        swapped.append(_apply(difference, np.hstack((a.mean(0) + moved, b.mean(0) - moved))))
+    drawn = np.concatenate(swapped)
+    drawn = drawn[np.isfinite(drawn)]
+    if not len(drawn) or not np.isfinite(found.value):
+        return Paired(found, float("nan"))
+    as_large = int((np.abs(drawn) >= abs(found.value) - 1e-12).sum())
+    return Paired(found, (as_large + 1) / (len(drawn) + 1))
+
+
 def _table(values: ArrayLike) -> Array:
     table = np.asarray(values, np.float64)
     if not len(table):
