@@ -16,7 +16,8 @@ from vlv.config import load_config
 from vlv.models.architectures import architectures, num_parameters, outline
 from vlv.models.folder import part_dtype
 from vlv.training.assemble import Parts, make_objective, set_precision
-from vlv.training.memory import Footprint, hollow, imagined, rehearse, rehearse_training
+from vlv.training.hollow import hollow, imagined
+from vlv.training.memory import Footprint, rehearse, rehearse_training
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -43,6 +43,11 @@ class Stage1:
         self.encoder, self.decoder, self.config = encoder, decoder, config
         self.module = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
 
+    def phase(self, step: int) -> str:
+        """Which losses count at a step: between two steps of one phase the work is the same."""
+        warm = warm_start_share(step, self.config)
+        return {0.0: "denoising", 1.0: "warm start"}.get(warm, "both")
+
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Denoising loss of `batch["pixels"]` (B, 3, H, W), with the latents from the batch where they are cached."""
         z = self.encoder(batch["pixels"])  # (B, Q, D)
@@ -86,6 +91,10 @@ class Stage2:
         self.module = nn.ModuleDict(
             {"encoder": encoder, "decoder": decoder, "caption_decoder": caption_decoder}
         )
+
+    def phase(self, step: int) -> str:
+        """Whether the encoder is still frozen at a step."""
+        return "frozen encoder" if step < self.config.frozen_encoder_steps else "all"
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Cross-entropy of `batch["captions"]` given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
