@@ -15,6 +15,7 @@ from vlv.config import (
     preset_names,
 )
 from vlv.errors import ConfigError
+from vlv.training.optim import learning_rate_factor
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +31,7 @@ def test_presets_are_complete_and_valid(name: str) -> None:
 def test_paper_stage1_is_the_papers() -> None:
     config = load_config("paper-stage1")
     assert config.loop.steps == 200_000
-    assert config.loop.batch_size * config.loop.accumulate == 512
+    assert [config.loop.images_per_step(processes) for processes in (1, 8)] == [512, 512]
     assert config.loop.precision == "fp32"
     assert config.loop.ema is None
     assert (config.optim.lr, config.optim.betas) == (5e-5, (0.9, 0.99))
@@ -49,13 +50,39 @@ def test_paper_stage1_is_the_papers() -> None:
 def test_paper_stage2_is_the_papers() -> None:
     config = load_config("paper-stage2")
     assert config.loop.steps == 100_000
-    assert config.loop.batch_size * config.loop.accumulate == 64
+    assert [config.loop.images_per_step(processes) for processes in (1, 8)] == [64, 64]
     assert config.loop.precision == "bf16"
     assert (config.optim.lr, config.optim.schedule) == (1e-5, "linear")
     assert config.stage2 is not None
     assert (config.stage2.trainable, config.stage2.denoising_weight) == ("mlp+llm+encoder", 0)
+    assert 0 < config.stage2.frozen_llm_steps < config.stage2.frozen_encoder_steps
+    assert config.stage2.max_caption_tokens == 300
+    assert (config.optim.betas, config.optim.clip) == ((0.9, 0.99), 1.0)
     assert config.model.llm is not None
     assert config.model.llm.path == "Qwen/Qwen2.5-3B"
+
+
+def test_official_presets_differ_from_the_papers_where_the_code_does() -> None:
+    first, second = (load_config(f"official-stage{n}") for n in (1, 2))
+    changed = {"optim": first.optim, "loop": first.loop}
+    assert load_config("paper-stage1").model_copy(update=changed) == first
+    rates = [
+        5e-5 * learning_rate_factor(step, 200_000, first.optim)
+        for step in range(0, 200_001, 20_000)
+    ]
+    assert rates == pytest.approx([5e-5, 5e-9] * 5 + [5e-5])
+    assert (first.loop.steps, first.loop.images_per_step(), first.loop.train_mode) == (
+        200_000,
+        512,
+        "all",
+    )
+
+    assert second.stage2 is not None
+    assert (second.stage2.frozen_llm_steps, second.stage2.frozen_encoder_steps) == (0, 0)
+    assert (second.stage2.frozen_queries, second.stage2.supervise_end) == (True, False)
+    assert (second.optim.betas, second.optim.clip) == ((0.9, 0.999), None)
+    assert (second.loop.steps, second.loop.images_per_step()) == (20_000, 64)
+    assert learning_rate_factor(20_000, 20_000, second.optim) == pytest.approx(0.974, abs=1e-3)
 
 
 def test_overrides_are_yaml() -> None:
@@ -96,7 +123,7 @@ def test_a_file_may_be_given(tmp_path: Path) -> None:
         ("loop.steps=0", "loop.steps is 0, but input should be greater than 0"),
         (
             "optim.schedule=cos",
-            "optim.schedule is 'cos', but input should be 'cosine', 'linear' or",
+            "optim.schedule is 'cos', but input should be 'cosine', 'linear', 'constant' or",
         ),
         ("optim.lr=null", "optim.lr is None, but input should be a valid number"),
         ("data.inputs=[]", "data.inputs is [], but"),
@@ -114,6 +141,12 @@ def test_a_file_may_be_given(tmp_path: Path) -> None:
             "optim.warmup_steps=200000",
             "optim.warmup_steps is 200000, but the run has only 200000 steps",
         ),
+        ("optim.schedule=cosine_wave", "cosine_wave needs decay_steps"),
+        ("optim={lr: 1, schedule: constant, decay_steps: 9}", "no effect with schedule constant"),
+        (
+            "optim={lr: 1, warmup_steps: 9, decay_steps: 9}",
+            "decay_steps is 9, but the warm-up takes 9",
+        ),
         ("stage1.warm_start_steps=200000", "warm_start_steps + warm_start_fade_steps is 200000"),
         ("stage1.warm_start_fade_steps=5", "no effect while warm_start_steps is 0"),
         ("loop={steps: 1, batch_size: 1, save_every: null, save_every_seconds: null}", "both null"),
@@ -130,11 +163,26 @@ def test_wrong_settings_in_words(override: str, message: str) -> None:
     ("overrides", "message"),
     [
         (
-            ["stage2.trainable=mlp", "stage2.denoising_weight=1"],
+            [
+                *("stage2.trainable=mlp", "stage2.denoising_weight=1"),
+                *("stage2.frozen_encoder_steps=0", "stage2.frozen_llm_steps=0"),
+            ],
             "with trainable mlp the encoder is frozen",
         ),
-        (["stage2.trainable=mlp", "stage2.frozen_encoder_steps=9"], "no effect with trainable mlp"),
+        (
+            ["stage2.trainable=mlp+llm"],
+            r"frozen_encoder_steps has no effect with trainable mlp\+llm",
+        ),
+        (
+            ["stage2.trainable=mlp", "stage2.frozen_encoder_steps=0"],
+            "frozen_llm_steps has no effect with trainable mlp",
+        ),
+        (
+            ["stage2.trainable=mlp", "stage2.frozen_encoder_steps=0", "stage2.frozen_queries=true"],
+            "frozen_queries has no effect with trainable mlp",
+        ),
         (["stage2.frozen_encoder_steps=100000"], "but the run has only 100000 steps"),
+        (["stage2.frozen_llm_steps=100000"], "frozen_llm_steps is 100000, but"),
         (["stage2.draws_per_image=2"], "no effect while denoising_weight is 0"),
         (["data.latents=x"], "data.latents has no effect while stage2.denoising_weight is 0"),
         (["model.num_queries=7"], "model.num_queries has no effect beside model.encoder"),
@@ -156,7 +204,7 @@ def test_unknown_sources(tmp_path: Path) -> None:
         ConfigError, match=r"no file or preset 'paper-stge1'; did you mean paper-stage1?"
     ):
         load_config("paper-stge1")
-    with pytest.raises(ConfigError, match="the presets are paper-stage1"):
+    with pytest.raises(ConfigError, match="the presets are official-stage1"):
         load_config(tmp_path / "xyz")
     file = tmp_path / "broken.yaml"
     for text, message in (
@@ -193,7 +241,7 @@ def test_every_setting_has_a_sentence() -> None:
 
 
 def test_the_global_batch_is_kept_whatever_the_processes() -> None:
-    loop = load_config("paper-stage1", ["loop.global_batch_size=512", "loop.accumulate=1"]).loop
+    loop = load_config("paper-stage1").loop
     assert [loop.passes_per_step(n) for n in (1, 2, 8, 16)] == [16, 8, 2, 1]
     assert {loop.images_per_step(n) for n in (1, 2, 8, 16)} == {512}
     for processes in (3, 32):
@@ -205,7 +253,7 @@ def test_the_global_batch_is_kept_whatever_the_processes() -> None:
 
 def test_one_way_to_accumulate() -> None:
     with pytest.raises(ConfigError, match="accumulate has no effect beside global_batch_size"):
-        load_config("paper-stage1", ["loop.global_batch_size=512", "loop.accumulate=2"])
+        load_config("paper-stage1", ["loop.accumulate=2"])
 
 
 @pytest.mark.parametrize(("old", "new"), [(True, None), (False, [])])

@@ -156,6 +156,7 @@ class RunConfig(Settings):
             spans["stage1.warm_start_steps + warm_start_fade_steps"] = warm
         if self.stage2 is not None:
             spans["stage2.frozen_encoder_steps"] = self.stage2.frozen_encoder_steps
+            spans["stage2.frozen_llm_steps"] = self.stage2.frozen_llm_steps
         for key, span in spans.items():
             if span and span >= self.loop.steps:
                 raise ValueError(

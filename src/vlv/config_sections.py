@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -26,12 +26,30 @@ class OptimConfig(Settings):
     """Decoupled weight decay."""
     warmup_steps: int = Field(0, ge=0)
     """Steps over which the learning rate rises linearly from near zero."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """What happens after the warm-up; cosine and linear end at zero."""
+    schedule: Literal["cosine", "linear", "constant", "cosine_wave"] = "cosine"
+    """What happens after the warm-up; cosine_wave rises again after decay_steps, as in the authors' stage 1."""
+    decay_steps: PositiveInt | None = None
+    """Step at which the decay is done, and the learning rate stays as it is; null is the end of the run."""
+    end_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the learning rate that the decay ends at."""
     clip: PositiveFloat | None = 1.0
     """Largest norm of the whole gradient; null for no clipping."""
     lr_scale: dict[str, PositiveFloat] = {}
     """Factor on the learning rate by parameter name prefix, such as {queries: 10}; the longest prefix counts."""
+
+    @model_validator(mode="after")
+    def _decay_has_effect(self) -> OptimConfig:
+        if self.schedule == "constant" and (self.decay_steps is not None or self.end_share):
+            raise ValueError(
+                "decay_steps and end_share have no effect with schedule constant; remove them"
+            )
+        if self.schedule == "cosine_wave" and self.decay_steps is None:
+            raise ValueError("schedule cosine_wave needs decay_steps, half of its period; set it")
+        if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
+            raise ValueError(
+                f"decay_steps is {self.decay_steps}, but the warm-up takes {self.warmup_steps} steps; raise it"
+            )
+        return self
 
 
 class LoopConfig(Settings):
@@ -47,6 +65,8 @@ class LoopConfig(Settings):
     """Images of one optimiser step, in place of accumulate, which then follows from batch_size and the processes."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; the weights and the optimiser are always float32."""
+    train_mode: Literal["trained", "all"] = "trained"
+    """Parts with dropout and drop-path: those that train, or all, the frozen vision tower too (the authors' code)."""
     seed: int = Field(0, ge=0)
     """Seed of every random draw of the loop."""
     ema: float | None = Field(None, gt=0, lt=1)
@@ -203,8 +223,14 @@ class Stage2Config(Settings):
 
     trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm+encoder"
     """What trains (paper, Table 4); the encoder without its vision tower."""
+    frozen_llm_steps: int = Field(0, ge=0)
+    """Steps before the language model joins in: psi learns first (the paper unfreezes progressively)."""
     frozen_encoder_steps: int = Field(0, ge=0)
-    """Steps before the encoder joins in (the paper unfreezes progressively); they also do without denoising loss."""
+    """Steps before the encoder joins in, after the language model; they also do without denoising loss."""
+    frozen_queries: bool = False
+    """Whether queries and projector stay as stage 1 left them while the encoder trains (the authors' code)."""
+    supervise_end: bool = True
+    """Whether the end token is learnt; in the authors' code it is not, and their models never stop by themselves."""
     max_caption_tokens: PositiveInt | None = 300
     """Longest caption with its end token; a longer one is cut. Null cuts nothing."""
     denoising_weight: float = Field(0.0, ge=0)
@@ -216,9 +242,18 @@ class Stage2Config(Settings):
 
     @model_validator(mode="after")
     def _encoder_joins_in(self) -> Stage2Config:
-        if self.frozen_encoder_steps and self.trainable != "mlp+llm+encoder":
+        for key in ("frozen_encoder_steps", "frozen_queries"):
+            if getattr(self, key) and self.trainable != "mlp+llm+encoder":
+                raise ValueError(
+                    f"{key} has no effect with trainable {self.trainable}; remove it or train the encoder"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _llm_joins_in(self) -> Stage2Config:
+        if self.frozen_llm_steps and self.trainable == "mlp":
             raise ValueError(
-                f"frozen_encoder_steps has no effect with trainable {self.trainable}; remove it or train the encoder"
+                "frozen_llm_steps has no effect with trainable mlp; remove it or train the language model"
             )
         return self
 

@@ -44,6 +44,7 @@ def measured(modules: list[nn.Module], work: Callable[[], Any]) -> int:
 
 def config(stage: str, precision: str, **loop: Any) -> RunConfig:
     changes = {"batch_size": BATCH_SIZE, "precision": precision, "accumulate": 1} | loop
+    changes["global_batch_size"] = "null"
     changed = load_config(f"paper-{stage}", [f"loop.{k}={v}" for k, v in changes.items()])
     if stage == "stage2":
         settings = changed.stage2.model_copy(update={"max_caption_tokens": TOKENS})

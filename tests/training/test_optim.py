@@ -33,6 +33,19 @@ def config(**changes: Any) -> OptimConfig:
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
+        ("cosine", [1, 0.55, 0.1, 0.1, 0.1, 0.1]),
+        ("cosine_wave", [1, 0.55, 0.1, 0.55, 1, 0.55]),
+        ("linear", [1, 0.55, 0.1, 0.1, 0.1, 0.1]),
+    ],
+)
+def test_schedule_with_a_horizon_of_its_own(schedule: Any, expected: list[float]) -> None:
+    settings = config(schedule=schedule, decay_steps=2, end_share=0.1)
+    assert [learning_rate_factor(step, 6, settings) for step in range(6)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]),
         ("cosine", [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * p)) for p in (0, 0.25, 0.5, 0.75))]),

@@ -75,16 +75,14 @@ def vision(objective: Any) -> nn.ModuleList:
 
 
 def train(objective: Any, run_dir: Path, steps: int, **kwargs: Any) -> Any:
-    precision = kwargs.pop("precision", "fp32")
+    evaluate = kwargs.pop("evaluate", None)
+    names = ("precision", "eval_every", "train_mode")
+    changes = {name: kwargs.pop(name) for name in names if name in kwargs}
     loop = loop_config(
-        steps=steps,
-        batch_size=BATCH_SIZE,
-        save_every=None,
-        log_every=steps,
-        precision=precision,
+        steps=steps, batch_size=BATCH_SIZE, save_every=None, log_every=steps, **changes
     )
     optim = optim_config(**{"lr_scale": {}, "warmup_steps": 1, **kwargs})
-    return fit(objective, OneBatch(), loop, optim, run_dir)
+    return fit(objective, OneBatch(), loop, optim, run_dir, evaluate=evaluate)
 
 
 # --- stage 1
@@ -249,6 +247,83 @@ def test_stage2_lets_the_encoder_join_in_later() -> None:
         }
         assert grads == {"caption_decoder", *(["encoder"] if joined else [])}
         assert ("denoising" in losses.parts) == joined
+
+
+def test_stage2_lets_psi_then_the_language_model_then_the_encoder_in(tmp_path: Path) -> None:
+    """The paper's order (Table 4); what has not joined in stays as it was, to the bit, and psi gets its gradient."""
+    objective = stage2(frozen_llm_steps=2, frozen_encoder_steps=4)
+    parts = {
+        "psi": objective.caption_decoder.mlp,
+        "llm": objective.caption_decoder.llm,
+        "encoder": objective.encoder,
+    }
+    start = {name: weights_hash(part) for name, part in parts.items()}
+    moved: dict[int, set[str]] = {}
+
+    def look(step: int) -> dict[str, float]:
+        moved[step] = {name for name, part in parts.items() if weights_hash(part) != start[name]}
+        return {}
+
+    train(objective, tmp_path, steps=5, eval_every=1, evaluate=look)
+    assert [moved[step] for step in range(1, 6)] == [
+        *({"psi"}, {"psi"}),
+        *({"psi", "llm"}, {"psi", "llm"}),
+        {"psi", "llm", "encoder"},
+    ]
+
+
+def test_psi_learns_the_same_through_a_frozen_language_model() -> None:
+    late, at_once = stage2(frozen_llm_steps=1), stage2()
+    gradients = []
+    for objective in (late, at_once):
+        objective.loss(make_batch(), generator()).total.backward()
+        gradients.append(objective.caption_decoder.mlp[0].weight.grad)
+    torch.testing.assert_close(*gradients)
+    assert all(p.grad is None for p in late.caption_decoder.llm.parameters())
+    late.loss(make_batch(step=1), generator()).total.backward()
+    assert all(p.grad is not None for p in late.caption_decoder.llm.parameters())
+
+
+def test_stage2_may_leave_queries_and_projector() -> None:
+    objective = stage2(frozen_queries=True)
+    assert trained_parts(objective.module) == {
+        *("caption_decoder.mlp", "caption_decoder.llm", "encoder.backbone")
+    }
+
+
+def test_stage2_may_leave_out_the_end_token() -> None:
+    """As in the authors' code: the loss is that of the words alone, and the model says that it never stops."""
+    objective, batch = stage2(supervise_end=False, max_caption_tokens=None), make_batch()
+    reader = objective.caption_decoder
+    c = objective.decoder.context(objective.encoder(batch["pixels"]))
+    tokens = reader.tokenize(batch["captions"])
+    shorter = reader.tokenize(batch["captions"], with_end=False)
+    assert shorter.lengths.tolist() == (tokens.lengths - 1).tolist()
+    words = [row[: length - 1] for row, length in zip(tokens.ids, tokens.lengths, strict=True)]
+    losses = []
+    for row, ids in enumerate(words):
+        embedded = reader.llm.get_input_embeddings()(ids[None, :-1])
+        inputs = torch.cat([reader.prefix(c[row : row + 1]), embedded], dim=1)
+        logits = reader.llm(inputs_embeds=inputs).logits[0, -len(ids) :]
+        losses.append(nn.functional.cross_entropy(logits, ids, reduction="none"))
+    torch.testing.assert_close(objective.loss(batch, generator()).total, torch.cat(losses).mean())
+    assert not reader.config.ends_by_itself
+    assert stage2().caption_decoder.config.ends_by_itself
+
+
+@pytest.mark.parametrize(("mode", "noisy"), [("trained", False), ("all", True)])
+def test_the_frozen_vision_tower_may_drop_paths(tmp_path: Path, mode: str, noisy: bool) -> None:
+    """As in the authors' code, whose model.train() reaches the frozen vision tower."""
+    objective = stage1()
+    seen: list[bool] = []
+
+    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+        seen.append(module.training)
+
+    vision(objective)[0].register_forward_hook(watch)
+    train(objective, tmp_path, steps=2, train_mode=mode, evaluate=lambda step: {}, eval_every=1)
+    assert seen == [noisy, noisy]
+    assert not vision(objective)[0].training
 
 
 def test_stage2_needs_only_the_text_tower_without_denoising() -> None:

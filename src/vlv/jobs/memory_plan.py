@@ -85,7 +85,8 @@ def plan_uses(preset: ModelPreset, *, batch_size: int | None = None) -> Iterator
     yield plan_captioning(preset, batch_size or CAPTION_BATCH, torch.bfloat16)
     yield plan_reconstruction(preset, batch_size or PICTURE_BATCH, torch.bfloat16)
     for name, run in STAGES.items():
-        changes = [] if batch_size is None else [f"loop.batch_size={batch_size}"]
+        changes = [f"loop.batch_size={batch_size}", "loop.global_batch_size=null"]
+        changes = [] if batch_size is None else [*changes, "loop.accumulate=2"]
         yield plan_training(preset, name, load_config(run, changes))
 
 

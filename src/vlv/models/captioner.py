@@ -194,13 +194,16 @@ class CaptionDecoder(PreTrainedModel):
         e = self.mlp(c.to(next(self.mlp.parameters()).dtype))
         return cast("Tensor", e.to(self.llm.get_input_embeddings().weight.dtype))
 
-    def tokenize(self, captions: Sequence[str], max_tokens: int | None = None) -> CaptionTokens:
+    def tokenize(
+        self, captions: Sequence[str], max_tokens: int | None = None, *, with_end: bool = True
+    ) -> CaptionTokens:
         """Turn captions into supervised tokens.
 
         Args:
             captions: B texts.
             max_tokens: Longest kept sequence with its end token. A longer caption is cut and gets
                 no end token, for it did not end there.
+            with_end: Whether the end token is supervised, which teaches the model to stop.
 
         Returns:
             Ids padded on the right, with the lengths that make the loss mask: pad and end token may
@@ -208,7 +211,8 @@ class CaptionDecoder(PreTrainedModel):
         """
         tokenizer = self._tokenizer()
         rows = tokenizer(list(captions), add_special_tokens=False).input_ids
-        rows = [[*row, tokenizer.eos_token_id] for row in rows]
+        if with_end:
+            rows = [[*row, tokenizer.eos_token_id] for row in rows]
         num_truncated = sum(len(row) > max_tokens for row in rows) if max_tokens else 0
         rows = [torch.tensor(row[:max_tokens]) for row in rows]
         ids = nn.utils.rnn.pad_sequence(
@@ -217,7 +221,14 @@ class CaptionDecoder(PreTrainedModel):
         lengths = torch.tensor([len(row) for row in rows])
         return CaptionTokens(ids.to(self.device), lengths.to(self.device), num_truncated)
 
-    def loss(self, c: Tensor, captions: Sequence[str], *, max_tokens: int | None = None) -> Tensor:
+    def loss(
+        self,
+        c: Tensor,
+        captions: Sequence[str],
+        *,
+        max_tokens: int | None = None,
+        with_end: bool = True,
+    ) -> Tensor:
         """Cross-entropy of the captions given c (paper, equation 2).
 
         Only caption tokens and the end token are predicted; prefix and padding carry no loss.
@@ -227,13 +238,14 @@ class CaptionDecoder(PreTrainedModel):
             c: Context, (B, Q, D).
             captions: B texts.
             max_tokens: See `tokenize`.
+            with_end: See `tokenize`.
 
         Returns:
             Mean over all supervised tokens, a float32 scalar.
         """
         if len(captions) != len(c):
             raise ValueError(f"{len(c)} contexts need as many captions, got {len(captions)}")
-        tokens = self.tokenize(captions, max_tokens)
+        tokens = self.tokenize(captions, max_tokens, with_end=with_end)
         length = tokens.ids.shape[1]
         self._check_length(c.shape[1], length, "max_caption_tokens")
         embedded = self.llm.get_input_embeddings()(tokens.ids[:, :-1])  # (B, T-1, E)

@@ -14,7 +14,7 @@ from vlv.training.interrupt import Interrupted, StopRequests, lock
 from vlv.training.objective import Evaluate, FitResult, Loader, Losses, Objective, Sample
 from vlv.training.rng import preserved_rng, seed_everything
 from vlv.training.run import Run
-from vlv.training.weights import load_trained, set_train_mode
+from vlv.training.weights import load_trained
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,7 +82,7 @@ def fit(
 
 def _train(run: Run, stop: StopRequests, evaluate: Evaluate | None, sample: Sample | None) -> None:
     """The loop: one turn is one forward and backward pass, and at the end of a step everything that is due."""
-    set_train_mode(run.module)
+    run.set_train_mode()
     for batch in run.loader:
         with run.accelerator.accumulate():
             run.forward_backward(batch)

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vlv.training.run import Run
-from vlv.training.weights import set_train_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,7 +102,7 @@ def rehearse_training(
     """
     run = Run(objective, cast("Loader", None), loop, optim, Path(), {})
     run.journal = cast("Journal", _Silent())
-    set_train_mode(run.module)
+    run.set_train_mode()
     weights = num_bytes(run.module)
     gradients = sum(p.numel() * p.element_size() for p in run.parameters.values())
     with LiveBytes() as live:

@@ -44,14 +44,18 @@ def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> fl
     """Share of the full learning rate that step `step` (counted from 0) of `total_steps` uses."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    end = config.decay_steps or total_steps
+    progress = (step - config.warmup_steps) / max(1, end - config.warmup_steps)
     match config.schedule:
         case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+            share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        case "cosine_wave":
+            share = 0.5 * (1 + math.cos(math.pi * progress))
         case "linear":
-            return max(0.0, 1 - progress)
+            share = max(0.0, 1 - progress)
         case "constant":
-            return 1.0
+            share = 1.0
+    return config.end_share + (1 - config.end_share) * share
 
 
 def name_scale(name: str, scales: Mapping[str, float]) -> float:

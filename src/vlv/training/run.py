@@ -118,6 +118,10 @@ class Run:
                 f"{self.step + 1}; lower optim.lr (now {self.optim.lr}) or set loop.precision to fp32"
             )
 
+    def set_train_mode(self) -> None:
+        """Dropout where it belongs."""
+        set_train_mode(self.module, everything=self.config.train_mode == "all")
+
     # --- looking
 
     def log(self) -> None:
@@ -151,7 +155,7 @@ class Run:
         with preserved_rng(), swapped, torch.no_grad():
             self.module.eval()
             yield
-        set_train_mode(self.module)
+        self.set_train_mode()
         self.clock.tick()
 
     # --- saving and resuming

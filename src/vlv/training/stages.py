@@ -84,7 +84,11 @@ class Stage2:
         config: Stage2Config,
     ) -> None:
         encoder.trainable("language" if config.trainable == "mlp+llm+encoder" else "none")
+        if config.frozen_queries:
+            encoder.queries.requires_grad_(False)
+            encoder.projector.requires_grad_(False)
         caption_decoder.trainable("mlp" if config.trainable == "mlp" else "mlp+llm")
+        caption_decoder.config.ends_by_itself = config.supervise_end
         decoder.requires_grad_(False)
         self.encoder, self.decoder, self.caption_decoder = encoder, decoder, caption_decoder
         self.config = config
@@ -98,17 +102,25 @@ class Stage2:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Cross-entropy of `batch["captions"]` given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
+        self._freeze_llm(batch["step"] < self.config.frozen_llm_steps)
         frozen = batch["step"] < self.config.frozen_encoder_steps
         with torch.no_grad() if frozen else nullcontext():
             z = self.encoder(batch["pixels"])  # (B, Q, D)
             c = self.decoder.context(z)  # (B, Q, D)
         captions, longest = captions_of(batch), self.config.max_caption_tokens
-        total = caption = self.caption_decoder.loss(c, captions, max_tokens=longest)
+        total = caption = self.caption_decoder.loss(
+            c, captions, max_tokens=longest, with_end=self.config.supervise_end
+        )
         parts = {"caption": caption}
         if self.config.denoising_weight > 0 and not frozen:
             parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + self.config.denoising_weight * parts["denoising"]
         return Losses(total, parts)
+
+    def _freeze_llm(self, frozen: bool) -> None:
+        """Let the gradient pass through the language model to psi, and leave none in it."""
+        if self.config.trainable != "mlp":
+            self.caption_decoder.llm.requires_grad_(not frozen)
 
 
 def denoising_loss(

@@ -16,9 +16,18 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def set_train_mode(module: nn.Module) -> None:
-    """Train mode, except for submodules whose parameters are all frozen: they keep eval mode (no dropout, no drift)."""
+def set_train_mode(module: nn.Module, *, everything: bool = False) -> None:
+    """Train mode, except for submodules whose parameters are all frozen: they keep eval mode (no dropout, no drift).
+
+    Args:
+        module: Changed in place.
+        everything: Frozen submodules too, as in the authors' code, whose frozen vision tower drops paths at random.
+    """
     module.train()
+    if everything:
+        for part in module.modules():  # an encoder's own train() spares its frozen vision tower
+            part.training = True
+        return
     for part in module.modules():
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
