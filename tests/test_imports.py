@@ -22,6 +22,7 @@ LAYERS = [
     ("models",),
     ("training",),
     ("jobs",),
+    ("curation",),
     ("toyworld",),
     ("evaluation",),
     ("demo",),

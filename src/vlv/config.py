@@ -45,6 +45,7 @@ __all__ = [
     "default_of",
     "load_config",
     "load_models",
+    "load_settings",
     "model_preset_names",
     "preset_names",
 ]
@@ -188,7 +189,7 @@ class ModelPreset(Settings):
         return self
 
 
-_Kind = TypeVar("_Kind", RunConfig, ModelPreset)
+_Kind = TypeVar("_Kind", bound=Settings)
 
 _FRESH_ENCODER = (
     "model.florence",
@@ -229,12 +230,12 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(
             f"{source} names models and no run; take one of {runs}, with --set base={source}"
         )
-    return _checked(RunConfig, source, overrides)
+    return load_settings(RunConfig, source, overrides)
 
 
 def load_models(source: str | Path, overrides: Sequence[str] = ()) -> ModelPreset:
     """Read which models belong together; arguments and errors as those of `load_config`."""
-    return _checked(ModelPreset, source, overrides)
+    return load_settings(ModelPreset, source, overrides)
 
 
 def default_of(key: str) -> Any:
@@ -246,8 +247,21 @@ def default_of(key: str) -> Any:
     return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
-def _checked(kind: type[_Kind], source: str | Path, overrides: Sequence[str]) -> _Kind:
-    values, name = read_values(source, overrides)
+def load_settings(
+    kind: type[_Kind],
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    folders: Sequence[str] = (RUNS, MODELS),
+) -> _Kind:
+    """Read settings of any kind from a file or preset; arguments and errors as those of `load_config`.
+
+    Args:
+        kind: Of the settings.
+        source: Path of a YAML file, or the name of a preset.
+        overrides: Changes such as `optim.lr=1e-4`.
+        folders: Of the package, where presets are looked for.
+    """
+    values, name = read_values(source, overrides, folders)
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -24,7 +24,9 @@ def names_in(folder: str) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
-def read_values(source: str | Path, overrides: Sequence[str] = ()) -> tuple[dict[str, Any], str]:
+def read_values(
+    source: str | Path, overrides: Sequence[str] = (), folders: Sequence[str] = (RUNS, MODELS)
+) -> tuple[dict[str, Any], str]:
     """Nested values of a file or preset, and its name.
 
     `base: NAME` (a preset, or a file beside this one) supplies what is not said; nested values are joined, a part
@@ -33,33 +35,36 @@ def read_values(source: str | Path, overrides: Sequence[str] = ()) -> tuple[dict
     Args:
         source: Path of a YAML file, or the name of a preset.
         overrides: Changes such as `optim.lr=1e-4` or `base=paper-1.5b`.
+        folders: Of the package, where presets are looked for.
 
     Raises:
         ConfigError: Unknown file or preset, no YAML, no settings in it, or bases in a circle.
     """
-    values, name = _read_mapping(source)
+    values, name = _read_mapping(source, folders)
     first = [override for override in overrides if override.partition("=")[0].strip() == "base"]
     for override in first:
         _apply(values, override)
-    values = _with_base(values, _folder_of(source), [name])
+    values = _with_base(values, _folder_of(source), [name], folders)
     for override in overrides:
         if override not in first:
             _apply(values, override)
     return values, name
 
 
-def _with_base(values: dict[str, Any], folder: Path, chain: list[str]) -> dict[str, Any]:
+def _with_base(
+    values: dict[str, Any], folder: Path, chain: list[str], folders: Sequence[str]
+) -> dict[str, Any]:
     """Join values with those of their base, and of its base."""
     base = values.pop("base", None)
     if base is None:
         return values
     beside = folder / str(base)
-    inherited, name = _read_mapping(beside if beside.is_file() else str(base))
+    inherited, name = _read_mapping(beside if beside.is_file() else str(base), folders)
     if name in chain:
         raise ConfigError(
             f"{' -> '.join([*chain, name])}: each is the base of the next; remove one"
         )
-    inherited = _with_base(inherited, _folder_of(name), [*chain, name])
+    inherited = _with_base(inherited, _folder_of(name), [*chain, name], folders)
     return _joined(inherited, values)
 
 
@@ -78,8 +83,8 @@ def _folder_of(source: str | Path) -> Path:
     return Path(source).parent if Path(source).is_file() else Path()
 
 
-def _read_mapping(source: str | Path) -> tuple[dict[str, Any], str]:
-    text, name = _read(source)
+def _read_mapping(source: str | Path, folders: Sequence[str]) -> tuple[dict[str, Any], str]:
+    text, name = _read(source, folders)
     values = _parse_yaml(text, name)
     if not isinstance(values, dict):
         raise ConfigError(
@@ -88,16 +93,16 @@ def _read_mapping(source: str | Path) -> tuple[dict[str, Any], str]:
     return values, name
 
 
-def _read(source: str | Path) -> tuple[str, str]:
+def _read(source: str | Path, folders: Sequence[str]) -> tuple[str, str]:
     """Text and name of a YAML file or preset."""
     path = Path(source)
     if path.is_file():
         return path.read_text(encoding="utf-8"), str(path)
-    for folder in (RUNS, MODELS):
+    for folder in folders:
         if str(source) in names_in(folder):
             preset = resources.files("vlv") / folder / f"{source}.yaml"
             return preset.read_text("utf-8"), str(source)
-    known = names_in(RUNS) + names_in(MODELS)
+    known = [name for folder in folders for name in names_in(folder)]
     near = difflib.get_close_matches(str(source), known, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"the presets are {', '.join(known)}"
     raise ConfigError(f"there is no file or preset {str(source)!r}; {hint}")

@@ -17,6 +17,7 @@ from vlv.cli import (
     caption,
     common,
     convert,
+    data,
     demo,
     embed,
     evaluate,
@@ -57,6 +58,7 @@ app.command()(demo.demo)
 app.command()(tour.tour)
 app.command()(info.info)
 app.command()(info.doctor)
+app.add_typer(data.app)
 app.add_typer(train.app)
 app.add_typer(evaluate.app)
 app.add_typer(toyworld.app)

@@ -108,6 +108,38 @@ def load_image(
     return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=_is_16_bit_png(data)))
 
 
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What an image file says of itself before a pixel is decoded.
+
+    Attributes:
+        width: In pixels, once the image is upright.
+        height: In pixels, once the image is upright.
+        format: Of the file, such as JPEG.
+    """
+
+    width: int
+    height: int
+    format: str
+
+
+def read_header(
+    data: bytes, *, limits: ImageLimits = DEFAULT_LIMITS, name: str = "image"
+) -> ImageHeader:
+    """Size and format of an image file; nothing is decoded.
+
+    Raises:
+        ImageError: The file is empty, of another format or over a limit.
+    """
+    data = _read(data, limits, name)
+    image = _guard(name, lambda: Image.open(BytesIO(data), formats=limits.formats))
+    _check_header(image, limits, name)
+    width, height = image.size
+    if _orientation(image) >= 5:  # stored on its side
+        width, height = height, width
+    return ImageHeader(width, height, str(image.format))
+
+
 def to_rgb(
     image: Image.Image, *, limits: ImageLimits = DEFAULT_LIMITS, name: str = "image"
 ) -> Image.Image:

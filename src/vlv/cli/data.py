@@ -1,0 +1,16 @@
+"""``vlv data``: collections of images into training data."""
+
+from __future__ import annotations
+
+import typer
+
+from vlv.cli import data_shards
+
+app = typer.Typer(
+    name="data",
+    help="Turn collections of images into clean, captioned, checked training data.",
+    no_args_is_help=True,
+)
+app.command("filter")(data_shards.filter_images)
+app.command("pack")(data_shards.pack)
+app.command("split")(data_shards.split)

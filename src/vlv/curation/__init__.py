@@ -1,0 +1,1 @@
+"""Any collection of images in, clean and checked training shards out."""

@@ -1,0 +1,237 @@
+"""Inputs to shards: measure every chunk, decide who stays, write every shard. Resumable at each chunk and shard.
+
+`filter`, `pack` and `split` are this one job: they differ in the rules and in which folder an image goes to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlv.curation.chunks import find_chunks, fingerprint
+from vlv.curation.decide import Survivors, drop_duplicates, read_survivors
+from vlv.curation.measure import MeasureTask, measure
+from vlv.curation.settings import FilterConfig
+from vlv.curation.shards import ShardLimits, join_index, place_of, plan_shards, write_shard
+from vlv.curation.state import OutputFolder
+from vlv.curation.summary import PLOT_NAME, REASONS, Summary, draw
+from vlv.curation.tables import DROPPED, arrow, read_groups, writing_table
+from vlv.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vlv.curation.engine import Engine
+    from vlv.curation.shards import ShardTask
+    from vlv.curation.tables import Row
+
+DROPPED_NAME = "dropped.parquet"
+
+Report = Callable[[str, int, int], None]
+"""Told of progress: what is done, how many, of how many."""
+Sorting = Callable[[Survivors], dict[str, NDArray[np.int64]]]
+"""Folder name to the places of the survivors that go there."""
+
+
+def into_one(survivors: Survivors) -> dict[str, NDArray[np.int64]]:
+    """All that stay, into the output folder itself."""
+    return {"": survivors.kept}
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """Inputs to shards.
+
+    Attributes:
+        inputs: Paths, globs, datasets.
+        output: The folder to write.
+        command: Its name, so that one command does not go on with the work of another.
+        config: The rules.
+        limits: When a shard is full.
+        sorting: Which image goes where.
+        keep_duplicates: Measure the duplicates only, for the sorting.
+        options: What else the result depends on.
+    """
+
+    inputs: Sequence[str]
+    output: Path
+    command: str = "filter"
+    config: FilterConfig = field(default_factory=FilterConfig)
+    limits: ShardLimits = field(default_factory=ShardLimits)
+    sorting: Sorting = into_one
+    keep_duplicates: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, engine: Engine, report: Report = lambda what, done, of: None) -> Summary:
+        """Do what is not done yet; a finished job is left alone.
+
+        Raises:
+            ConfigError: The settings contradict each other.
+            DataError: The inputs are missing, or a rule needs a column that is not there.
+            OutputError: The folder holds something else, or cannot be written.
+        """
+        arrow()  # complain now, not after hours of work
+        self._check_apart()
+        chunks = find_chunks(self.inputs)
+        folder = OutputFolder(self.output, self._settings(), fingerprint(chunks))
+        if folder.is_finished:
+            folder.clean()
+            return Summary.from_dict(folder.summary())
+        with folder.working():
+            tasks = [
+                MeasureTask(chunk, self.config, folder.work / f"measured-{number:06d}.parquet")
+                for number, chunk in enumerate(chunks)
+            ]
+            _run(engine, measure, tasks, [not t.table.exists() for t in tasks], "measured", report)
+            tables = [task.table for task in tasks]
+            survivors = read_survivors(tables)
+            if not self.keep_duplicates:
+                drop_duplicates(survivors, self.config, self._vectors(tables))
+            plans = self._plan(survivors, tables, folder.work)
+            shards = [task for plan in plans.values() for task in plan]
+            _run(engine, write_shard, shards, [not t.is_done for t in shards], "written", report)
+            summary = self._finish(survivors, tables, plans)
+            folder.finish(summary.to_dict())
+        return summary
+
+    def _check_apart(self) -> None:
+        output = self.output.resolve()
+        for text in self.inputs:
+            folder = Path(text).resolve()
+            if folder.is_dir() and (output == folder or folder in output.parents):
+                raise OutputError(
+                    f"{self.output} lies in the input {text}, where its shards would be read again; "
+                    "name a folder outside"
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        shards = {"images": self.limits.images, "bytes": self.limits.bytes}
+        rules = self.config.model_dump(mode="json")
+        return {"command": self.command, "rules": rules, "shards": shards, **self.options}
+
+    def _vectors(self, tables: Sequence[Path]) -> NDArray[np.float32] | None:
+        from vlv.curation.embeddings import measured_vectors, stored_vectors
+
+        alike = self.config.embedding_duplicates
+        if alike is None:
+            return None
+        return stored_vectors(tables, alike.file) if alike.file else measured_vectors(tables)
+
+    def _plan(
+        self, survivors: Survivors, tables: Sequence[Path], work: Path
+    ) -> dict[str, list[ShardTask]]:
+        return {
+            name: plan_shards(
+                survivors.table,
+                places,
+                tables,
+                folder=self.output / name,
+                work=work / name,
+                limits=self.limits,
+                max_bytes=self.config.max_bytes,
+            )
+            for name, places in self.sorting(survivors).items()
+        }
+
+    def _finish(
+        self,
+        survivors: Survivors,
+        tables: Sequence[Path],
+        plans: Mapping[str, list[ShardTask]],
+    ) -> Summary:
+        summary = Summary()
+        write_dropped(self.output / DROPPED_NAME, survivors, tables, summary)
+        kept = survivors.kept
+        summary.kept = len(kept)
+        summary.bytes = int(survivors.table["bytes"][kept].sum(dtype=np.int64))
+        for name, plan in plans.items():
+            (self.output / name).mkdir(exist_ok=True)
+            join_index(self.output / name, plan)
+            summary.shards += len(plan)
+            if name:
+                counts = (len(rows) for task in plan for _, rows in task.rows)
+                summary.splits[name] = sum(counts)
+        draw(summary, self.output / PLOT_NAME)
+        return summary
+
+
+def _run(
+    engine: Engine,
+    function: Callable[[Any], int],
+    tasks: Sequence[Any],
+    todo: Sequence[bool],
+    what: str,
+    report: Report,
+) -> None:
+    """Run the tasks that are not done yet."""
+    missing = [task for task, wanted in zip(tasks, todo, strict=True) if wanted]
+    done = len(tasks) - len(missing)
+    report(what, done, len(tasks))
+    if missing:
+        for _ in engine.run(function, missing):
+            done += 1
+            report(what, done, len(tasks))
+
+
+def write_dropped(
+    path: Path, survivors: Survivors, tables: Sequence[Path], summary: Summary
+) -> None:
+    """Write the table of everything that was dropped, and count it in the summary.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    lost = _duplicates_by_chunk(survivors)
+    winners = _winner_names(survivors, tables)
+    counts: dict[str, int] = {}
+    columns = [*DROPPED, "is_image", "kind", "path", "first", "second", "column"]
+    columns.remove("source")
+    with writing_table(path, DROPPED) as dropped:
+        for chunk, table in enumerate(tables):
+            number = 0
+            for rows in read_groups(table, columns):
+                gone = []
+                for row in rows:
+                    summary.images += row["is_image"]
+                    if (chunk, number) in lost:
+                        row |= _as_duplicate(survivors, lost[chunk, number], winners)
+                    number += 1
+                    if row["reason"]:
+                        gone.append(row | {"source": str(place_of(row))})
+                        if row["is_image"]:
+                            counts[row["reason"]] = counts.get(row["reason"], 0) + 1
+                        else:
+                            summary.damaged_files += 1
+                dropped.add([{name: row[name] for name in DROPPED} for row in gone])
+    summary.dropped = {name: counts[name] for name in REASONS if name in counts}
+
+
+def _duplicates_by_chunk(survivors: Survivors) -> dict[tuple[int, int], int]:
+    table = survivors.table
+    return {
+        (int(table["chunk"][place]), int(table["row"][place])): place
+        for place in survivors.duplicates
+    }
+
+
+def _winner_names(survivors: Survivors, tables: Sequence[Path]) -> dict[int, str]:
+    """The ids of the images that stay in place of others."""
+    winners = np.unique([winner for _, winner in survivors.duplicates.values()]).astype(np.int64)
+    names: dict[int, str] = {}
+    for chunk in np.unique(survivors.table["chunk"][winners]).tolist():
+        ids = [row["id"] for rows in read_groups(tables[chunk], ["id"]) for row in rows]
+        for place in winners[survivors.table["chunk"][winners] == chunk].tolist():
+            names[place] = ids[survivors.table["row"][place]]
+    return names
+
+
+def _as_duplicate(survivors: Survivors, place: int, winners: Mapping[int, str]) -> Row:
+    reason, winner = survivors.duplicates[place]
+    value = survivors.similarity.get(place)
+    measured = "" if value is None else f"{value:.6g}"
+    return {"reason": reason, "value": measured, "detail": f"like {winners[winner]}, which stays"}

@@ -1,0 +1,184 @@
+"""Images that stay, written into tar shards with an index of what lies where."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vlv.curation.places import Place, PlaceReader
+from vlv.curation.tables import INDEX, read_table, write_table, writing_table
+from vlv.curation.tars import list_tar
+from vlv.data.shards import TarShardWriter, shard_path
+from vlv.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from vlv.curation.tables import Row
+
+INDEX_NAME = "index.parquet"
+_SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}
+_UNLIMITED = 10**9
+
+
+@dataclass(frozen=True)
+class ShardLimits:
+    """When a shard is full.
+
+    Attributes:
+        images: Most images of a shard.
+        bytes: Most bytes of the images in a shard, of which there is at least one; None for no limit.
+    """
+
+    images: int = 1000
+    bytes: int | None = None
+
+    def cut(self, sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
+        """Where the shards begin and end in a list of images with these sizes in bytes."""
+        spans, start, total = [], 0, 0
+        for place, size in enumerate(sizes.tolist()):
+            too_many = place - start >= self.images
+            too_large = self.bytes is not None and total + size > self.bytes
+            if place > start and (too_many or too_large):
+                spans.append((start, place))
+                start, total = place, 0
+            total += size
+        return [*spans, (start, len(sizes))] if len(sizes) else spans
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to write.
+
+    Attributes:
+        folder: Of the shard.
+        number: Of the shard.
+        rows: Tables of measurements, each with the rows that are taken from it, in order.
+        index: The Parquet file of its part of the index.
+        max_bytes: Of an image.
+    """
+
+    folder: Path
+    number: int
+    rows: tuple[tuple[Path, NDArray[np.uint32]], ...]
+    index: Path
+    max_bytes: int
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the shard and its part of the index are there."""
+        return self.index.exists() and shard_path(self.folder, self.number).exists()
+
+
+def write_shard(task: ShardTask) -> int:
+    """Write a shard and its part of the index; returns the number of images.
+
+    Raises:
+        DataError: An image is gone, or is another than when it was measured.
+        OutputError: The shard cannot be written.
+    """
+    path = shard_path(task.folder, task.number)
+    path.unlink(missing_ok=True)  # complete, but without its index
+    entries: list[Row] = []
+    writer = TarShardWriter(task.folder, per_shard=_UNLIMITED, index=task.number)
+    with writer, PlaceReader(task.max_bytes) as reader:
+        for table, numbers in task.rows:
+            rows = read_table(table)
+            for number in numbers.tolist():
+                key = f"{task.number:05d}-{len(entries):05d}"
+                writer.write(key, _members(rows[number], reader))
+                entries.append({**rows[number], "key": key})
+    members = list_tar(path).keys
+    for entry in entries:
+        entry["offset"], entry["size"] = members[entry["key"]][_suffix(entry)]
+    write_table(task.index, INDEX, [_entry(entry, path.name) for entry in entries])
+    return len(entries)
+
+
+def _suffix(row: Mapping[str, Any]) -> str:
+    return _SUFFIXES.get(row["format"], str(row["format"]).lower())
+
+
+def _members(row: Mapping[str, Any], reader: PlaceReader) -> dict[str, bytes | str]:
+    """The members of one record: image, caption, what is known, and whatever else the tar held."""
+    place = place_of(row)
+    data = reader.read(place)
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise DataError(
+            f"{place}: the image has changed since it was measured; begin anew in an empty folder"
+        )
+    parts: dict[str, bytes | str] = {_suffix(row): data}
+    if row["caption"] is not None:
+        parts["txt"] = row["caption"]
+    meta = {"id": row["id"], **json.loads(row["meta"] or "{}")}
+    parts["json"] = json.dumps(meta, ensure_ascii=False)
+    for suffix, (offset, size) in json.loads(row["extras"] or "{}").items():
+        parts.setdefault(suffix, reader.read(Place("span", place.path, offset, size)))
+    return parts
+
+
+def place_of(row: Mapping[str, Any]) -> Place:
+    """Where a measured image lies."""
+    return Place(row["kind"], row["path"], row["first"], row["second"], row["column"])
+
+
+def _entry(row: Mapping[str, Any], shard: str) -> Row:
+    entry = {name: row.get(name) for name in INDEX}
+    phash = row["phash"]
+    return entry | {
+        "shard": shard,
+        "source": str(place_of(row)),
+        "phash": None if phash is None else f"{phash:016x}",
+    }
+
+
+def plan_shards(
+    table: NDArray[Any],
+    places: NDArray[np.int64],
+    tables: Sequence[Path],
+    *,
+    folder: Path,
+    work: Path,
+    limits: ShardLimits,
+    max_bytes: int,
+) -> list[ShardTask]:
+    """The shards that hold some of the survivors, in their order.
+
+    Args:
+        table: Of all survivors.
+        places: Which of them.
+        tables: The measurements of each chunk.
+        folder: Of the shards.
+        work: Folder of the parts of the index.
+        limits: When a shard is full.
+        max_bytes: Of an image.
+    """
+    tasks = []
+    spans = limits.cut(table["bytes"][places].astype(np.int64))
+    for number, (start, stop) in enumerate(spans):
+        chosen = table[places[start:stop]]
+        rows = tuple(
+            (tables[chunk], chosen["row"][chosen["chunk"] == chunk])
+            for chunk in np.unique(chosen["chunk"]).tolist()
+        )
+        index = work / f"index-{number:05d}.parquet"
+        tasks.append(ShardTask(folder, number, rows, index, max_bytes))
+    return tasks
+
+
+def join_index(folder: Path, tasks: Sequence[ShardTask]) -> None:
+    """Put the parts of the index together, one row group for each shard.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    with writing_table(folder / INDEX_NAME, INDEX) as index:
+        for task in tasks:
+            index.add(read_table(task.index))
