@@ -64,7 +64,8 @@ def test_paper_stage2_is_the_papers() -> None:
 
 def test_official_presets_differ_from_the_papers_where_the_code_does() -> None:
     first, second = (load_config(f"official-stage{n}") for n in (1, 2))
-    changed = {"optim": first.optim, "loop": first.loop}
+    assert first.data.framing == "resize"
+    changed = {"optim": first.optim, "loop": first.loop, "data": first.data}
     assert load_config("paper-stage1").model_copy(update=changed) == first
     rates = [
         5e-5 * learning_rate_factor(step, 200_000, first.optim)

@@ -187,6 +187,8 @@ class DataConfig(Settings):
     """Inputs of the same kinds, never trained on, for the figures during training."""
     image_size: PositiveInt
     """Side in pixels of the square that is cut from each image."""
+    framing: Literal["cut", "resize"] | None = None
+    """Cut the square out, then resize it; or resize first, as the VLV authors do. Null is as model.encoder, else cut."""
     num_workers: int = Field(2, ge=0)
     """Threads that decode images; 0 decodes in the training process."""
     max_bad_share: float = Field(0.001, ge=0, le=1)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,7 +17,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests import tiny
 from tests.cli.conftest import Vlv, write_image
 from tests.tiny import CAPTIONS, IMAGE_SIZE, NUM_QUERIES
+from vlv.data.framing import Framing, frame
+from vlv.data.images import to_tensor
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.encoder import VLVEncoder
+from vlv.models.pipeline import VLVPipeline
+from vlv.models.pixels import as_float
 
 
 @pytest.fixture(scope="session")
@@ -253,3 +259,68 @@ def test_missing_captions_are_named(
     result = vlv("train", "stage2", "--config", config, "--run", tmp_path / "run")
     assert result.code == 1
     assert "has no caption, but stage 2 needs one" in result.err
+
+
+def wide_images(folder: Path) -> Path:
+    """Images whose middle square is not what is left after resizing the short side and cutting."""
+    draws = np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(4):
+        levels = draws.integers(0, 256, (45, 71, 3), dtype=np.uint8)
+        Image.fromarray(levels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(CAPTIONS[number])
+    return folder
+
+
+@pytest.mark.parametrize("framing", ["cut", "resize"])
+def test_training_frames_images_as_its_encoder_has_seen_them(
+    vlv: Vlv, ingredients: Path, tmp_path: Path, framing: Framing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = tiny.make_pipeline()
+    pipe.register_to_config(framing=framing)
+    pipe.save_pretrained(tmp_path / "before")
+    images = wide_images(tmp_path / "wide")
+    config = write_config(
+        tmp_path / "2.yaml",
+        ingredients,
+        "stage2",
+        model={"encoder": str(tmp_path / "before")},
+        data={
+            "inputs": [str(images)],
+            "held_out": [str(images)],
+            "latents": str(tmp_path / "latents"),
+        },
+        stage2={"denoising_weight": 1.0},
+    )
+    seen: list[torch.Tensor] = []
+    embed = VLVEncoder.image_features
+
+    def recorded(encoder: VLVEncoder, pixels: torch.Tensor) -> torch.Tensor:
+        seen.extend(as_float(pixels))
+        return embed(encoder, pixels)
+
+    monkeypatch.setattr(VLVEncoder, "image_features", recorded)
+    args = ("train", "stage2", "--config", config)
+    run = tmp_path / "run"
+    assert vlv(*args, "--run", run, "--export", tmp_path / "after").code == 0
+    expected = [
+        to_tensor(frame(Image.open(path), IMAGE_SIZE, framing)).float() / 255
+        for path in images.glob("*.png")
+    ]
+    assert seen
+    assert all(any(torch.equal(image, one) for one in expected) for image in seen)
+    assert VLVPipeline.from_pretrained(tmp_path / "after", parts=["embed"]).framing == framing
+    assert json.loads((tmp_path / "latents" / "manifest.json").read_text())["framing"] == framing
+
+    other = "resize" if framing == "cut" else "cut"
+    result = vlv(*args, "--run", tmp_path / "other", "--set", f"data.framing={other}")
+    assert result.code == 1
+    assert f'data.framing is "{other}", but the encoder in' in result.err
+
+
+def test_a_fresh_encoder_may_be_trained_with_the_authors_framing(
+    vlv: Vlv, ingredients: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data={"framing": "resize"})
+    assert vlv("train", "stage1", "--config", config, "--run", tmp_path / "run").code == 0
+    assert VLVPipeline.from_pretrained(tmp_path / "run/model", parts=["embed"]).framing == "resize"

@@ -306,6 +306,7 @@ def test_the_state_belongs_to_what_was_handed_out(records):
         ({"shuffle": False}, "shuffle"),
         ({"image_size": 16}, "image_size"),
         ({"batch_size": 5}, "global_batch"),
+        ({"framing": "resize"}, "framing"),
     ],
 )
 def test_another_data_set_or_order_is_refused(change, field):
@@ -541,7 +542,7 @@ def test_a_hung_read_is_a_bad_record(tmp_path, records, num_workers):
 
 
 def test_an_error_of_a_thread_is_raised_where_its_row_is_asked_for(records, monkeypatch):
-    monkeypatch.setattr("vlv.data.reader.center_crop_resize", lambda *_: 1 / 0)
+    monkeypatch.setattr("vlv.data.reader.frame", lambda *_: 1 / 0)
     with (
         BatchLoader(records, 4, SIZE, seed=0, num_workers=2) as loader,
         pytest.raises(ZeroDivisionError),

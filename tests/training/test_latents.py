@@ -120,3 +120,10 @@ def test_missing_file_is_named(records: list[Record], tmp_path: Path) -> None:
 def test_weights_hash_sees_names_and_values() -> None:
     one, same, other = tiny.make_vae(), tiny.make_vae(), tiny.make_vae(seed=8)
     assert weights_hash(one) == weights_hash(same) != weights_hash(other)
+
+
+def test_another_framing_is_refused(records: list[Record], tmp_path: Path) -> None:
+    decoder, folder = tiny.make_decoder(), tmp_path / "cache"
+    cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    with pytest.raises(DataError, match="made with framing cut, this run has resize"):
+        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, framing="resize")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.images import DEFAULT_LIMITS, ImageLimits
 from vlv.data.lanes import Lane, Order, check_identity, check_lanes, load_counts, merge_states
 from vlv.data.quarantine import BadRecord, Quarantine
@@ -67,6 +68,7 @@ class BatchLoader:
         need_captions: Whether a record without a caption is a bad one.
         extra: Arrays (N,...) whose row i belongs to record i, such as cached latents.
         keep_in_memory: Keep decoded images (N S S 3 bytes); by default up to 1 GiB.
+        framing: How an image becomes a square, see `frame`.
         limits: What `load_image` refuses.
 
     Raises:
@@ -93,11 +95,13 @@ class BatchLoader:
         need_captions: bool = False,
         extra: Mapping[str, NDArray[Any]] | None = None,
         keep_in_memory: bool | None = None,
+        framing: Framing = DEFAULT_FRAMING,
         limits: ImageLimits = DEFAULT_LIMITS,
     ) -> None:
         self.records = records
         self.batch_size = batch_size
         self.image_size = image_size
+        self.framing = framing
         self.seed = seed
         self.shuffle = shuffle
         self.rank, self.num_ranks = rank, num_ranks
@@ -116,6 +120,7 @@ class BatchLoader:
             need_captions=need_captions,
             known_bad=self.quarantine.bad,
             keep=len(records) if keep else 0,
+            framing=framing,
         )
         self._pool = Pool(num_workers, timeout_seconds)
         self._order = Order(len(records), self.global_batch, seed if shuffle else None)
@@ -200,6 +205,7 @@ class BatchLoader:
             "shuffle": self.shuffle,
             "image_size": self.image_size,
             "global_batch": self.global_batch,
+            "framing": self.framing,
         }
 
     # Resources
@@ -274,6 +280,7 @@ def epoch_batches(
     on_bad: Callable[[BadRecord], None] | None = None,
     extra: Mapping[str, NDArray[Any]] | None = None,
     timeout_seconds: float | None = None,
+    framing: Framing = DEFAULT_FRAMING,
     limits: ImageLimits = DEFAULT_LIMITS,
 ) -> Iterator[Batch]:
     """One pass over the records in their order, the last, smaller batch included.
@@ -286,6 +293,7 @@ def epoch_batches(
         on_bad: Told of each record that cannot be read, which is then skipped.
         extra: Arrays (N,...) whose row i belongs to record i.
         timeout_seconds: A record that takes longer to read is a bad one; None waits for ever.
+        framing: How an image becomes a square, see `frame`.
         limits: What `load_image` refuses.
 
     Raises:
@@ -293,7 +301,9 @@ def epoch_batches(
     """
     _check_rows(len(records), 0, extra or {})
     bad = Quarantine(None, 0.0 if on_bad is None else 1.0, 0, on_bad)
-    decoder = Decoder(image_size, limits=limits, need_captions=False, known_bad=bad.bad)
+    decoder = Decoder(
+        image_size, limits=limits, need_captions=False, known_bad=bad.bad, framing=framing
+    )
     pool = Pool(num_workers, timeout_seconds)
     reader = Reader(decoder, pool)
     coming = (reader.begin(index, record) for index, record in enumerate(records))

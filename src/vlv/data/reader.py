@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlv.data.images import ImageLimits, center_crop_resize
+from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
+from vlv.data.images import ImageLimits
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Record
 from vlv.data.workers import HungError, Pool, Task
@@ -45,6 +46,7 @@ class Decoder:
         need_captions: Whether a record without a caption is a bad one.
         known_bad: Records that are not tried again.
         keep: Number of records whose decoded images are kept (N S S 3 bytes); 0 keeps none.
+        framing: How an image becomes a square, see `frame`.
     """
 
     def __init__(
@@ -55,8 +57,10 @@ class Decoder:
         need_captions: bool,
         known_bad: Mapping[str, BadRecord],
         keep: int = 0,
+        framing: Framing = DEFAULT_FRAMING,
     ) -> None:
         self.image_size = image_size
+        self.framing = framing
         self.limits = limits
         self.need_captions = need_captions
         self.known_bad = known_bad
@@ -83,7 +87,7 @@ class Decoder:
         if self._images is not None and self._present[index]:
             return np.asarray(self._images[index])
         image = record.load(limits=self.limits)
-        pixels = np.asarray(center_crop_resize(image, self.image_size))
+        pixels = np.asarray(frame(image, self.image_size, self.framing))
         if self._images is not None:
             self._images[index] = pixels
             self._present[index] = True

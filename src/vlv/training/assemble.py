@@ -19,18 +19,21 @@ from transformers import (
 )
 
 from vlv.data.batches import epoch_batches
+from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.images import to_pil
 from vlv.data.records import find_records
-from vlv.errors import ModelFolderError
+from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import (
     COMPONENTS,
+    INDEX_NAME,
     MORE_COMPONENTS,
     ModelIndex,
     find_folder,
     load_component,
+    read_index,
 )
 from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
@@ -43,7 +46,7 @@ from vlv.training.stages import Stage1, Stage2
 from vlv.training.weights import store_frozen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vlv.config import PartSource, RunConfig
     from vlv.data.records import Record
@@ -96,7 +99,13 @@ def train(
     objective = make_objective(config, parts)
     set_precision(config, parts, objective)
     with make_loader(
-        config, parts.encoder, parts.decoder, records, run_dir, lambda: florence_tokenizer(config)
+        config,
+        parts.encoder,
+        parts.decoder,
+        records,
+        run_dir,
+        lambda: florence_tokenizer(config),
+        framing=framing_of(config),
     ) as loader:
         result = fit(
             objective,
@@ -140,6 +149,25 @@ def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | V
     encoder: VLVEncoder | VisionEncoder = _component(source, "encoder", ["embed"])
     _check_width(encoder, source, decoder)
     return encoder
+
+
+def framing_of(config: RunConfig) -> Framing:
+    """How images become squares: as the settings say, or as the encoder that learns on has seen them.
+
+    Raises:
+        ConfigError: The two differ.
+    """
+    wanted, source = config.data.framing, config.model.encoder
+    if source is None:
+        return wanted or DEFAULT_FRAMING
+    folder = _model_around(_folder(source, ["embed"]), "encoder")
+    known = read_index(folder).framing if (folder / INDEX_NAME).is_file() else None
+    if wanted and known and wanted != known:
+        raise ConfigError(
+            f'data.framing is "{wanted}", but the encoder in {source.path} has seen images of the framing "{known}"; '
+            "leave data.framing out"
+        )
+    return wanted or known or DEFAULT_FRAMING
 
 
 def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> CaptionDecoder:
@@ -226,10 +254,13 @@ def _decoder_index(source: PartSource, names: Sequence[str]) -> ModelIndex:
 
 def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] | None) -> Any:
     """One component in float32, from a model folder or from its own folder."""
-    folder = _folder(source, tasks)
-    if folder.name == name and not (folder / name).is_dir():
-        folder = folder.parent
+    folder = _model_around(_folder(source, tasks), name)
     return load_component(ModelIndex(folder, {name: None}), name, torch.float32)
+
+
+def _model_around(folder: Path, name: str) -> Path:
+    """The model folder, where a component's own folder was named."""
+    return folder.parent if folder.name == name and not (folder / name).is_dir() else folder
 
 
 def _check_width(
@@ -294,7 +325,7 @@ def make_evaluation(
     """Figures on held-out images: where z stands between no text and the true text, and the loss of captions."""
     if not held_out:
         return None
-    batches = _held_out_batches(config, held_out)
+    batches = list(_held_out_batches(config, held_out, config.loop.batch_size))
     meters: list[Evaluate] = []
     captions = [caption for batch in batches for caption in batch["captions"]]
     if parts.decoder.denoiser is not None and all(captions):
@@ -305,10 +336,15 @@ def make_evaluation(
     return lambda step: {k: v for meter in meters for k, v in meter(step).items()}
 
 
-def _held_out_batches(config: RunConfig, held_out: Sequence[Record]) -> list[Batch]:
-    size = config.loop.batch_size
-    return list(
-        epoch_batches(held_out, size, config.data.image_size, num_workers=config.data.num_workers)
+def _held_out_batches(
+    config: RunConfig, records: Sequence[Record], batch_size: int
+) -> Iterator[Batch]:
+    return epoch_batches(
+        records,
+        batch_size,
+        config.data.image_size,
+        num_workers=config.data.num_workers,
+        framing=framing_of(config),
     )
 
 
@@ -316,7 +352,7 @@ def make_samples(config: RunConfig, parts: Parts, held_out: Sequence[Record]) ->
     """Pictures: held-out images above, below them what is rebuilt from z; and captions as text."""
     if not held_out:
         return None
-    (batch,) = epoch_batches(held_out[:_SAMPLE_IMAGES], _SAMPLE_IMAGES, config.data.image_size)
+    (batch,) = _held_out_batches(config, held_out[:_SAMPLE_IMAGES], _SAMPLE_IMAGES)
     images = list(batch["pixels"])
     pipe = make_pipeline(config, parts)
 
@@ -355,6 +391,7 @@ def make_pipeline(config: RunConfig, parts: Parts, **decoder: Any) -> VLVPipelin
         encoder=parts.encoder,
         caption_decoder=parts.caption_decoder,
         image_size=config.data.image_size,
+        framing=framing_of(config),
         **components,
     )
 

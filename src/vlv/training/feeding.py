@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlv.data.batches import BatchLoader
+from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.models.encoder import VLVEncoder
 from vlv.training.latents import cache_latents
 from vlv.training.own_captions import cached_ids, own_captions
@@ -31,6 +32,7 @@ def make_loader(
     run_dir: Path,
     load_tokenizer: Callable[[], Any],
     *,
+    framing: Framing = DEFAULT_FRAMING,
     rank: int = 0,
     num_ranks: int = 1,
 ) -> BatchLoader:
@@ -43,6 +45,7 @@ def make_loader(
         records: What to train on.
         run_dir: Folder of the run, for the quarantine and the captions.
         load_tokenizer: Florence-2's tokenizer, called where own captions are wanted.
+        framing: How images become squares.
         rank: Number of this process.
         num_ranks: Processes that train together.
     """
@@ -54,12 +57,13 @@ def make_loader(
             records,
             data.image_size,
             Path(data.latents),
+            framing=framing,
             num_workers=data.num_workers,
             on_bad=_leave_to_the_loader,
         )
     if config.stage1 is not None and config.stage1.warm_start_steps:
         extra["own_ids"] = own_ids(
-            config, encoder, decoder, records, run_dir / "own_ids.npy", load_tokenizer
+            config, encoder, decoder, records, run_dir / "own_ids.npy", load_tokenizer, framing
         )
     return BatchLoader(
         records,
@@ -71,6 +75,7 @@ def make_loader(
         num_workers=data.num_workers,
         quarantine=quarantine_file(run_dir, rank),
         max_bad_share=data.max_bad_share,
+        framing=framing,
         extra=extra,
     )
 
@@ -87,6 +92,7 @@ def own_ids(
     records: Sequence[Record],
     cache: Path,
     load_tokenizer: Callable[[], Any],
+    framing: Framing = DEFAULT_FRAMING,
 ) -> NDArray[np.int64]:
     """The encoder's own captions as ids of the text tower, (N, L), for the warm start."""
     assert isinstance(encoder, VLVEncoder), "made of Florence-2"
@@ -97,6 +103,7 @@ def own_ids(
             load_tokenizer(),
             records,
             image_size=config.data.image_size,
+            framing=framing,
             on_bad=_leave_to_the_loader,
         )
 

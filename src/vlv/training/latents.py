@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vlv.data.batches import epoch_batches, fingerprint
+from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import DataError
 from vlv.training.checkpoint import sync, write_json
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from vlv.data.batches import Batch
     from vlv.data.quarantine import BadRecord
     from vlv.data.records import Record
     from vlv.models.diffusion import DiffusionDecoder
@@ -36,6 +38,7 @@ def cache_latents(
     image_size: int,
     folder: Path,
     *,
+    framing: Framing = DEFAULT_FRAMING,
     batch_size: int = 64,
     num_workers: int = 0,
     on_bad: Callable[[BadRecord], None] | None = None,
@@ -49,6 +52,7 @@ def cache_latents(
         records: N records; row i belongs to record i.
         image_size: Side of the images in pixels.
         folder: Of the cache; created.
+        framing: How an image becomes a square, see `frame`.
         batch_size: Images of one VAE pass.
         num_workers: Threads that decode images.
         on_bad: Told of each record that cannot be read; its row is NaN, so that its use would not go unnoticed.
@@ -58,15 +62,18 @@ def cache_latents(
         (N, k, h, w), unscaled.
 
     Raises:
-        DataError: The folder holds the posteriors of another VAE, data set or image size; or a record cannot be read
+        DataError: The folder holds the posteriors of another VAE, data set, image size or framing; or a record cannot be read
             and `on_bad` is not given.
     """
-    identity = _identity(decoder, records, image_size)
+    identity = _identity(decoder, records, image_size, framing)
     if (folder / _MANIFEST).exists():
         _check_identity(folder, identity)
         return _open(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = _posteriors(decoder, records, image_size, batch_size, num_workers, on_bad)
+    images = epoch_batches(
+        records, batch_size, image_size, num_workers=num_workers, on_bad=on_bad, framing=framing
+    )
+    rows = _posteriors(decoder, images)
     arrays: list[Any] = []
     for index, posterior in tqdm(
         rows, desc="latents", unit="batch", total=-(-len(records) // batch_size)
@@ -85,15 +92,9 @@ def cache_latents(
 
 
 def _posteriors(
-    decoder: DiffusionDecoder,
-    records: Sequence[Record],
-    image_size: int,
-    batch_size: int,
-    num_workers: int,
-    on_bad: Callable[[BadRecord], None] | None,
+    decoder: DiffusionDecoder, images: Iterator[Batch]
 ) -> Iterator[tuple[NDArray[np.int64], tuple[NDArray[np.float32], NDArray[np.float32]]]]:
     """Places of the records of each batch, with mean and standard deviation (B, k, h, w)."""
-    images = epoch_batches(records, batch_size, image_size, num_workers=num_workers, on_bad=on_bad)
     for chunk in images:
         mean, std = decoder.posterior(chunk["pixels"])
         yield chunk["index"].numpy(), (mean.float().cpu().numpy(), std.float().cpu().numpy())
@@ -115,7 +116,7 @@ def _open(folder: Path) -> dict[str, NDArray[np.float16]]:
 
 
 def _identity(
-    decoder: DiffusionDecoder, records: Sequence[Record], image_size: int
+    decoder: DiffusionDecoder, records: Sequence[Record], image_size: int, framing: Framing
 ) -> dict[str, Any]:
     """What cached latents depend on."""
     return {
@@ -124,6 +125,7 @@ def _identity(
         "records": fingerprint(records),
         "num_records": len(records),
         "image_size": image_size,
+        "framing": framing,
     }
 
 
@@ -136,7 +138,7 @@ def _encoding_half(decoder: DiffusionDecoder) -> nn.Module:
 
 def _check_identity(folder: Path, wanted: dict[str, Any]) -> None:
     try:
-        found = json.loads((folder / _MANIFEST).read_text())
+        found = {"framing": DEFAULT_FRAMING} | json.loads((folder / _MANIFEST).read_text())
     except ValueError as error:
         raise DataError(f"{folder / _MANIFEST} is damaged ({error}); delete the folder") from error
     for key, value in wanted.items():

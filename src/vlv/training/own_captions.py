@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vlv.data.batches import epoch_batches
+from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import DataError
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def own_captions(
     records: Sequence[Record],
     *,
     image_size: int,
+    framing: Framing = DEFAULT_FRAMING,
     on_bad: Callable[[BadRecord], None] | None = None,
     batch_size: int = 32,
 ) -> list[str]:
@@ -42,6 +44,7 @@ def own_captions(
         tokenizer: Florence-2's.
         records: N records.
         image_size: Side of the images in pixels.
+        framing: How an image becomes a square, see `frame`.
         on_bad: Told of each record that cannot be read; without it that is an error.
         batch_size: Images captioned together.
 
@@ -49,7 +52,7 @@ def own_captions(
         N captions.
     """
     captions = [""] * len(records)
-    for batch in epoch_batches(records, batch_size, image_size, on_bad=on_bad):
+    for batch in epoch_batches(records, batch_size, image_size, on_bad=on_bad, framing=framing):
         ids = _write(encoder, batch["pixels"].to(encoder.device))
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         for index, text in zip(batch["index"].tolist(), texts, strict=True):
