@@ -20,6 +20,7 @@ from tests.tiny import CAPTIONS, IMAGE_SIZE, NUM_QUERIES
 from vlv.data.framing import Framing, frame
 from vlv.data.images import to_tensor
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.card import past_trainings
 from vlv.models.encoder import VLVEncoder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.pixels import as_float
@@ -97,6 +98,17 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     assert vlv("train", "stage2", "--config", config, "--run", run).code == 0
     assert {"held_out_caption", "held_out_denoising", "denoising_z"} <= metrics(run)[-1].keys()
     assert len(next((run / "samples").glob("*.txt")).read_text().splitlines()) >= 4
+
+    first, second = past_trainings(run / "model")
+    assert (first.stage, first.steps, first.num_images) == ("stage1", 4, 6)
+    assert (second.stage, second.images_per_step, second.num_held_out) == ("stage2", 2, 4)
+    assert second.figures == {
+        k: v for k, v in metrics(run)[-1].items() if k not in {"step", "kind"}
+    }
+    card = (run / "model" / "README.md").read_text()
+    assert str(tmp_path) not in card
+    assert str(ingredients) not in card
+    assert "| stage2 | caption decoder; encoder, but for its vision tower | 6 | 4 | 2 |" in card
 
     photo = ingredients / "held_out" / "6.png"
     assert vlv("caption", photo, "--model", run / "model", "--max-new-tokens", 3).code == 0

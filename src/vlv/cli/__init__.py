@@ -23,6 +23,7 @@ from vlv.cli import (
     evaluate,
     images,
     info,
+    push,
     tour,
     toyworld,
     train,
@@ -57,6 +58,7 @@ app.command()(embed.embed)
 app.command()(demo.demo)
 app.command()(tour.tour)
 app.command()(info.info)
+app.command()(push.push)
 app.command()(info.doctor)
 app.add_typer(data.app)
 app.add_typer(train.app)

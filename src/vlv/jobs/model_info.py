@@ -7,9 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from vlv.errors import ModelFolderError
+from vlv.models.card import CARD_NAME, read_front_matter
 from vlv.models.folder import INDEX_NAME, NEEDED, Reference, needed, read_index
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ def describe_model(folder: Path) -> ModelInfo:
     """
     references = read_index(folder).components
     kinds = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
-    card = _front_matter(folder / "README.md")
+    card = read_front_matter(folder / CARD_NAME)
     licences = card.get("parts") or {}
     parts = [
         _referred(name, reference, str(licences.get(name, "")))
@@ -124,15 +123,3 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         raise ModelFolderError(f"{path} is cut off; copy it again")
     header.pop("__metadata__", None)
     return header
-
-
-def _front_matter(card: Path) -> dict[str, Any]:
-    """YAML between the two lines of dashes at the top of a model card; empty without one."""
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if not text.startswith("---\n") or "\n---" not in text[3:]:
-        return {}
-    try:
-        matter = yaml.safe_load(text[4:].split("\n---", 1)[0])
-    except yaml.YAMLError as error:
-        raise ModelFolderError(f"the front matter of {card} is no YAML ({error})") from error
-    return matter if isinstance(matter, dict) else {}

@@ -68,7 +68,7 @@ def find_architecture(source: PartSource, components: Sequence[str]) -> Architec
     if Path(source.path).expanduser().is_dir():
         folder = Path(source.path).expanduser() / (source.subfolder or ".")
         return Architecture({name: _read(folder / _file(name, components)) for name in components})
-    for known in _known():
+    for known in known_repositories():
         if source.path in known["ids"]:
             stored = _DTYPE_OF_VARIANT.get(source.variant or "", getattr(torch, known["stored"]))
             return Architecture(known["configs"], known["licence"], stored)
@@ -83,7 +83,7 @@ def _file(name: str, components: Sequence[str]) -> str:
     return file if len(components) == 1 else f"{name}/{file}"
 
 
-def _known() -> list[dict[str, Any]]:
+def known_repositories() -> list[dict[str, Any]]:
     """The repositories whose configurations are in the package."""
     files = (resources.files("vlv") / "presets" / "hub").iterdir()
     return [yaml.safe_load(file.read_text("utf-8")) for file in files]

@@ -17,7 +17,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from vlv.errors import ModelFolderError
+from vlv.errors import ModelFolderError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -78,10 +78,21 @@ def download(
 def upload(
     folder: Path, repo: str, message: str, *, private: bool | None, token: str | None
 ) -> str:
-    """Upload a folder to ``owner/name``, which is created where it does not exist; the address of the commit."""
+    """Upload a folder to ``owner/name``, which is created where it does not exist; the address of the commit.
+
+    Raises:
+        OutputError: The hub refuses, or cannot be reached.
+    """
     api = HfApi(token=token)
-    api.create_repo(repo, private=private, exist_ok=True)
-    commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError) as error:
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise OutputError(
+            f"{repo} cannot be uploaded ({reason}); name it as owner/name, see that HF_HUB_OFFLINE is not set, and log "
+            "in with `hf auth login` as somebody who may write there"
+        ) from error
     return str(commit.commit_url)
 
 

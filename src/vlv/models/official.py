@@ -23,6 +23,7 @@ from transformers import (
 
 from vlv.errors import CheckpointError
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.card import Origin, Provenance, model_card, origin_of
 from vlv.models.encoder import VLVEncoder
 from vlv.models.folder import quiet_progress
 from vlv.models.official_files import PICKLE_LIMIT, read_tensors
@@ -146,8 +147,17 @@ def convert_official(
     """
     check_replaceable(Path(output))
     pipe, report = _load(checkpoint, components, **options)
-    pipe.save_pretrained(output)
+    pipe.save_pretrained(output, card=_card(Path(output).name, pipe, components))
     return report
+
+
+def _card(name: str, pipe: VLVPipeline, components: str | Path | Components) -> str:
+    """What was trained is under the checkpoint's licence, which no file tells; the rest is of the diffusion folder."""
+    folders = components if isinstance(components, Components) else Components.at(components)
+    origins = {part: origin_of(folders.diffusion, part) for part in pipe.components}
+    for part, folder in (("encoder", folders.florence), ("caption_decoder", folders.llm)):
+        origins[part] = Origin(origin_of(folder, part).bases) if folder else Origin()
+    return model_card(name, pipe.components, Provenance(origins))
 
 
 def _load(

@@ -22,6 +22,7 @@ from vlv.data.images import to_pil
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.batching import chunks
 from vlv.models.captioner import Caption
+from vlv.models.card import CARD_NAME, model_card, named_parts, read_card, rename_card
 from vlv.models.diffusion import DiffusionDecoder, Sampler
 from vlv.models.folder import (
     COMPONENTS,
@@ -38,14 +39,7 @@ from vlv.models.hub import upload
 from vlv.models.mixing import MixMode, mix_embeddings
 from vlv.models.pixels import as_batch, as_list, is_single
 from vlv.models.placement import at_work
-from vlv.models.saving import (
-    CARD_NAME,
-    index_entry,
-    model_card,
-    write_atomically,
-    write_component,
-    write_index,
-)
+from vlv.models.saving import index_entry, write_atomically, write_component, write_index
 from vlv.models.two_towers import make_diffusion_decoder
 
 logger = logging.getLogger(__name__)
@@ -115,6 +109,7 @@ class VLVPipeline(DiffusionPipeline):
             image_size=image_size, framing=framing
         )
         self.references: dict[str, Reference] = {}
+        self.card: str | None = None  # README.md of the folder it was loaded from
         # where parts go while they work; see `place`
         self.offload_device: torch.device | None = None
         for part in self._parts().values():
@@ -164,6 +159,7 @@ class VLVPipeline(DiffusionPipeline):
         size = index.image_size or default_image_size(index)
         pipe = cls(**loaded, image_size=size, framing=index.framing)
         pipe.references = {k: v for k, v in index.components.items() if v is not None}
+        pipe.card = read_card(folder)
         pipe.register_to_config(  # type: ignore[no-untyped-call]
             _name_or_path=str(name_or_folder)
         )
@@ -185,7 +181,7 @@ class VLVPipeline(DiffusionPipeline):
                 memory.
             references: Components that are named instead of copied; None keeps those the model was
                 loaded with.
-            card: Text of README.md; None keeps that of the replaced folder, or writes a template.
+            card: Text of README.md; None keeps that of the replaced or the loaded folder, or writes one.
 
         Raises:
             OutputError: The folder holds something else, or a weight does not fit the dtype.
@@ -193,9 +189,8 @@ class VLVPipeline(DiffusionPipeline):
         folder = Path(folder)
         references = self.references if references is None else references
         parts = self._parts()
-        old_card = folder / CARD_NAME
-        if card is None and old_card.is_file():
-            card = old_card.read_text(encoding="utf-8")
+        name = folder.resolve().name
+        text = card or read_card(folder) or self._card(name, references)
 
         def write(temporary: Path) -> None:
             entries: dict[str, Any] = {name: [None, None] for name in COMPONENTS}
@@ -207,7 +202,6 @@ class VLVPipeline(DiffusionPipeline):
                     entries[name] = index_entry(component)
             extra = {"image_size": self._known_image_size(), "framing": self.framing}
             write_index(temporary, type(self).__name__, entries, extra)
-            text = card or model_card(folder.resolve().name, parts)
             (temporary / CARD_NAME).write_text(text, encoding="utf-8")
 
         write_atomically(folder, write)
@@ -229,7 +223,7 @@ class VLVPipeline(DiffusionPipeline):
             private: Of a created repository.
             token: Of the hub; None is the stored login.
             dtype: Of the uploaded weights.
-            card: Text of README.md; None is the template.
+            card: Text of README.md; None is that of the loaded folder, or one from what is known.
             commit_message: Of the upload.
 
         Returns:
@@ -237,8 +231,9 @@ class VLVPipeline(DiffusionPipeline):
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            text = card or model_card(repo_id, self._parts())
-            self.save_pretrained(folder, dtype=dtype, card=text)
+            self.save_pretrained(
+                folder, dtype=dtype, card=card or self._card(repo_id, self.references)
+            )
             return upload(folder, repo_id, commit_message, private=private, token=token)
 
     # --- properties ------------------------------------------------------------------------------
@@ -273,6 +268,11 @@ class VLVPipeline(DiffusionPipeline):
 
     def _parts(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in (*COMPONENTS, *MORE_COMPONENTS)}
+
+    def _card(self, name: str, references: Mapping[str, Reference]) -> str:
+        if self.card is not None:
+            return rename_card(self.card, name)
+        return model_card(name, self._parts(), named_parts(references))
 
     def _name(self) -> str:
         return str(self.config.get("_name_or_path") or "in memory")

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     import torch
 
-CARD_NAME = "README.md"
-
 
 def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> None:
     """Save one component, its floating-point tensors in another dtype where one is given.
@@ -122,64 +120,3 @@ def write_index(
     index = {"_class_name": class_name, "_diffusers_version": diffusers.__version__}
     text = json.dumps({**index, **components, **extra}, indent=2) + "\n"
     (folder / INDEX_NAME).write_text(text, encoding="utf-8")
-
-
-def model_card(name: str, components: Mapping[str, Any]) -> str:
-    """A short model card: what the model is, how to load it, and what its parts are.
-
-    Args:
-        name: Name of the model, a heading and the argument of ``from_pretrained``.
-        components: Component name to component; None where it is absent.
-
-    Returns:
-        Markdown with the metadata block of the hub.
-    """
-    rows = [
-        f"| `{part}` | {type(component).__name__} | {_num_parameters(component)} |"
-        for part, component in components.items()
-        if component is not None
-    ]
-    return _CARD.format(name=name, rows="\n".join(rows))
-
-
-def _num_parameters(component: Any) -> str:
-    if not isinstance(component, nn.Module):
-        return ""
-    return f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f} M"
-
-
-_CARD = """---
-library_name: vlv
-pipeline_tag: image-to-text
----
-
-# {name}
-
-A Vision-Language-Vision auto-encoder ([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)): an
-image becomes a caption embedding, from which a frozen diffusion model rebuilds the image and a
-language model writes its caption.
-
-```python
-from vlv import VLVPipeline
-
-pipe = VLVPipeline.from_pretrained("{name}")
-pipe.caption("photo.jpg")
-pipe.reconstruct("photo.jpg", seed=0)
-```
-
-| part | class | parameters |
-|---|---|---|
-{rows}
-
-## Licence of each part
-
-Not stated yet. The parts may carry different licences; name them here before sharing the model.
-
-## Data and training
-
-Not stated yet.
-
-## Evaluation and limits
-
-Not stated yet.
-"""

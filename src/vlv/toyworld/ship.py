@@ -7,15 +7,15 @@ model card with the measured figures.
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlv.errors import ModelFolderError
+from vlv.models.card import CARD_NAME, forget_paths
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.saving import CARD_NAME, write_component
+from vlv.models.saving import write_component
 from vlv.toyworld.inspector import Inspector
 
 LOG_LINES = 200
@@ -65,13 +65,9 @@ def _keep_run(run: Path, out: Path) -> None:
     (out / "metrics.jsonl").write_text("\n".join(kept) + "\n", encoding="utf-8")
 
 
-_ABSOLUTE_PATH = re.compile(r"(?<![\w./])/(?:[\w.-]+/)*([\w.-]+)")
-
-
 def _copy_text(source: Path, target: Path) -> None:
-    """Copy a text file; of absolute paths only the last name stays, for they say nothing elsewhere."""
-    text = _ABSOLUTE_PATH.sub(r"\1", source.read_text("utf-8"))
-    target.write_text(text, encoding="utf-8")
+    """Copy a text file without the paths of this machine."""
+    target.write_text(forget_paths(source.read_text("utf-8")), encoding="utf-8")
 
 
 def _card(results: dict[str, Any] | None, note: str) -> str:

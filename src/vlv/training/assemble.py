@@ -24,6 +24,7 @@ from vlv.data.images import to_pil
 from vlv.data.records import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.card import model_card
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import (
@@ -42,6 +43,7 @@ from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_i
 from vlv.training.feeding import make_loader
 from vlv.training.loop import fit
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
+from vlv.training.provenance import provenance
 from vlv.training.stages import Stage1, Stage2
 from vlv.training.weights import store_frozen
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
     from vlv.config import PartSource, RunConfig
     from vlv.data.records import Record
+    from vlv.models.card import Provenance
     from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 
 _HELD_OUT_IMAGES = 256
@@ -118,7 +121,14 @@ def train(
             max_seconds=max_seconds,
             settings=config.model_dump(mode="json", exclude={"loop", "optim"}),
         )
-    export_model(config, parts, export or run_dir / "model")
+    known = provenance(
+        config,
+        run_dir,
+        num_images=len(records),
+        num_held_out=len(held_out),
+        learnt_from=encoder_folder(config),
+    )
+    export_model(config, parts, export or run_dir / "model", known)
     return result
 
 
@@ -157,17 +167,22 @@ def framing_of(config: RunConfig) -> Framing:
     Raises:
         ConfigError: The two differ.
     """
-    wanted, source = config.data.framing, config.model.encoder
-    if source is None:
-        return wanted or DEFAULT_FRAMING
-    folder = _model_around(_folder(source, ["embed"]), "encoder")
-    known = read_index(folder).framing if (folder / INDEX_NAME).is_file() else None
+    wanted, folder = config.data.framing, encoder_folder(config)
+    known = None
+    if folder is not None and (folder / INDEX_NAME).is_file():
+        known = read_index(folder).framing
     if wanted and known and wanted != known:
         raise ConfigError(
-            f'data.framing is "{wanted}", but the encoder in {source.path} has seen images of the framing "{known}"; '
+            f'data.framing is "{wanted}", but the encoder in {folder} has seen images of the framing "{known}"; '
             "leave data.framing out"
         )
     return wanted or known or DEFAULT_FRAMING
+
+
+def encoder_folder(config: RunConfig) -> Path | None:
+    """The model folder whose encoder learns on; None for a fresh encoder."""
+    source = config.model.encoder
+    return None if source is None else _model_around(_folder(source, ["embed"]), "encoder")
 
 
 def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> CaptionDecoder:
@@ -396,14 +411,15 @@ def make_pipeline(config: RunConfig, parts: Parts, **decoder: Any) -> VLVPipelin
     )
 
 
-def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
-    """Save the model folder; a decoder from the hub is named in it, one from a folder is copied."""
+def export_model(config: RunConfig, parts: Parts, folder: Path, known: Provenance) -> None:
+    """Save the model folder with its card; a decoder from the hub is named in it, one from a folder is copied."""
     source = config.model.decoder
     names = parts.decoder.components
     if Path(source.path).is_dir():
         index = _decoder_index(source, names)
         copied = {name: load_component(index, name, torch.float32) for name in names}
-        make_pipeline(config, parts, **copied).save_pretrained(folder)
+        pipe = make_pipeline(config, parts, **copied)
+        pipe.save_pretrained(folder, card=model_card(folder.name, pipe.components, known))
         return
     references = {
         name: {
@@ -414,4 +430,6 @@ def export_model(config: RunConfig, parts: Parts, folder: Path) -> None:
         }
         for name in names
     }
-    make_pipeline(config, parts).save_pretrained(folder, references=references)
+    pipe = make_pipeline(config, parts)
+    card = model_card(folder.name, pipe.components, known)
+    pipe.save_pretrained(folder, references=references, card=card)

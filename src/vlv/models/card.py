@@ -1,0 +1,357 @@
+"""The model card: licences, base models, training, figures and limits, from what is known; what is not known is said."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+from torch import nn
+
+from vlv.errors import ModelFolderError
+from vlv.models.architectures import known_repositories
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+CARD_NAME = "README.md"
+UNKNOWN = "unknown"
+_ABSOLUTE_PATH = re.compile(r"(?<![\w./])/(?:[\w.-]+/)*([\w.-]+)")
+_HUB_LICENCES = {
+    "mit": "mit",
+    "apache-2.0": "apache-2.0",
+    "creativeml open rail++-m": "openrail++",
+    "openrail++": "openrail++",
+}
+"""Names of licences, in small letters, to the identifiers that the hub knows; any other is "other"."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a part comes from."""
+
+    bases: tuple[str, ...] = ()
+    """Models of the hub that it was made from; none where they are not known."""
+    licence: str = ""
+    """Empty where it is not known."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run, as a card tells of it; nothing in it names a folder of this machine."""
+
+    stage: str
+    steps: int
+    images_per_step: int
+    num_images: int
+    """Different images in the training data."""
+    learning_rate: float
+    schedule: str
+    seed: int
+    precision: str
+    trains: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    """All settings of the run, resolved."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """The last on held-out images; empty where there were none."""
+    num_held_out: int = 0
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What is known of a model beyond its components."""
+
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+    """By component."""
+    trainings: tuple[Training, ...] = ()
+    """Earliest first."""
+
+
+# --- where parts come from ------------------------------------------------------------------------
+
+
+def origin_of(source: str | Path, part: str, *, revision: str | None = None) -> Origin:
+    """Where a part comes from, by what it is loaded from; nothing is fetched.
+
+    Args:
+        source: An id on the hub, or a folder, whose own card is asked.
+        part: Name of the component.
+        revision: Of an id on the hub.
+    """
+    folder, repo = Path(source).expanduser(), str(source)
+    if folder.is_dir():
+        return _of_card(folder / CARD_NAME, part)
+    for known in known_repositories():
+        if repo in known["ids"]:
+            return Origin((repo,), known["licence"])
+    try:
+        cached = try_to_load_from_cache(repo, CARD_NAME, revision=revision)
+    except HFValidationError:  # a folder that is not here
+        return Origin()
+    licence = _of_card(Path(cached), part).licence if isinstance(cached, str) else ""
+    return Origin((repo,), licence)
+
+
+def named_parts(references: Mapping[str, Mapping[str, str | None]]) -> Provenance:
+    """What is known of a model by those parts that are only named in it."""
+    return Provenance(
+        {
+            part: origin_of(str(where["repo"]), part, revision=where.get("revision"))
+            for part, where in references.items()
+        }
+    )
+
+
+def _of_card(card: Path, part: str) -> Origin:
+    """What a card says of a part, or else of the whole."""
+    matter = read_front_matter(card)
+    parts, bases = matter.get("parts"), matter.get("base_model") or []
+    licence = parts.get(part) if isinstance(parts, dict) else _whole_licence(matter)
+    bases = [bases] if isinstance(bases, str) else bases
+    return Origin(tuple(map(str, bases)), "" if licence in (None, UNKNOWN) else str(licence))
+
+
+def _whole_licence(matter: Mapping[str, Any]) -> Any:
+    return matter.get("license_name") or matter.get("license")
+
+
+def past_trainings(folder: Path) -> tuple[Training, ...]:
+    """The runs that the card of a model folder tells of."""
+    runs = read_front_matter(folder / CARD_NAME).get("training") or []
+    try:
+        return tuple(Training(**run) for run in runs)
+    except TypeError as error:
+        raise ModelFolderError(
+            f"the card {folder / CARD_NAME} tells of its training in a way that is not understood ({error}); "
+            "remove `training` from its first lines"
+        ) from error
+
+
+def read_card(folder: Path) -> str | None:
+    """Text of the card of a model folder; None where it has none."""
+    card = folder / CARD_NAME
+    return card.read_text(encoding="utf-8") if card.is_file() else None
+
+
+def read_front_matter(card: Path) -> dict[str, Any]:
+    """YAML between the two lines of dashes at the top of a model card; empty without one.
+
+    Raises:
+        ModelFolderError: It is no YAML.
+    """
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if not text.startswith("---\n") or "\n---" not in text[3:]:
+        return {}
+    try:
+        matter = yaml.safe_load(text[4:].split("\n---", 1)[0])
+    except yaml.YAMLError as error:
+        raise ModelFolderError(f"the front matter of {card} is no YAML ({error})") from error
+    return matter if isinstance(matter, dict) else {}
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def model_card(
+    name: str, components: Mapping[str, Any], provenance: Provenance | None = None
+) -> str:
+    """Write the card of a model.
+
+    Args:
+        name: Name of the model, a heading and the argument of ``from_pretrained``.
+        components: Component name to component; None where it is absent.
+        provenance: Where the parts come from, and how they were trained.
+
+    Returns:
+        Markdown with the metadata block of the hub.
+    """
+    known = provenance or Provenance()
+    present = {part: component for part, component in components.items() if component is not None}
+    origins = {part: known.origins.get(part, Origin()) for part in present}
+    matter = yaml.safe_dump(
+        _front_matter(origins, known.trainings), sort_keys=False, allow_unicode=True, width=100
+    )
+    sections = [
+        f"---\n{matter}---\n",
+        f"# {name}\n",
+        _ABOUT,
+        _usage(name, present),
+        _parts(present, origins),
+        _licences(origins),
+        _training(known.trainings),
+        _evaluation(known.trainings),
+        _CITATION,
+    ]
+    return "\n".join(sections)
+
+
+def forget_paths(text: str) -> str:
+    """Of absolute paths only the last name stays, for they say nothing elsewhere."""
+    return _ABSOLUTE_PATH.sub(r"\1", text)
+
+
+def rename_card(card: str, name: str) -> str:
+    """The same card for the model under another name, in its heading and in the code that loads it."""
+    heading = re.search(r"^# (.+)$", card, re.MULTILINE)
+    if heading is None:
+        return card
+    card = card.replace(heading[0], f"# {name}", 1)
+    return card.replace(f'from_pretrained("{heading[1]}")', f'from_pretrained("{name}")')
+
+
+def unknown_licences(card: str) -> list[str]:
+    """The parts of which a card says that their licence is unknown."""
+    return re.findall(r"^\| `(\w+)` \|.*\*\*unknown\*\* \|$", card, re.MULTILINE)
+
+
+def _front_matter(origins: Mapping[str, Origin], trainings: Sequence[Training]) -> dict[str, Any]:
+    licences = {part: origin.licence or UNKNOWN for part, origin in origins.items()}
+    bases = _unique(base for origin in origins.values() for base in origin.bases)
+    matter: dict[str, Any] = {
+        "library_name": "vlv",
+        "pipeline_tag": "image-to-text",
+        "tags": ["vision-language-vision", "image-captioning"],
+        **_whole(_unique(licences.values())),
+    }
+    if bases:
+        matter["base_model"] = bases
+    matter["parts"] = licences
+    if trainings:
+        matter["training"] = [asdict(training) for training in trainings]
+    return matter
+
+
+def _whole(licences: Sequence[str]) -> dict[str, str]:
+    """The licence of the whole for the hub: that of all parts, or that each has its own."""
+    if UNKNOWN in licences:
+        return {"license": UNKNOWN}
+    if len(licences) == 1 and licences[0].lower() in _HUB_LICENCES:
+        return {"license": _HUB_LICENCES[licences[0].lower()]}
+    return {"license": "other", "license_name": "one-for-each-part"}
+
+
+def _unique(items: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(items))
+
+
+def _usage(name: str, present: Mapping[str, Any]) -> str:
+    lines = ["from vlv import VLVPipeline", "", f'pipe = VLVPipeline.from_pretrained("{name}")']
+    if present.get("caption_decoder") is not None:
+        lines.append('pipe.caption("photo.jpg")')
+    if "vae" in present:
+        lines.append('pipe.reconstruct("photo.jpg", seed=0)')
+    return "\n".join(["```python", *lines, "```", ""])
+
+
+def _parts(present: Mapping[str, Any], origins: Mapping[str, Origin]) -> str:
+    rows = [
+        f"| `{part}` | {type(component).__name__} | {_num_parameters(component)} | "
+        f"{', '.join(origins[part].bases) or 'not recorded'} | "
+        f"{origins[part].licence or '**unknown**'} |"
+        for part, component in present.items()
+    ]
+    head = "| part | class | parameters | made from | licence |\n|---|---|---|---|---|"
+    return "\n".join(["## Parts", "", head, *rows, ""])
+
+
+def _num_parameters(component: Any) -> str:
+    if not isinstance(component, nn.Module):
+        return ""
+    return f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f} M"
+
+
+def _licences(origins: Mapping[str, Origin]) -> str:
+    unknown = [f"`{part}`" for part, origin in origins.items() if not origin.licence]
+    lines = ["## Licence of each part", "", _LICENCES]
+    if unknown:
+        lines += [
+            "",
+            f"**The licence of {', '.join(unknown)} is unknown: find it out and name it here before sharing the "
+            "model.**",
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _training(trainings: Sequence[Training]) -> str:
+    lines = ["## Data and training", ""]
+    if not trainings:
+        return "\n".join([*lines, _NOT_TRAINED, ""])
+    head = (
+        "| run | trains | images | steps | images per step | learning rate | precision | seed |\n"
+        "|---|---|---|---|---|---|---|---|"
+    )
+    rows = [
+        f"| {run.stage} | {run.trains} | {run.num_images:,} | {run.steps:,} | {run.images_per_step:,} | "
+        f"{run.learning_rate:g}, {run.schedule} | {run.precision} | {run.seed} |"
+        for run in trainings
+    ]
+    return "\n".join([*lines, head, *rows, "", _SETTINGS, ""])
+
+
+def _evaluation(trainings: Sequence[Training]) -> str:
+    lines = ["## Evaluation and limits", ""]
+    measured = [run for run in trainings if run.figures]
+    for run in measured:
+        rows = [
+            f"| {_FIGURES.get(name, name)} | {value:.4g} |" for name, value in run.figures.items()
+        ]
+        lines += [
+            f"At the end of {run.stage}, on {run.num_held_out:,} images that were held out:",
+            "",
+            "| figure | value |\n|---|---|",
+            *rows,
+            "",
+        ]
+    if not measured:
+        lines += ["No figures on held-out images were recorded in training.", ""]
+    return "\n".join([*lines, _LIMITS])
+
+
+_FIGURES = {
+    "denoising_z": "denoising loss given z",
+    "denoising_null": "denoising loss given no text",
+    "denoising_true": "denoising loss given the true caption",
+    "share_null_to_true": "way of z from no text (0) to the true caption (1)",
+    "held_out_loss": "loss that was trained with",
+    "held_out_caption": "cross-entropy of captions, nats per token",
+    "held_out_denoising": "denoising loss of stage 2",
+}
+
+_ABOUT = """A Vision-Language-Vision auto-encoder ([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)): an
+image becomes a caption embedding, from which a frozen diffusion model rebuilds the image and a
+language model writes its caption. Made with `vlv`, an independent implementation of the paper;
+neither it nor this model is by the paper's authors.
+"""
+
+_LICENCES = (
+    "Each part is under the licence in the table above, those that were trained further too; the whole may be used only\n"
+    "in ways that all of them allow."
+)
+
+_NOT_TRAINED = """Not recorded in this folder: the model was put together or converted, not trained by
+`vlv train`."""
+
+_SETTINGS = """All settings of each run stand at the top of this file, under `training`; of paths only the last name
+is kept."""
+
+_LIMITS = """Captions can state what is not in the image, and pictures rebuilt from an embedding are not the image
+they came from. Beyond the figures above nothing was measured: not the quality on images unlike the
+training data, nor harmful or unfair output. What the parts were trained on before they came here is
+told by their own cards.
+"""
+
+_CITATION = """## Citation
+
+```bibtex
+@article{zhang2025vlv,
+  title   = {Vision-Language-Vision Auto-Encoder: Scalable Knowledge Distillation from Diffusion Models},
+  author  = {Zhang, Tiezheng and others},
+  journal = {arXiv preprint arXiv:2507.07104},
+  year    = {2025}
+}
+```
+"""
