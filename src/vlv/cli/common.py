@@ -163,6 +163,10 @@ class Progress:
         self._seen += len(errors)
         self._bar.update(len(errors))
 
+    def postfix(self, text: str) -> None:
+        """Show something behind the bar."""
+        self._bar.set_postfix_str(text, refresh=False)
+
     def __enter__(self) -> Self:
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -17,7 +18,7 @@ class KeyedStore:
     """Texts by key in one SQLite file, of constant memory however many there are.
 
     Every `put` is a transaction of its own in a write-ahead log: a killed process loses none, a machine
-    that loses power perhaps the last few. One process at a time may hold the file.
+    that loses power perhaps the last few. One process at a time may hold the file; its threads share it.
 
     Raises:
         OutputError: The file cannot be written, is no store, or another process holds it.
@@ -25,9 +26,12 @@ class KeyedStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
         with self._named():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._base = sqlite3.connect(path, timeout=1.0, isolation_level=None)
+            self._base = sqlite3.connect(
+                path, timeout=1.0, isolation_level=None, check_same_thread=False
+            )
             self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
             self._base.execute("PRAGMA journal_mode=WAL")
             self._base.execute("PRAGMA synchronous=NORMAL")
@@ -41,7 +45,8 @@ class KeyedStore:
     @contextmanager
     def _named(self) -> Iterator[None]:
         try:
-            yield
+            with self._lock:
+                yield
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise OutputError(
@@ -72,6 +77,11 @@ class KeyedStore:
         """Forget a key."""
         with self._named():
             self._base.execute("DELETE FROM items WHERE key = ?", (key,))
+
+    def clear(self) -> None:
+        """Forget all keys."""
+        with self._named():
+            self._base.execute("DELETE FROM items")
 
     def __contains__(self, key: object) -> bool:
         return isinstance(key, bytes) and self.get(key) is not None

@@ -52,14 +52,15 @@ class Sidecars:
         """Whether the text file is there and must not be touched."""
         return self._on_existing == "skip" and self.path(record).exists()
 
-    def write(self, record: Record, caption: str) -> None:
-        """Write one caption as one line; an existing file is kept, replaced or added to."""
+    def write(self, record: Record, *captions: str) -> None:
+        """Write captions, each as one line; an existing file is kept, replaced or added to."""
         if self.keeps(record):
             return
-        path, line = self.path(record), " ".join(caption.split()) + "\n"
+        path = self.path(record)
+        text = "".join(" ".join(caption.split()) + "\n" for caption in captions)
         if self._on_existing == "append" and path.exists():
-            line = path.read_text(encoding="utf-8").rstrip("\n") + "\n" + line
-        write_text(path, line)
+            text = path.read_text(encoding="utf-8").rstrip("\n") + "\n" + text
+        write_text(path, text)
 
 
 def _checked_suffix(suffix: str) -> str:

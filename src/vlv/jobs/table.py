@@ -62,7 +62,7 @@ class GrowingTable:
         self.header = output.with_name(output.name + ".settings.json")
         self.is_parquet = output.suffix == ".parquet"
         if self.is_parquet:
-            _pyarrow()  # complain now, not after hours of work
+            import_pyarrow()  # complain now, not after hours of work
         self.path = output.with_name(output.name + ".journal.jsonl") if self.is_parquet else output
         self._settings = json.loads(json.dumps(dict(settings), default=str))
         self._file: BinaryIO | None = None
@@ -214,7 +214,12 @@ def parse_rows(content: bytes, path: Path) -> list[Row]:
     return rows
 
 
-def _pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[Any, Any]:
+    """The modules ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+        OutputError: They are not installed.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
@@ -227,7 +232,7 @@ def _pyarrow() -> tuple[Any, Any]:
 
 def read_parquet(path: Path) -> list[Row]:
     """Rows of a Parquet table."""
-    arrow, parquet = _pyarrow()
+    arrow, parquet = import_pyarrow()
     try:
         rows: list[Row] = parquet.read_table(path).to_pylist()
     except (arrow.ArrowException, OSError) as error:
@@ -237,7 +242,7 @@ def read_parquet(path: Path) -> list[Row]:
 
 def write_parquet(path: Path, columns: Mapping[str, type], rows: Sequence[Row]) -> None:
     """Write rows as a Parquet table, atomically; ``columns`` gives each column ``str`` or ``int``."""
-    arrow, parquet = _pyarrow()
+    arrow, parquet = import_pyarrow()
     types = {str: arrow.string(), int: arrow.int64()}
     schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
     with writing(path) as temporary:

@@ -1,0 +1,286 @@
+"""Caption many images with a teacher: what is missing, the way to make it, and the files in the end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from vlv.errors import BudgetError, ConfigError
+from vlv.jobs.tally import Tally
+from vlv.jobs.teacher.checks import FAULTS, Wanted
+from vlv.jobs.teacher.outputs import OtherForms, Shards, relative_path, wide_row
+from vlv.jobs.teacher.prompts import check_fields
+from vlv.jobs.teacher.state import State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from vlv.data.records import Record
+    from vlv.endpoint import Answer
+    from vlv.jobs.inputs import Opened
+    from vlv.jobs.teacher.outputs import Form
+    from vlv.jobs.teacher.prompts import Prompt
+    from vlv.jobs.teacher.state import OnExisting, Row
+
+SECOND_TEMPERATURE = 0.7
+"""Least temperature of a second try: the likeliest answer was no caption."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How a teacher is asked, and what counts as a caption.
+
+    Attributes:
+        max_tokens: Longest answer, in the teacher's tokens; None is what the teacher allows.
+        temperature: Of the draws; None leaves it to an endpoint, and is the likeliest answer elsewhere.
+        seed: Of the draws; each further try has another.
+        tries: How often an image is asked about before the answer counts as failed.
+        wanted: What a caption must be.
+    """
+
+    max_tokens: int | None = 512
+    temperature: float | None = None
+    seed: int = 0
+    tries: int = 2
+    wanted: Wanted = field(default_factory=Wanted)
+
+    def __post_init__(self) -> None:
+        if (self.max_tokens or 1) < 1 or self.tries < 1:
+            raise ConfigError(
+                f"max_tokens ({self.max_tokens}) and tries ({self.tries}) must be 1 or more"
+            )
+        if self.temperature is not None and self.temperature < 0:
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
+
+    def draw(self, attempt: int) -> tuple[float | None, int | None]:
+        """Temperature and seed of a try, counted from 0; without chance there is no seed."""
+        if attempt == 0:
+            return self.temperature, (self.seed if self.temperature else None)
+        return max(self.temperature or 0.0, SECOND_TEMPERATURE), self.seed + attempt
+
+    def text(self, prompt: str, fault: str | None) -> str:
+        """The prompt, with a reminder of what was wrong before."""
+        return prompt if fault is None else f"{prompt}\n{self.wanted.reminder(fault)}"
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image with something to do.
+
+    Attributes:
+        index: Its number among the inputs.
+        record: Where it lies.
+        prompts: What is still to be asked.
+        tries: How often each of them was answered in vain before, by name.
+    """
+
+    index: int
+    record: Record
+    prompts: tuple[Prompt, ...]
+    tries: dict[str, int]
+
+
+class Teacher(Protocol):
+    """Whoever makes the captions."""
+
+    name: str
+    """Of the model, for the column ``model``."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the captions depend on, besides prompts and `Asking`."""
+
+    def run(self, job: TeacherJob, items: Iterator[Item]) -> None:
+        """Make the captions: `TeacherJob.keep` for each row, then what `TeacherJob.finish` returns."""
+
+
+class TeacherJob:
+    """The captions that are asked for, those that are there, and the way to make the rest.
+
+    Building it reads and checks, and writes nothing.
+
+    Args:
+        records: Images to caption, in the order of the output.
+        prompts: What to ask of each.
+        asking: How.
+        teacher: Whom.
+        output: Folder of the shards and of the state.
+        forms: What is written.
+        images: Whether the shards hold the bytes of the images or the paths of their files.
+        shard_size: Images of a shard.
+        on_existing: What to do with captions that are there.
+        retry_failed: Ask again what has failed before.
+
+    Attributes:
+        tally: Counts of images.
+        left: Why the job stopped before its end; None when it did not.
+
+    Raises:
+        OutputError: The output cannot be used as it stands.
+        DataError: A field of a prompt occurs in no record.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        prompts: Sequence[Prompt],
+        asking: Asking,
+        teacher: Teacher,
+        output: Path,
+        *,
+        forms: Sequence[Form] = ("parquet",),
+        images: Literal["bytes", "path"] = "bytes",
+        shard_size: int = 2000,
+        on_existing: OnExisting = "skip",
+        retry_failed: bool = False,
+    ) -> None:
+        check_fields(prompts, records)
+        self.records, self.prompts, self.asking, self.teacher = records, prompts, asking, teacher
+        settings = {
+            **teacher.settings(),
+            "prompts": {prompt.name: prompt.text for prompt in prompts},
+            **_plain(asking),
+        }
+        self.state = State(output, settings, on_existing, retry_failed=retry_failed)
+        self._others = OtherForms(records, output, forms, on_existing)
+        self._only_sidecars = set(forms) == {"txt"}
+        self._shards = Shards(output, prompts, images) if "parquet" in forms else None
+        if self._shards is not None and images == "path":
+            for record in records:
+                relative_path(record, output)
+        self._size = shard_size
+        self._open = [0] * -(-len(records) // shard_size)  # images of each shard that are not done
+        self.tally = Tally()
+        self.left: str | None = None
+        self._report: Callable[[str | None], None] = lambda error: None
+
+    def run(self, report: Callable[[str | None], None] = lambda error: None) -> Tally:
+        """Make the captions that are missing, then the files.
+
+        Args:
+            report: Receives the error of each image that was worked on, or None.
+
+        Raises:
+            EndpointError: The endpoint cannot be reached or refuses us; what was answered is kept.
+            OutputError: Something cannot be written; what was answered before is kept.
+        """
+        self._report = report
+        for index in range(len(self.records)):
+            self._open[index // self._size] += 1
+        self.state.open()
+        try:
+            self.tally.restart()
+            try:
+                self.teacher.run(self, self._items())
+            except BudgetError as error:
+                self.left = str(error)
+            self._write_files()
+        finally:
+            self.state.close()
+        return self.tally
+
+    def _items(self) -> Iterator[Item]:
+        for index, record in enumerate(self.records):
+            if self._only_sidecars and self._others.keeps(record):
+                self.tally.skipped += 1
+                continue
+            rows = [self.state.get(record, prompt) for prompt in self.prompts]
+            missing = [
+                (prompt, row)
+                for prompt, row in zip(self.prompts, rows, strict=True)
+                if self.state.is_missing(row)
+            ]
+            if missing:
+                tries = {prompt.name: row["tries"] for prompt, row in missing if row is not None}
+                yield Item(index, record, tuple(prompt for prompt, _ in missing), tries)
+            else:
+                self.tally.skipped += 1
+                self._open[index // self._size] -= 1
+
+    # What a teacher calls -------------------------------------------------------------------------
+
+    def keep(
+        self,
+        item: Item,
+        prompt: Prompt,
+        opened: Opened,
+        answer: Answer | None,
+        *,
+        tries: int,
+        error: str | None = None,
+    ) -> None:
+        """Write the row of an image and prompt: a caption, or the reason why there is none."""
+        good = answer is not None and error is None
+        width, height = opened.size or (None, None)
+        row: Row = {
+            "caption": " ".join(answer.text.split()) if good and answer else None,
+            "n_tokens": answer.completion_tokens if good and answer else None,
+            "finish_reason": answer.finish_reason if good and answer else None,
+            "model": self.teacher.name,
+            "tries": tries,
+            "width": width,
+            "height": height,
+            "sha256": opened.sha256,
+            "error": error,
+        }
+        self.state.put(item.record, prompt, row)
+
+    def finish(self, item: Item) -> Callable[[], None] | None:
+        """Count an image whose rows are written; returns what writes its shard, when that is complete."""
+        rows = [self.state.get(item.record, prompt) for prompt in self.prompts]
+        errors = [row["error"] for row in rows if row is not None and row["error"] is not None]
+        self.tally.failed += bool(errors)
+        self.tally.done += not errors
+        self._report(errors[0] if errors else None)
+        shard = item.index // self._size
+        self._open[shard] -= 1
+        if self._open[shard] or self._shards is None:
+            return None
+        return lambda: self._write_shard(shard)
+
+    # Files ----------------------------------------------------------------------------------------
+
+    def _wide(self, record: Record) -> Row | None:
+        rows = [self.state.get(record, prompt) for prompt in self.prompts]
+        complete = [row for row in rows if row is not None]
+        if len(complete) < len(rows):
+            return None
+        return wide_row(record, self.prompts, complete, self.asking.seed)
+
+    def _write_shard(self, shard: int) -> None:
+        assert self._shards is not None
+        records = self.records[shard * self._size : (shard + 1) * self._size]
+        pairs = [(r, row) for r in records if (row := self._wide(r)) is not None]
+        if pairs:
+            self._shards.write(shard, pairs)
+
+    def _write_files(self) -> None:
+        if self._shards is not None:
+            for shard in range(len(self._open)):
+                self._write_shard(shard)
+            self._shards.remove_from(len(self._open))
+        self._others.write(self._wide, self.prompts)
+
+    def num_left(self) -> int:
+        """Images that were not worked on."""
+        return len(self.records) - self.tally.done - self.tally.failed - self.tally.skipped
+
+
+def fault_words(name: str, answer: Answer, fault: str, tries: int) -> str:
+    """Why an answer is no caption, as the error of its row."""
+    said = answer.refusal or answer.text
+    shown = " ".join(said.split())[:80]
+    return f"{name}: the answer is no caption, {FAULTS[fault]} ({tries} tries): {shown!r}"
+
+
+def _plain(asking: Asking) -> dict[str, Any]:
+    wanted = asking.wanted
+    return {
+        "max_tokens": asking.max_tokens,
+        "temperature": asking.temperature,
+        "seed": asking.seed,
+        "tries": asking.tries,
+        "language": wanted.language,
+        "min_words": wanted.min_words,
+        "max_words": wanted.max_words,
+    }

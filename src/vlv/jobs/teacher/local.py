@@ -1,0 +1,243 @@
+"""Teachers on this machine: a vision-language model of transformers, or a model of vlv."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from vlv.endpoint import Answer
+from vlv.errors import DataError, ModelFolderError
+from vlv.jobs.inputs import file_name, open_record
+from vlv.jobs.teacher.job import fault_words
+from vlv.models.placement import pick_device, pick_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from PIL import Image
+
+    from vlv.jobs.inputs import Opened
+    from vlv.jobs.teacher.job import Asking, Item, TeacherJob
+    from vlv.jobs.teacher.prompts import Prompt
+    from vlv.models.pipeline import VLVPipeline
+
+
+class BatchModel(Protocol):
+    """A loaded model that answers a batch."""
+
+    def answer(
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        asking: Asking,
+        attempt: int,
+    ) -> list[Answer]:
+        """One answer per image."""
+
+
+class LocalTeacher:
+    """Asks a model in this process, batch by batch, in order.
+
+    Args:
+        name: Of the model, for the column ``model``.
+        load: Loads it; called only when there is something to do.
+        batch_size: Images worked on together.
+        about: What the captions depend on, besides the name.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], BatchModel],
+        batch_size: int,
+        about: dict[str, Any] | None = None,
+    ) -> None:
+        self.name, self._load, self._batch_size = name, load, batch_size
+        self._about = about or {}
+
+    def settings(self) -> dict[str, Any]:
+        """What the captions depend on."""
+        return {"model": self.name, **self._about}
+
+    def run(self, job: TeacherJob, items: Iterator[Item]) -> None:
+        """Ask about all items, in order."""
+        model: BatchModel | None = None
+        while batch := list(islice(items, self._batch_size)):
+            model = model or self._load()
+            opened = [open_record(item.record) for item in batch]
+            for prompt in job.prompts:
+                _ask(model, job, prompt, list(zip(batch, opened, strict=True)))
+            for item in batch:
+                if write := job.finish(item):
+                    write()
+
+
+def _ask(
+    model: BatchModel, job: TeacherJob, prompt: Prompt, pairs: Sequence[tuple[Item, Opened]]
+) -> None:
+    """Write the rows of a batch for one prompt; answers that are no captions are asked for again."""
+    waiting: list[tuple[Item, Opened, str]] = []
+    for item, opened in pairs:
+        if prompt not in item.prompts:
+            continue
+        before = item.tries.get(prompt.name, 0)
+        try:
+            if opened.error is not None:
+                raise DataError(opened.error)
+            waiting.append((item, opened, prompt.render(item.record)))
+        except DataError as error:
+            job.keep(item, prompt, opened, None, tries=before, error=str(error))
+    faults: dict[int, str] = {}
+    for attempt in range(job.asking.tries):
+        waiting = _try(model, job, prompt, waiting, faults, attempt)
+
+
+def _try(
+    model: BatchModel,
+    job: TeacherJob,
+    prompt: Prompt,
+    waiting: Sequence[tuple[Item, Opened, str]],
+    faults: dict[int, str],
+    attempt: int,
+) -> list[tuple[Item, Opened, str]]:
+    """Ask once; returns those that are to be asked again."""
+    if not waiting:
+        return []
+    asking = job.asking
+    start = min(item.tries.get(prompt.name, 0) for item, _, _ in waiting)
+    texts = [asking.text(text, faults.get(item.index)) for item, _, text in waiting]
+    images = [opened.image for _, opened, _ in waiting if opened.image is not None]
+    answers = model.answer(images, texts, asking, start + attempt)
+    again = []
+    for (item, opened, text), answer in zip(waiting, answers, strict=True):
+        fault = asking.wanted.fault(answer)
+        tries = start + attempt + 1
+        if fault is None:
+            job.keep(item, prompt, opened, answer, tries=tries)
+        elif attempt + 1 < asking.tries:
+            faults[item.index] = fault
+            again.append((item, opened, text))
+        else:
+            words = fault_words(file_name(item.record), answer, fault, asking.tries)
+            job.keep(item, prompt, opened, answer, tries=tries, error=words)
+    return again
+
+
+class VLVModel:
+    """A model of vlv; it takes no prompt."""
+
+    def __init__(self, pipe: VLVPipeline, name: str) -> None:
+        self._pipe, self._name = pipe, name
+
+    def answer(
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        asking: Asking,
+        attempt: int,
+    ) -> list[Answer]:
+        """Captions of the images; the texts have no part in them."""
+        temperature, seed = asking.draw(attempt)
+        options: dict[str, Any] = {}
+        if temperature:
+            options = {"do_sample": True, "temperature": temperature, "seed": seed}
+        captions = self._pipe.describe(
+            list(images), batch_size=len(images), max_new_tokens=asking.max_tokens, **options
+        )
+        return [
+            Answer(c.text, "stop" if c.finished else "length", self._name, 0, c.num_tokens)
+            for c in captions
+        ]
+
+
+class TransformersModel:
+    """An image-text-to-text model of transformers: a folder or an id on the hub, without remote code.
+
+    Args:
+        model: Folder or id.
+        revision: On the hub.
+        device: See `pick_device`.
+        dtype: See `pick_dtype`.
+
+    Raises:
+        ModelFolderError: It cannot be loaded as such a model.
+    """
+
+    def __init__(
+        self, model: str, revision: str | None = None, device: str = "auto", dtype: str = "auto"
+    ) -> None:
+        where = pick_device(device)
+        try:
+            self._processor = AutoProcessor.from_pretrained(model, revision=revision)
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                model, revision=revision, dtype=pick_dtype(dtype, where)
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise ModelFolderError(
+                f"{model} cannot be loaded as a vision-language model of transformers ({reason})"
+            ) from error
+        tokenizer = getattr(self._processor, "tokenizer", None)
+        if tokenizer is None:
+            raise ModelFolderError(f"{model} has a processor without a tokenizer")
+        tokenizer.padding_side = "left"  # captions begin where the prompts end
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        self._tokenizer, self._name = tokenizer, model
+        self._model = loaded.to(where).eval()
+
+    def answer(
+        self,
+        images: Sequence[Image.Image],
+        texts: Sequence[str],
+        asking: Asking,
+        attempt: int,
+    ) -> list[Answer]:
+        """Answers of a batch; drawn ones depend on the whole batch."""
+        inputs = self._processor(
+            text=[self._prompt(text) for text in texts],
+            images=[[image] for image in images],
+            padding=True,
+            return_tensors="pt",
+        ).to(self._model.device, self._model.dtype)
+        temperature, seed = asking.draw(attempt)
+        options: dict[str, Any] = {"do_sample": bool(temperature)}
+        if temperature:
+            options["temperature"] = temperature
+        device = self._model.device
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices, enabled=bool(temperature)):
+            if temperature:
+                torch.manual_seed(seed or 0)
+            ids = self._model.generate(
+                **inputs,
+                max_new_tokens=asking.max_tokens,
+                pad_token_id=self._tokenizer.pad_token_id,
+                **options,
+            )
+        width = 0 if self._model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+        lengths = inputs["attention_mask"].sum(1).tolist()
+        pairs = zip(ids[:, width:].tolist(), lengths, strict=True)
+        return [self._read(row, int(length)) for row, length in pairs]
+
+    def _prompt(self, text: str) -> str:
+        if token := getattr(self._processor, "image_token", None):
+            text = text.replace(str(token), "")  # a field of a record may hold anything
+        if not getattr(self._processor, "chat_template", None):
+            return text  # such as Florence-2, which knows no chat
+        content = [{"type": "image"}, {"type": "text", "text": text}]
+        turn = [{"role": "user", "content": content}]
+        return str(self._processor.apply_chat_template(turn, add_generation_prompt=True))
+
+    def _read(self, row: list[int], prompt_tokens: int) -> Answer:
+        ends = self._model.generation_config.eos_token_id
+        ends = set(ends) if isinstance(ends, list) else {ends}
+        first = next((n for n, token in enumerate(row[1:], start=1) if token in ends), None)
+        first = 0 if row and row[0] in ends and not self._model.config.is_encoder_decoder else first
+        tokens = row if first is None else row[:first]
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        reason = "length" if first is None else "stop"
+        return Answer(str(text), reason, self._name, prompt_tokens, len(tokens))

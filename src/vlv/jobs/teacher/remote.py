@@ -1,0 +1,135 @@
+"""A teacher behind an OpenAI-compatible address."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vlv.endpoint import ChatRequest, Client, stream, user
+from vlv.endpoint.client import UNKNOWN_LENGTH
+from vlv.errors import DataError, RequestError
+from vlv.jobs.inputs import file_name
+from vlv.jobs.teacher.job import fault_words
+from vlv.jobs.teacher.sending import prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from vlv.endpoint import Budget, Endpoint, Prices
+    from vlv.endpoint.budget import Spent
+    from vlv.jobs.inputs import Opened
+    from vlv.jobs.teacher.job import Asking, Item, TeacherJob
+    from vlv.jobs.teacher.prompts import Prompt
+    from vlv.jobs.teacher.sending import Shrink
+
+PREPARED_AHEAD = 4
+"""Images that are opened and made small while all requests wait for their answers."""
+
+
+class EndpointTeacher:
+    """Asks an endpoint about many images at a time.
+
+    Args:
+        endpoint: Where, and how hard.
+        shrink: How the images are made smaller.
+        budget: What may be spent, over all runs of the job.
+        prices: Of the model.
+        seed: Of the jitter in the waits.
+        on_spent: Receives what is spent so far, after each image.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        shrink: Shrink,
+        budget: Budget,
+        prices: Prices,
+        seed: int = 0,
+        on_spent: Callable[[Spent], None] = lambda spent: None,
+    ) -> None:
+        self.name = endpoint.model
+        self.endpoint, self.budget, self.prices = endpoint, budget, prices
+        self.on_spent = on_spent
+        self._shrink, self._seed = shrink, seed
+        endpoint.read_key()  # complain now, before anything is written
+
+    def settings(self) -> dict[str, Any]:
+        """What the captions depend on; the address is no part of it, for servers move."""
+        extra = dict(self.endpoint.extra)
+        return {"model": self.name, "shrink": asdict(self._shrink), "extra": extra}
+
+    def run(self, job: TeacherJob, items: Iterator[Item]) -> None:
+        """Ask about all items, in any order."""
+        with job.state.answers() as store:
+            client = Client(
+                self.endpoint,
+                store=store,
+                budget=self.budget,
+                prices=self.prices,
+                seed=self._seed,
+            )
+
+            async def work(item: Item) -> None:
+                opened, jpeg = await asyncio.to_thread(prepare, item.record, self._shrink)
+                for prompt in item.prompts:
+                    await self._describe(client, job, item, prompt, opened, jpeg)
+                self.on_spent(client.ledger.spent)
+                if write := job.finish(item):
+                    await asyncio.to_thread(write)
+
+            stream(client, items, work, ahead=PREPARED_AHEAD)
+
+    async def _describe(
+        self,
+        client: Client,
+        job: TeacherJob,
+        item: Item,
+        prompt: Prompt,
+        opened: Opened,
+        jpeg: bytes,
+    ) -> None:
+        name, before = file_name(item.record), item.tries.get(prompt.name, 0)
+        if opened.error is not None:
+            job.keep(item, prompt, opened, None, tries=before, error=opened.error)
+            return
+        fault = answer = None
+        try:
+            text = prompt.render(item.record)
+            for attempt in range(before, before + job.asking.tries):
+                answer = await client.ask(self.request(job.asking, jpeg, text, attempt, fault))
+                fault = job.asking.wanted.fault(answer)
+                before = attempt + 1
+                if fault is None:
+                    job.keep(item, prompt, opened, answer, tries=before)
+                    return
+        except RequestError as error:
+            job.keep(item, prompt, opened, None, tries=before, error=f"{name}: {error}")
+        except DataError as error:
+            job.keep(item, prompt, opened, None, tries=before, error=str(error))
+        else:
+            assert answer is not None
+            assert fault is not None
+            words = fault_words(name, answer, fault, job.asking.tries)
+            job.keep(item, prompt, opened, answer, tries=before, error=words)
+
+    def request(
+        self, asking: Asking, jpeg: bytes, text: str, attempt: int, fault: str | None
+    ) -> ChatRequest:
+        """The request of one try."""
+        temperature, seed = asking.draw(attempt)
+        return ChatRequest(
+            [user(asking.text(text, fault), jpeg)],
+            max_tokens=asking.max_tokens,
+            temperature=temperature,
+            seed=seed,
+        )
+
+    def estimate(self, job: TeacherJob, num_images: int) -> tuple[int, float]:
+        """The most tokens and USD that so many images cost without second tries, by a guess of the prompt."""
+        tokens = [0, 0]
+        for prompt in job.prompts:
+            request = ChatRequest([user(prompt.text, b"\xff\xd8\xff")], job.asking.max_tokens)
+            tokens[0] += num_images * request.guess_prompt_tokens()
+            tokens[1] += num_images * (job.asking.max_tokens or UNKNOWN_LENGTH)
+        return sum(tokens), self.prices.cost(*tokens)
