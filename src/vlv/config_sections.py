@@ -235,6 +235,8 @@ class Stage2Config(Settings):
     """Whether the end token is learnt; in the authors' code it is not, and their models never stop by themselves."""
     max_caption_tokens: PositiveInt | None = 300
     """Longest caption with its end token; a longer one is cut. Null cuts nothing."""
+    batching: Literal["auto", "packed", "bucketed", "padded"] = "auto"
+    """How captions share a pass: all in one row without padding, near lengths together, or padded; auto packs if it can."""
     denoising_weight: float = Field(0.0, ge=0)
     """Our addition: weight of stage 1's loss, which keeps z readable for the diffusion decoder; 0 is the paper."""
     draws_per_image: PositiveInt = 1

@@ -11,7 +11,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from tests import tiny
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models import caption_loss
 from vlv.models.captioner import Caption, CaptionDecoder, CaptionDecoderConfig
+from vlv.models.cross_entropy import chunked_cross_entropy
 
 TEXTS = ["A large red cube stands on the floor.", "Two spheres", "A pencil sketch of a cone!"]
 
@@ -79,15 +81,23 @@ def test_padding_changes_nothing(tiny_caption_decoder: CaptionDecoder, c: torch.
     assert tiny_caption_decoder.loss(c, TEXTS).item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("batching", ["packed", "padded"])
 def test_logits_are_computed_at_caption_positions_only(
-    tiny_caption_decoder: CaptionDecoder, c: torch.Tensor
+    tiny_caption_decoder: CaptionDecoder,
+    c: torch.Tensor,
+    batching: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shapes = []
-    head = tiny_caption_decoder.llm.lm_head
-    head.register_forward_hook(lambda _m, _i, output: shapes.append(tuple(output.shape)))
-    tiny_caption_decoder.loss(c, TEXTS)
-    longest = int(tiny_caption_decoder.tokenize(TEXTS).lengths.max())
-    assert shapes == [(3, longest, tiny_caption_decoder.llm.config.vocab_size)]
+
+    def seen(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        shapes.append(tuple(hidden.shape))
+        return chunked_cross_entropy(hidden, *rest)
+
+    monkeypatch.setattr(caption_loss, "chunked_cross_entropy", seen)
+    tiny_caption_decoder.loss(c, TEXTS, batching=batching)
+    tokens = int(tiny_caption_decoder.tokenize(TEXTS).lengths.sum())
+    assert shapes == [(tokens, tiny_caption_decoder.llm.config.hidden_size)]
 
 
 def test_long_captions_are_cut_without_an_end_token(tiny_caption_decoder: CaptionDecoder) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,6 +26,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.caption_loss import Batching, caption_loss, has_numbers, plain_head
 from vlv.models.encoder import draw_linear
 from vlv.models.tidying import tidy_caption
 
@@ -34,7 +34,6 @@ CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
 LONGEST_CAPTION = 300
 """Tokens at which a caption is stopped unless told otherwise (the authors' limit)."""
-_NO_TARGET = -100  # what cross_entropy leaves out
 
 
 class CaptionDecoderConfig(PreTrainedConfig):
@@ -106,6 +105,7 @@ class CaptionDecoder(PreTrainedModel):
         self.mlp = nn.Sequential(
             nn.Linear(config.text_width, width), nn.GELU(), nn.Linear(width, width)
         )
+        self._has_plain_head: bool | None = None
         self.post_init()  # type: ignore[no-untyped-call]
 
     # --- loading and saving ----------------------------------------------------------------------
@@ -209,17 +209,21 @@ class CaptionDecoder(PreTrainedModel):
             Ids padded on the right, with the lengths that make the loss mask: pad and end token may
             share an id.
         """
+        rows = self._token_rows(captions, with_end)
+        num_truncated = sum(len(row) > max_tokens for row in rows) if max_tokens else 0
+        tensors = [torch.tensor(row[:max_tokens]) for row in rows]
+        ids = nn.utils.rnn.pad_sequence(
+            tensors, batch_first=True, padding_value=self._tokenizer().eos_token_id
+        )
+        lengths = torch.tensor([len(row) for row in tensors])
+        return CaptionTokens(ids.to(self.device), lengths.to(self.device), num_truncated)
+
+    def _token_rows(self, captions: Sequence[str], with_end: bool) -> list[list[int]]:
+        """The tokens of each caption, with the end token where it is wanted."""
         tokenizer = self._tokenizer()
         rows = tokenizer(list(captions), add_special_tokens=False).input_ids
-        if with_end:
-            rows = [[*row, tokenizer.eos_token_id] for row in rows]
-        num_truncated = sum(len(row) > max_tokens for row in rows) if max_tokens else 0
-        rows = [torch.tensor(row[:max_tokens]) for row in rows]
-        ids = nn.utils.rnn.pad_sequence(
-            rows, batch_first=True, padding_value=tokenizer.eos_token_id
-        )
-        lengths = torch.tensor([len(row) for row in rows])
-        return CaptionTokens(ids.to(self.device), lengths.to(self.device), num_truncated)
+        end = [tokenizer.eos_token_id] if with_end else []
+        return [[*row, *end] for row in rows]
 
     def loss(
         self,
@@ -228,34 +232,37 @@ class CaptionDecoder(PreTrainedModel):
         *,
         max_tokens: int | None = None,
         with_end: bool = True,
+        batching: Batching = "auto",
     ) -> Tensor:
         """Cross-entropy of the captions given c (paper, equation 2).
 
         Only caption tokens and the end token are predicted; prefix and padding carry no loss.
-        Padding is on the right, so no supervised token can see it and no attention mask is needed.
 
         Args:
             c: Context, (B, Q, D).
             captions: B texts.
             max_tokens: See `tokenize`.
             with_end: See `tokenize`.
+            batching: How captions of different lengths share a pass, see `caption_loss`; the loss is the same.
 
         Returns:
             Mean over all supervised tokens, a float32 scalar.
         """
         if len(captions) != len(c):
             raise ValueError(f"{len(c)} contexts need as many captions, got {len(captions)}")
-        tokens = self.tokenize(captions, max_tokens, with_end=with_end)
-        length = tokens.ids.shape[1]
-        self._check_length(c.shape[1], length, "max_caption_tokens")
-        embedded = self.llm.get_input_embeddings()(tokens.ids[:, :-1])  # (B, T-1, E)
-        inputs = torch.cat([self.prefix(c), embedded], dim=1)  # (B, Q+T-1, E)
-        # The last T positions predict the T tokens; the first of them is the end of the prefix.
-        logits = self.llm(inputs_embeds=inputs, use_cache=False, logits_to_keep=length).logits
-        steps = torch.arange(length, device=logits.device)
-        padding = steps >= tokens.lengths[:, None]  # (B, T)
-        targets = tokens.ids.masked_fill(padding, _NO_TARGET)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+        rows = [row[:max_tokens] for row in self._token_rows(captions, with_end)]
+        self._check_length(c.shape[1], max(map(len, rows)), "max_caption_tokens")
+        head = self.find_head()
+        return caption_loss(self.llm, self.prefix(c), rows, batching=batching, head=head)
+
+    def find_head(self) -> nn.Linear | None:
+        """The language model's head, if it is a plain linear layer; found out once, with real weights."""
+        if self._has_plain_head is None:
+            head = plain_head(self.llm)
+            if has_numbers(self.llm):
+                self._has_plain_head = head is not None
+            return head
+        return cast("nn.Linear", self.llm.get_output_embeddings()) if self._has_plain_head else None
 
     # --- inference -------------------------------------------------------------------------------
 

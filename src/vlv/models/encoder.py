@@ -190,8 +190,13 @@ class VLVEncoder(PreTrainedModel):
         inputs = torch.cat([features.to(prompt.dtype), prompt], dim=1)  # (B, N + P, d)
         memory = language.encoder(inputs_embeds=inputs).last_hidden_state  # (B, N + P, d)
         queries = self.queries.expand(len(features), -1, -1)  # (B, Q, d)
+        # The mask is given, for the decoder would ask the device whether one is needed, and wait.
+        causal = queries.new_ones(queries.shape[1], queries.shape[1], dtype=torch.bool).tril()
         hidden = language.decoder(
-            inputs_embeds=queries, encoder_hidden_states=memory, use_cache=False
+            inputs_embeds=queries,
+            attention_mask=causal[None, None],
+            encoder_hidden_states=memory,
+            use_cache=False,
         ).last_hidden_state  # (B, Q, d)
         return cast("Tensor", self.projector(hidden))  # (B, Q, D)
 

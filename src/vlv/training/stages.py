@@ -89,6 +89,7 @@ class Stage2:
             encoder.projector.requires_grad_(False)
         caption_decoder.trainable("mlp" if config.trainable == "mlp" else "mlp+llm")
         caption_decoder.config.ends_by_itself = config.supervise_end
+        caption_decoder.find_head()
         decoder.requires_grad_(False)
         self.encoder, self.decoder, self.caption_decoder = encoder, decoder, caption_decoder
         self.config = config
@@ -107,9 +108,12 @@ class Stage2:
         with torch.no_grad() if frozen else nullcontext():
             z = self.encoder(batch["pixels"])  # (B, Q, D)
             c = self.decoder.context(z)  # (B, Q, D)
-        captions, longest = captions_of(batch), self.config.max_caption_tokens
         total = caption = self.caption_decoder.loss(
-            c, captions, max_tokens=longest, with_end=self.config.supervise_end
+            c,
+            captions_of(batch),
+            max_tokens=self.config.max_caption_tokens,
+            with_end=self.config.supervise_end,
+            batching=self.config.batching,
         )
         parts = {"caption": caption}
         if self.config.denoising_weight > 0 and not frozen:
