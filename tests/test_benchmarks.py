@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed.py"
+TEACHER = SPEED.with_name("teacher.py")
 
 
 def test_speed(
@@ -27,3 +28,22 @@ def test_speed(
     text = capsys.readouterr().out
     assert "stage 2, cached latents" in text
     assert "1 threads" in text
+
+
+@pytest.mark.slow
+def test_teacher_through_600_faulty_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "teacher.json"
+    settings = ["--num", "40", "--faults", "600", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", [str(TEACHER), *settings])
+    runpy.run_path(str(TEACHER), run_name="__main__")
+    result = json.loads(file.read_text())
+    assert result["speed"]["whole_command"]["captioned"] == 40
+    assert all(value > 0 for value in result["speed"]["parts_ms"].values())
+    runs = result["faults"]["runs"]
+    assert [run["captioned"] + run["named"] for run in runs] == [600, 600]
+    assert all(run["captioned"] > 590 for run in runs)
+    assert {run["server"]["most_delivered"] for run in runs} == {1}
+    assert set(runs[0]["server"]["behaviours"]) > {"500", "hang", "429", "malformed"}
+    assert result["faults"]["same_files"]

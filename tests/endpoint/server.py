@@ -224,7 +224,8 @@ class Scripted:
         response = web.json_response(answer)
         await response.prepare(request)
         await response.write_eof()
-        self.delivered[key_of(body)] += 1
+        if request.transport is not None and not request.transport.is_closing():
+            self.delivered[key_of(body)] += 1
         return response
 
     def counts(self) -> dict[str, Any]:
