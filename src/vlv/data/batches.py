@@ -26,7 +26,7 @@ from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.images import DEFAULT_LIMITS, ImageLimits
 from vlv.data.lanes import Lane, Order, check_identity, check_lanes, load_counts, merge_states
 from vlv.data.quarantine import BadRecord, Quarantine
-from vlv.data.reader import Decoder, Reader, Row, fits_in_memory
+from vlv.data.reader import Decoder, More, Reader, Row, fits_in_memory
 from vlv.data.records import Record
 from vlv.data.workers import Pool
 from vlv.errors import DataError
@@ -119,6 +119,7 @@ class BatchLoader:
             limits=limits,
             need_captions=need_captions,
             known_bad=self.quarantine.bad,
+            more=_rows_of(self.extra),
             keep=len(records) if keep else 0,
             framing=framing,
         )
@@ -152,7 +153,7 @@ class BatchLoader:
                 lane.look_ahead(depth)
         rows = [self._sound_row(lane) for lane in self._lanes]
         self._num_batches += 1
-        return make_batch(rows, self.extra)
+        return make_batch(rows)
 
     def _sound_row(self, lane: Lane) -> Row:
         for _ in range(len(self.records) + 1):
@@ -229,22 +230,27 @@ class BatchLoader:
         self.close()
 
 
-def make_batch(rows: Sequence[Row], extra: Mapping[str, NDArray[Any]]) -> Batch:
+def make_batch(rows: Sequence[Row]) -> Batch:
     """Rows as the batch that `BatchLoader` describes."""
-    index = np.array([row.index for row in rows])
     batch: Batch = {
         "ids": [row.record.id for row in rows],
-        "index": torch.from_numpy(index),
+        "index": torch.tensor([row.index for row in rows]),
         "captions": [row.record.caption for row in rows],
         "meta": [row.meta for row in rows],
     }
     stacked = [row.pixels for row in rows if row.pixels is not None]
     if stacked:
-        pixels = torch.from_numpy(np.stack(stacked))  # (B,S,S,3)
-        batch["pixels"] = pixels.permute(0, 3, 1, 2).contiguous()
-    for name, array in extra.items():
-        batch[name] = torch.from_numpy(np.array(array[index]))
+        batch["pixels"] = torch.from_numpy(np.stack(stacked))  # (B,3,S,S)
+    for name in rows[0].more:
+        batch[name] = torch.from_numpy(np.stack([row.more[name] for row in rows]))
     return batch
+
+
+def _rows_of(extra: Mapping[str, NDArray[Any]]) -> More | None:
+    """For the decoder: the rows of further arrays that belong to a record."""
+    if not extra:
+        return None
+    return lambda index, _: {name: np.array(array[index]) for name, array in extra.items()}
 
 
 def check_ranks(batch_size: int, num_workers: int, seed: int, rank: int, num_ranks: int) -> None:
@@ -302,7 +308,12 @@ def epoch_batches(
     _check_rows(len(records), 0, extra or {})
     bad = Quarantine(None, 0.0 if on_bad is None else 1.0, 0, on_bad)
     decoder = Decoder(
-        image_size, limits=limits, need_captions=False, known_bad=bad.bad, framing=framing
+        image_size,
+        limits=limits,
+        need_captions=False,
+        known_bad=bad.bad,
+        more=_rows_of(extra or {}),
+        framing=framing,
     )
     pool = Pool(num_workers, timeout_seconds)
     reader = Reader(decoder, pool)
@@ -317,10 +328,10 @@ def epoch_batches(
             if row.reason is None:
                 rows.append(row)
             if len(rows) == batch_size:
-                yield make_batch(rows, extra or {})
+                yield make_batch(rows)
                 rows = []
         if rows:
-            yield make_batch(rows, extra or {})
+            yield make_batch(rows)
     finally:
         pool.close()
 

@@ -97,16 +97,28 @@ def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         DataError: They were taken at different batches or of different data.
     """
     first = states[0]
-    own = ("lanes", "skipped", "num_checked", "num_bad")
+    own = ("lanes", "skipped", "places", "num_checked", "num_bad")
     for state in states:
         check_identity(state, {name: value for name, value in first.items() if name not in own})
+    by_lane = [name for name in ("skipped", "places") if name in first]
     return {
         **first,
-        "lanes": sorted(lanes for state in states for lanes in state["lanes"]),
-        "skipped": {lane: count for state in states for lane, count in state["skipped"].items()},
+        "lanes": _joined(sorted(lanes for state in states for lanes in state["lanes"])),
+        **{name: {k: v for state in states for k, v in state[name].items()} for name in by_lane},
         "num_checked": sum(int(state["num_checked"]) for state in states),
         "num_bad": sum(int(state["num_bad"]) for state in states),
     }
+
+
+def _joined(ranges: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Ranges that touch as one."""
+    joined: list[list[int]] = []
+    for start, stop in ranges:
+        if joined and joined[-1][1] == start:
+            joined[-1][1] = stop
+        else:
+            joined.append([start, stop])
+    return joined
 
 
 def check_identity(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

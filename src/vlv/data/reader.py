@@ -6,8 +6,8 @@ Shapes: S side of the square images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,8 @@ from vlv.errors import DataError
 
 MEMORY_LIMIT_BYTES = 2**30  # decoded images are kept by default up to this size
 
-Pixels = NDArray[np.uint8]  # (S,S,3)
+Pixels = NDArray[np.uint8]  # (3,S,S)
+More = Callable[[int, Record], dict[str, NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Row:
     pixels: Pixels | None = None
     meta: dict[str, Any] | None = None
     reason: str | None = None
+    more: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
 class Decoder:
@@ -45,6 +47,7 @@ class Decoder:
         limits: What `load_image` refuses.
         need_captions: Whether a record without a caption is a bad one.
         known_bad: Records that are not tried again.
+        more: Further arrays for a record, such as its cached latents.
         keep: Number of records whose decoded images are kept (N S S 3 bytes); 0 keeps none.
         framing: How an image becomes a square, see `frame`.
     """
@@ -56,6 +59,7 @@ class Decoder:
         limits: ImageLimits,
         need_captions: bool,
         known_bad: Mapping[str, BadRecord],
+        more: More | None = None,
         keep: int = 0,
         framing: Framing = DEFAULT_FRAMING,
     ) -> None:
@@ -64,8 +68,9 @@ class Decoder:
         self.limits = limits
         self.need_captions = need_captions
         self.known_bad = known_bad
+        self.more = more
         side = image_size or 0
-        self._images = np.empty((keep, side, side, 3), np.uint8) if keep else None
+        self._images = np.empty((keep, 3, side, side), np.uint8) if keep else None
         self._present = np.zeros(keep, bool)
 
     def __call__(self, index: int, record: Record) -> Row:
@@ -77,7 +82,8 @@ class Decoder:
             reason = f"{record.source}: the record {record.id} has no caption"
             return Row(index, record, reason=reason)
         try:
-            return Row(index, record, self._pixels(index, record), record.meta)
+            more = self.more(index, record) if self.more is not None else {}
+            return Row(index, record, self._pixels(index, record), record.meta, more=more)
         except DataError as error:
             return Row(index, record, reason=str(error))
 
@@ -87,7 +93,8 @@ class Decoder:
         if self._images is not None and self._present[index]:
             return np.asarray(self._images[index])
         image = record.load(limits=self.limits)
-        pixels = np.asarray(frame(image, self.image_size, self.framing))
+        square = np.asarray(frame(image, self.image_size, self.framing))  # (S,S,3)
+        pixels = np.ascontiguousarray(square.transpose(2, 0, 1))
         if self._images is not None:
             self._images[index] = pixels
             self._present[index] = True

@@ -10,32 +10,61 @@ import glob
 import json
 import logging
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
+from vlv.data.hub_sets import HubCell, is_hub_set, is_saved_set, list_hub_set
 from vlv.data.images import DEFAULT_LIMITS, IMAGE_SUFFIXES, ImageLimits, load_image
+from vlv.data.locations import Location, Url, expand_lists, expand_url, is_remote
 from vlv.data.shards import Span, TarShardWriter, index_tar, shard_path
-from vlv.data.tables import Cell, Row, parse_object, read_jsonl, read_parquet
+from vlv.data.tables import (
+    GUESSED,
+    Absent,
+    Cell,
+    Columns,
+    Held,
+    Row,
+    parse_object,
+    read_jsonl,
+    read_parquet,
+    stated_hash,
+)
+from vlv.data.tar_stream import Sample
+from vlv.data.values import check_hash, load_bytes
 from vlv.errors import DataError, ImageError
 
-__all__ = ["Cell", "Record", "Source", "Span", "TarShardWriter", "find_records", "shard_path"]
+__all__ = [
+    "Cell",
+    "Columns",
+    "Held",
+    "Record",
+    "Source",
+    "Span",
+    "TarShardWriter",
+    "find_records",
+    "record_of_row",
+    "record_of_sample",
+    "shard_path",
+]
 
 logger = logging.getLogger(__name__)
 
-READABLE = "images (.jpg, .png, .webp and others), folders, .tar, .jsonl and .parquet"
+READABLE = (
+    "images (.jpg, .png, .webp and others), folders, .tar, .jsonl and .parquet, @LIST of them, "
+    "URLs of .tar and .parquet, and hf:OWNER/NAME"
+)
 _TABLES = frozenset({".jsonl", ".parquet"})
 _SIDECARS = (".txt", ".json")  # caption, metadata
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
-Source = Path | Span | Cell
+Source = Path | Span | Cell | Held | Absent | HubCell
 OnDamage = Literal["error", "keep"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -47,12 +76,14 @@ class Record:
         source: Where the bytes of the image lie.
         caption: The text that belongs to it, if any.
         meta_json: Everything else, as the text of a JSON object; `meta` is the object.
+        sha256: What an index says that the SHA-256 of the image file is; it is checked at each read.
     """
 
     id: str
     source: Source
     caption: str | None
     meta_json: str | None
+    sha256: str | None
 
     def __init__(
         self,
@@ -62,12 +93,14 @@ class Record:
         meta: Mapping[str, Any] | None = None,
         *,
         meta_json: str | None = None,
+        sha256: str | None = None,
     ) -> None:
         if meta is not None:
             meta_json = json.dumps(meta, ensure_ascii=False)
         for name, value in (("id", id), ("source", source), ("caption", caption)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "meta_json", meta_json)
+        object.__setattr__(self, "sha256", sha256)
 
     @property
     def meta(self) -> dict[str, Any] | None:
@@ -82,42 +115,55 @@ class Record:
         """The bytes of the image file; safe from any thread or process.
 
         Raises:
-            DataError: The file is gone, shorter than when it was indexed, or over the limit.
+            DataError: The file is gone, shorter than when it was indexed, over the limit, or another than the index
+                states.
         """
         if isinstance(self.source, Path):
-            return _read_file(self.source, max_bytes)
-        if isinstance(self.source, Span) and self.source.size > max_bytes:
-            raise ImageError(f"{self.source}: larger than the limit of {max_bytes} bytes")
-        return self.source.read()
+            data = _read_file(self.source, max_bytes)
+        else:
+            if isinstance(self.source, Span) and self.source.size > max_bytes:
+                raise ImageError(f"{self.source}: larger than the limit of {max_bytes} bytes")
+            data = self.source.read()
+        check_hash(data, self.sha256, self.name)
+        return data
 
     def load(self, *, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
-        """The image, upright and RGB: see `load_image`.
+        """The image, upright and RGB: see `load_image`, and `load_bytes` for what tables may hold.
 
         Raises:
             DataError: It cannot be read or decoded, or is over a limit.
         """
-        if isinstance(self.source, Path):
+        if isinstance(self.source, Path) and self.sha256 is None:
             return load_image(self.source, limits=limits)
-        name = f"{self.source.path}/{self.id}"
-        return load_image(self.open(max_bytes=limits.max_bytes), limits=limits, name=name)
+        return load_bytes(self.open(max_bytes=limits.max_bytes), limits=limits, name=self.name)
+
+    @property
+    def name(self) -> str:
+        """How messages and tables name the file of the image."""
+        return (
+            str(self.source) if isinstance(self.source, Path) else f"{self.source.path}/{self.id}"
+        )
 
 
 def find_records(
     inputs: Sequence[str | os.PathLike[str]],
     recursive: bool = True,
     *,
+    columns: Columns = GUESSED,
     on_damage: OnDamage = "error",
 ) -> list[Record]:
-    """List the records of files, folders, globs, tar shards, JSONL and Parquet files.
+    """List the records of files, folders, globs, tar shards, JSONL and Parquet files, and Hugging Face datasets.
 
     Folders give their images (with `.txt` and `.json` of the same stem as caption and metadata)
     and the records of their `.tar` shards, in sorted order. Numeric brace ranges such as
-    `shard-{00000..00003}.tar` are expanded. An image found twice is listed once; where an id
-    occurs in two inputs, the path of its input is put before it.
+    `shard-{00000..00003}.tar` are expanded, and `@FILE` names a list of inputs. An image found twice is listed once;
+    where an id occurs in two inputs, the path of its input is put before it. Of `.tar` and `.parquet` by URL only the
+    headers are fetched here, and each image when it is read.
 
     Args:
-        inputs: Paths, globs or brace ranges.
+        inputs: Paths, globs, brace ranges, `@FILE`, URLs, or `hf:OWNER/NAME[:SPLIT]`.
         recursive: Whether folders are searched to any depth.
+        columns: What the image, its caption and its hash are called.
         on_damage: A truncated tar is an error, or its complete records are kept with a warning.
 
     Raises:
@@ -125,10 +171,13 @@ def find_records(
     """
     if not inputs:
         raise DataError(f"no input was given; name {READABLE}")
-    found: list[tuple[Record, Path]] = []
+    found: list[tuple[Record, Location]] = []
     for text in inputs:
-        for base, path in _expand(os.fspath(text)):
-            records = _records_of(path, base, recursive, on_damage)
+        for base, path in expand(os.fspath(text)):
+            if isinstance(path, str):
+                found += [(record, Path(path)) for record in _read_hub_set(path, columns)]
+                continue
+            records = _records_of(path, base, recursive, columns, on_damage)
             found += [(record, _container(record, path, base)) for record in records]
     return _unique_ids(_without_repeats(found))
 
@@ -136,11 +185,21 @@ def find_records(
 # From what was typed to paths --------------------------------------------------------------------
 
 
-def _expand(text: str) -> Iterator[tuple[Path, Path]]:
-    """Pairs (the folder that ids are relative to, path)."""
-    for part in [text] if Path(text).exists() else _expand_braces(text):
+def expand(text: str) -> Iterator[tuple[Path, Location | str]]:
+    """Pairs (the folder that ids are relative to, a path, URL or Hugging Face dataset).
+
+    Raises:
+        DataError: An input is missing or matches nothing.
+    """
+    for part in expand_lists(text):
         path = Path(part)
-        if path.exists():
+        if is_hub_set(part):
+            yield Path(), part
+        elif is_remote(part):
+            yield from ((Path(), url) for url in expand_url(part))
+        elif is_saved_set(path):
+            yield Path(), f"hf:{part}"
+        elif path.exists():
             yield (path if path.is_dir() else path.parent), path
         elif glob.has_magic(part):
             yield from _expand_glob(part)
@@ -148,18 +207,7 @@ def _expand(text: str) -> Iterator[tuple[Path, Path]]:
             raise DataError(f"{part}: there is no such file or folder")
 
 
-def _expand_braces(text: str) -> Iterator[str]:
-    found = _BRACES.search(text)
-    if found is None:
-        yield text
-        return
-    first, last = found.groups()
-    for number in range(int(first), int(last) + 1):
-        middle = str(number).zfill(len(first))
-        yield from _expand_braces(text[: found.start()] + middle + text[found.end() :])
-
-
-def _expand_glob(pattern: str) -> Iterator[tuple[Path, Path]]:
+def _expand_glob(pattern: str) -> Iterator[tuple[Path, Location | str]]:
     readable = IMAGE_SUFFIXES | _TABLES | {".tar"}
     matches = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]  # noqa: PTH207
     paths = [path for path in matches if path.is_file() and path.suffix.lower() in readable]
@@ -180,37 +228,51 @@ def _before_magic(parts: Iterable[str]) -> Iterator[str]:
 # From a path to records --------------------------------------------------------------------------
 
 
-def _records_of(path: Path, base: Path, recursive: bool, on_damage: OnDamage) -> list[Record]:
-    if path.is_dir():
-        return _read_folder(path, base, recursive, on_damage)
+def _records_of(
+    path: Location, base: Path, recursive: bool, columns: Columns, on_damage: OnDamage
+) -> list[Record]:
+    if isinstance(path, Url) and path.is_command:
+        raise DataError(
+            f"{path}: what a command prints cannot be listed; set data.streaming to true to train on it, or save it first"
+        )
+    if isinstance(path, Path) and path.is_dir():
+        return _read_folder(path, base, recursive, columns, on_damage)
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        return [_read_image(path, base, _sidecars_of(path))]
     if suffix == ".tar":
-        return _read_tar(path, on_damage)
+        return _read_tar(path, columns, on_damage)
     if suffix in _TABLES:
-        return _read_table(path)
-    if suffix in _SIDECARS and any(path.with_suffix(s).exists() for s in IMAGE_SUFFIXES):
+        return _read_table(path, columns)
+    if isinstance(path, Path) and suffix in IMAGE_SUFFIXES:
+        return [_read_image(path, base, _sidecars_of(path))]
+    if (
+        isinstance(path, Path)
+        and suffix in _SIDECARS
+        and any(path.with_suffix(s).exists() for s in IMAGE_SUFFIXES)
+    ):
         return []  # the sidecar of an image, swept up by a glob of the shell
     raise DataError(f"{path}: vlv does not read this type of file; it reads {READABLE}")
 
 
-def _container(record: Record, path: Path, base: Path) -> Path:
+def _container(record: Record, path: Location, base: Path) -> Location:
     if isinstance(record.source, Span):
         return record.source.path
     return path if path.suffix.lower() in _TABLES else base
 
 
-def _without_repeats(found: Iterable[tuple[Record, Path]]) -> Iterator[tuple[Record, Path]]:
+def _without_repeats(
+    found: Iterable[tuple[Record, Location]],
+) -> Iterator[tuple[Record, Location]]:
     seen: set[Source] = set()
     for record, container in found:
-        in_table = container.suffix.lower() in _TABLES  # where one image may have many captions
+        in_table = (
+            not isinstance(record.source, Span | Path) or container.suffix.lower() in _TABLES
+        )  # where one image may have many captions
         if in_table or record.source not in seen:
             seen.add(record.source)
             yield record, container
 
 
-def _unique_ids(found: Iterable[tuple[Record, Path]]) -> list[Record]:
+def _unique_ids(found: Iterable[tuple[Record, Location]]) -> list[Record]:
     found = list(found)
     counts = Counter(record.id for record, _ in found)
     records: list[Record] = []
@@ -244,11 +306,13 @@ def _decode(data: bytes, where: object) -> str:
 # Folders -----------------------------------------------------------------------------------------
 
 
-def _read_folder(folder: Path, base: Path, recursive: bool, on_damage: OnDamage) -> list[Record]:
+def _read_folder(
+    folder: Path, base: Path, recursive: bool, columns: Columns, on_damage: OnDamage
+) -> list[Record]:
     records: list[Record] = []
     for path, siblings in _walk(folder, recursive):
         if path.suffix.lower() == ".tar":
-            records += _read_tar(path, on_damage)
+            records += _read_tar(path, columns, on_damage)
         else:
             records.append(_read_image(path, base, siblings))
     if not records:
@@ -298,7 +362,7 @@ def _read_image(path: Path, base: Path, siblings: frozenset[str]) -> Record:
 # Tar shards and tables ---------------------------------------------------------------------------
 
 
-def _read_tar(path: Path, on_damage: OnDamage) -> list[Record]:
+def _read_tar(path: Location, columns: Columns, on_damage: OnDamage) -> list[Record]:
     index = index_tar(path)
     if index.damage and on_damage == "error":
         raise DataError(f"{path}: {index.damage}; fetch or write it again")
@@ -307,15 +371,17 @@ def _read_tar(path: Path, on_damage: OnDamage) -> list[Record]:
     records: list[Record] = []
     left_out: list[str] = []
     for key, parts in index.keys.items():
-        images = [parts[suffix] for suffix in sorted(parts) if f".{suffix}" in IMAGE_SUFFIXES]
-        if images:
-            caption, meta_json = (
-                _text(parts[suffix].read, f"{path}/{key}.{suffix}") if suffix in parts else None
-                for suffix in ("txt", "json")
-            )
-            records.append(Record(key, images[0], caption, meta_json=meta_json))
-        else:
+        image = _image_of(parts)
+        if image is None:
             left_out.append(key)
+            continue
+        where = f"{path}/{key}"
+        texts = {
+            suffix: _text(parts[suffix].read, f"{where}.{suffix}")
+            for suffix in ("json", columns.caption or "txt")
+            if suffix in parts
+        }
+        records.append(_record_of_texts(key, image, texts, columns, where))
     if left_out:
         shown = ", ".join(left_out[:5])
         logger.warning("%s: %d keys without an image are left out: %s", path, len(left_out), shown)
@@ -324,15 +390,72 @@ def _read_tar(path: Path, on_damage: OnDamage) -> list[Record]:
     return records
 
 
-def _read_table(path: Path) -> list[Record]:
+def record_of_sample(sample: Sample, path: Location, columns: Columns = GUESSED) -> Record:
+    """The record of a tar's sample that is in memory; its id begins with the path of the tar.
+
+    Raises:
+        DataError: The sample has no image, or metadata that are no JSON.
+    """
+    where = f"{path}/{sample.key}"
+    image = _image_of(sample.parts)
+    if image is None:
+        raise DataError(f"{where}: the sample has no image")
+    texts = {
+        suffix: _text(partial(sample.parts.__getitem__, suffix), f"{where}.{suffix}")
+        for suffix in ("json", columns.caption or "txt")
+        if suffix in sample.parts
+    }
+    return _record_of_texts(where, Held(str(path), image), texts, columns, where)
+
+
+def _image_of(parts: Mapping[str, T]) -> T | None:
+    """The first member of a sample that is an image."""
+    return next((parts[s] for s in sorted(parts) if f".{s}" in IMAGE_SUFFIXES), None)
+
+
+def _record_of_texts(
+    key: str, image: Source, texts: Mapping[str, str | None], columns: Columns, where: str
+) -> Record:
+    """A record whose caption is a member of its own or a field of the metadata."""
+    caption, meta_json = texts.get(columns.caption or "txt"), texts.get("json")
+    sha256 = None
+    if columns != GUESSED:
+        fields = parse_object(meta_json, where) if meta_json is not None else {}
+        if caption is None and columns.caption in fields:
+            caption = str(fields[columns.caption])
+        sha256 = stated_hash(fields, columns)
+    return Record(key, image, caption, meta_json=meta_json, sha256=sha256)
+
+
+def _read_table(path: Location, columns: Columns) -> list[Record]:
     if path.suffix.lower() == ".parquet":
-        rows: Iterable[Row] = read_parquet(path)
+        rows: Iterable[Row] = read_parquet(path, columns)
     else:
-        rows = read_jsonl(path, _decode(_read_file(path), path))
-    records = []
-    for row in rows:
-        source = path.parent / row.image if isinstance(row.image, str) else row.image
-        records.append(Record(row.id, source, row.caption, meta_json=row.meta_json))
+        assert isinstance(path, Path), "expand_url takes no other URLs"
+        rows = read_jsonl(path, _decode(_read_file(path), path), columns)
+    records = [record_of_row(row, path) for row in rows]
     if not records:
         raise DataError(f"{path}: the file holds no records")
     return records
+
+
+def record_of_row(row: Row, path: Location, prefix: str = "") -> Record:
+    """The record of a table's row; the path of its image is relative to the table.
+
+    Raises:
+        DataError: The table is remote and names images by their paths.
+    """
+    if not isinstance(row.image, str):
+        source: Source = row.image
+    elif isinstance(path, Url):
+        raise DataError(f"{path}: a remote table must hold the images, not their paths")
+    else:
+        source = path.parent / row.image
+    return Record(prefix + row.id, source, row.caption, meta_json=row.meta_json, sha256=row.sha256)
+
+
+def _read_hub_set(text: str, columns: Columns) -> list[Record]:
+    return [
+        Record(row.id, cell, row.caption, meta_json=row.meta_json, sha256=row.sha256)
+        for row, cell in list_hub_set(text, columns)
+    ]

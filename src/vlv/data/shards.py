@@ -12,16 +12,17 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
+from vlv.data.locations import Location
 from vlv.errors import DataError, OutputError
 
-_BLOCK = 512
+BLOCK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
     """Bytes within a file: the place of a member of a tar."""
 
-    path: Path
+    path: Location
     offset: int
     size: int
 
@@ -58,7 +59,7 @@ class TarIndex:
     damage: str
 
 
-def index_tar(path: Path) -> TarIndex:
+def index_tar(path: Location) -> TarIndex:
     """Find every complete member by one pass over the headers of a tar.
 
     Raises:
@@ -67,7 +68,7 @@ def index_tar(path: Path) -> TarIndex:
     members, damage = _members(path)
     keys: dict[str, dict[str, Span]] = {}
     for name, span in members:
-        key, suffix = _split_name(name)
+        key, suffix = split_name(name)
         if not key or key.endswith("/"):
             continue  # a hidden file
         parts = keys.setdefault(key, {})
@@ -77,7 +78,7 @@ def index_tar(path: Path) -> TarIndex:
     return TarIndex(keys, damage)
 
 
-def _members(path: Path) -> tuple[list[tuple[str, Span]], str]:
+def _members(path: Location) -> tuple[list[tuple[str, Span]], str]:
     members: list[tuple[str, Span]] = []
     try:
         with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -100,10 +101,10 @@ def _members(path: Path) -> tuple[list[tuple[str, Span]], str]:
 def _is_end(file: BinaryIO, offset: int) -> bool:
     """Whether a block of zeros is here, as at the end of every whole tar."""
     file.seek(offset)
-    return file.read(_BLOCK) == bytes(_BLOCK)
+    return file.read(BLOCK) == bytes(BLOCK)
 
 
-def _split_name(name: str) -> tuple[str, str]:
+def split_name(name: str) -> tuple[str, str]:
     """The key ends at the first dot of the last part of the path."""
     folder, slash, last = name.removeprefix("./").rpartition("/")
     stem, _, suffix = last.partition(".")
@@ -158,7 +159,7 @@ class TarShardWriter:
         Raises:
             OutputError: The key cannot be used, the shard exists already, or the disk refuses.
         """
-        if not key or _split_name(key) != (key, "") or key[-1] == "/" or key in self._keys:
+        if not key or split_name(key) != (key, "") or key[-1] == "/" or key in self._keys:
             raise OutputError(f"'{key}' is no key for {self.path}: it must be new and have no dot")
         encoded = {suffix: _encode(part) for suffix, part in parts.items()}
         try:

@@ -7,11 +7,10 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
-from vlv.data.images import load_image
+from vlv.data.values import load_bytes
 from vlv.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,9 +42,7 @@ class Opened:
 
 def file_name(record: Record) -> str:
     """How messages and tables name a record's file."""
-    if isinstance(record.source, Path):
-        return str(record.source)
-    return f"{record.source.path}/{record.id}"
+    return record.name
 
 
 def open_record(
@@ -62,7 +59,7 @@ def open_record(
     try:
         content = record.open()
         digest = hashlib.sha256(content).hexdigest()
-        image = load_image(content, name=file_name(record))
+        image = load_bytes(content, name=record.name)
     except DataError as error:
         return Opened(record, sha256=digest, error=str(error))
     small = image if size is None else frame(image, size, framing)

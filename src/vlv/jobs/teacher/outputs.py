@@ -244,12 +244,12 @@ def _keyed(record: Record, row: Row) -> Row:
 def _tars(records: Sequence[Record]) -> dict[Path, list[Record]]:
     members: dict[Path, list[Record]] = {}
     for record in records:
-        if not isinstance(record.source, Span):
+        shard = record.source.path if isinstance(record.source, Span) else None
+        if not isinstance(shard, Path):
             raise OutputError(
-                f"{file_name(record)} lies in no tar shard; leave --form webdataset out"
+                f"{file_name(record)} lies in no tar shard on this machine; leave --form webdataset out"
             )
-        path = record.source.path.with_suffix(".captions.jsonl")
-        members.setdefault(path, []).append(record)
+        members.setdefault(shard.with_suffix(".captions.jsonl"), []).append(record)
     return members
 
 

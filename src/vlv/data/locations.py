@@ -1,0 +1,214 @@
+"""Where data lie: local files, remote ones by URL (through fsspec), and what a command prints (`pipe:`)."""
+
+from __future__ import annotations
+
+import glob
+import io
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO, TypeVar, cast
+
+from vlv.errors import DataError
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_SUFFIX = re.compile(r"\.(tar|parquet)\b")
+_PIPE = "pipe:"
+_BUFFER_BYTES = 2**20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Url:
+    """A remote file, or the output of a command; it is only opened when it is read."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    def as_posix(self) -> str:
+        """The URL."""
+        return self.text
+
+    @property
+    def is_command(self) -> bool:
+        """Whether this is the output of a command, which can be read once from the beginning to the end."""
+        return self.text.startswith(_PIPE)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.text.partition("?")[0].rstrip("/").rpartition("/")[2]
+
+    @property
+    def suffix(self) -> str:
+        """`.tar` or `.parquet`; empty for another type. A command that names neither writes a tar."""
+        if self.is_command:
+            found = _SUFFIX.findall(self.text)
+            return f".{found[-1]}" if found else ".tar"
+        return Path(self.name).suffix.lower()
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
+        """Open for reading; what goes wrong then is an OSError, whatever the protocol.
+
+        Raises:
+            DataError: fsspec, or what it needs for this protocol, is not installed.
+            OSError: The file cannot be opened.
+        """
+        if mode != "rb":
+            raise ValueError(f"a URL is opened for reading bytes, not with the mode {mode}")
+        raw = _Command(self.text) if self.is_command else _Remote(_open_url(self.text))
+        return cast("BinaryIO", raw if buffering == 0 else io.BufferedReader(raw, _BUFFER_BYTES))
+
+
+Location = Path | Url
+
+
+def is_remote(text: str) -> bool:
+    """Whether an input is a URL or a command."""
+    return text.startswith(_PIPE) or "://" in text
+
+
+def expand_lists(text: str) -> Iterator[str]:
+    """The inputs that an input stands for: the lines of `@FILE`, each with its braces expanded.
+
+    Raises:
+        DataError: The list cannot be read or is empty.
+    """
+    if not text.startswith("@"):
+        yield from [text] if Path(text).exists() else expand_braces(text)
+        return
+    path = Path(text[1:])
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{path}: the list of inputs cannot be read ({reason})") from error
+    inputs = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    if not inputs:
+        raise DataError(f"{path}: the list names no input")
+    for line in inputs:
+        yield from expand_lists(line)
+
+
+def expand_braces(text: str) -> Iterator[str]:
+    """`shard-{00000..00003}.tar` as four names."""
+    found = _BRACES.search(text)
+    if found is None:
+        yield text
+        return
+    first, last = found.groups()
+    for number in range(int(first), int(last) + 1):
+        middle = str(number).zfill(len(first))
+        yield from expand_braces(text[: found.start()] + middle + text[found.end() :])
+
+
+def expand_url(text: str) -> Iterator[Url]:
+    """A URL, or with `*` those that match it where its protocol can list files.
+
+    Raises:
+        DataError: It matches nothing, or is neither .tar nor .parquet.
+    """
+    if not text.startswith((_PIPE, "http://", "https://")) and glob.has_magic(text):
+        urls = [Url(found) for found in _glob_url(text)]
+        if not urls:
+            raise DataError(f"{text}: matches nothing")
+    else:
+        urls = [Url(text)]
+    for url in urls:
+        if url.suffix not in (".tar", ".parquet"):
+            raise DataError(f"{url}: a remote input must be a .tar shard or a .parquet file")
+        yield url
+
+
+def _open_url(text: str) -> IO[bytes]:
+    return _fsspec(text, lambda fsspec: cast("IO[bytes]", fsspec.open(text, "rb").open()))
+
+
+def _glob_url(text: str) -> list[str]:
+    def find(fsspec: Any) -> list[str]:
+        system, path = fsspec.core.url_to_fs(text)
+        return sorted(system.unstrip_protocol(name) for name in system.glob(path))
+
+    return _fsspec(text, find)
+
+
+def _fsspec(text: str, action: Callable[[Any], T]) -> T:
+    try:
+        import fsspec
+    except ImportError as error:
+        raise DataError(f"{text}: URLs need fsspec; pip install 'vlv[data]'") from error
+    try:
+        return action(fsspec)
+    except ImportError as error:
+        raise DataError(f"{text}: fsspec needs another package for it ({error})") from error
+    except OSError:
+        raise
+    except Exception as error:  # every protocol has errors of its own
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+class _Remote(io.RawIOBase):
+    """A file of fsspec whose errors are all OSError."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except OSError:
+            raise
+        except Exception as error:  # every protocol has errors of its own
+            raise OSError(f"{type(error).__name__}: {error}") from error
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
+
+
+class _Command(io.RawIOBase):
+    """What a command of the shell prints; at its end a failure is an OSError."""
+
+    def __init__(self, text: str) -> None:
+        self._process = subprocess.Popen(
+            ["/bin/sh", "-c", text.removeprefix(_PIPE)], stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        self._output = self._process.stdout
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._output.read(len(buffer))
+        buffer[: len(data)] = data
+        if len(data) < len(buffer) and (code := self._process.wait()):
+            raise OSError(f"the command ended with exit code {code}")
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._output.close()
+            self._process.terminate()
+            self._process.wait()
+        super().close()
