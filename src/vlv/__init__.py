@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         ImageError,
         MissingPartError,
         ModelFolderError,
+        OtherProcessError,
         OutputError,
         VLVError,
     )
@@ -38,6 +39,7 @@ __all__ = [
     "ImageError",
     "MissingPartError",
     "ModelFolderError",
+    "OtherProcessError",
     "OutputError",
     "VLVEncoder",
     "VLVError",

@@ -9,6 +9,7 @@ VLVError                      every error below; the command line prints it as o
 │   └── MissingPartError      a model without the part that the command needs
 ├── CheckpointError           a training state that is damaged or belongs to another configuration
 ├── OutputError               a result that cannot be written, or would overwrite another
+├── OtherProcessError         one of the processes that train together failed; that one says why
 └── EndpointError             a model behind an address that cannot be reached, or refuses us
     ├── RequestError          one request that failed for good; the others go on
     └── BudgetError           what may be spent is spent
@@ -48,6 +49,18 @@ class CheckpointError(VLVError):
 
 class OutputError(VLVError):
     """A result cannot be written, or would overwrite another."""
+
+
+class OtherProcessError(VLVError):
+    """One of the processes that train together failed; that one says why.
+
+    Attributes:
+        told: Whether it could; a process that was killed cannot.
+    """
+
+    def __init__(self, message: str, *, told: bool) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class EndpointError(VLVError):

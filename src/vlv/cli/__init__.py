@@ -87,7 +87,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=list(arguments), prog_name="vlv", standalone_mode=False)
     except VLVError as error:
-        common.say(f"vlv: {' '.join(str(error).split())}")
+        if common.is_to_be_told(error):
+            common.say(f"vlv: {' '.join(str(error).split())}")
         return 1
     except typer.TyperException as error:  # wrong usage; without a message the help was shown
         if message := error.format_message():

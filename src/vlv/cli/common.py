@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 import typer
 from tqdm import tqdm
 
+from vlv.errors import OtherProcessError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlv.data.records import Record
+    from vlv.errors import VLVError
     from vlv.jobs.tally import Tally
     from vlv.models.folder import Task
     from vlv.models.pipeline import VLVPipeline
@@ -66,6 +69,24 @@ Sampler = Annotated[
 def say(message: str) -> None:
     """Write one line to stderr."""
     typer.echo(message, err=True)
+
+
+def say_once(message: str) -> None:
+    """Write one line to stderr for all the processes that were launched together."""
+    if _is_first_process():
+        say(message)
+
+
+def is_to_be_told(error: VLVError) -> bool:
+    """Whether this process has to tell of an error: one sentence is enough for all that train together."""
+    if isinstance(error, OtherProcessError):
+        return not error.told and _is_first_process()
+    return True
+
+
+def _is_first_process() -> bool:
+    """As torchrun and `accelerate launch` count them."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def quieten() -> None:

@@ -15,7 +15,12 @@ Config = Annotated[str, typer.Option("--config", "-c", help="A preset or a YAML 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Change a setting: optim.lr=1e-4 (repeatable).")
 ]
-RunFolder = Annotated[Path, typer.Option("--run", help="Folder of the run; created.")]
+RunFolder = Annotated[
+    Path,
+    typer.Option(
+        "--run", "--run-dir", help="Folder of the run; created. (torchrun takes --run for its own.)"
+    ),
+]
 Export = Annotated[
     Path | None, typer.Option(help="Where the finished model goes; RUN/model by default.")
 ]
@@ -80,7 +85,7 @@ def _train(
             max_seconds=None if max_minutes is None else 60 * max_minutes,
         )
     except Interrupted as interruption:
-        common.say(str(interruption))
+        common.say_once(str(interruption))
         raise
-    common.say(f"{stage}: {result.step} steps done; the model is in {export or run / 'model'}")
+    common.say_once(f"{stage}: {result.step} steps done; the model is in {export or run / 'model'}")
     return 0

@@ -225,6 +225,12 @@ class CaptionDecoder(PreTrainedModel):
         end = [tokenizer.eos_token_id] if with_end else []
         return [[*row, *end] for row in rows]
 
+    def count_tokens(
+        self, captions: Sequence[str], max_tokens: int | None = None, *, with_end: bool = True
+    ) -> list[int]:
+        """Supervised tokens of each of B captions, as `tokenize` would make them."""
+        return [len(row[:max_tokens]) for row in self._token_rows(captions, with_end)]
+
     def loss(
         self,
         c: Tensor,

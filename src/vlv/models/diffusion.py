@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vlv.errors import ConfigError, MissingPartError
+from vlv.models.draws import rand, randn_like
 from vlv.models.pixels import as_float
 from vlv.models.text_tower import (
     contextualize,
@@ -241,7 +242,7 @@ class DiffusionDecoder(nn.Module):
         Returns:
             Integers in [0, T), (B,), on the generator's device.
         """
-        u = torch.rand(batch_size, generator=generator, device=generator.device)
+        u = rand(batch_size, generator)
         match sampling:
             case "uniform":
                 position = u
@@ -445,9 +446,3 @@ class DiffusionDecoder(nn.Module):
 def _full_precision(tensor: Tensor) -> torch.autocast:
     """No autocast: the VAE computes in the dtype of its weights."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal noise of a tensor's shape, drawn on the generator's device."""
-    noise = torch.randn(tensor.shape, generator=generator, device=generator.device)
-    return noise.to(tensor.device, tensor.dtype)

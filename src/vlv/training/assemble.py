@@ -40,6 +40,7 @@ from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
+from vlv.training.distributed import World, join_world
 from vlv.training.feeding import make_loader
 from vlv.training.loop import fit
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vlv.config import PartSource, RunConfig
+    from vlv.data.batches import BatchLoader
     from vlv.data.records import Record
     from vlv.models.card import Provenance
     from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
@@ -67,7 +69,7 @@ class Parts:
     decoder: DiffusionDecoder
     caption_decoder: CaptionDecoder | None = None
 
-    def to(self, device: str) -> None:
+    def to(self, device: torch.device) -> None:
         """Move everything to a device."""
         modules: list[Any] = [self.encoder, self.decoder, self.caption_decoder]
         for module in modules:
@@ -95,21 +97,16 @@ def train(
         DataError: The images, or for stage 2 their captions, are missing.
         Interrupted: As `fit`; no model is saved then.
     """
-    records = find_records(config.data.inputs)
-    held_out = find_records(config.data.held_out)[:_HELD_OUT_IMAGES] if config.data.held_out else []
-    parts = load_stage1(config) if config.stage == "stage1" else load_stage2(config)
-    parts.to("cuda" if torch.cuda.is_available() else "cpu")
-    objective = make_objective(config, parts)
-    set_precision(config, parts, objective)
-    with make_loader(
-        config,
-        parts.encoder,
-        parts.decoder,
-        records,
-        run_dir,
-        lambda: florence_tokenizer(config),
-        framing=framing_of(config),
-    ) as loader:
+    world = join_world()
+    with world.together():
+        records = find_records(config.data.inputs)
+        watched = config.data.held_out
+        held_out = find_records(watched)[:_HELD_OUT_IMAGES] if watched else []
+        parts = load_stage1(config) if config.stage == "stage1" else load_stage2(config)
+        parts.to(world.device)
+        objective = make_objective(config, parts)
+        set_precision(config, parts, objective)
+    with world.main_first(lambda: _feed(config, parts, records, run_dir, world)) as loader:
         result = fit(
             objective,
             loader,
@@ -128,8 +125,25 @@ def train(
         num_held_out=len(held_out),
         learnt_from=encoder_folder(config),
     )
-    export_model(config, parts, export or run_dir / "model", known)
+    world.on_main(lambda: export_model(config, parts, export or run_dir / "model", known))
     return result
+
+
+def _feed(
+    config: RunConfig, parts: Parts, records: list[Record], run_dir: Path, world: World
+) -> BatchLoader:
+    """The loader of this process."""
+    return make_loader(
+        config,
+        parts.encoder,
+        parts.decoder,
+        records,
+        run_dir,
+        lambda: florence_tokenizer(config),
+        framing=framing_of(config),
+        rank=world.rank,
+        num_ranks=world.num_ranks,
+    )
 
 
 # --- parts -----------------------------------------------------------------------------------------

@@ -134,6 +134,21 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"the checkpoint {path} is incomplete ({error})") from error
 
 
+def reopen_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint that another process has verified.
+
+    Raises:
+        CheckpointError: This process cannot see it.
+    """
+    try:
+        return Checkpoint(path, json.loads((path / "state.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"the first process found the checkpoint {path}, but this one cannot read it ({error}); "
+            "put the run folder where all processes see it"
+        ) from error
+
+
 def _by_step(folder: Path) -> list[Path]:
     """Checkpoint folders, oldest first."""
     return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import time
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -48,33 +49,41 @@ class Meter:
     def reset(self) -> None:
         """Forget everything."""
         self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, Tensor] = {}
         self.images = 0
         self.seconds = 0.0
 
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add one value of each name."""
+    def add(self, values: Mapping[str, Tensor], counts: Tensor) -> None:
+        """Add one value of each name, if `counts` (a boolean scalar on the device) says so."""
         for name, value in values.items():
-            value = value.detach().float()
+            value = value.detach().float().where(counts, 0.0)
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
+            self.counts[name] = self.counts.get(name, 0) + counts.float()
 
     def means(self) -> dict[str, float]:
         """Mean of each name, and images per second of training time."""
-        means = {name: total.item() / self.counts[name] for name, total in self.sums.items()}
+        state = self.state_dict()
+        means = {
+            name: total / state["counts"][name]
+            for name, total in state["sums"].items()
+            if state["counts"][name]
+        }
         return means | {"images_per_second": round(self.images / max(self.seconds, 1e-9), 2)}
 
     def state_dict(self) -> dict[str, Any]:
         """JSON values from which the sums go on exactly."""
-        sums = {name: total.item() for name, total in self.sums.items()}
-        return {"sums": sums, "counts": self.counts, "images": self.images, "seconds": self.seconds}
+        names = list(self.sums)
+        both = [*self.sums.values(), *(self.counts[name] for name in names)]
+        numbers = torch.stack(both).tolist() if both else []
+        sums, counts = (dict(zip(names, part, strict=True)) for part in _halves(numbers))
+        return {"sums": sums, "counts": counts, "images": self.images, "seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Set what `state_dict` returned."""
-        self.sums = {
-            name: torch.tensor(total, device=device) for name, total in state["sums"].items()
-        }
-        self.counts = dict(state["counts"])
+        self.sums, self.counts = (
+            {name: torch.tensor(value, device=device) for name, value in state[part].items()}
+            for part in ("sums", "counts")
+        )
         self.images, self.seconds = state["images"], state["seconds"]
 
 
@@ -169,6 +178,30 @@ class Journal:
         os.fsync(self._stream.fileno())
 
 
+class SilentJournal:
+    """The journal of a process that leaves writing to another."""
+
+    latest: Mapping[str, float] = MappingProxyType({})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Nothing is open."""
+
+    def tick(self) -> None:
+        """Nothing to show."""
+
+    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
+        """Nothing to write."""
+
+    def show(self, step: int, folder: Path) -> None:
+        """Nothing to show."""
+
+    def flush(self) -> None:
+        """Nothing was written."""
+
+
 def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a crash cut short is left out.
 
@@ -186,6 +219,11 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
                     f"{file} line {number} is no JSON; mend or delete the line"
                 ) from error
     return found
+
+
+def _halves(numbers: list[float]) -> tuple[list[float], list[float]]:
+    half = len(numbers) // 2
+    return numbers[:half], numbers[half:]
 
 
 def versions() -> dict[str, str]:

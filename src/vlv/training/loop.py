@@ -9,10 +9,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from vlv.errors import DataError
+from vlv.training.distributed import join_world
 from vlv.training.interrupt import Interrupted, StopRequests, lock
 from vlv.training.objective import Evaluate, FitResult, Loader, Losses, Objective, Sample
-from vlv.training.rng import preserved_rng, seed_everything
+from vlv.training.rng import preserved_rng
 from vlv.training.run import Run
 from vlv.training.weights import load_trained
 
@@ -66,14 +66,19 @@ def fit(
         "loop": config.model_dump(mode="json"),
         "optim": optim.model_dump(mode="json"),
     }
+    world = join_world()
     with ExitStack() as stack:
-        stack.enter_context(lock(run_dir))
+        with world.together():
+            if world.is_main:
+                stack.enter_context(lock(run_dir))
         stack.enter_context(preserved_rng())
         stop = stack.enter_context(StopRequests(max_seconds))
-        seed_everything(config.seed)
-        run = Run(objective, loader, config, optim, run_dir, resolved)
+        with world.together():
+            run = Run(objective, loader, config, optim, run_dir, resolved, world)
         run.resume()
-        run.journal = stack.enter_context(run.open_journal())
+        with world.together():
+            run.journal = run.open_journal()
+            stack.push(run.journal)
         if run.step < config.steps:
             _train(run, stop, evaluate, sample)
         run.hand_over_weights()
@@ -81,34 +86,27 @@ def fit(
 
 
 def _train(run: Run, stop: StopRequests, evaluate: Evaluate | None, sample: Sample | None) -> None:
-    """The loop: one turn is one forward and backward pass, and at the end of a step everything that is due."""
+    """The loop: a step, and then everything that is due."""
     run.set_train_mode()
-    for batch in run.loader:
-        with run.accelerator.accumulate():
-            run.forward_backward(batch)
-        if not run.accelerator.sync_gradients:
-            continue
-        run.update()
-        config, last = run.config, run.step == run.config.steps
+    config, stream = run.config, iter(run.loader)
+    while run.step < config.steps:
+        run.learn(run.next_batches(stream))
+        last = run.step == config.steps
         if last or _due(run.step, config.log_every):
             run.log()
         if evaluate is not None and (last or _due(run.step, config.eval_every)):
             run.evaluate(evaluate)
         if sample is not None and (last or _due(run.step, config.sample_every)):
             run.sample(sample)
-        if last or stop.reason or _due(run.step, config.save_every) or run.save_is_overdue():
-            run.save(must_succeed=last or bool(stop.reason))
-        if last:
-            return
-        if stop.reason:
+        reason, overdue = run.agree(stop.reason)
+        if last or reason or overdue or _due(run.step, config.save_every):
+            run.save(must_succeed=last or bool(reason))
+        if reason and not last:
             raise Interrupted(
-                f"{stop.reason} at step {run.step} of {config.steps}; the state is saved in {run.run_dir}, "
+                f"{reason} at step {run.step} of {config.steps}; the state is saved in {run.run_dir}, "
                 "and the same command goes on from there",
                 run.result(),
             )
-    raise DataError(
-        f"the data ended after {run.step} of {run.config.steps} steps; the loader must repeat it"
-    )
 
 
 def _due(step: int, every: int | None) -> bool:

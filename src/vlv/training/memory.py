@@ -115,8 +115,7 @@ def rehearse_training(
         if loop.passes_per_step() > 1:  # the pass meets the gradients of the one before
             _fill_gradients(run)
         run.step = loop.steps - 1
-        run.forward_backward(batch)
-        run.update()
+        run.learn([run.passes.counted(batch)])
     states = (*averages.values(), *run.optimizer.tensors().values())
     optimizer = sum(t.numel() * t.element_size() for t in states)
     rest = live.peak - weights - gradients - optimizer
@@ -132,8 +131,8 @@ def _fill_gradients(run: Run) -> None:
 def _fill_optimizer(run: Run) -> None:
     """The state that the optimiser has from its first step on."""
     _fill_gradients(run)
-    run.pending.append({"loss": torch.zeros(())})
-    run.update()
+    run.optimizer.step(0)
+    run.optimizer.zero_grad()
 
 
 def rehearse(module: nn.Module, inputs: Tensor, work: Callable[[Tensor], Any]) -> Footprint:

@@ -33,9 +33,13 @@ class Objective(Protocol):
         """Everything that is used; the parameters that require a gradient are trained and saved."""
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Loss of one batch; every random draw comes from `generator` (on the CPU).
+        """Loss of one batch; every random draw comes from `generator` (on the CPU, see `vlv.models.draws`).
 
-        Beside the loader's entries `batch["step"]` counts the optimiser steps done before this one.
+        Beside the loader's entries `batch["step"]` counts the optimiser steps done before this one. A batch is a part of
+        the step's global batch, and the losses of the parts are averaged by rows. A loss that is a mean over something
+        else, such as tokens, is to be multiplied by `batch["target_weight"]`: how much of it the rows of this part
+        have on average, in units of the average over the global batch. The objective then has a method
+        `num_targets(batch)` that counts it for each row, (B) integers.
         """
 
 

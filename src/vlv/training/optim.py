@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vlv.errors import CheckpointError, ConfigError
 
@@ -15,7 +17,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from vlv.config import OptimConfig
+    from vlv.config import LoopConfig, OptimConfig
+
+logger = logging.getLogger(__name__)
 
 Parameters = dict[str, "nn.Parameter"]
 
@@ -110,10 +114,22 @@ class Optimizer:
         """Share of the full learning rate at step `step`, counted from 0."""
         return learning_rate_factor(step, self.total_steps, self.config)
 
-    def step(self, step: int) -> None:
-        """Update the parameters as step `step`, counted from 0."""
+    def clip(self) -> Tensor:
+        """Scale the gradients down to the largest norm that is allowed; their norm before, a scalar on the device."""
+        trained = list(self.parameters.values())
+        norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self.config.clip is not None:
+            clip_grads_with_norm_(trained, self.config.clip, norm)
+        return norm
+
+    def step(self, step: int, finite: Tensor | None = None) -> None:
+        """Update the parameters as step `step`, counted from 0; unless `finite`, a scalar on the device, is False."""
         for group in self._adamw.param_groups:
             group["lr"] = self.config.lr * self.factor(step) * group["lr_scale"]
+        if (
+            finite is not None
+        ):  # the manner of torch.amp.GradScaler: the device decides, and nobody waits for it
+            self._adamw.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         self._adamw.step()
 
     def zero_grad(self) -> None:
@@ -144,6 +160,72 @@ class Optimizer:
                     f"the optimiser state {key} {tuple(value.shape)} fits no trained parameter; start a new run folder"
                 )
             self._adamw.state[parameter][part] = value.to(parameter.device)
+
+
+class BadSteps:
+    """Counts steps that were skipped because the loss or its gradient was not finite, and ends a run of them.
+
+    On a GPU a step is judged when the next one has been queued, so that nobody waits for the device.
+
+    Args:
+        config: With `max_bad_steps`.
+        optim: With the learning rate, for the advice.
+
+    Attributes:
+        skipped: Skipped steps that were counted so far.
+    """
+
+    def __init__(self, config: LoopConfig, optim: OptimConfig) -> None:
+        self.config, self.optim = config, optim
+        self.skipped = self.in_a_row = 0
+        self._waiting: tuple[int, Tensor, torch.cuda.Event | None] | None = None
+
+    def add(self, step: int, finite: Tensor) -> None:
+        """Take note of a step, counted from 0, and of a boolean scalar on the device."""
+        self.settle()
+        if finite.device.type == "cuda":
+            copy = torch.empty((), dtype=torch.bool, pin_memory=True)
+            copy.copy_(finite, non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            self._waiting = step, copy, event
+        else:
+            self._waiting = step, finite, None
+            self.settle()
+
+    def settle(self) -> None:
+        """Judge the last step.
+
+        Raises:
+            ConfigError: Too many in a row were bad.
+        """
+        if self._waiting is None:
+            return
+        step, finite, event = self._waiting
+        self._waiting = None
+        if event is not None:
+            event.synchronize()
+        if bool(finite):
+            self.in_a_row = 0
+            return
+        self.skipped += 1
+        self.in_a_row += 1
+        logger.warning(
+            "step %d: the loss or its gradient is not finite; the step is skipped", step + 1
+        )
+        if self.in_a_row >= self.config.max_bad_steps:
+            raise ConfigError(
+                f"the loss or its gradient was not finite in {self.in_a_row} steps in a row up to step "
+                f"{step + 1}; lower optim.lr (now {self.optim.lr}) or set loop.precision to fp32"
+            )
+
+    def state_dict(self) -> dict[str, int]:
+        """JSON values, after `settle`."""
+        return {"skipped_steps": self.skipped, "bad_steps": self.in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Set what `state_dict` returned."""
+        self.skipped, self.in_a_row = state["skipped_steps"], state["bad_steps"]
 
 
 class MovingAverage:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from vlv.models.diffusion import randn_like
+from vlv.models.draws import randn_like
 from vlv.training.objective import to_device
 
 if TYPE_CHECKING:

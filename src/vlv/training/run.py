@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from vlv.config import FORMER_SETTINGS, FREE_ON_RESUME, LoopConfig, OptimConfig, default_of
-from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
-from vlv.training.checkpoint import latest_checkpoint, save_checkpoint
+from vlv.data.batches import merge_states
+from vlv.errors import CheckpointError, DataError, OutputError
+from vlv.training.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    reopen_checkpoint,
+    save_checkpoint,
+)
 from vlv.training.clock import Clock
-from vlv.training.journal import Journal, Meter
-from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample, to_device
-from vlv.training.optim import MovingAverage, Optimizer, trainable_parameters
-from vlv.training.rng import decode, encode, preserved_rng, rng_state, set_rng_state
+from vlv.training.distributed import World, join_world
+from vlv.training.journal import Journal, Meter, SilentJournal
+from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample
+from vlv.training.optim import BadSteps, MovingAverage, Optimizer, trainable_parameters
+from vlv.training.passes import Passes, num_rows
+from vlv.training.rng import preserved_rng
 from vlv.training.weights import changing_buffers, load_weights, on_device, set_train_mode
 
 if TYPE_CHECKING:
@@ -28,13 +35,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_FORMAT = 2
 _MAX_FAILED_SAVES = 3
 
 
 class Run:
     """The state of a run, and each thing that is done to it."""
 
-    journal: Journal
+    journal: Journal | SilentJournal
 
     def __init__(
         self,
@@ -44,79 +52,54 @@ class Run:
         optim: OptimConfig,
         run_dir: Path,
         settings: dict[str, Any],
+        world: World | None = None,
     ) -> None:
-        # The precision is not given to Accelerator: it would be fixed for the whole process.
-        self.accelerator = Accelerator()
-        if self.accelerator.num_processes > 1:
-            raise ConfigError(
-                f"{self.accelerator.num_processes} processes were launched, but training runs in one; launch one"
-            )
+        self.world = world or join_world()
         self.objective, self.loader, self.config, self.optim = objective, loader, config, optim
         self.run_dir, self.settings = run_dir, settings
-        self.module = on_device(objective.module, self.accelerator.device)
+        self.module = on_device(objective.module, self.world.device)
         self.parameters = trainable_parameters(self.module)
+        self.passes = Passes(objective, self.world, config, self.parameters)
         self.optimizer = Optimizer(self.parameters, optim, config.steps)
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
-        self.generator = torch.Generator().manual_seed(config.seed)
         self.meter = Meter()
-        self.step = self.bad_steps = self.skipped_steps = self.failed_saves = 0
-        self.pending: list[dict[str, Tensor]] = []
-        processes = self.accelerator.num_processes
-        self.accelerator.gradient_accumulation_steps = config.passes_per_step(processes)
-        self.clock = Clock(config.steps, processes, config.usd_per_gpu_hour)
+        self.bad_steps = BadSteps(config, optim)
+        self.step = self.failed_saves = 0
+        self.num_passes = config.passes_per_step(self.world.num_ranks)
+        self.clock = Clock(config.steps, self.world.num_ranks, config.usd_per_gpu_hour)
         self.last_save = time.monotonic()
 
     # --- one step
 
-    def forward_backward(self, batch: Batch) -> None:
-        """Add the gradient of one batch."""
-        rows = len(next(iter(batch.values())))
-        if rows != self.config.batch_size:
-            raise DataError(
-                f"the loader hands out {rows} rows, but loop.batch_size is {self.config.batch_size}"
-            )
-        device = self.accelerator.device
-        batch = to_device(batch, device) | {"step": self.step}
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses = self.objective.loss(batch, self.generator)
-        self.accelerator.backward(losses.total)
-        parts = {"loss": losses.total, **losses.parts}
-        self.pending.append({name: value.detach() for name, value in parts.items()})
-        self.meter.images += rows * self.accelerator.num_processes
+    def next_batches(self, stream: Iterator[Batch]) -> list[Batch]:
+        """What this process gets of the next step's global batch, one batch for each pass.
 
-    def update(self) -> None:
-        """Clip, step, average; or skip the step if the loss or gradient is not finite."""
-        norm = self.accelerator.clip_grad_norm_(
-            self.parameters.values(), self.optim.clip or math.inf
-        )
-        loss = torch.stack([values["loss"] for values in self.pending]).sum()
-        if bool(torch.isfinite(norm + loss)):  # the one wait for the device in a step
-            self.optimizer.step(self.step)
-            if self.average is not None:
-                self.average.update(self.step)
-            for values in self.pending:
-                self.meter.add(values)
-            self.meter.add({"grad_norm": norm})
-            self.bad_steps = 0
-        else:
-            self._count_bad_step()
-        self.pending.clear()
+        Raises:
+            DataError: The loader ended.
+        """
+        with self.world.together():
+            batches = [self.passes.counted(batch) for batch in islice(stream, self.num_passes)]
+            if len(batches) < self.num_passes:
+                raise DataError(
+                    f"the data ended after {self.step} of {self.config.steps} steps; the loader must repeat it"
+                )
+        return batches
+
+    def learn(self, batches: Sequence[Batch]) -> None:
+        """One step: gradient, clipping, update, average; the update is left out if loss or gradient are not finite."""
+        means = self.passes.gradients(batches, self.step)
+        norm = self.optimizer.clip()
+        finite = torch.isfinite(norm + means["loss"])
+        self.optimizer.step(self.step, finite)
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.step)  # once more with the same parameters if it was skipped
+        self.meter.add(means | {"grad_norm": norm}, finite)
+        self.meter.images += sum(map(num_rows, batches)) * self.world.num_ranks
+        self.bad_steps.add(self.step, finite)
         self.step += 1
         self.meter.seconds += self.clock.tick()
         self.journal.tick()
-
-    def _count_bad_step(self) -> None:
-        self.bad_steps += 1
-        self.skipped_steps += 1
-        logger.warning(
-            "step %d: the loss or its gradient is not finite; the step is skipped", self.step + 1
-        )
-        if self.bad_steps >= self.config.max_bad_steps:
-            raise ConfigError(
-                f"the loss or its gradient was not finite in {self.bad_steps} steps in a row up to step "
-                f"{self.step + 1}; lower optim.lr (now {self.optim.lr}) or set loop.precision to fp32"
-            )
 
     def set_train_mode(self) -> None:
         """Dropout where it belongs."""
@@ -127,7 +110,8 @@ class Run:
     def log(self) -> None:
         """One line with the means since the last one."""
         lr = self.optim.lr * self.optimizer.factor(self.step - 1)
-        values = {**self.meter.means(), "lr": lr, "skipped_steps": self.skipped_steps}
+        self.bad_steps.settle()
+        values = {**self.meter.means(), "lr": lr, "skipped_steps": self.bad_steps.skipped}
         if torch.cuda.is_available():
             values["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self.journal.write("train", self.step, values | self.clock.figures(self.step))
@@ -136,7 +120,7 @@ class Run:
     def evaluate(self, evaluate: Evaluate) -> None:
         """One line with the figures of the evaluation."""
         with self._looking():
-            values = evaluate(self.step)
+            values = self.world.on_main(lambda: evaluate(self.step))
         if values:
             self.journal.write("eval", self.step, values)
 
@@ -145,7 +129,7 @@ class Run:
         folder = self.run_dir / "samples"
         folder.mkdir(exist_ok=True)
         with self._looking():
-            sample(self.step, folder)
+            self.world.on_main(lambda: sample(self.step, folder))
         self.journal.show(self.step, folder)
 
     @contextmanager
@@ -160,32 +144,42 @@ class Run:
 
     # --- saving and resuming
 
-    def save_is_overdue(self) -> bool:
-        """Whether `save_every_seconds` have gone by since the last checkpoint."""
+    def agree(self, stop_reason: str) -> tuple[str, bool]:
+        """Why all processes are to stop, or nothing; and whether a checkpoint is overdue by `save_every_seconds`."""
         limit = self.config.save_every_seconds
-        return limit is not None and time.monotonic() - self.last_save >= limit
+        overdue = limit is not None and time.monotonic() - self.last_save >= limit
+        flags = self.world.exchange([bool(stop_reason), overdue])
+        if any(stop for stop, _ in flags):
+            stop_reason = next(filter(None, self.world.gather(stop_reason)))
+        return stop_reason, bool(flags[0][1])
 
     def save(self, *, must_succeed: bool) -> None:
         """Write a checkpoint; a full disk is survived a few times, as the one before is still there."""
+        self.last_save = time.monotonic()
+        self.bad_steps.settle()
         tensors = {"trainable": self._weights(), "optimizer": self.optimizer.tensors()}
         if self.average is not None:
             tensors["ema"] = self.average.averages
-        self.last_save = time.monotonic()
+        state = self._state()
+        self.failed_saves = self.world.on_main(lambda: self._write(tensors, state, must_succeed))
+
+    def _write(
+        self, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], must_succeed: bool
+    ) -> int:
+        """Write the checkpoint; how many have failed in a row."""
         try:
             self.journal.flush()
-            save_checkpoint(
-                self._checkpoints, tensors, self._state(), keep_last=self.config.keep_last
-            )
+            save_checkpoint(self._checkpoints, tensors, state, keep_last=self.config.keep_last)
         except OSError as error:
-            self.failed_saves += 1
+            failed = self.failed_saves + 1
             logger.warning("step %d: the checkpoint could not be saved: %s", self.step, error)
-            if must_succeed or self.failed_saves >= _MAX_FAILED_SAVES:
+            if must_succeed or failed >= _MAX_FAILED_SAVES:
                 raise OutputError(
                     f"the checkpoint of step {self.step} could not be saved in {self._checkpoints} ({error}); "
                     "make room and run the same command again"
                 ) from error
-        else:
-            self.failed_saves = 0
+            return failed
+        return 0
 
     @property
     def _checkpoints(self) -> Path:
@@ -196,41 +190,52 @@ class Run:
         return {**self.parameters, **changing_buffers(self.module)}
 
     def _state(self) -> dict[str, Any]:
+        """Everything but tensors. No generator is among it: what is drawn follows from seed, step and row."""
         return {
+            "format": _FORMAT,
             "step": self.step,
-            "skipped_steps": self.skipped_steps,
-            "bad_steps": self.bad_steps,
+            **self.bad_steps.state_dict(),
             **self.clock.state_dict(),
             "meter": self.meter.state_dict(),
-            "loader": self.loader.state_dict(),
-            "generator": encode(self.generator.get_state()),
-            "rng": rng_state(),
+            "loaders": self.world.gather(self.loader.state_dict()),
+            "cut": self.passes.cut,
+            "num_ranks": self.world.num_ranks,
             "settings": self.settings,
         }
 
     def resume(self) -> None:
         """Go on from the newest good checkpoint, if there is one."""
-        checkpoint = latest_checkpoint(self._checkpoints)
-        if checkpoint is None:
+        path = self.world.on_main(lambda: _path_of(latest_checkpoint(self._checkpoints)))
+        if path is None:
             return
-        state = checkpoint.state
-        _refuse_other_settings(state["settings"], self.settings, self.run_dir)
-        load_weights(
-            self.module, checkpoint.tensors("trainable"), checkpoint, must_hold=set(self.parameters)
-        )
-        self.optimizer.load_tensors(checkpoint.tensors("optimizer"))
-        if self.average is not None:
-            self.average.load_tensors(checkpoint.tensors("ema"))
-        self.step, self.bad_steps = state["step"], state["bad_steps"]
-        self.skipped_steps = state["skipped_steps"]
-        self.clock.load_state_dict(state, self.step)
-        self.meter.load_state_dict(state["meter"], self.accelerator.device)
-        self.loader.load_state_dict(state["loader"])
-        self.generator.set_state(decode(state["generator"]))
-        set_rng_state(state["rng"])
+        with self.world.together():
+            checkpoint = reopen_checkpoint(path)
+            state = checkpoint.state
+            if state.get("format") != _FORMAT:
+                raise CheckpointError(
+                    f"{path} was saved by another version of vlv; name another run folder to start a new run"
+                )
+            ranks = state["num_ranks"], self.world.num_ranks
+            _refuse_other_settings(state["settings"], self.settings, self.run_dir, ranks)
+            load_weights(
+                self.module,
+                checkpoint.tensors("trainable"),
+                checkpoint,
+                must_hold=set(self.parameters),
+            )
+            self.optimizer.load_tensors(checkpoint.tensors("optimizer"))
+            if self.average is not None:
+                self.average.load_tensors(checkpoint.tensors("ema"))
+            self.step, self.passes.cut = state["step"], state["cut"]
+            self.clock.load_state_dict(state, self.step)
+            self.bad_steps.load_state_dict(state)
+            self.meter.load_state_dict(state["meter"], self.world.device)
+            self.loader.load_state_dict(_place_of(self.world, state["loaders"]))
 
-    def open_journal(self) -> Journal:
-        """The records of the run folder, cut to the present step."""
+    def open_journal(self) -> Journal | SilentJournal:
+        """The records of the run folder, cut to the present step; silent where another process writes them."""
+        if not self.world.is_main:
+            return SilentJournal()
         journal = Journal(
             self.run_dir,
             self.settings,
@@ -255,14 +260,30 @@ class Run:
         return FitResult(self.step, self.step == self.config.steps, metrics)
 
 
-def _refuse_other_settings(saved: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+def _path_of(checkpoint: Checkpoint | None) -> Path | None:
+    return None if checkpoint is None else checkpoint.path
+
+
+def _place_of(world: World, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Where a process goes on in the data; with another number of processes, from what all of them had seen."""
+    if len(states) == world.num_ranks:
+        return states[world.rank]
+    return states[0] if all(state == states[0] for state in states) else merge_states(states)
+
+
+def _refuse_other_settings(
+    saved: dict[str, Any], now: dict[str, Any], run_dir: Path, ranks: tuple[int, int] = (1, 1)
+) -> None:
     """Name the first setting that differs from the one the run was started with.
 
-    A setting that did not exist then had what is its default now.
+    A setting that did not exist then had what is its default now. The number of processes, then and now, may differ if
+    together they still take as many rows at a time.
     """
     before, after = _flat(saved), _flat(now)
     for key in sorted((before.keys() | after.keys()) - FREE_ON_RESUME - FORMER_SETTINGS):
         old, new = (side[key] if key in side else default_of(key) for side in (before, after))
+        if key == "loop.batch_size" and ranks[0] != ranks[1]:
+            key, old, new = f"{key} x processes", old * ranks[0], new * ranks[1]
         if old != new:
             raise CheckpointError(
                 f"{key} is {new!r}, but the run in {run_dir} was started with {old!r}; "

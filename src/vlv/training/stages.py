@@ -108,18 +108,26 @@ class Stage2:
         with torch.no_grad() if frozen else nullcontext():
             z = self.encoder(batch["pixels"])  # (B, Q, D)
             c = self.decoder.context(z)  # (B, Q, D)
-        total = caption = self.caption_decoder.loss(
+        caption = self.caption_decoder.loss(
             c,
             captions_of(batch),
             max_tokens=self.config.max_caption_tokens,
             with_end=self.config.supervise_end,
             batching=self.config.batching,
         )
+        total = caption = caption * batch.get("target_weight", 1.0)
         parts = {"caption": caption}
         if self.config.denoising_weight > 0 and not frozen:
             parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + self.config.denoising_weight * parts["denoising"]
         return Losses(total, parts)
+
+    def num_targets(self, batch: Batch) -> list[int]:
+        """Supervised tokens of each caption: the cross-entropy is a mean over all of a step, not of each pass."""
+        config = self.config
+        return self.caption_decoder.count_tokens(
+            captions_of(batch), config.max_caption_tokens, with_end=config.supervise_end
+        )
 
     def _freeze_llm(self, frozen: bool) -> None:
         """Let the gradient pass through the language model to psi, and leave none in it."""
