@@ -87,6 +87,8 @@ class LoopConfig(Settings):
     """Checkpoints that are kept."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     """Where figures and samples go too; null is TensorBoard where it is installed, [] is nowhere."""
+    peak_tflops: PositiveFloat | None = None
+    """Bfloat16 TFLOP/s of the device at best, for the MFU; null looks the GPU's name up, and knows no CPU's."""
     usd_per_gpu_hour: PositiveFloat | None = None
     """Price of one GPU for an hour, for the cost in the log and the summary; null counts no cost."""
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import tiny
 from vlv.cli import run
 
 
@@ -54,3 +55,22 @@ def photos(tmp_path: Path) -> Path:
         write_image(tmp_path / "photos" / f"{number}.png", number)
     write_image(tmp_path / "photos" / "more" / "4.jpg", 4, (50, 40))
     return tmp_path / "photos"
+
+
+@pytest.fixture(scope="session")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Florence-2, diffusion decoder and language model as folders; images with captions."""
+    folder = tmp_path_factory.mktemp("ingredients")
+    parts = tiny.make_parts()
+    parts.florence.save_pretrained(folder / "florence")
+    parts.florence_tokenizer.save_pretrained(folder / "florence")
+    parts.llm.save_pretrained(folder / "llm")
+    parts.llm_tokenizer.save_pretrained(folder / "llm")
+    for name in ("text_encoder", "tokenizer", "unet", "vae", "scheduler"):
+        getattr(parts, name).save_pretrained(folder / "decoder" / name)
+    for number in range(10):
+        where = folder / ("train" if number < 6 else "held_out")
+        write_image(where / f"{number}.png", number).with_suffix(".txt").write_text(
+            tiny.CAPTIONS[number % len(tiny.CAPTIONS)]
+        )
+    return folder

@@ -26,25 +26,6 @@ from vlv.models.pipeline import VLVPipeline
 from vlv.models.pixels import as_float
 
 
-@pytest.fixture(scope="session")
-def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Florence-2, diffusion decoder and language model as folders; images with captions."""
-    folder = tmp_path_factory.mktemp("ingredients")
-    parts = tiny.make_parts()
-    parts.florence.save_pretrained(folder / "florence")
-    parts.florence_tokenizer.save_pretrained(folder / "florence")
-    parts.llm.save_pretrained(folder / "llm")
-    parts.llm_tokenizer.save_pretrained(folder / "llm")
-    for name in ("text_encoder", "tokenizer", "unet", "vae", "scheduler"):
-        getattr(parts, name).save_pretrained(folder / "decoder" / name)
-    for number in range(10):
-        where = folder / ("train" if number < 6 else "held_out")
-        write_image(where / f"{number}.png", number).with_suffix(".txt").write_text(
-            CAPTIONS[number % len(CAPTIONS)]
-        )
-    return folder
-
-
 def write_config(path: Path, ingredients: Path, stage: str, **changes: Any) -> Path:
     config: dict[str, Any] = {
         "stage": stage,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlv.cli import common
+
+if TYPE_CHECKING:
+    from vlv.config import RunConfig
 
 app = typer.Typer(name="train", help="Train the two stages of the method.", no_args_is_help=True)
 
@@ -30,6 +33,18 @@ MaxMinutes = Annotated[
     typer.Option(min=0, help="Stop and save after this time; the same command goes on."),
 ]
 
+Rate = Annotated[
+    float | None, typer.Option(help="Price of a GPU; same as --set loop.usd_per_gpu_hour=N.")
+]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Say what would be done: parts, batches, epochs, memory, hours and cost. Reads no weights.",
+    ),
+]
+Processes = Annotated[int, typer.Option(min=1, help="Of --dry-run: GPUs that will train together.")]
+
 
 @app.command()
 def stage1(
@@ -39,9 +54,15 @@ def stage1(
     export: Export = None,
     seed: RunSeed = None,
     max_minutes: MaxMinutes = None,
+    usd_per_gpu_hour: Rate = None,
+    dry_run: DryRun = False,
+    processes: Processes = 1,
 ) -> int:
     """Images alone teach the encoder what the frozen diffusion decoder needs to rebuild them."""
-    return _train("stage1", config, run, overrides, export, seed, max_minutes)
+    settings = _settings("stage1", config, overrides, seed, usd_per_gpu_hour)
+    if dry_run:
+        return _plan(settings, run, processes)
+    return _train(settings, run, export, max_minutes)
 
 
 @app.command()
@@ -52,31 +73,46 @@ def stage2(
     export: Export = None,
     seed: RunSeed = None,
     max_minutes: MaxMinutes = None,
+    usd_per_gpu_hour: Rate = None,
+    dry_run: DryRun = False,
+    processes: Processes = 1,
 ) -> int:
     """Captions teach the language model to read the caption embedding."""
-    return _train("stage2", config, run, overrides, export, seed, max_minutes)
+    settings = _settings("stage2", config, overrides, seed, usd_per_gpu_hour)
+    if dry_run:
+        return _plan(settings, run, processes)
+    return _train(settings, run, export, max_minutes)
 
 
-def _train(
-    stage: str,
-    config: str,
-    run: Path,
-    overrides: list[str] | None,
-    export: Path | None,
-    seed: int | None,
-    max_minutes: float | None,
-) -> int:
+def _settings(
+    stage: str, config: str, overrides: list[str] | None, seed: int | None, rate: float | None
+) -> RunConfig:
+    """The configuration with the changes of the command line."""
     from vlv.config import load_config
     from vlv.errors import ConfigError
-    from vlv.training.assemble import train
-    from vlv.training.interrupt import Interrupted
 
-    changes = [*(overrides or []), *([] if seed is None else [f"loop.seed={seed}"])]
-    settings = load_config(config, changes)
+    named = {"loop.seed": seed, "loop.usd_per_gpu_hour": rate}
+    changes = [f"{key}={value}" for key, value in named.items() if value is not None]
+    settings = load_config(config, [*(overrides or []), *changes])
     if settings.stage != stage:
         raise ConfigError(
             f"{config} is a configuration of {settings.stage}; use it with vlv train {settings.stage}"
         )
+    return settings
+
+
+def _plan(settings: RunConfig, run: Path, processes: int) -> int:
+    from vlv.jobs.run_plan import plan_lines, plan_run
+
+    for line in plan_lines(plan_run(settings, run, num_processes=processes), run):
+        typer.echo(line)
+    return 0
+
+
+def _train(settings: RunConfig, run: Path, export: Path | None, max_minutes: float | None) -> int:
+    from vlv.training.assemble import train
+    from vlv.training.interrupt import Interrupted
+
     try:
         result = train(
             settings,
@@ -87,5 +123,7 @@ def _train(
     except Interrupted as interruption:
         common.say_once(str(interruption))
         raise
-    common.say_once(f"{stage}: {result.step} steps done; the model is in {export or run / 'model'}")
+    common.say_once(
+        f"{settings.stage}: {result.step} steps done; the model is in {export or run / 'model'}"
+    )
     return 0

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from vlv.models.captioner import CaptionDecoder
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.encoder import VLVEncoder
+    from vlv.training.objective import Objective
 
 STAGES = {"stage 1": "paper-stage1", "stage 2": "paper-stage2"}
 CAPTION_BATCH, CAPTION_TOKENS, PICTURE_BATCH = 8, 300, 4  # the defaults of the commands
@@ -158,21 +159,31 @@ def reconstruct(encoder: VLVEncoder, decoder: DiffusionDecoder, pixels: Tensor) 
 
 def plan_training(preset: ModelPreset, name: str, config: RunConfig) -> Use:
     """Memory of a run's step."""
-    drawn, loop = outline(preset), config.loop
-    parts = Parts(drawn.encoder, drawn.decoder, drawn.caption_decoder)
-    if config.stage == "stage1":
-        parts = Parts(drawn.encoder, drawn.decoder)
-    elif not (config.stage2 and config.stage2.denoising_weight):
-        drawn.decoder.unet = drawn.decoder.vae = None
-    longest = (config.stage2 and config.stage2.max_caption_tokens) or CAPTION_TOKENS
-    drawn.caption_decoder.tokenizer = cast("Any", _FullLength(longest))
-    objective = make_objective(config, parts)
+    drawn = outline(preset)
+    caption_decoder = None if config.stage == "stage1" else drawn.caption_decoder
+    return plan_step(Parts(drawn.encoder, drawn.decoder, caption_decoder), name, config)
+
+
+def plan_step(parts: Parts, name: str, config: RunConfig) -> Use:
+    """Memory of a run's step with parts of the meta device, which are changed; every caption is as long as it may be."""
+    loop = config.loop
+    objective = outlined_objective(config, parts)
     with imagined():
         hollow(objective.module)
         set_precision(config, parts, objective)
-        batch = training_batch(_pixels(loop.batch_size, drawn.image_size))
+        batch = training_batch(_pixels(loop.batch_size, config.data.image_size))
         footprint = rehearse_training(objective, batch, loop, config.optim)
     return Use(name, loop.batch_size, loop.precision, footprint)
+
+
+def outlined_objective(config: RunConfig, parts: Parts) -> Objective:
+    """A run's objective with as much of the parts as it needs."""
+    if config.stage2 is not None and not config.stage2.denoising_weight:
+        parts.decoder.unet = parts.decoder.vae = None
+    if parts.caption_decoder is not None:
+        longest = (config.stage2 and config.stage2.max_caption_tokens) or CAPTION_TOKENS
+        parts.caption_decoder.tokenizer = cast("Any", _FullLength(longest))
+    return make_objective(config, parts)
 
 
 def training_batch(pixels: Tensor) -> dict[str, Any]:

@@ -115,34 +115,75 @@ def _cached(source: PartSource, file: str) -> dict[str, Any]:
 
 def outline(preset: ModelPreset) -> Outline:
     """The parts of a preset on the meta device."""
-    queries, side = preset.model.num_queries, preset.model.input_size
-    assert queries is not None, "checked by ModelPreset"
-    assert side is not None, "checked by ModelPreset"
-    found = architectures(preset.model)
-    configs = {name: config for each in found.values() for name, config in each.configs.items()}
+    model = preset.model
+    assert model.florence is not None, "checked by ModelPreset"
+    assert model.llm is not None, "checked by ModelPreset"
+    assert model.num_queries is not None, "checked by ModelPreset"
+    assert model.input_size is not None, "checked by ModelPreset"
+    decoder = outline_decoder(model.decoder)
+    encoder = outline_encoder(model.florence, decoder, model.num_queries, model.input_size)
+    caption_decoder = outline_caption_decoder(model.llm, decoder)
+    return Outline(encoder, decoder, caption_decoder, preset.data.image_size)
+
+
+def outline_decoder(source: PartSource) -> DiffusionDecoder:
+    """A diffusion decoder of the family of Stable Diffusion 1 and 2 on the meta device.
+
+    Raises:
+        ModelFolderError: Nothing is known of it, or it is of another family.
+    """
+    folder = Path(source.path).expanduser() / (source.subfolder or ".")
+    if (folder.is_dir() and not (folder / "unet").is_dir()) or (folder / "text_encoder_2").is_dir():
+        raise ModelFolderError(
+            f"the sizes of {source.path} are known only when it is loaded: it is not of the family of "
+            "Stable Diffusion 1 and 2"
+        )
+    configs = find_architecture(source, _FOLDERS).configs
     with torch.device("meta"):
         text_encoder = CLIPTextModel(CLIPTextConfig(**_without_class(configs["text_encoder"])))
-        width = text_encoder.config.hidden_size
+        unet = diffusers.UNet2DConditionModel.from_config(configs["unet"])
+        vae = diffusers.AutoencoderKL.from_config(configs["vae"])
+    scheduler = getattr(diffusers, configs["scheduler"]["_class_name"]).from_config(
+        configs["scheduler"]
+    )
+    return DiffusionDecoder(text_encoder, None, unet, vae, scheduler)
+
+
+def outline_encoder(
+    source: PartSource, decoder: DiffusionDecoder, num_queries: int | None, side: int
+) -> VLVEncoder:
+    """A fresh encoder of Florence-2 on the meta device.
+
+    Args:
+        source: Florence-2.
+        decoder: What z is for.
+        num_queries: Q; None takes every position of the text tower.
+        side: Of the image that Florence-2 sees, in pixels.
+    """
+    config = find_architecture(source, ["florence"]).configs["florence"]
+    with torch.device("meta"):
         encoder = VLVEncoder(
             VLVEncoderConfig(
-                backbone_config=Florence2Config(**_without_class(configs["florence"])),
-                num_queries=queries,
-                text_width=width,
+                backbone_config=Florence2Config(**_without_class(config)),
+                num_queries=num_queries or decoder.num_positions,
+                text_width=decoder.text_width,
                 prompt_ids=[0] * _PROMPT_TOKENS,
                 image_size=side,
             )
         )
-        unet = diffusers.UNet2DConditionModel.from_config(configs["unet"])
-        vae = diffusers.AutoencoderKL.from_config(configs["vae"])
-        llm = AutoConfig.for_model(**_without_class(configs["llm"]))
-        caption_decoder = CaptionDecoder(CaptionDecoderConfig(llm_config=llm, text_width=width))
-    scheduler = getattr(diffusers, configs["scheduler"]["_class_name"]).from_config(
-        configs["scheduler"]
-    )
-    decoder = DiffusionDecoder(text_encoder, None, unet, vae, scheduler)
-    for module in (encoder, caption_decoder):
-        module.train(False)
-    return Outline(encoder, decoder, caption_decoder, preset.data.image_size)
+    return encoder.train(False)
+
+
+def outline_caption_decoder(source: PartSource, decoder: DiffusionDecoder) -> CaptionDecoder:
+    """A language model with a fresh projector on the meta device."""
+    config = find_architecture(source, ["llm"]).configs["llm"]
+    with torch.device("meta"):
+        llm = AutoConfig.for_model(**_without_class(config))
+        caption_decoder = CaptionDecoder(
+            CaptionDecoderConfig(llm_config=llm, text_width=decoder.context_width)
+        )
+    caption_decoder.train(False)
+    return caption_decoder
 
 
 def architectures(model: ModelConfig) -> dict[str, Architecture]:
