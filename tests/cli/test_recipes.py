@@ -36,7 +36,7 @@ def test_scripts_are_sound(script: Path) -> None:
     assert text.startswith("#!/usr/bin/env bash\n# ")
     assert "\nset -euo pipefail\n" in text
     assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
-    for name in re.findall(r'(?:--config "?|CONFIG:-)([\w$-]+)', text):
+    for name in re.findall(r'(?:--config "?|CONFIG:-)([a-z][\w$-]+)', text):
         for stage in ("stage1", "stage2"):
             load_config(name.replace("$stage", stage))
 

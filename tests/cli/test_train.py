@@ -67,7 +67,7 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     assert f"the model is in {run / 'model'}" in result.err
     assert {"denoising_z", "denoising_null", "denoising_true"} <= metrics(run)[-1].keys()
     with Image.open(next((run / "samples").glob("*.png"))) as sheet:
-        assert sheet.size == (4 * IMAGE_SIZE, 2 * IMAGE_SIZE)
+        assert sheet.size == (74 + 4 * 134, 20 + 2 * 134)
 
     model = {"encoder": str(run / "model")}
     data = {"latents": str(tmp_path / "latents")}

@@ -84,6 +84,15 @@ def stage2(
     return _train(settings, run, export, max_minutes)
 
 
+@app.command()
+def summary(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> int:
+    """Write RUN/summary.html: curves, samples, cost and settings on one page. A run does it at its end, too."""
+    from vlv.training.summary import write_summary
+
+    common.say(f"the summary is in {write_summary(run)}")
+    return 0
+
+
 def _settings(
     stage: str, config: str, overrides: list[str] | None, seed: int | None, rate: float | None
 ) -> RunConfig:

@@ -161,17 +161,18 @@ def plan_training(preset: ModelPreset, name: str, config: RunConfig) -> Use:
     """Memory of a run's step."""
     drawn = outline(preset)
     caption_decoder = None if config.stage == "stage1" else drawn.caption_decoder
-    return plan_step(Parts(drawn.encoder, drawn.decoder, caption_decoder), name, config)
+    parts = Parts(drawn.encoder, drawn.decoder, caption_decoder)
+    return plan_step(parts, name, config, drawn.image_size)
 
 
-def plan_step(parts: Parts, name: str, config: RunConfig) -> Use:
+def plan_step(parts: Parts, name: str, config: RunConfig, image_size: int) -> Use:
     """Memory of a run's step with parts of the meta device, which are changed; every caption is as long as it may be."""
     loop = config.loop
     objective = outlined_objective(config, parts)
     with imagined():
         hollow(objective.module)
         set_precision(config, parts, objective)
-        batch = training_batch(_pixels(loop.batch_size, config.data.image_size))
+        batch = training_batch(_pixels(loop.batch_size, image_size))
         footprint = rehearse_training(objective, batch, loop, config.optim)
     return Use(name, loop.batch_size, loop.precision, footprint)
 

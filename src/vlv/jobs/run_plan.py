@@ -113,7 +113,8 @@ def plan_run(config: RunConfig, run_dir: Path, *, num_processes: int = 1) -> Run
         estimate = None if measured else estimate_rate(config, parts)
         if estimate:
             measured, basis = num_processes * estimate, f"at {ASSUMED_MFU:.0%} of the GPU's peak"
-        footprint = plan_step(outline_parts(config), config.stage, config).footprint
+        size = config.data.image_size
+        footprint = plan_step(outline_parts(config), config.stage, config, size).footprint
     except ModelFolderError as error:
         return RunPlan(*known, unknown=str(error), images_per_second=measured, basis=basis)
     return RunPlan(*known, described, "", footprint, measured, basis)

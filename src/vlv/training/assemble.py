@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from PIL import Image
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -20,7 +19,6 @@ from transformers import (
 
 from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
-from vlv.data.images import to_pil
 from vlv.data.records import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
@@ -45,6 +43,7 @@ from vlv.training.feeding import make_loader
 from vlv.training.loop import fit
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.provenance import provenance
+from vlv.training.samples import Samples
 from vlv.training.stages import Stage1, Stage2
 from vlv.training.weights import store_frozen
 
@@ -58,7 +57,6 @@ if TYPE_CHECKING:
     from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 
 _HELD_OUT_IMAGES = 256
-_SAMPLE_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -378,35 +376,15 @@ def _held_out_batches(
 
 
 def make_samples(config: RunConfig, parts: Parts, held_out: Sequence[Record]) -> Sample | None:
-    """Pictures: held-out images above, below them what is rebuilt from z; and captions as text."""
+    """Pictures of a few held-out images, and captions of them."""
     if not held_out:
         return None
-    (batch,) = _held_out_batches(config, held_out[:_SAMPLE_IMAGES], _SAMPLE_IMAGES)
-    images = list(batch["pixels"])
-    pipe = make_pipeline(config, parts)
 
-    def sample(step: int, folder: Path) -> None:
-        z = pipe.embed(images)
-        if parts.decoder.denoiser is not None:
-            rebuilt = pipe.reconstruct(z=z)
-            _grid([[to_pil(image) for image in images], rebuilt]).save(folder / f"{step:07d}.png")
-        if parts.caption_decoder is not None:
-            lines = [
-                f"{name}: {text}\n"
-                for name, text in zip(batch["ids"], pipe.caption(z=z), strict=True)
-            ]
-            (folder / f"{step:07d}.txt").write_text("".join(lines), encoding="utf-8")
+    def load(records: Sequence[Record]) -> Batch:
+        (batch,) = _held_out_batches(config, records, len(records))
+        return batch
 
-    return sample
-
-
-def _grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    width, height = rows[0][0].size
-    page = Image.new("RGB", (len(rows[0]) * width, len(rows) * height))
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            page.paste(image, (x * width, y * height))
-    return page
+    return Samples(make_pipeline(config, parts), held_out, load)
 
 
 # --- the finished model ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = [
     "vlv",
@@ -137,6 +140,16 @@ class Journal:
         self._stream.close()
         for tracker in self._trackers:
             tracker.close()
+        self._summarize()
+
+    def _summarize(self) -> None:
+        """Write summary.html; a run does not fail for want of its page."""
+        from vlv.training.summary import write_summary  # which reads what is written here
+
+        try:
+            write_summary(self._file.parent)
+        except OSError as error:
+            logger.warning("the summary could not be written: %s", error)
 
     def tick(self) -> None:
         """Move the progress bar by one step."""
