@@ -148,3 +148,20 @@ def test_the_interval_of_subsets_covers_the_truth() -> None:
 def test_few_images_are_remarked_upon() -> None:
     assert few_images(2048) is None
     assert "2047 images" in str(few_images(2047))
+
+
+def test_fewer_images_than_features_take_a_shorter_way() -> None:
+    """Also with weights, and equal to the way over the covariances."""
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(7, 30)), rng.normal(size=(9, 30)) + 0.3
+    assert frechet_distance(a, b) == pytest.approx(
+        distance_of_moments(Moments.of(a), Moments.of(b))
+    )
+    wide = np.hstack((a, np.zeros((7, 1)))), np.hstack((b, np.zeros((9, 1))))
+    assert frechet_estimate(*wide, seed=0).high == pytest.approx(
+        frechet_estimate(a, b, seed=0).high
+    )
+    narrow = frechet_estimate(
+        np.vstack((a, a)), np.vstack((b, b)), seed=0
+    )  # 32 rows: over the covariances
+    assert narrow.low < narrow.value < narrow.high

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlv.cli import common
+from vlv.cli import common, experiments
 
 if TYPE_CHECKING:
     from vlv.evaluation.results import Results
@@ -35,9 +35,14 @@ Stage1 = Annotated[
 Control = Annotated[str | None, typer.Option(help="A model trained without stage 1, to compare.")]
 
 
+app.add_typer(experiments.predict)
+app.command()(experiments.judge)
+app.command()(experiments.score)
+
+
 @app.callback()
 def _group() -> None:
-    """Measure a model."""
+    """Measure a model: all of the toy world at once, or an experiment of the paper in three steps."""
 
 
 @app.command()

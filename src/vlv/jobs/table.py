@@ -47,7 +47,8 @@ class GrowingTable:
 
     Attributes:
         rows: The rows of earlier runs that stay, in file order.
-        done: The rows without error of the run that goes on, by (id, file name); not made again.
+        done: The rows without error of the run that goes on, by their key; not made again.
+        key: Names of the columns that tell rows apart.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class GrowingTable:
         columns: Mapping[str, type],
         settings: Mapping[str, object],
         on_existing: OnExisting,
+        key: tuple[str, ...] = ("id", "file_name"),
     ) -> None:
-        self.output = output
+        self.output, self.key = output, key
         self.columns = dict(columns)
         self.header = output.with_name(output.name + ".settings.json")
         self.is_parquet = output.suffix == ".parquet"
@@ -68,7 +70,7 @@ class GrowingTable:
         self._file: BinaryIO | None = None
         self.runs: list[Run] = []
         self.rows: list[Row] = []
-        self.done: dict[tuple[str, str], Row] = {}
+        self.done: dict[tuple[Any, ...], Row] = {}
         if output.exists() or self.path.exists():
             self._read_existing(on_existing)
         else:
@@ -103,7 +105,7 @@ class GrowingTable:
         first = self.runs[-1].first_row
         kept = [row for row in self.rows[first:] if row.get("error") is None]
         self.rows = self.rows[:first] + kept
-        self.done = {(row["id"], row["file_name"]): row for row in kept}
+        self.done = {tuple(row[name] for name in self.key): row for row in kept}
         self.runs[-1] = replace(self.runs[-1], finished=False)
 
     def _difference(self) -> str:
@@ -137,7 +139,7 @@ class GrowingTable:
 
     def _read_rows(self) -> list[Row]:
         if self.path.exists():
-            return parse_rows(self.path.read_bytes(), self.path)
+            return parse_rows(self.path.read_bytes(), self.path, self.key)
         return read_parquet(self.output)
 
     def start(self) -> None:
@@ -189,8 +191,8 @@ def _to_lines(rows: Sequence[Row]) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
 
 
-def parse_rows(content: bytes, path: Path) -> list[Row]:
-    """Parse JSON lines; a last line that was torn by a kill is dropped.
+def parse_rows(content: bytes, path: Path, key: tuple[str, ...] = ("id", "file_name")) -> list[Row]:
+    """Parse JSON lines that each have the columns of the key; a last line that was torn by a kill is dropped.
 
     Raises:
         OutputError: A line before the last is damaged.
@@ -202,8 +204,8 @@ def parse_rows(content: bytes, path: Path) -> list[Row]:
             continue
         try:
             row = json.loads(line)
-            if not isinstance(row, dict) or not {"id", "file_name"} <= row.keys():
-                raise ValueError("no row of an image")
+            if not isinstance(row, dict) or not row.keys() >= set(key):
+                raise ValueError(f"no row with {' and '.join(key)}")
         except ValueError as error:
             if number == len(lines):  # no line end follows: the write was cut off
                 break

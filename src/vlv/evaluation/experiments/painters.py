@@ -1,0 +1,152 @@
+"""Who draws the pictures: the frozen decoder of a model of ours, or any text-to-image pipeline of diffusers."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+
+from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.text_tower import tokenize
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlv.models.pipeline import VLVPipeline
+
+KINDS = ("model", "diffusers")
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """How the pictures of a published table were drawn."""
+
+    painter: str
+    steps: int
+    guidances: tuple[float, ...]
+
+
+PRESETS = {
+    # Table 1: Stable Diffusion 3.5 Medium, flow matching, 40 steps, guidance 1 to 4 (section 4.2.1)
+    "sd35-medium": Preset(
+        "diffusers:stabilityai/stable-diffusion-3.5-medium", 40, (1.0, 2.0, 3.0, 4.0)
+    ),
+    # vlv-tiny in the toy world; its own evaluation draws in 20 steps at guidance 2
+    "toy": Preset("model:vlv-tiny", 20, (1.0, 2.0, 3.0, 4.0)),
+}
+
+
+class Drawn(NamedTuple):
+    """Pictures of a batch of texts."""
+
+    pictures: list[Image.Image]
+    truncated: list[bool]
+    """Whether every text encoder lost some of the text, for each text."""
+
+
+class Painter(Protocol):
+    """Draws pictures of texts."""
+
+    def draw(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Drawn:
+        """One picture per text, from the noise of its seed, whatever the batch."""
+        ...
+
+
+class ModelPainter:
+    """The frozen diffusion decoder of a model of ours."""
+
+    def __init__(self, pipe: VLVPipeline, steps: int) -> None:
+        self.pipe, self._steps = pipe, steps
+
+    def draw(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Drawn:
+        """From texts."""
+        cut = tokenize(self.pipe.tokenizer, self.pipe.text_encoder, list(texts))[1]
+        c = self.pipe.decoder.encode_text(list(texts)).c
+        return Drawn(self._draw(c, seeds, guidance), [bool(flag) for flag in cut])
+
+    def rebuild(
+        self, images: Sequence[Image.Image], seeds: Sequence[int], guidance: float
+    ) -> list[Image.Image]:
+        """From the caption embeddings of pictures (experiment 2)."""
+        return self._draw(self.pipe.context(self.pipe.embed(list(images))), seeds, guidance)
+
+    def _draw(self, c: Any, seeds: Sequence[int], guidance: float) -> list[Image.Image]:
+        return self.pipe.draw(
+            c, seed=list(seeds), steps=self._steps, guidance=guidance, batch_size=len(seeds)
+        )
+
+
+class DiffusersPainter:
+    """A text-to-image pipeline of diffusers.
+
+    Args:
+        name: A folder, or ``owner/name`` on the hub.
+        steps: Denoising steps.
+        device: Where it works.
+        dtype: Of its weights.
+
+    Raises:
+        ModelFolderError: There is no such pipeline, or it draws from something other than text.
+    """
+
+    def __init__(
+        self, name: str, steps: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> None:
+        from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
+
+        try:
+            self.pipe: Any = AutoPipelineForText2Image.from_pretrained(name, torch_dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise ModelFolderError(
+                f"{name} is no text-to-image pipeline of diffusers ({error})"
+            ) from error
+        self.pipe.to(device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self._steps = steps
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        longest = parameters.get("max_sequence_length")
+        self._t5_length = longest.default if longest is not None else None
+
+    def draw(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Drawn:
+        """One picture per text, each with a generator of its own."""
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        pictures = self.pipe(
+            prompt=list(texts),
+            num_inference_steps=self._steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="pil",
+        ).images
+        return Drawn(list(pictures), self._truncated(texts))
+
+    def _truncated(self, texts: Sequence[str]) -> list[bool]:
+        """A text is lost in part only where no tokenizer reads the whole of it."""
+        flags = []
+        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+            tokenizer = getattr(self.pipe, name, None)
+            if tokenizer is None:
+                continue
+            limit = tokenizer.model_max_length
+            if "T5" in type(tokenizer).__name__ and self._t5_length:
+                limit = self._t5_length
+            ids = tokenizer(list(texts), truncation=False, verbose=False).input_ids
+            flags.append([len(row) > limit for row in ids])
+        return [bool(row.all()) for row in np.array(flags).T] if flags else [False] * len(texts)
+
+
+def split_painter(text: str) -> tuple[str, str]:
+    """Read ``model:MODEL`` or ``diffusers:NAME``.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    kind, _, value = text.partition(":")
+    if kind not in KINDS or not value:
+        raise ConfigError(
+            f'"{text}" is no painter; write model:MODEL for a model of ours, or diffusers:NAME for a pipeline of diffusers'
+        )
+    return kind, value

@@ -1,0 +1,214 @@
+"""A run of an experiment: a folder whose tables are filled step by step, and never made twice.
+
+```
+RUN/run.json               which experiment, data and settings
+RUN/captions.jsonl ...     what was predicted, one row per sample and source
+RUN/pictures/              pictures that were drawn
+RUN/judgements/NAME.jsonl  what the judge of that name says, one row per thing judged
+RUN/features/              features of the pictures, for the distances
+RUN/scores.jsonl           one row per sample: what every figure is computed from
+RUN/result.json            the figures
+```
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlv.errors import ConfigError, DataError, OutputError
+from vlv.evaluation.experiments.samples import DataSet, Sample
+from vlv.jobs.files import write_text
+from vlv.jobs.table import GrowingTable, Row, parse_rows
+from vlv.jobs.tally import Tally
+from vlv.training.journal import versions
+
+Key = tuple[Any, ...]
+Emit = Callable[[Sequence[Row]], None]
+"""Receives rows that are finished."""
+Report = Callable[[Sequence[Row]], None]
+"""Receives rows that are on disk."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder.
+
+    Attributes:
+        folder: Where.
+        experiment: Its name.
+        data: What it looks at.
+        settings: What its predictions depend on beside the data, as JSON values.
+    """
+
+    folder: Path
+    experiment: str
+    data: DataSet
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def start(
+        cls, folder: Path, experiment: str, data: DataSet, settings: Mapping[str, Any]
+    ) -> Run:
+        """Make the folder, or go on with the one that was made with the same settings.
+
+        Raises:
+            OutputError: The folder holds another run, or cannot be written.
+        """
+        run = cls(folder, experiment, data, json.loads(json.dumps(dict(settings))))
+        if (folder / "run.json").exists():
+            old, new = cls.open(folder)._identity(), run._identity()
+            if changed := [
+                name for name in new.keys() | old.keys() if old.get(name) != new.get(name)
+            ]:
+                what = ", ".join(f"{k} was {old.get(k)}, now {new.get(k)}" for k in sorted(changed))
+                raise OutputError(
+                    f"{folder} holds a run with other settings ({what}); name another folder"
+                )
+            return run
+        content = {**run._identity(), "versions": versions()}
+        try:
+            write_text(folder / "run.json", json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+        return run
+
+    @classmethod
+    def open(cls, folder: Path) -> Run:
+        """A run that was started before.
+
+        Raises:
+            DataError: The folder holds none.
+        """
+        path = folder / "run.json"
+        if not path.is_file():
+            raise DataError(
+                f"{folder} is no run of an experiment (there is no run.json); begin one with vlv eval predict"
+            )
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            data = content["data"]
+            return cls(
+                folder,
+                content["experiment"],
+                DataSet(**{**data, "inputs": tuple(data["inputs"])}),
+                content["settings"],
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} is damaged ({error}); begin the run anew") from error
+
+    def _identity(self) -> dict[str, Any]:
+        data = json.loads(json.dumps(asdict(self.data)))
+        return {"experiment": self.experiment, "data": data, "settings": self.settings}
+
+    def check(self, *experiments: str) -> None:
+        """Refuse a step that belongs to another experiment."""
+        if self.experiment not in experiments:
+            raise ConfigError(
+                f"{self.folder} is a run of {self.experiment}, and this step is one of {' or '.join(experiments)}"
+            )
+
+    @contextmanager
+    def filling(
+        self, name: str, key: tuple[str, ...], settings: Mapping[str, Any]
+    ) -> Iterator[GrowingTable]:
+        """A table of the run, open for the rows that it lacks.
+
+        Raises:
+            OutputError: It was filled with other settings, is damaged, or another process writes to it.
+        """
+        path = self.folder / f"{name}.jsonl"
+        try:
+            table = GrowingTable(path, {}, settings, "skip", key)
+        except OutputError as error:
+            text = str(error).partition("; name another file")[0]
+            raise OutputError(f"{text}; give it another name, or begin a new run") from error
+        try:
+            table.start()
+            yield table
+            table.finish()
+        finally:
+            table.close()
+
+    def rows(self, name: str, key: tuple[str, ...]) -> list[Row]:
+        """The rows of a table without error; none where it has not been begun."""
+        return [row for row in self.all_rows(name, key) if row.get("error") is None]
+
+    def all_rows(self, name: str, key: tuple[str, ...]) -> list[Row]:
+        """The rows of a table, those that failed among them."""
+        path = self.folder / f"{name}.jsonl"
+        return parse_rows(path.read_bytes(), path, key) if path.is_file() else []
+
+    def table_settings(self, name: str) -> dict[str, Any]:
+        """What the rows of a table depend on."""
+        path = self.folder / f"{name}.jsonl.settings.json"
+        if not path.is_file():
+            return {}
+        settings: dict[str, Any] = json.loads(path.read_text("utf-8"))["runs"][-1]["settings"]
+        return settings
+
+    def judges(self, kind: str) -> list[str]:
+        """Names of the judges whose tables are there, sorted."""
+        folder = self.folder / "judgements"
+        return sorted(path.name.removesuffix(".jsonl") for path in folder.glob(f"{kind}*.jsonl"))
+
+
+def fill(
+    table: GrowingTable,
+    wanted: Iterable[Key],
+    make: Callable[[list[Key], Emit], None],
+    report: Report = lambda rows: None,
+) -> Tally:
+    """Make the rows that a table lacks.
+
+    Args:
+        table: Open.
+        wanted: Keys of all rows it should have, in order.
+        make: Given the keys of the missing rows, hands on rows as they are made, in any order; each has the columns of its
+            key, and an ``error`` where it failed. An exception loses nothing that was handed on.
+        report: Receives every batch once it is on disk.
+
+    Returns:
+        The counts.
+    """
+    wanted = list(wanted)
+    missing = [key for key in wanted if key not in table.done]
+    tally = Tally(skipped=len(wanted) - len(missing))
+
+    def emit(rows: Sequence[Row]) -> None:
+        table.append(rows)
+        failed = sum(row.get("error") is not None for row in rows)
+        tally.failed += failed
+        tally.done += len(rows) - failed
+        tally.truncated += sum(bool(row.get("truncated")) for row in rows)
+        report(rows)
+
+    if missing:
+        make(missing, emit)
+    return tally
+
+
+def add(tally: Tally, other: Tally) -> Tally:
+    """The counts of two steps together."""
+    return Tally(
+        tally.done + other.done,
+        tally.skipped + other.skipped,
+        tally.failed + other.failed,
+        tally.truncated + other.truncated,
+        tally.started,
+    )
+
+
+def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Pieces of a sequence."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def by_id(samples: Sequence[Sample]) -> dict[str, Sample]:
+    """Samples by id."""
+    return {sample.id: sample for sample in samples}

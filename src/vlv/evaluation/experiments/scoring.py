@@ -1,0 +1,244 @@
+"""From what was judged to figures: every number with an interval, and against a baseline with a paired test."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlv.errors import DataError
+from vlv.evaluation import statistics
+from vlv.evaluation.experiments.run import Run
+from vlv.evaluation.experiments.samples import read_rows
+from vlv.evaluation.metrics.sentences import bleu
+from vlv.evaluation.results import Figure, Section, Table, Unit, number
+from vlv.evaluation.statistics import Paired, Statistic, estimate, paired_test
+from vlv.jobs.files import write_text
+from vlv.training.journal import versions
+
+STATISTICS: dict[str, Statistic] = {
+    "mean": statistics.mean,
+    "ratio": statistics.ratio,
+    "complement": statistics.complement,
+    "f1": statistics.f1,
+    "bleu": bleu,
+}
+"""What a figure may be of its columns; named in the files, so that others can recompute it."""
+
+FEW_SAMPLES = 30
+"""Below so many samples a bootstrap interval is too narrow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure and, for every sample, the columns that it is computed from.
+
+    Attributes:
+        key: Such as ``ours.g2.claims``.
+        label: What it is, with its unit where that is not plain.
+        ids: (N,), the samples that were measured.
+        columns: (N, K).
+        statistic: A name in `STATISTICS`.
+        unit: How it is written.
+    """
+
+    key: str
+    label: str
+    ids: tuple[str, ...]
+    columns: NDArray[np.float64]
+    statistic: str = "mean"
+    unit: Unit = "share"
+
+
+@dataclass(slots=True)
+class Scores:
+    """What the score step of an experiment has found.
+
+    Attributes:
+        measures: Figures that are computed from samples.
+        figures: Figures that are not, such as a distance of sets; with intervals of their own.
+        tables: Further numbers.
+        notes: Sentences that belong to the figures: warnings, what was left out.
+        settings: Judges and their versions, resizing, shares that were truncated, cost, and the like.
+    """
+
+    measures: list[Measure] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def add(
+        self,
+        key: str,
+        label: str,
+        rows: Mapping[str, Sequence[float] | float],
+        statistic: str = "mean",
+        unit: Unit = "share",
+    ) -> None:
+        """Add a measure from columns by sample id; nothing where there is no sample."""
+        if rows:
+            table = np.array(list(rows.values()), np.float64)
+            columns = table[:, None] if table.ndim == 1 else table
+            self.measures.append(Measure(key, label, tuple(rows), columns, statistic, unit))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One figure of two runs."""
+
+    key: str
+    label: str
+    paired: Paired
+    unit: Unit
+
+
+def score_run(
+    run: Run, scores: Scores, title: str, seed: int, baseline: Path | None = None
+) -> Section:
+    """Compute the figures of a run and write ``scores.jsonl`` and ``result.json``.
+
+    Args:
+        run: Whose.
+        scores: What was found.
+        title: Of the experiment.
+        seed: Of intervals and tests.
+        baseline: Another run's folder, or its ``scores.jsonl``: figures that both have are compared sample by sample.
+
+    Returns:
+        All figures.
+
+    Raises:
+        DataError: Nothing was judged yet, or the baseline has no sample of this run.
+    """
+    if not scores.measures and not scores.figures:
+        raise DataError(
+            f"nothing of {run.folder} has been judged, so there is nothing to score; begin with vlv eval judge"
+        )
+    compared = [] if baseline is None else compare(scores, baseline, seed, scores.notes)
+    figures = [
+        Figure(m.key, m.label, estimate(m.columns, STATISTICS[m.statistic], seed), m.unit)
+        for m in scores.measures
+    ]
+    _note_few(scores)
+    section = Section(run.experiment, title, (*figures, *scores.figures), tuple(scores.tables))
+    _write_scores(run, scores)
+    content = {
+        "experiment": run.experiment,
+        "title": title,
+        "data": {
+            "split": run.data.split,
+            "seed": run.data.seed,
+            "num": run.data.num,
+            "files": len(run.data.inputs),
+        },
+        "settings": {**run.settings, **scores.settings, "seed": seed},
+        "intervals": "95 %, 1000 bootstrap resamples of the samples, unless a label says otherwise",
+        **section.to_dict(),
+        "baseline": None if baseline is None else str(baseline),
+        "comparisons": {c.key: _comparison(c) for c in compared},
+        "notes": scores.notes,
+        "versions": versions(),
+    }
+    write_text(run.folder / "result.json", json.dumps(content, indent=2) + "\n")
+    return section
+
+
+def _note_few(scores: Scores) -> None:
+    few = min((len(m.ids) for m in scores.measures), default=FEW_SAMPLES)
+    if few < FEW_SAMPLES:
+        scores.notes.append(
+            f"a figure has only {few} samples; its interval is a rough one below {FEW_SAMPLES}"
+        )
+
+
+def _comparison(c: Comparison) -> dict[str, Any]:
+    difference = c.paired.difference
+    return {
+        "label": c.label,
+        "unit": c.unit,
+        "difference": number(difference.value),
+        "low": number(difference.low),
+        "high": number(difference.high),
+        "n": difference.n,
+        "p": number(c.paired.p),
+    }
+
+
+def _write_scores(run: Run, scores: Scores) -> None:
+    """One row per sample, and a first row that says what the columns are."""
+    about = {
+        m.key: {"statistic": m.statistic, "label": m.label, "unit": m.unit} for m in scores.measures
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    for measure in scores.measures:
+        for id, columns in zip(measure.ids, measure.columns.tolist(), strict=True):
+            rows.setdefault(id, {})[measure.key] = columns
+    lines = [{"measures": about}, *({"id": id, "columns": values} for id, values in rows.items())]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_text(run.folder / "scores.jsonl", text)
+
+
+def read_scores(path: Path) -> dict[str, Measure]:
+    """The measures of a run by key, from its folder or its ``scores.jsonl``.
+
+    Raises:
+        DataError: The file is missing or is none.
+    """
+    path = path / "scores.jsonl" if path.is_dir() else path
+    if path.name == "result.json":
+        path = path.with_name("scores.jsonl")
+    rows = read_rows(path)
+    try:
+        about = rows[0]["measures"]
+        found = {}
+        for key, said in about.items():
+            having = [row for row in rows[1:] if key in row["columns"]]
+            found[key] = Measure(
+                key,
+                said["label"],
+                tuple(row["id"] for row in having),
+                np.array([row["columns"][key] for row in having], np.float64),
+                said["statistic"],
+                said["unit"],
+            )
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} holds no scores ({type(error).__name__}: {error}); name a run that was scored, or its scores.jsonl"
+        ) from error
+    return found
+
+
+def compare(scores: Scores, baseline: Path, seed: int, notes: list[str]) -> list[Comparison]:
+    """Paired tests of every figure that two runs share, on the samples that they share."""
+    theirs = read_scores(baseline)
+    common = [m for m in scores.measures if m.key in theirs]
+    if not common:
+        raise DataError(
+            f"{baseline} shares no figure with this run: it has {', '.join(list(theirs)[:4])} ..., this run "
+            f"{', '.join(m.key for m in scores.measures[:4])} ...; give the sources the same names"
+        )
+    found = []
+    for ours in common:
+        other = theirs[ours.key]
+        place = {id: row for row, id in enumerate(other.ids)}
+        rows = [(row, place[id]) for row, id in enumerate(ours.ids) if id in place]
+        if not rows:
+            raise DataError(
+                f"{baseline} was measured on other samples ({other.ids[0]} ...) than this run ({ours.ids[0]} ...); a "
+                "paired test needs the same"
+            )
+        if len(rows) < len(ours.ids):
+            note = f"compared with the baseline on the {len(rows)} of {len(ours.ids)} samples that both have"
+            notes.extend([note] if note not in notes else [])
+        mine, its = (np.array(column) for column in zip(*rows, strict=True))
+        paired = paired_test(
+            ours.columns[mine], other.columns[its], STATISTICS[ours.statistic], seed
+        )
+        found.append(Comparison(ours.key, ours.label, paired, ours.unit))
+    return found

@@ -1,0 +1,287 @@
+"""Who writes the captions: a file, a model of ours, an endpoint, the truth, or the truth spoilt as a control.
+
+A source is written ``NAME=KIND`` or ``NAME=KIND:VALUE``:
+
+| kind | captions |
+|---|---|
+| ``true`` | the first reference of each sample |
+| ``other`` | that of the next sample: the floor of everything that compares pairs |
+| ``words`` | the words of the first reference in random order |
+| ``file:PATH`` | JSON lines with ``id`` (or ``file_name``) and ``caption``, as ``vlv caption`` writes them |
+| ``model:MODEL`` | a model of ours |
+| ``endpoint:MODEL@URL`` | a vision model behind an OpenAI-compatible address |
+| ``z:MODEL`` | none: pictures are rebuilt from the caption embedding itself |
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from vlv.endpoint import Answer, ChatRequest, Client, run, user
+from vlv.errors import ConfigError, DataError, RequestError, VLVError
+from vlv.evaluation.experiments.run import Emit, batches
+from vlv.evaluation.experiments.samples import Sample, names_of, read_rows
+from vlv.jobs.table import Row
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlv.models.pipeline import VLVPipeline
+
+CAPTION_KEY = ("id", "source")
+KINDS = ("true", "other", "words", "file", "model", "endpoint", "z")
+
+CAPTION_PROMPT = (
+    "Describe this picture in one paragraph, for a reader who has to draw it without having seen it. Say what kind of picture "
+    "it is, what is in it, how many of each, their colours, sizes and materials, and where they are, to the left and right, in "
+    "front and behind; then light and background. State only what can be seen."
+)
+"""What an endpoint is asked for, in our own words; the paper's prompts for its baselines are not known."""
+
+MAX_CAPTION_TOKENS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One writer of captions, or of caption embeddings."""
+
+    name: str
+    kind: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value}" if self.value else self.kind
+
+
+def parse_source(text: str) -> Source:
+    """Read ``NAME=KIND:VALUE``; without a name it is called by its kind.
+
+    Raises:
+        ConfigError: The kind is unknown, or its value is missing.
+
+    >>> parse_source("ours=model:vlv-tiny")
+    Source(name='ours', kind='model', value='vlv-tiny')
+    """
+    name, equals, spec = text.partition("=")
+    name, spec = (name, spec) if equals else ("", text)
+    kind, _, value = spec.partition(":")
+    if kind not in KINDS:
+        raise ConfigError(f'"{text}" is no source; write NAME=KIND with one of {", ".join(KINDS)}')
+    if (kind in ("true", "other", "words")) == bool(value):
+        needs = "takes no value" if value else f"needs a value, as {kind}:VALUE"
+        raise ConfigError(f'the source "{text}" {needs}')
+    name = name or kind
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise ConfigError(f'"{name}" is no name for a source; use letters, digits and hyphens')
+    return Source(name, kind, value)
+
+
+def parse_sources(texts: Sequence[str]) -> list[Source]:
+    """Read several, each with a name of its own.
+
+    Raises:
+        ConfigError: One is wrong, or two have the same name.
+    """
+    sources = [parse_source(text) for text in texts]
+    names = [source.name for source in sources]
+    if doubled := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"two sources are called {min(doubled)}; give each its NAME=")
+    if not sources:
+        raise ConfigError("there is no source; name one or more with --from NAME=KIND:VALUE")
+    return sources
+
+
+class Captioner(Protocol):
+    """Writes captions of samples."""
+
+    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
+        """Hand on rows with ``id``, ``caption``, and ``error`` where there is none."""
+        ...
+
+
+class TrueCaptions:
+    """References as captions, in their places, one further on, or with their words shuffled.
+
+    Args:
+        everything: All samples of the run.
+        kind: "true", "other" or "words".
+        seed: Of the shuffling.
+    """
+
+    def __init__(self, everything: Sequence[Sample], kind: str, seed: int) -> None:
+        step = 1 if kind == "other" else 0
+        self._of = {
+            sample.id: everything[(row + step) % len(everything)].references
+            for row, sample in enumerate(everything)
+        }
+        self._shuffled, self._seed = kind == "words", seed
+
+    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
+        """All at once."""
+        emit([self._row(sample) for sample in samples])
+
+    def _row(self, sample: Sample) -> Row:
+        texts = self._of[sample.id]
+        if not texts:
+            return {"id": sample.id, "error": f"{sample.id} has no reference caption"}
+        caption = texts[0]
+        if self._shuffled:
+            rng = np.random.default_rng([self._seed, sample.seed % 2**32, 2])
+            caption = " ".join(rng.permutation(caption.split()))
+        return {"id": sample.id, "caption": caption}
+
+
+class FileCaptions:
+    """Captions that somebody has written into JSON lines.
+
+    Raises:
+        DataError: The file cannot be read, or none of its captions belongs to a sample.
+    """
+
+    def __init__(self, path: Path, everything: Sequence[Sample]) -> None:
+        self._path = path
+        self._rows: dict[str, Row] = {}
+        for row in read_rows(path):
+            for name in (row.get("id"), row.get("file_name")):
+                if name is not None and row.get("caption"):
+                    self._rows.update(dict.fromkeys(names_of(str(name)), row))
+        if not any(self._find(sample) for sample in everything):
+            first = next(iter(self._rows), "nothing")
+            raise DataError(
+                f"none of the captions in {path} (of {first} and others) belongs to a sample such as {everything[0].id}; "
+                "the ids must be those of the pictures"
+            )
+
+    def _find(self, sample: Sample) -> Row | None:
+        return next((self._rows[n] for n in names_of(sample.id) if n in self._rows), None)
+
+    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
+        """All at once."""
+        rows: list[Row] = []
+        for sample in samples:
+            found = self._find(sample)
+            if found is None:
+                rows.append(
+                    {"id": sample.id, "error": f"{self._path} has no caption of {sample.id}"}
+                )
+            else:
+                kept: Row = {
+                    k: found[k] for k in ("n_tokens", "finish_reason", "model") if k in found
+                }
+                rows.append({"id": sample.id, "caption": str(found["caption"]), **kept})
+        emit(rows)
+
+
+class ModelCaptions:
+    """Greedy captions of a model of ours."""
+
+    def __init__(self, pipe: VLVPipeline, batch_size: int) -> None:
+        self._pipe, self._batch_size = pipe, batch_size
+
+    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
+        """Batches, as they are written."""
+        for batch in batches(samples, self._batch_size):
+            images, bad = open_pictures(batch)
+            written = self._pipe.describe(list(images.values())) if images else []
+            rows = [
+                {
+                    "id": id,
+                    "caption": caption.text,
+                    "n_tokens": caption.num_tokens,
+                    "finish_reason": "stop" if caption.finished else "length",
+                }
+                for id, caption in zip(images, written, strict=True)
+            ]
+            emit([*bad, *rows])
+
+
+class EndpointCaptions:
+    """Captions of a vision model behind an address."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
+        """One row at a time, as the answers come."""
+        bad: list[Row] = []
+
+        def requests() -> Iterator[tuple[Row, ChatRequest]]:
+            for sample in samples:
+                images, failed = open_pictures([sample])
+                bad.extend(failed)
+                for id, image in images.items():
+                    asked = user(CAPTION_PROMPT, png(image))
+                    yield (
+                        {"id": id},
+                        ChatRequest([asked], max_tokens=MAX_CAPTION_TOKENS, temperature=0.0),
+                    )
+
+        ask_all(self._client, requests(), _caption, emit)
+        if bad:
+            emit(bad)
+
+
+def _caption(answer: Answer) -> Row:
+    return {"caption": " ".join(answer.text.split()), "finish_reason": answer.finish_reason}
+
+
+def ask_all(
+    client: Client,
+    requests: Iterator[tuple[Row, ChatRequest]],
+    read: Callable[[Answer], Row],
+    emit: Emit,
+) -> None:
+    """Ask an endpoint, many requests at a time, and hand on a row for each answer as it comes.
+
+    Args:
+        client: Not open yet.
+        requests: The columns that tell a row apart, and what is asked for it.
+        read: From an answer to the other columns; raises ValueError where the answer is none, which fails that row.
+        emit: Receives the rows.
+
+    Raises:
+        EndpointError: The endpoint cannot be reached or refuses us, or the budget is used up. The rows so far are kept.
+    """
+
+    def on_answer(key: Row, answer: Answer | RequestError) -> None:
+        emit([{**key, **_read_answer(answer, read)}])
+
+    run(client, requests, on_answer)
+
+
+def _read_answer(answer: Answer | RequestError, read: Callable[[Answer], Row]) -> Row:
+    if isinstance(answer, RequestError):
+        return {"error": str(answer)}
+    about = {"model": answer.model, "n_tokens": answer.completion_tokens, "usd": answer.usd}
+    if answer.refusal or not answer.text.strip():
+        reason = answer.refusal or answer.finish_reason
+        return {**about, "error": f"the endpoint gave no text: {reason}"}
+    try:
+        return {**read(answer), **about}
+    except ValueError as error:
+        return {**about, "error": f"{error}: {' '.join(answer.text.split())[:200]!r}"}
+
+
+def open_pictures(samples: Sequence[Sample]) -> tuple[dict[str, Image.Image], list[Row]]:
+    """The pictures that can be opened, by id, and a row with the error of each of the others."""
+    images: dict[str, Image.Image] = {}
+    bad: list[Row] = []
+    for sample in samples:
+        try:
+            images[sample.id] = sample.load()
+        except VLVError as error:
+            bad.append({"id": sample.id, "error": str(error)})
+    return images, bad
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()

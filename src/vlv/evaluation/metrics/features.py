@@ -1,0 +1,232 @@
+"""Feature extractors: pictures to vectors, for distances between sets and similarities between pairs.
+
+Shapes: B pictures, W feature width. Each extractor says how it resizes, for that alone moves a Frechet distance by units
+(Parmar et al. 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vlv.data.images import to_tensor
+from vlv.errors import ModelFolderError
+from vlv.evaluation.metrics.inception import SIDE, WIDTH, FIDInception
+
+if TYPE_CHECKING:
+    from vlv.toyworld.inspector import Inspector
+
+Features = NDArray[np.float32]
+Resize = Literal["pytorch-fid", "clean-fid"]
+
+_CANNOT_LOAD = (OSError, ValueError, KeyError)
+
+
+class Extractor(Protocol):
+    """Pictures to features."""
+
+    resize: str
+    """How pictures are brought to the network's size, in words."""
+
+    @property
+    def width(self) -> int:
+        """W."""
+        ...
+
+    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
+        """Features of RGB pictures of one size, (B, W)."""
+        ...
+
+
+def stack(pictures: Sequence[Image.Image]) -> Tensor:
+    """Pictures of one size as pixels (B, 3, H, W) in [0, 1]."""
+    return torch.stack([to_tensor(picture) for picture in pictures]).float() / 255
+
+
+class InspectorFeatures:
+    """What the inspector of the toy world attends to: scene and columns side by side."""
+
+    resize = "bicubic, antialiased, to 64 pixels"
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+        self._width = int(inspector.queries.shape[1] * inspector.queries.shape[2])
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return self._width
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
+        """(B, W)."""
+        pixels = stack(pictures).to(self._inspector.device)
+        return np.asarray(self._inspector.features(pixels).flatten(1).float().cpu().numpy())
+
+
+class InceptionFeatures:
+    """The 2,048 features of FID's Inception.
+
+    Args:
+        path: The published weights.
+        resize: "pytorch-fid": bilinear on the pixels, without antialiasing; "clean-fid": Pillow's bicubic, with it, in floats.
+        device: Where it works.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        resize: Resize = "pytorch-fid",
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self._model = FIDInception.from_file(path).to(device)
+        self._device, self._clean = device, resize == "clean-fid"
+        how = "Pillow bicubic, antialiased" if self._clean else "bilinear, not antialiased"
+        self.resize = f"{how}, to {SIDE} pixels ({resize})"
+
+    @property
+    def width(self) -> int:
+        """W."""
+        return WIDTH
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
+        """(B, 2048)."""
+        pixels = (
+            torch.stack([clean_resize(p) for p in pictures]) if self._clean else stack(pictures)
+        )
+        return np.asarray(self._model(pixels.to(self._device)).cpu().numpy())
+
+
+def clean_resize(picture: Image.Image, side: int = SIDE) -> Tensor:
+    """clean-fid's resizing: each channel as floats through Pillow's bicubic filter; (3, side, side) in [0, 1]."""
+    channels = [
+        Image.fromarray(np.asarray(channel, np.float32), mode="F").resize(
+            (side, side), Image.Resampling.BICUBIC
+        )
+        for channel in picture.split()
+    ]
+    pixels = np.stack([np.asarray(channel) for channel in channels])
+    return torch.from_numpy(pixels).clamp(0, 255) / 255
+
+
+class VisionFeatures:
+    """The pooled vector of a vision backbone of transformers, such as DINOv2 or CLIP, with its own preprocessing.
+
+    Args:
+        name: A folder, or ``owner/name`` on the hub.
+        device: Where it works.
+
+    Raises:
+        ModelFolderError: There is no such model.
+    """
+
+    resize = "as the model's own preprocessor does"
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        try:
+            self._processor: Any = AutoImageProcessor.from_pretrained(name, backend="pil")
+            self._model: Any = AutoModel.from_pretrained(name).to(device).eval()
+        except _CANNOT_LOAD as error:
+            raise ModelFolderError(
+                f"{name} is no vision model of transformers ({error})"
+            ) from error
+        self._device = device
+        self._is_clip = hasattr(self._model, "get_image_features")
+
+    @property
+    def width(self) -> int:
+        """W."""
+        config = self._model.config
+        return int(config.projection_dim if self._is_clip else config.hidden_size)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
+        """(B, W): CLIP's projected image vector, or else the pooled output, or else the first token."""
+        inputs = self._processor(images=list(pictures), return_tensors="pt")
+        pixels = inputs["pixel_values"].to(self._device)
+        if self._is_clip:
+            found = self._model.get_image_features(pixel_values=pixels)
+            found = getattr(found, "pooler_output", found)
+        else:
+            output = self._model(pixel_values=pixels)
+            pooled = getattr(output, "pooler_output", None)
+            found = output.last_hidden_state[:, 0] if pooled is None else pooled
+        return np.asarray(found.float().cpu().numpy())
+
+
+def cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """Cosine of each pair of rows, (B,) in [-1, 1]."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    norm = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    return np.asarray((x * y).sum(1) / np.where(norm > 0, norm, 1))
+
+
+# --- pictures against texts --------------------------------------------------------------------------
+
+
+class ClipScores(NamedTuple):
+    """CLIPScore of pairs."""
+
+    scores: NDArray[np.float64]
+    """(B,), in [0, 2.5]."""
+    truncated: NDArray[np.bool_]
+    """(B,), whether the text lost tokens."""
+
+
+class ClipScore:
+    """Reference-free CLIPScore (Hessel et al. 2021): 2.5 max(cos(image, text), 0).
+
+    CLIP reads its text at the end token. Longer texts are cut before the end token is put behind them, so that it is never
+    lost: a score of a long caption is that of its beginning, and `truncated` says so.
+
+    Args:
+        name: A CLIP of transformers, as a folder or ``owner/name`` on the hub.
+        device: Where it works.
+
+    Raises:
+        ModelFolderError: There is no such model.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer: Callable[..., Any] = AutoTokenizer.from_pretrained(name)
+        except _CANNOT_LOAD as error:
+            raise ModelFolderError(f"{name} is no CLIP of transformers ({error})") from error
+        self._images = VisionFeatures(name, device)
+        self._model, self._device = self._images._model, device
+        if not hasattr(self._model, "get_text_features"):
+            raise ModelFolderError(f"{name} is no CLIP of transformers: it reads no text")
+        self._length = int(self._model.config.text_config.max_position_embeddings)
+
+    @torch.no_grad()
+    def __call__(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
+        """Score each picture with the text in its place."""
+        whole = self._tokenizer(list(texts), verbose=False).input_ids
+        inputs = self._tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self._length,
+            truncation=True,
+            return_tensors="pt",
+        )
+        found = self._model.get_text_features(
+            input_ids=inputs.input_ids.to(self._device),
+            attention_mask=inputs.attention_mask.to(self._device),
+        )
+        found = getattr(found, "pooler_output", found).float().cpu().numpy()
+        return ClipScores(
+            2.5 * cosine(self._images(pictures), found).clip(0),
+            np.array([len(ids) > self._length for ids in whole]),
+        )

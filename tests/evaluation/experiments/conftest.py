@@ -1,0 +1,33 @@
+"""Miniature models and a judge, so that whole experiments run in seconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.evaluation.support import make_inspector
+from vlv.evaluation.experiments.backends import Backends
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+QUICK: dict[str, Any] = {"concurrency": 4, "backoff": 0.001, "max_backoff": 0.01, "retries": 2}
+
+
+@pytest.fixture(scope="session")
+def inspector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("inspector")
+    make_inspector().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_backends(tmp_path: Path) -> Callable[..., Backends]:
+    """Backends whose endpoints are asked quickly."""
+
+    def make(**options: Any) -> Backends:
+        return Backends(batch_size=3, **{"endpoint": QUICK} | options)
+
+    return make

@@ -1,0 +1,347 @@
+"""Captions and embeddings are drawn and judged: every step resumes, loses nothing, and its figures are right."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import save_file
+
+from tests import tiny
+from tests.endpoint.server import ScriptedServer, always
+from vlv.cli import run as vlv
+from vlv.errors import ConfigError, DataError, EndpointError, OutputError
+from vlv.evaluation.experiments import reconstruction
+from vlv.evaluation.experiments.instruments import make_instrument
+from vlv.evaluation.experiments.judging import judge_run, score_experiment
+from vlv.evaluation.experiments.painters import DiffusersPainter, ModelPainter
+from vlv.evaluation.experiments.run import Run
+from vlv.evaluation.experiments.samples import DataSet, read_references
+from vlv.evaluation.frechet import frechet_distance
+from vlv.evaluation.metrics.inception import FIDInception
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from vlv.evaluation.experiments.backends import Backends
+
+Make = "Callable[..., Backends]"
+TOY = DataSet("test", 3, 7)
+
+
+def start(folder: Path, model: Path | str, *sources: str, data: DataSet = TOY, **more: Any) -> Run:
+    settings = {"painter": f"model:{model}", "steps": 2, "guidances": [1.0, 2.0]} | more
+    return Run.start(
+        folder, reconstruction.NAME, data, reconstruction.settings(sources, **settings)
+    )
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_from_nothing_to_figures(
+    tmp_path: Path,
+    tiny_folder: Path,
+    inspector_folder: Path,
+    make_backends: Callable[..., Backends],
+) -> None:
+    run = start(tmp_path / "run", tiny_folder, "true", "ours=model:" + str(tiny_folder), f"z=z:{tiny_folder}")  # fmt: skip
+    backends = make_backends()
+    tally = reconstruction.predict(run, backends)
+    assert (tally.done, tally.failed) == (2 * 7 + 3 * 2 * 7, 0)
+    assert reconstruction.predict(run, backends).skipped == tally.done
+    for judge in ("pixels", f"toy=inspector:{inspector_folder}"):
+        assert judge_run(run, judge, backends).done == 7 + 3 * 2 * 7
+        assert judge_run(run, judge, backends).done == 0
+    section = score_experiment(run, seed=0)
+    figures = {figure.key: figure for figure in section.figures}
+
+    row = next(r for r in lines(run.folder / "judgements/toy.jsonl") if (r["source"], r["guidance"]) == ("z", 2.0))  # fmt: skip
+    assert len(row["objects"]) == 3
+    sums = np.sum([r["claims"] for r in lines(run.folder / "judgements/toy.jsonl") if (r["source"], r["guidance"]) == ("z", 2.0)], 0)  # fmt: skip
+    assert figures["z.g2.toy.claims"].estimate.value == pytest.approx(sums[2] / sums[1])
+    real, drawn = (np.load(run.folder / f"features/toy/{name}.npy") for name in ("original-g0", "z-g2"))  # fmt: skip
+    assert figures["z.g2.toy.fid"].estimate.value == pytest.approx(frechet_distance(real, drawn))
+
+    content = json.loads((run.folder / "result.json").read_text())
+    assert content["settings"]["steps"] == 2
+    assert content["settings"]["judge toy"]["instrument"] == "inspector"
+    assert content["data"] == {"split": "test", "seed": 3, "num": 7, "files": 0}
+    assert content["figures"]["ours.g1.truncated"]["n"] == 7
+    assert any("2048 or more" in note for note in content["notes"])
+    assert any("only 7 samples" in note for note in content["notes"])
+
+
+def test_the_painter_is_that_of_the_model_and_of_the_seed(
+    tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
+) -> None:
+    backends = make_backends()
+    run = start(tmp_path / "run", tiny_folder, "true", f"z=z:{tiny_folder}")
+    reconstruction.predict(run, backends)
+    pipe, sample = backends.pipeline(str(tiny_folder)), run.data.samples()[4]
+    texts = pipe.decoder.encode_text([sample.references[0]]).c
+    for source, c in (("true", texts), ("z", pipe.context(pipe.embed([sample.load()])))):
+        (expected,) = pipe.draw(c, seed=[sample.seed], steps=2, guidance=2.0)
+        with Image.open(reconstruction.picture_path(run, source, 2.0, sample.id)) as found:
+            difference = np.abs(np.asarray(found, int) - np.asarray(expected, int)).max()
+        assert difference <= 1  # another batch
+
+
+def test_an_interrupted_prediction_goes_on(
+    tmp_path: Path,
+    tiny_folder: Path,
+    make_backends: Callable[..., Backends],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = start(tmp_path / "whole", tiny_folder, "true", guidances=[2.0])
+    reconstruction.predict(whole, make_backends())
+    draw, calls = ModelPainter.draw, []
+
+    def failing(self: ModelPainter, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return draw(self, *arguments)
+
+    monkeypatch.setattr(ModelPainter, "draw", failing)
+    run = start(tmp_path / "run", tiny_folder, "true", guidances=[2.0])
+    with pytest.raises(KeyboardInterrupt):
+        reconstruction.predict(run, make_backends())
+    tally = reconstruction.predict(run, make_backends())
+    assert (tally.skipped, tally.done) == (7 + 3, 4)
+    name = "pictures/true-g2.jsonl"
+    assert lines(run.folder / name) == lines(whole.folder / name)
+
+
+def test_other_settings_are_not_mixed_in(tmp_path: Path, tiny_folder: Path) -> None:
+    start(tmp_path / "run", tiny_folder, "true")
+    with pytest.raises(OutputError, match="other settings") as raised:
+        start(tmp_path / "run", tiny_folder, "true", steps=3)
+    assert "name another folder" in str(raised.value)
+    with pytest.raises(DataError, match="no run of an experiment"):
+        Run.open(tmp_path)
+
+
+def test_controls_are_other_captions_and_shuffled_words(
+    tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
+) -> None:
+    run = start(tmp_path / "run", tiny_folder, "true", "other", "words", guidances=[1.0])
+    reconstruction.predict_captions(run, make_backends())
+    true, other, words = ([r["caption"] for r in lines(run.folder / f"captions/{n}.jsonl")] for n in ("true", "other", "words"))  # fmt: skip
+    assert other == [*true[1:], true[0]]
+    assert words != true
+    assert [sorted(w.split()) for w in words] == [sorted(t.split()) for t in true]
+
+
+# --- files of a user -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        pixels = rng.integers(256, size=(40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"COCO_val2014_{number:012d}.png")
+    return folder
+
+
+def test_captions_of_a_file_and_missing_ones(
+    tmp_path: Path, tiny_folder: Path, pictures: Path, make_backends: Callable[..., Backends]
+) -> None:
+    """As `vlv caption` writes them, with one missing; and a picture that cannot be opened."""
+    rows = [{"id": f"COCO_val2014_{n:012d}.png", "caption": f"A cube {n}.", "n_tokens": 4} for n in range(3)]  # fmt: skip
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataSet(None, 0, None, (str(pictures),))
+    run = start(tmp_path / "run", tiny_folder, f"theirs=file:{tmp_path / 'captions.jsonl'}", f"z=z:{tiny_folder}", data=data, guidances=[1.0])  # fmt: skip
+    broken = pictures / "COCO_val2014_000000000001.png"
+    kept = broken.read_bytes()
+    broken.write_bytes(kept[:60])
+    tally = reconstruction.predict(run, make_backends())
+    assert (tally.done, tally.failed) == (3 + 3 + 3, 1 + 1)
+    assert (
+        judge_run(run, "pixels", make_backends()).failed == 2
+    )  # the original, and what was drawn of its caption
+    content_notes = score_experiment(run, seed=0)
+    assert {figure.estimate.n for figure in content_notes.figures if "psnr" in figure.key} == {2, 3}
+    notes = json.loads((run.folder / "result.json").read_text())["notes"]
+    assert any("1 of 4 captions failed" in note for note in notes)
+    broken.write_bytes(kept)
+    again = reconstruction.predict(run, make_backends())
+    assert (again.done, again.failed) == (1, 1)
+
+
+def test_captions_of_other_pictures_are_refused(
+    tmp_path: Path, tiny_folder: Path, pictures: Path, make_backends: Callable[..., Backends]
+) -> None:
+    (tmp_path / "captions.jsonl").write_text('{"id": "elsewhere.png", "caption": "A cube."}\n')
+    data = DataSet(None, 0, None, (str(pictures),))
+    run = start(tmp_path / "run", tiny_folder, f"theirs=file:{tmp_path / 'captions.jsonl'}", data=data)  # fmt: skip
+    with pytest.raises(
+        DataError, match=r"elsewhere.png and others.*belongs to a sample such as COCO"
+    ):
+        reconstruction.predict(run, make_backends())
+
+
+def test_references_in_the_form_of_coco(tmp_path: Path, pictures: Path) -> None:
+    content = {
+        "images": [{"id": 7, "file_name": "COCO_val2014_000000000002.png"}],
+        "annotations": [{"image_id": 7, "caption": "One."}, {"image_id": 7, "caption": "Two."}],
+    }
+    path = tmp_path / "captions_val2014.json"
+    path.write_text(json.dumps(content))
+    assert read_references(path) == {"COCO_val2014_000000000002.png": ["One.", "Two."]}
+    samples = DataSet(None, 0, None, (str(pictures),), str(path)).samples()
+    assert [sample.references for sample in samples] == [(), (), ("One.", "Two."), ()]
+    path.write_text('{"images": [], "annotations": [{"image_id": 1}]}')
+    with pytest.raises(DataError, match="holds no captions"):
+        read_references(path)
+
+
+# --- endpoints -----------------------------------------------------------------------------------------
+
+
+def test_captions_of_an_endpoint_that_fails_half_way(
+    tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
+) -> None:
+    backends = make_backends(store=tmp_path / "answers")
+    with ScriptedServer(always("say A red cube.")) as server:
+        server.script = lambda body, times: "say A red cube." if server.requests <= 4 else "401"
+        spec = f"theirs=endpoint:painter@{server.url}"
+        run = start(tmp_path / "run", tiny_folder, spec, guidances=[1.0])
+        with pytest.raises(EndpointError, match="does not accept the key"):
+            reconstruction.predict(run, backends)
+        kept = len(lines(run.folder / "captions/theirs.jsonl"))
+        assert 1 <= kept <= 4
+        server.script = always("say A red cube.")
+        tally = reconstruction.predict(run, backends)
+        assert (tally.skipped, tally.done) == (kept, 7 - kept + 7)
+        asked = server.requests
+        assert reconstruction.predict(run, backends).done == 0
+        assert server.requests == asked
+    row = lines(run.folder / "captions/theirs.jsonl")[0]
+    assert (row["caption"], row["model"]) == ("A red cube.", "scripted/painter")
+    backends.close()
+
+
+def test_refusals_fail_one_caption_each(
+    tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
+) -> None:
+    with ScriptedServer(always("refusal")) as server:
+        run = start(tmp_path / "run", tiny_folder, f"theirs=endpoint:painter@{server.url}")
+        tally = reconstruction.predict(run, make_backends())
+    assert (tally.done, tally.failed) == (0, 7)
+    assert "gave no text" in lines(run.folder / "captions/theirs.jsonl")[0]["error"]
+
+
+# --- other painters and instruments --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def diffusers_folder(tiny_parts: tiny.TinyParts, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sd")
+    StableDiffusionPipeline(
+        vae=tiny_parts.vae, text_encoder=tiny_parts.text_encoder, unet=tiny_parts.unet,
+        tokenizer=tiny_parts.tokenizer, scheduler=tiny_parts.scheduler, safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_any_pipeline_of_diffusers_draws(
+    tmp_path: Path, diffusers_folder: Path, make_backends: Callable[..., Backends]
+) -> None:
+    run = start(tmp_path / "run", "", "true", painter=f"diffusers:{diffusers_folder}", guidances=[3.0])  # fmt: skip
+    tally = reconstruction.predict(run, make_backends())
+    assert (tally.done, tally.truncated) == (14, 7)  # 16 positions hold no detailed caption
+    painter = DiffusersPainter(str(diffusers_folder), 2, torch.device("cpu"))
+    drawn = painter.draw(["a cube", "a cube"], [1, 1], 3.0)
+    assert drawn.truncated == [False, False]
+    first, second = (np.asarray(picture, int) for picture in drawn.pictures)
+    assert np.abs(first - second).max() <= 1
+    again = painter.draw(["a ball", "a cube"], [9, 1], 3.0).pictures[1]
+    assert np.abs(np.asarray(again, int) - first).max() <= 1
+
+
+def test_inception_looks_at_a_run(
+    tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
+) -> None:
+    torch.manual_seed(0)
+    save_file({k: v for k, v in FIDInception().state_dict().items() if "tracked" not in k}, tmp_path / "w.safetensors")  # fmt: skip
+    run = start(tmp_path / "run", tiny_folder, "true", data=DataSet("test", 0, 3), guidances=[1.0])
+    reconstruction.predict(run, make_backends())
+    judge_run(run, f"fid=inception:{tmp_path / 'w.safetensors'}", make_backends())
+    figures = {f.key for f in score_experiment(run, seed=0).figures}
+    assert {"true.g1.fid.fid", "true.g1.fid.kid"} <= figures
+    about = json.loads((run.folder / "result.json").read_text())["settings"]["judge fid"]
+    assert about["resize"].endswith("(pytorch-fid)")
+    with pytest.raises(OutputError, match=r"other settings .*resize was.*give it another name"):
+        judge_run(run, f"fid=inception:{tmp_path / 'w.safetensors'}", make_backends(), resize="clean-fid")  # fmt: skip
+
+
+def test_what_is_no_instrument_is_refused() -> None:
+    for text in ("pixels:8", "inception", "dino:x"):
+        with pytest.raises(ConfigError, match="is no instrument"):
+            make_instrument(text, torch.device("cpu"))
+
+
+# --- the command line ------------------------------------------------------------------------------------
+
+
+def test_the_three_commands_and_a_baseline(
+    tmp_path: Path, tiny_folder: Path, inspector_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def steps(folder: Path, guidance: str) -> None:
+        more = ["--painter", f"model:{tiny_folder}", "--steps", "2", "--guidance", guidance]
+        assert vlv(["eval", "predict", "reconstruction", "--run", str(folder), "--from", "true", "--num", "5", *more]) == 0  # fmt: skip
+        assert vlv(["eval", "judge", str(folder), "--judge", f"toy=inspector:{inspector_folder}"]) == 0  # fmt: skip
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    steps(one, "2"), steps(two, "2")
+    assert vlv(["eval", "score", str(one)]) == 0
+    assert "true claims found" in capsys.readouterr().out
+    assert vlv(["eval", "score", str(two), "--baseline", str(one)]) == 0
+    shown = capsys.readouterr()
+    assert "true.g2.toy.claims: +0.0000 against the baseline" in shown.out
+    assert "p = 1" in shown.out
+    assert "written:" in shown.err
+    compared = json.loads((two / "result.json").read_text())["comparisons"]["true.g2.toy.claims"]
+    assert (compared["difference"], compared["p"], compared["n"]) == (0, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "reconstruction", "--from", "nobody"], "is no source"),
+        (["predict", "reconstruction", "--from", "true", "--from", "true"], "two sources are called true"),
+        (["predict", "reconstruction", "--from", "model"], "needs a value"),
+        (["predict", "reconstruction", "--from", "true", "--painter", "x"], "is no painter"),
+        (["predict", "reconstruction", "--from", "t=endpoint:x", "--num", "2"], "is no endpoint"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_sentence(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert vlv(["eval", *arguments, "--run", str(tmp_path / "run")]) == 1
+    shown = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message in shown
+
+
+def test_steps_out_of_order_say_what_to_do(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = start(tmp_path / "run", tiny_folder, "true")
+    assert vlv(["eval", "judge", str(run.folder), "--judge", "pixels"]) == 1
+    assert "begin with vlv eval predict" in capsys.readouterr().err
+    assert vlv(["eval", "score", str(run.folder)]) == 1
+    assert "begin with vlv eval judge" in capsys.readouterr().err
+    assert vlv(["eval", "score", str(tmp_path)]) == 1
+    assert "is no run of an experiment" in capsys.readouterr().err

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    Dinov2Config,
+    Dinov2Model,
+)
+
+from tests import tiny
+from tests.evaluation.support import make_inspector
+from vlv.errors import ModelFolderError
+from vlv.evaluation.metrics.features import (
+    ClipScore,
+    InceptionFeatures,
+    InspectorFeatures,
+    VisionFeatures,
+    clean_resize,
+    cosine,
+    stack,
+)
+from vlv.evaluation.metrics.inception import FIDInception
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def pictures(n: int, side: int = 40) -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(256, size=(side, side, 3), dtype=np.uint8)) for _ in range(n)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP with 16 text positions, whose end token is the tokenizer's."""
+    folder, tokenizer = tmp_path_factory.mktemp("clip"), tiny.make_clip_tokenizer()
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+    text: dict[str, Any] = {
+        **small, "vocab_size": len(tokenizer), "max_position_embeddings": tiny.TEXT_POSITIONS,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return folder
+
+
+def test_features_of_the_inspector() -> None:
+    inspector = make_inspector()
+    extractor, images = InspectorFeatures(inspector), pictures(3, 64)
+    with torch.no_grad():
+        expected = inspector.features(stack(images)).flatten(1).numpy()
+    found = extractor(images)
+    assert found.shape == (3, extractor.width)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["clip", "dinov2"])
+def test_features_of_a_vision_backbone(kind: str, clip: Path, tmp_path: Path) -> None:
+    folder = clip
+    if kind == "dinov2":
+        folder = tmp_path
+        config = Dinov2Config(
+            hidden_size=20, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+        )
+        Dinov2Model(config).save_pretrained(folder)
+        CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    extractor, images = VisionFeatures(str(folder)), pictures(3)
+    found = extractor(images)
+    assert found.shape == (3, extractor.width)
+    np.testing.assert_allclose(found[1:], extractor(images[1:]), rtol=1e-4, atol=1e-5)
+    assert cosine(found, found) == pytest.approx([1, 1, 1])
+
+
+def test_features_of_inception(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = FIDInception().eval()
+    torch.save(model.state_dict(), tmp_path / "inception.pth")
+    images = pictures(1, 50)
+    plain = InceptionFeatures(tmp_path / "inception.pth")
+    with torch.no_grad():
+        np.testing.assert_allclose(plain(images), model(stack(images)).numpy(), atol=1e-6)
+    clean = InceptionFeatures(tmp_path / "inception.pth", "clean-fid")
+    assert "Pillow" in clean.resize
+    assert np.abs(clean(images) - plain(images)).max() > 0
+
+
+def test_clean_resizing_averages_and_the_other_does_not() -> None:
+    """A fine chessboard made small is grey with antialiasing; each channel keeps its own value."""
+    board = np.indices((600, 600)).sum(0) % 2 * 200
+    picture = Image.fromarray(np.stack((board, board * 0 + 30, board * 0), -1).astype(np.uint8))
+    small = clean_resize(picture, 100)
+    assert small.shape == (3, 100, 100)
+    assert small[0].mean() == pytest.approx(100 / 255, abs=0.01)
+    assert small[0].std() < 0.02
+    assert small[1].mean() == pytest.approx(30 / 255, abs=1e-4)
+
+
+def test_clip_score_keeps_the_end_of_a_long_text(clip: Path) -> None:
+    scorer, images = ClipScore(str(clip)), pictures(3)
+    long = " ".join(["red cube"] * 40)
+    found = scorer(images, ["a red cube", long, long + " and more"])
+    assert found.truncated.tolist() == [False, True, True]
+    ids = scorer._tokenizer([long], max_length=16, truncation=True).input_ids[0]
+    assert ids[-1] == tiny.make_clip_tokenizer().eos_token_id
+    assert len(ids) == 16
+    # the two long texts begin alike, so that they are one text to CLIP
+    again = scorer([images[1], images[1]], [long, long + " and more"])
+    assert again.scores[0] == pytest.approx(again.scores[1])
+
+
+def test_clip_score_is_the_clipped_cosine(clip: Path) -> None:
+    scorer, images = ClipScore(str(clip)), pictures(8)
+    model = CLIPModel.from_pretrained(clip)
+    processor = CLIPImageProcessor.from_pretrained(clip)
+    tokens = tiny.make_clip_tokenizer()(["a red cube"] * 8, return_tensors="pt")
+    with torch.no_grad():
+        output = model(
+            input_ids=tokens.input_ids,
+            attention_mask=tokens.attention_mask,
+            pixel_values=processor(images, return_tensors="pt")["pixel_values"],
+        )
+    cosines = (output.text_embeds[0] * output.image_embeds).sum(-1)
+    expected = 2.5 * cosines.clamp_min(0).numpy()
+    assert scorer(images, ["a red cube"] * 8).scores == pytest.approx(expected, abs=1e-4)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="no vision model"):
+        VisionFeatures(str(tmp_path))
+    with pytest.raises(ModelFolderError, match="no CLIP"):
+        ClipScore(str(tmp_path))
