@@ -38,6 +38,7 @@ Control = Annotated[str | None, typer.Option(help="A model trained without stage
 app.add_typer(experiments.predict)
 app.command()(experiments.judge)
 app.command()(experiments.score)
+app.command()(experiments.rate)
 
 
 @app.callback()

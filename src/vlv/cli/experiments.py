@@ -193,6 +193,120 @@ def reconstruction(
     return close(tally, run, "judge")
 
 
+def _captions_only(
+    run_folder: Path,
+    name: str,
+    settings: dict[str, Any],
+    data: DataSet,
+    options: dict[str, Any],
+) -> int:
+    """The predict step of the experiments that need captions and no pictures."""
+    from vlv.evaluation.experiments.reconstruction import predict_captions
+    from vlv.evaluation.experiments.run import Run
+
+    run = Run.start(run_folder, name, data, settings)
+    with backends(folder=run.folder, **options) as helpers, progress("captioning") as report:
+        tally = predict_captions(run, helpers, report)
+    return close(tally, run, "judge")
+
+
+@predict.command()
+def arena(
+    run_folder: NewRun,
+    sources: Sources,
+    split: Split = "test",
+    num: Num = None,
+    images: Images = None,
+    seed: common.Seed = 1,
+    batch_size: common.BatchSize = 16,
+    device: common.Device = "auto",
+    key_env: KeyEnv = None,
+    concurrency: Concurrency = 8,
+    requests_per_minute: PerMinute = None,
+    timeout: Timeout = 120.0,
+    max_requests: MaxRequests = None,
+) -> int:
+    """Experiment 3: captions that judges will rate (Table 2)."""
+    from vlv.evaluation.experiments import arena as experiment
+
+    options = {
+        "device": device,
+        "batch_size": batch_size,
+        "key_env": key_env,
+        "concurrency": concurrency,
+        "requests_per_minute": requests_per_minute,
+        "timeout": timeout,
+        "max_requests": max_requests,
+    }
+    data = data_set(split, seed, num, images, None)
+    return _captions_only(run_folder, experiment.NAME, experiment.settings(sources), data, options)
+
+
+@predict.command()
+def vqa(
+    run_folder: NewRun,
+    sources: Sources,
+    split: Split = "test",
+    num: Num = None,
+    images: Images = None,
+    questions: Annotated[
+        Path | None, typer.Option(help="Official questions file of VQAv2 or OK-VQA, for --images.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="The official annotations that belong to it.")
+    ] = None,
+    seed: common.Seed = 1,
+    batch_size: common.BatchSize = 16,
+    device: common.Device = "auto",
+    key_env: KeyEnv = None,
+    concurrency: Concurrency = 8,
+    requests_per_minute: PerMinute = None,
+    timeout: Timeout = 120.0,
+    max_requests: MaxRequests = None,
+) -> int:
+    """Experiment 4: captions from which questions will be answered (Table 3)."""
+    from vlv.evaluation.experiments import vqa as experiment
+
+    options = {
+        "device": device,
+        "batch_size": batch_size,
+        "key_env": key_env,
+        "concurrency": concurrency,
+        "requests_per_minute": requests_per_minute,
+        "timeout": timeout,
+        "max_requests": max_requests,
+    }
+    files = [None if path is None else str(path) for path in (questions, annotations)]
+    data = data_set(split, seed, num, images, None)
+    return _captions_only(
+        run_folder, experiment.NAME, experiment.settings(sources, *files), data, options
+    )
+
+
+@predict.command()
+def mixes(
+    run_folder: NewRun,
+    model: common.Model = common.SHIPPED_MODEL,
+    split: Split = "test",
+    num: Num = None,
+    images: Images = None,
+    steps: common.Steps = 20,
+    guidance: common.Guidance = 2.0,
+    seed: common.Seed = 1,
+    batch_size: common.BatchSize = 16,
+    device: common.Device = "auto",
+) -> int:
+    """Experiment 7: mixes of the embeddings of every sample and the next two (Figure 6)."""
+    from vlv.evaluation.experiments import mixes as experiment
+    from vlv.evaluation.experiments.run import Run
+
+    data = data_set(split, seed, num, images, None)
+    run = Run.start(run_folder, experiment.NAME, data, experiment.settings(model, steps, guidance))
+    with backends(device, batch_size, run.folder) as helpers, progress("mixing") as report:
+        tally = experiment.predict(run, helpers, report)
+    return close(tally, run, "judge")
+
+
 def judge(
     run_folder: RunFolder,
     judges: Annotated[
@@ -204,6 +318,10 @@ def judge(
     resize: Annotated[
         Literal["pytorch-fid", "clean-fid"], typer.Option(help="For Inception.")
     ] = "pytorch-fid",
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="In an arena: choose between every two, in both orders.")
+    ] = False,
+    shots: Annotated[int, typer.Option(min=0, help="For questions: examples before each.")] = 0,
     batch_size: common.BatchSize = 64,
     device: common.Device = "auto",
     key_env: KeyEnv = None,
@@ -233,7 +351,10 @@ def judge(
         progress("judging") as report,
     ):
         for text in judges:
-            total = add(total, judge_run(run, text, helpers, report, resize=resize))
+            total = add(
+                total,
+                judge_run(run, text, helpers, report, resize=resize, pairs=pairs, shots=shots),
+            )
     return close(total, run, "score")
 
 
@@ -263,4 +384,37 @@ def score(
     for note in content["notes"]:
         common.say(f"note: {note}")
     common.say(f"written: {run.folder / 'result.json'}")
+    return 0
+
+
+def rate(
+    run_folder: RunFolder,
+    rater: Annotated[str, typer.Option(help="Your name in the results; it decides the order.")],
+    pairs: Annotated[bool, typer.Option("--pairs", help="Choose between two captions.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+) -> int:
+    """Judge the captions of an arena yourself, on a page on this machine; every vote is saved at once."""
+    from vlv.errors import ConfigError
+    from vlv.evaluation.experiments import arena as experiment
+    from vlv.evaluation.experiments.rating import Ballot, RatingServer
+    from vlv.evaluation.experiments.run import Run
+
+    if not rater.replace("-", "").isalnum():
+        raise ConfigError(f'"{rater}" is no name for a rater; use letters, digits and hyphens')
+    run = Run.open(run_folder)
+    run.check(experiment.NAME)
+    mode: experiment.Mode = "pairs" if pairs else "rating"
+    key = experiment.PAIR_KEY if pairs else experiment.RATING_KEY
+    about = {"judge": "human", "mode": mode}
+    with run.filling(f"judgements/{rater}", key, about) as table:
+        server = RatingServer(Ballot(run, table, mode, rater), port)
+        common.say(f"open {server.url} in your browser; Ctrl-C ends it, and every vote is kept")
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            common.say(
+                f"{len(table.done)} votes in {table.path}; next: vlv eval score {run.folder}"
+            )
+        finally:
+            server.server_close()
     return 0

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vlv.evaluation.statistics import Estimate
 
-Unit = Literal["share", "ratio", "dB", "length", "degrees", "tokens", "loss", "distance"]
+Unit = Literal["share", "ratio", "dB", "length", "degrees", "tokens", "loss", "distance", "points"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def number(value: str | int | float) -> str | int | float | None:
 
 # --- as text ---------------------------------------------------------------------------------------
 
-_DIGITS = {"dB": 2, "degrees": 2, "tokens": 1, "length": 3, "loss": 4, "distance": 3}
+_DIGITS = {"dB": 2, "points": 2, "degrees": 2, "tokens": 1, "length": 3, "loss": 4, "distance": 3}
 _HEAD = ("", "value", "95 % interval", "n", "floor", "goal", "")
 
 

@@ -9,6 +9,7 @@ An instrument is written ``KIND`` or ``KIND:VALUE``:
 | ``inception:FILE`` | features for FID and KID |
 | ``vision:MODEL`` | features of a vision backbone (DINOv2, CLIP) for the distances, and their cosine with the original's |
 | ``clip:MODEL`` | CLIPScore of the picture with the text it was drawn from |
+| ``boxes:MODEL@URL`` | 3-D boxes estimated by a vision model behind an address, see `vlv.evaluation.experiments.boxes` |
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def make_instrument(text: str, device: torch.device, resize: Resize = "pytorch-f
     kind, _, value = text.partition(":")
     if kind not in KINDS or bool(value) == (kind == "pixels"):
         raise ConfigError(
-            f'"{text}" is no instrument; write pixels, inspector:FOLDER, inception:FILE, vision:MODEL or clip:MODEL'
+            f'"{text}" is no instrument; write pixels, inspector:FOLDER, inception:FILE, vision:MODEL, clip:MODEL or boxes:MODEL@URL'
         )
     if kind == "pixels":
         return Pixels()

@@ -18,6 +18,8 @@ from PIL import Image
 from vlv.data.images import load_image
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
+from vlv.evaluation.experiments.boxes import measure as measure_boxes
 from vlv.evaluation.experiments.instruments import Instrument, Look
 from vlv.evaluation.experiments.run import (
     Emit,
@@ -203,50 +205,54 @@ def judge(
     if not drawn:
         raise DataError(f"{run.folder} has no pictures yet; begin with vlv eval predict")
     samples, instrument = run.data.samples(), load()
-    shelf = Features(run, name, len(samples), instrument.width)
-    side = int(next(iter(drawn.values()))["side"])
-    place = {sample.id: row for row, sample in enumerate(samples)}
-    texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
+    looker = _Looker(run, name, instrument, samples, int(next(iter(drawn.values()))["side"]))
 
     def make(missing: list[Key], emit: Emit) -> None:
         for batch in batches(missing, batch_size):
-            _judge_batch(batch, emit)
-
-    def _judge_batch(batch: Sequence[Key], emit: Emit) -> None:
-        keys, pictures, originals, rows = _open(
-            run, batch, [samples[place[k[0]]] for k in batch], side
-        )
-        if keys:
-            look = Look(
-                pictures,
-                originals,
-                [samples[place[id]] for id, *_ in keys],
-                [texts.get(source, {}).get(id, {}).get("caption") for id, source, _ in keys],
-            )
-            _, source, guidance = keys[0]
-            at = [place[id] for id, *_ in keys]
-            before = (
-                None if source == ORIGINAL or not instrument.width else shelf.read(ORIGINAL, 0)[at]
-            )
-            features, found = instrument.judge(look, before)
-            if features is not None:
-                shelf.write(source, guidance, at, features)
-            rows += [
-                {**dict(zip(PICTURE_KEY, key, strict=True)), **columns}
-                for key, columns in zip(keys, found, strict=True)
-            ]
-        emit(rows)
+            emit(looker.judge(batch))
 
     total = Tally()
     with run.filling(f"judgements/{name}", PICTURE_KEY, instrument.identity()) as table:
         for source, guidance in [(ORIGINAL, 0.0), *pairs(run)]:
-            wanted = [
-                (s.id, source, guidance)
-                for s in samples
-                if source == ORIGINAL or (s.id, source, guidance) in drawn
-            ]
+            keys = [(sample.id, source, guidance) for sample in samples]
+            wanted = [key for key in keys if source == ORIGINAL or key in drawn]
             total = add(total, fill(table, wanted, make, report))
     return total
+
+
+class _Looker:
+    """Hands pictures of one source and guidance to an instrument and keeps their features."""
+
+    def __init__(
+        self, run: Run, name: str, instrument: Instrument, samples: Sequence[Sample], side: int
+    ) -> None:
+        self._run, self._instrument, self._side = run, instrument, side
+        self._samples = samples
+        self._place = {sample.id: row for row, sample in enumerate(samples)}
+        self._texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
+        self._shelf = Features(run, name, len(samples), instrument.width)
+
+    def judge(self, batch: Sequence[Key]) -> list[Row]:
+        """A row for every key."""
+        rows_of = [self._samples[self._place[id]] for id, *_ in batch]
+        keys, pictures, originals, bad = _open(self._run, batch, rows_of, self._side)
+        if not keys:
+            return bad
+        at = [self._place[id] for id, *_ in keys]
+        captions = [
+            self._texts.get(source, {}).get(id, {}).get("caption") for id, source, _ in keys
+        ]
+        look = Look(pictures, originals, [self._samples[row] for row in at], captions)
+        _, source, guidance = keys[0]
+        compared = source != ORIGINAL and self._instrument.width > 0
+        before = self._shelf.read(ORIGINAL, 0.0)[at] if compared else None
+        features, found = self._instrument.judge(look, before)
+        if features is not None:
+            self._shelf.write(source, guidance, at, features)
+        return bad + [
+            {**dict(zip(PICTURE_KEY, key, strict=True)), **columns}
+            for key, columns in zip(keys, found, strict=True)
+        ]
 
 
 def pairs(run: Run) -> list[tuple[str, float]]:
@@ -337,6 +343,7 @@ def score(run: Run, seed: int) -> Scores:
             by_pair.setdefault((row["source"], float(row["guidance"])), {})[row["id"]] = row
         for source, guidance in [(ORIGINAL, 0.0), *pairs(run)]:
             _measure(scores, name, source, guidance, by_pair.get((source, guidance), {}))
+        _boxes(run, scores, name, by_pair, samples)
         if any(
             row.get("claims") is None and about.get("instrument") == "inspector" for row in rows
         ):
@@ -369,6 +376,29 @@ def _measure(
         scores.add(f"{where}.clip", f"{text}: CLIPScore", having("clip_score"), unit="ratio")
         label = f"{text}: texts that CLIP reads in part"
         scores.add(f"{where}.clip_truncated", label, having("clip_truncated"))
+
+
+def _boxes(
+    run: Run,
+    scores: Scores,
+    judge: str,
+    by_pair: dict[tuple[str, float], dict[str, Row]],
+    samples: Sequence[Sample],
+) -> None:
+    """Experiment 6: boxes of the pictures against those of the originals, and the noise floor where the truth is known."""
+    read = {
+        pair: {id: boxes_of(row) for id, row in rows.items() if row.get("boxes") is not None}
+        for pair, rows in by_pair.items()
+    }
+    originals = read.get((ORIGINAL, 0.0), {})
+    if not originals:
+        return
+    truth = {s.id: true_boxes(s.scene) for s in samples if s.scene is not None}
+    text = "originals against the truth (noise floor)"
+    measure_boxes(scores, f"{ORIGINAL}.{judge}", text, truth, originals)
+    for source, guidance in pairs(run):
+        where, text = f"{source}.g{guidance:g}.{judge}", f"{source}, guidance {guidance:g}"
+        measure_boxes(scores, where, text, originals, read.get((source, guidance), {}))
 
 
 def _distances(

@@ -1,0 +1,411 @@
+"""Experiment 3: judges rate captions from 0 to 6, or choose between two (paper, section 4.2.2, appendix D and Table 2).
+
+The rubric is the paper's in our own words. Where its text contradicts itself we follow the appendix: 0 to 6, by coverage, absence
+of hallucinations and layout. Judges are a vision model behind an address, people (`vlv eval rate`), and in the toy world the truth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlv.endpoint import Answer, ChatRequest, Client, user
+from vlv.errors import ConfigError, DataError
+from vlv.evaluation.experiments.reconstruction import captions_of, sources_of
+from vlv.evaluation.experiments.run import Emit, Key, Report, Run, by_id, fill
+from vlv.evaluation.experiments.samples import Sample
+from vlv.evaluation.experiments.scoring import Scores
+from vlv.evaluation.experiments.sources import ask_all, open_pictures, parse_sources, png
+from vlv.evaluation.metrics.ratings import Level, bradley_terry_estimates, krippendorff_alpha
+from vlv.evaluation.results import Figure, Table
+from vlv.evaluation.statistics import Estimate
+from vlv.jobs.table import Row
+from vlv.jobs.tally import Tally
+from vlv.toyworld.language import compare, parse
+
+NAME = "arena"
+TITLE = "Captions rated by judges"
+RATING_KEY = ("id", "source")
+PAIR_KEY = ("id", "first", "second")
+Mode = Literal["rating", "pairs"]
+TOP = 6
+MAX_VERDICT_TOKENS = 400
+
+CRITERIA = """Judge how well a description fits the picture, by three things:
+1. Coverage: does it mention what the picture shows, objects, attributes, setting and style?
+2. No hallucination: is everything that it states really there? Wrong objects, attributes, numbers or relations count as \
+hallucinations, and so does stating as certain what the picture leaves open.
+3. Layout: does it say correctly where things are, left and right, above and below, in front and behind, in the middle? An \
+invented relation is a hallucination; leaving out an obvious one costs coverage."""
+
+SCALE = """6: comprehensive, correct layout, nothing hallucinated
+5: very informative, small omissions, nothing hallucinated
+4: moderate coverage, several omissions, nothing hallucinated
+3: limited coverage, hardly any layout, nothing hallucinated
+2: informative, but something is hallucinated
+1: limited coverage, and something is hallucinated
+0: says little of the picture, or hallucinates several things"""
+
+RATING_PROMPT = f"""{CRITERIA}
+
+The scale:
+{SCALE}
+
+The description:
+{{caption}}
+
+Give your reasons in one or two sentences, then end with a line of its own: Rating: N"""
+
+PAIR_PROMPT = f"""{CRITERIA}
+
+Description A:
+{{first}}
+
+Description B:
+{{second}}
+
+Which fits the picture better? Give your reasons in one or two sentences, then end with a line of its own: Verdict: A, \
+Verdict: B, or Verdict: tie"""
+
+
+def settings(sources: Sequence[str]) -> dict[str, Any]:
+    """What the predictions depend on beside the data.
+
+    Raises:
+        ConfigError: A source makes no sense, or writes no captions.
+    """
+    named = parse_sources(sources)
+    if any(source.kind == "z" for source in named):
+        raise ConfigError("an arena compares captions; a source z writes none")
+    return {"sources": {source.name: str(source) for source in named}}
+
+
+# --- judges ----------------------------------------------------------------------------------------------
+
+
+class Judge(Protocol):
+    """Rates captions, or chooses between two."""
+
+    def rate(self, items: Iterator[tuple[Row, Sample, str]], emit: Emit) -> None:
+        """Hand on a row with ``rating`` or ``error`` for each (key, sample, caption)."""
+        ...
+
+    def choose(self, items: Iterator[tuple[Row, Sample, str, str]], emit: Emit) -> None:
+        """Hand on a row with ``winner`` (first, second, tie) or ``error`` for each (key, sample, two captions)."""
+        ...
+
+
+class ExactJudge:
+    """The rubric applied to the claims of a caption and the truth of the scene.
+
+    Coverage is the share of true claims that are stated. Without a wrong claim 95 % of them give 6, 75 % give 5, half gives 4 and
+    less 3; with one or two wrong ones half gives 2 and less gives 1; three, or no claim at all, give 0.
+    """
+
+    def rate(self, items: Iterator[tuple[Row, Sample, str]], emit: Emit) -> None:
+        """All at once."""
+        emit([{**key, **self._rate(sample, caption)} for key, sample, caption in items])
+
+    def choose(self, items: Iterator[tuple[Row, Sample, str, str]], emit: Emit) -> None:
+        """By the F1 of the claims; a tie where it is equal."""
+        rows: list[Row] = []
+        for key, sample, first, second in items:
+            a, b = (compare(parse(text), _scene(sample)).f1 for text in (first, second))
+            rows.append({**key, "winner": "tie" if a == b else "first" if a > b else "second"})
+        emit(rows)
+
+    def _rate(self, sample: Sample, caption: str) -> Row:
+        counts = compare(parse(caption), _scene(sample))
+        wrong = counts.stated - counts.correct
+        return {"rating": rubric(counts.recall, wrong, counts.stated), "wrong": wrong}
+
+
+def rubric(coverage: float, wrong: int, stated: int) -> int:
+    """The rating of a caption whose claims are known.
+
+    >>> [rubric(c, w, 20) for c, w in [(1, 0), (0.8, 0), (0.5, 0), (0.2, 0), (0.9, 1), (0.2, 2), (0.9, 3)]]
+    [6, 5, 4, 3, 2, 1, 0]
+    """
+    if not stated or wrong > 2:
+        return 0
+    if wrong:
+        return 2 if coverage >= 0.5 else 1
+    return 3 + sum(coverage >= threshold for threshold in (0.5, 0.75, 0.95))
+
+
+def _scene(sample: Sample) -> Any:
+    if sample.scene is None:
+        raise ConfigError(
+            f"the truth of {sample.id} is not known: the judge exact is for the toy world; name an endpoint"
+        )
+    return sample.scene
+
+
+class EndpointJudge:
+    """A vision model behind an address."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def rate(self, items: Iterator[tuple[Row, Sample, str]], emit: Emit) -> None:
+        """Many at a time, in any order."""
+        asked = (
+            (key, sample, RATING_PROMPT.format(caption=caption)) for key, sample, caption in items
+        )
+        self._ask(asked, read_rating, emit)
+
+    def choose(self, items: Iterator[tuple[Row, Sample, str, str]], emit: Emit) -> None:
+        """Many at a time, in any order."""
+        asked = (
+            (key, sample, PAIR_PROMPT.format(first=first, second=second))
+            for key, sample, first, second in items
+        )
+        self._ask(asked, read_verdict, emit)
+
+    def _ask(
+        self,
+        items: Iterator[tuple[Row, Sample, str]],
+        read: Callable[[str], Row],
+        emit: Emit,
+    ) -> None:
+        bad: list[Row] = []
+
+        def requests() -> Iterator[tuple[Row, ChatRequest]]:
+            for key, sample, prompt in items:
+                images, failed = open_pictures([sample])
+                bad.extend({**row, **key} for row in failed)
+                for image in images.values():
+                    asked = user(prompt, png(image))
+                    yield key, ChatRequest([asked], max_tokens=MAX_VERDICT_TOKENS, temperature=0.0)
+
+        def answer(found: Answer) -> Row:
+            return {**read(found.text), "reason": " ".join(found.text.split())}
+
+        ask_all(self._client, requests(), answer, emit)
+        if bad:
+            emit(bad)
+
+
+def read_rating(text: str) -> Row:
+    """The rating at the end of an answer.
+
+    Raises:
+        ValueError: There is none from 0 to 6.
+
+    >>> read_rating("It misses the cone. **Rating: 4/6**")
+    {'rating': 4}
+    """
+    found = re.findall(r"rating\W*(\d+)", text, re.IGNORECASE) or re.findall(r"^\W*(\d)\W*$", text)
+    if not found or int(found[-1]) > TOP:
+        raise ValueError(f"the answer has no rating from 0 to {TOP}")
+    return {"rating": int(found[-1])}
+
+
+def read_verdict(text: str) -> Row:
+    """The verdict at the end of an answer.
+
+    Raises:
+        ValueError: There is none.
+
+    >>> read_verdict("A is longer, but B is right. Verdict: B")
+    {'winner': 'second'}
+    """
+    found = re.findall(r"verdict\W*(a|b|tie)\b", text, re.IGNORECASE) or re.findall(
+        r"^\W*(a|b|tie)\W*$", text, re.IGNORECASE
+    )
+    if not found:
+        raise ValueError("the answer has no verdict of A, B or tie")
+    return {"winner": {"a": "first", "b": "second", "tie": "tie"}[found[-1].lower()]}
+
+
+# --- judge -----------------------------------------------------------------------------------------------
+
+
+def wanted_ratings(run: Run) -> list[Key]:
+    """Every caption of every source."""
+    captions = {source.name: captions_of(run, source.name) for source in sources_of(run)}
+    if not all(captions.values()):
+        raise DataError(f"{run.folder} has no captions yet; begin with vlv eval predict")
+    samples = run.data.samples()
+    return [(s.id, name) for s in samples for name, texts in captions.items() if s.id in texts]
+
+
+def wanted_pairs(run: Run) -> list[Key]:
+    """Every two sources of every sample, in both orders."""
+    having: dict[str, list[str]] = {}
+    for id, source in wanted_ratings(run):
+        having.setdefault(id, []).append(source)
+    return [
+        (id, *pair) for id, names in having.items() for pair in itertools.permutations(names, 2)
+    ]
+
+
+def judge(
+    run: Run,
+    name: str,
+    load: Callable[[], Judge],
+    about: dict[str, Any],
+    mode: Mode,
+    report: Report = lambda rows: None,
+) -> Tally:
+    """Let a judge rate the captions that it has not rated, or choose between every two in both orders.
+
+    Args:
+        run: With captions.
+        name: Of the judge; its table is ``judgements/NAME.jsonl``.
+        load: Loads it.
+        about: What its judgements depend on.
+        mode: What it does.
+        report: Receives finished rows.
+    """
+    run.check(NAME)
+    known = by_id(run.data.samples())
+    texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
+
+    def caption(source: str, id: str) -> str:
+        return str(texts[source][id]["caption"])
+
+    def make(missing: list[Key], emit: Emit) -> None:
+        if mode == "rating":
+            load().rate(
+                (({"id": id, "source": s}, known[id], caption(s, id)) for id, s in missing), emit
+            )
+        else:
+            load().choose(
+                (
+                    ({"id": id, "first": a, "second": b}, known[id], caption(a, id), caption(b, id))
+                    for id, a, b in missing
+                ),
+                emit,
+            )
+
+    key = RATING_KEY if mode == "rating" else PAIR_KEY
+    wanted = wanted_ratings(run) if mode == "rating" else wanted_pairs(run)
+    with run.filling(f"judgements/{name}", key, {**about, "mode": mode}) as table:
+        return fill(table, wanted, make, report)
+
+
+# --- score -----------------------------------------------------------------------------------------------
+
+
+def score(run: Run, seed: int) -> Scores:
+    """Mean ratings, strengths, and the agreement of the judges."""
+    run.check(NAME)
+    scores = Scores()
+    names = [source.name for source in sources_of(run)]
+    tables: dict[str, dict[tuple[str, str], float]] = {}
+    for judge_name in run.judges(""):
+        about = run.table_settings(f"judgements/{judge_name}")
+        scores.settings[f"judge {judge_name}"] = about
+        mode = about["mode"]
+        key = RATING_KEY if mode == "rating" else PAIR_KEY
+        everything = run.all_rows(f"judgements/{judge_name}", key)
+        _account(scores, judge_name, everything)
+        rows = [r for r in everything if r.get("error") is None and not r.get("skipped")]
+        if mode == "rating":
+            tables[judge_name] = {(r["id"], r["source"]): float(r["rating"]) for r in rows}
+            _ratings(scores, judge_name, names, tables[judge_name])
+            outcomes = outcomes_of_ratings(names, tables[judge_name])
+        else:
+            outcomes = _pairs(scores, judge_name, names, rows)
+        _strengths(scores, judge_name, names, outcomes, seed)
+    _agreement(scores, tables)
+    return scores
+
+
+def _account(scores: Scores, name: str, rows: Sequence[Row]) -> None:
+    failed = sum(row.get("error") is not None for row in rows)
+    skipped = sum(bool(row.get("skipped")) for row in rows)
+    for number, what in ((failed, "failed"), (skipped, "were skipped")):
+        if number:
+            scores.notes.append(f"{name}: {number} of {len(rows)} judgements {what}")
+    if usd := sum(row.get("usd") or 0.0 for row in rows):
+        scores.settings[f"cost of {name} in USD"] = usd
+    if models := sorted({str(row["model"]) for row in rows if row.get("model")}):
+        scores.settings[f"version of {name}"] = ", ".join(models)
+
+
+def _ratings(
+    scores: Scores, judge_name: str, names: Sequence[str], ratings: dict[tuple[str, str], float]
+) -> None:
+    for name in names:
+        given = {id: value for (id, source), value in ratings.items() if source == name}
+        label = f"{name}: mean rating by {judge_name} (0 to {TOP})"
+        scores.add(f"{name}.{judge_name}.rating", label, given, unit="points")
+
+
+def outcomes_of_ratings(
+    names: Sequence[str], ratings: dict[tuple[str, str], float]
+) -> NDArray[np.float64]:
+    """(N, P, P): the higher rating of two wins, equal ones tie."""
+    ids = list(dict.fromkeys(id for id, _ in ratings))
+    found = np.zeros((len(ids), len(names), len(names)))
+    for row, id in enumerate(ids):
+        for (i, a), (j, b) in itertools.permutations(enumerate(names), 2):
+            if (id, a) in ratings and (id, b) in ratings:
+                difference = ratings[id, a] - ratings[id, b]
+                found[row, i, j] = 0.5 if difference == 0 else float(difference > 0)
+    return found
+
+
+def _pairs(
+    scores: Scores, judge_name: str, names: Sequence[str], rows: Sequence[Row]
+) -> NDArray[np.float64]:
+    """Verdicts of both orders as one: the winner of both, or a tie where they disagree; a single order does not count."""
+    place = {name: number for number, name in enumerate(names)}
+    verdicts = {(r["id"], r["first"], r["second"]): r["winner"] for r in rows}
+    ids = list(dict.fromkeys(row["id"] for row in rows))
+    at = {id: row for row, id in enumerate(ids)}
+    found = np.zeros((len(ids), len(names), len(names)))
+    agree: dict[str, list[float]] = {}
+    for (id, a, b), winner in verdicts.items():
+        back = verdicts.get((id, b, a))
+        if back is None or place[a] > place[b]:
+            continue
+        mirrored = {"first": "second", "second": "first", "tie": "tie"}[back]
+        consistent = winner == mirrored
+        agree.setdefault(id, [0.0, 0.0])
+        agree[id][0] += consistent
+        agree[id][1] += 1
+        first = {"first": 1.0, "second": 0.0, "tie": 0.5}[winner] if consistent else 0.5
+        found[at[id], place[a], place[b]] = first
+        found[at[id], place[b], place[a]] = 1 - first
+    label = f"{judge_name}: pairs judged alike in both orders"
+    scores.add(f"{judge_name}.consistent", label, agree, "ratio")
+    return found
+
+
+def _strengths(
+    scores: Scores,
+    judge_name: str,
+    names: Sequence[str],
+    outcomes_NPP: NDArray[np.float64],
+    seed: int,
+) -> None:
+    if len(names) < 2 or not outcomes_NPP.any():
+        return
+    for name, strength in zip(names, bradley_terry_estimates(outcomes_NPP, seed), strict=True):
+        label = f"{name}: Bradley-Terry strength by {judge_name}"
+        scores.figures.append(Figure(f"{name}.{judge_name}.strength", label, strength, "ratio"))
+    wins = outcomes_NPP.sum(0)
+    rows = [(name, *row) for name, row in zip(names, wins.tolist(), strict=True)]
+    scores.tables.append(Table(f"{judge_name}: wins of row over column", ("", *names), tuple(rows)))
+
+
+def _agreement(scores: Scores, tables: dict[str, dict[tuple[str, str], float]]) -> None:
+    if len(tables) < 2:
+        return
+    units = list(dict.fromkeys(unit for ratings in tables.values() for unit in ratings))
+    matrix = [[ratings.get(unit, float("nan")) for unit in units] for ratings in tables.values()]
+    nan = float("nan")
+    levels: tuple[Level, ...] = ("ordinal", "interval")
+    for level in levels:
+        alpha = krippendorff_alpha(matrix, level)
+        label = f"agreement of {', '.join(tables)}: Krippendorff's alpha, {level}"
+        figure = Figure(f"alpha.{level}", label, Estimate(alpha, nan, nan, len(units)), "ratio")
+        scores.figures.append(figure)

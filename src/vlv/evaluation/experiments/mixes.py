@@ -1,0 +1,308 @@
+"""Experiment 7: does a mix of caption embeddings compose, and what does each span of tokens carry? (paper, section 4.4.2, Fig. 6).
+
+The paper joins the leading tokens of two embeddings and shows pictures; it measures nothing. In the toy world it can be measured: a
+mix should keep the objects and the layout of the first picture, and take the style, or an object, of the second.
+
+A mix is written as it is made: ``a48+b16`` are the first 48 tokens of the first embedding and then the first 16 of the second;
+``b@16:32`` is the first embedding whose tokens 16 to 31 are the second's. Sample i is mixed with samples i + 1 and i + 2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlv.data.images import load_image
+from vlv.errors import ConfigError, DataError
+from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.instruments import InspectorLook
+from vlv.evaluation.experiments.run import Emit, Key, Report, Run, add, batches, by_id, fill
+from vlv.evaluation.experiments.samples import Sample
+from vlv.evaluation.experiments.scoring import Scores
+from vlv.evaluation.metrics.features import stack
+from vlv.evaluation.results import Table
+from vlv.jobs.pictures import write_png
+from vlv.jobs.table import Row
+from vlv.jobs.tally import Tally
+from vlv.models.mixing import mix_embeddings
+from vlv.toyworld.inspector import Inspector
+from vlv.toyworld.language import OBJECT_FACTS, Claims, compare, true_claims
+from vlv.toyworld.scene import Scene
+
+NAME = "mixes"
+TITLE = "Mixes of caption embeddings"
+MIX_KEY = ("id", "mix")
+LAYOUT = ("column", "row")
+SCENE_FACTS = ("style", "ground", "time", "light", "view")
+COLUMN_FACTS = ("shape", "colour", "size", "material", "row")
+NUM_SPANS = 4
+_SPAN = re.compile(r"b@(\d+):(\d+)")
+_JOINED = re.compile(r"([abc])(\d+)")
+
+
+def settings(model: str, steps: int, guidance: float) -> dict[str, Any]:
+    """What the predictions depend on beside the data."""
+    if steps < 1 or guidance < 0:
+        raise ConfigError(f"steps ({steps}) must be 1 or more and guidance ({guidance}) 0 or more")
+    return {"model": model, "steps": steps, "guidance": float(guidance)}
+
+
+def mix_names(num_tokens: int) -> list[str]:
+    """All mixes of embeddings of Q tokens: alone, joined at three splits in both orders, averaged, three together, and spans.
+
+    >>> mix_names(8)[:6], mix_names(8)[-2:]
+    (['a8', 'b8', 'a2+b6', 'b2+a6', 'a4+b4', 'b4+a4'], ['b@4:6', 'b@6:8'])
+    """
+    q = num_tokens
+    cuts = sorted({max(1, q * k // 4) for k in (1, 2, 3)})
+    joined = [f"{x}{k}+{y}{q - k}" for k in cuts for x, y in ("ab", "ba") if q > k]
+    third = q // 3
+    threes = [f"a{q - 2 * third}+b{third}+c{third}"] if third else []
+    edges = [q * k // NUM_SPANS for k in range(NUM_SPANS + 1)]
+    spans = [f"b@{i}:{j}" for i, j in itertools.pairwise(edges) if j > i]
+    return [f"a{q}", f"b{q}", *joined, "average", *threes, *spans]
+
+
+def mix(name: str, zs: Sequence[Tensor]) -> Tensor:
+    """Make one mix of up to three embeddings (Q, D)."""
+    named = dict(zip("abc", zs, strict=False))
+    if name == "average":
+        return mix_embeddings(zs[:2], mode="average")
+    if span := _SPAN.fullmatch(name):
+        start, end = map(int, span.groups())
+        z = named["a"].clone()
+        z[start:end] = named["b"][start:end]
+        return z
+    parts = [(named[letter], int(count)) for letter, count in _JOINED.findall(name)]
+    if len(parts) == 1:
+        return parts[0][0]
+    return mix_embeddings([z for z, _ in parts], keep=[count for _, count in parts])
+
+
+# --- predict -----------------------------------------------------------------------------------------
+
+
+def predict(run: Run, backends: Backends, report: Report = lambda rows: None) -> Tally:
+    """Draw the mixes that are missing, each from the noise of its first sample."""
+    run.check(NAME)
+    samples = run.data.samples()
+    if len(samples) < 3:
+        raise ConfigError(f"mixes of three need three samples, got {len(samples)}")
+    pipe = backends.pipeline(run.settings["model"])
+    names = mix_names(int(pipe.encoder.config.num_queries))
+    place = {sample.id: row for row, sample in enumerate(samples)}
+    total = Tally()
+    for name in names:
+
+        def make(missing: list[Key], emit: Emit, name: str = name) -> None:
+            for batch in batches(missing, backends.batch_size):
+                rows = [place[id] for id, _ in batch]
+                three = [[samples[(row + k) % len(samples)] for row in rows] for k in range(3)]
+                zs = [pipe.embed([s.load() for s in part], batch_size=len(part)) for part in three]
+                z = torch.stack([mix(name, [part[i] for part in zs]) for i in range(len(batch))])
+                seeds = [sample.seed for sample in three[0]]
+                pictures = pipe.draw(
+                    pipe.context(z),
+                    seed=seeds,
+                    steps=run.settings["steps"],
+                    guidance=run.settings["guidance"],
+                    batch_size=len(batch),
+                )
+                for sample, picture in zip(three[0], pictures, strict=True):
+                    write_png(
+                        picture_path(run, name, sample.id), picture, {"mix": name, **run.settings}
+                    )
+                emit([{"id": id, "mix": name, "side": pictures[0].width} for id, _ in batch])
+
+        with run.filling(table_name(name), MIX_KEY, {"mix": name, **run.settings}) as table:
+            total = add(total, fill(table, [(s.id, name) for s in samples], make, report))
+    return total
+
+
+def table_name(mix: str) -> str:
+    """The table that lists the pictures of a mix."""
+    return "pictures/" + mix.replace(":", "-")
+
+
+def picture_path(run: Run, mix: str, id: str) -> Path:
+    """File of a mix that was drawn."""
+    return run.folder / table_name(mix) / f"{id}.png"
+
+
+def drawn_mixes(run: Run) -> list[str]:
+    """The mixes of which there are pictures, in the order in which they are made."""
+    tables = (run.folder / "pictures").glob("*.jsonl")
+    names = [path.name.removesuffix(".jsonl").replace("-", ":") for path in tables]
+    return sorted(names, key=lambda name: ("@" in name, name.count("+"), name))
+
+
+# --- judge -------------------------------------------------------------------------------------------
+
+
+def judge(
+    run: Run,
+    name: str,
+    inspector: Callable[[], Inspector],
+    batch_size: int,
+    report: Report = lambda rows: None,
+) -> Tally:
+    """Let the inspector look at the mixes that it has not seen."""
+    run.check(NAME)
+    known, mixes = by_id(run.data.samples()), drawn_mixes(run)
+    if not mixes:
+        raise DataError(f"{run.folder} has no pictures yet; begin with vlv eval predict mixes")
+    if any(sample.scene is None for sample in known.values()):
+        raise ConfigError(
+            "mixes are measured in the toy world only; look at the pictures of other data"
+        )
+    loaded = inspector()
+
+    def make(missing: list[Key], emit: Emit) -> None:
+        for batch in batches(missing, batch_size):
+            pictures = [load_image(picture_path(run, mix, id)) for id, mix in batch]
+            reports = loaded.inspect(stack(pictures).to(loaded.device))
+            emit(
+                [
+                    {
+                        "id": id,
+                        "mix": mix,
+                        "scene": r.claims.scene,
+                        "objects": list(r.claims.objects),
+                    }
+                    for (id, mix), r in zip(batch, reports, strict=True)
+                ]
+            )
+
+    total = Tally()
+    about = InspectorLook(loaded).identity()
+    with run.filling(f"judgements/{name}", MIX_KEY, about) as table:
+        for mix_name in mixes:
+            rows = run.rows(table_name(mix_name), MIX_KEY)
+            total = add(total, fill(table, [(r["id"], mix_name) for r in rows], make, report))
+    return total
+
+
+# --- score -------------------------------------------------------------------------------------------
+
+
+def score(run: Run) -> Scores:
+    """What every mix has of its first and of its second picture, and the map of the spans."""
+    run.check(NAME)
+    scores, samples = Scores(), run.data.samples()
+    place = {sample.id: row for row, sample in enumerate(samples)}
+    for name in run.judges(""):
+        scores.settings[f"judge {name}"] = run.table_settings(f"judgements/{name}")
+        by_mix: dict[str, list[Row]] = {}
+        for row in run.rows(f"judgements/{name}", MIX_KEY):
+            by_mix.setdefault(row["mix"], []).append(row)
+        for mix_name, rows in by_mix.items():
+            cases = [_case(row, samples, place) for row in rows]
+            if "@" not in mix_name:
+                _measure(scores, mix_name, cases)
+        _map(
+            scores,
+            {k: [_case(r, samples, place) for r in v] for k, v in by_mix.items() if "@" in k},
+        )
+    return scores
+
+
+Case = tuple[str, Claims, Scene, Scene]
+"""Id, what is seen, and the two scenes that were mixed."""
+
+
+def _case(row: Row, samples: Sequence[Sample], place: dict[str, int]) -> Case:
+    number = place[row["id"]]
+    first, second = samples[number].scene, samples[(number + 1) % len(samples)].scene
+    assert first is not None, "checked by judge"
+    assert second is not None, "checked by judge"
+    return row["id"], Claims(row["scene"], tuple(row["objects"])), first, second
+
+
+def _measure(scores: Scores, mix_name: str, cases: Sequence[Case]) -> None:
+    for letter in "ab":
+        objects, layout = {}, {}
+        style: dict[str, float] = {}
+        for id, seen, first, second in cases:
+            scene, other = (first, second) if letter == "a" else (second, first)
+            by_fact = {fact: row for fact, *row in compare(Claims({}, seen.objects), scene).by_fact}
+            objects[id] = _found(by_fact, OBJECT_FACTS)
+            layout[id] = _found(by_fact, LAYOUT)
+            if scene.style != other.style:
+                style[id] = float(seen.scene.get("style") == scene.style)
+        scores.add(
+            f"{mix_name}.{letter}.objects",
+            f"{mix_name}: facts of the objects of {letter}",
+            objects,
+            "ratio",
+        )
+        scores.add(
+            f"{mix_name}.{letter}.layout",
+            f"{mix_name}: places of the objects of {letter}",
+            layout,
+            "ratio",
+        )
+        scores.add(
+            f"{mix_name}.{letter}.style",
+            f"{mix_name}: style of {letter}, where the two differ",
+            style,
+        )
+    taken = {id: _own_objects(seen, first, second) for id, seen, first, second in cases}
+    taken = {id: value for id, value in taken.items() if value[1]}
+    scores.add(f"{mix_name}.b.taken", f"{mix_name}: objects that only b has", taken, "ratio")
+
+
+def _found(by_fact: dict[str, list[int]], facts: Sequence[str]) -> tuple[int, int]:
+    """(correct, true) over some facts."""
+    return sum(by_fact[f][2] for f in facts), sum(by_fact[f][1] for f in facts)
+
+
+def _own_objects(seen: Claims, first: Scene, second: Scene) -> tuple[int, int]:
+    """Kinds of object of the second scene that the first lacks: how many are seen, how many there are."""
+    kinds = {o["shape"] for o in true_claims(second).objects} - {
+        o["shape"] for o in true_claims(first).objects
+    }
+    return len(kinds & {o.get("shape") for o in seen.objects}), len(kinds)
+
+
+def _map(scores: Scores, by_span: dict[str, list[Case]]) -> None:
+    """For every span and fact: where the two scenes differ, how often the picture has the second's value."""
+    rows: list[tuple[str | float, ...]] = []
+    for name, cases in sorted(by_span.items(), key=lambda item: int(item[0][2:].partition(":")[0])):
+        shares: list[float] = []
+        for fact in (*SCENE_FACTS, *COLUMN_FACTS):
+            counted = {id: _switched(fact, seen, a, b) for id, seen, a, b in cases}
+            switched = {id: value for id, value in counted.items() if value[1]}
+            label = f"tokens {name[2:]} from b: {fact} of b, where the two differ"
+            scores.add(f"{name}.{fact}", label, switched, "ratio")
+            right, total = (sum(v[k] for v in switched.values()) for k in (0, 1))
+            shares.append(right / total if total else float("nan"))
+        rows.append((name[2:], *shares))
+    if rows:
+        columns = ("tokens", *SCENE_FACTS, *COLUMN_FACTS)
+        scores.tables.append(
+            Table("share of facts that follow a span of tokens", columns, tuple(rows))
+        )
+
+
+def _switched(fact: str, seen: Claims, first: Scene, second: Scene) -> tuple[int, int]:
+    """(has the second's value, the two differ): once for a fact of the scene, once for every column that both fill."""
+    a, b = true_claims(first), true_claims(second)
+    if fact in SCENE_FACTS:
+        ours, theirs = a.scene.get(fact), b.scene.get(fact)
+        if ours is None or theirs is None or ours == theirs:
+            return 0, 0
+        return int(seen.scene.get(fact) == theirs), 1
+    found = np.zeros(2, int)
+    by_column = [{o.get("column"): o.get(fact) for o in c.objects} for c in (a, b, seen)]
+    for column in by_column[0].keys() & by_column[1].keys():
+        ours, theirs, there = (table.get(column) for table in by_column)
+        if ours and theirs and ours != theirs:
+            found += (there == theirs, 1)
+    return int(found[0]), int(found[1])

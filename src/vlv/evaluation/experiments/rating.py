@@ -1,0 +1,183 @@
+"""People as judges: a small blind page on this machine, where each judgement is on disk as soon as it is given.
+
+Captions come in random order without the names of their sources. In pairs the two sides are those of the order that is judged: as
+every two captions come in both orders, a preference for a side shows. Nothing but this machine can reach the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from vlv.errors import ConfigError, VLVError
+from vlv.evaluation.experiments.arena import (
+    CRITERIA,
+    PAIR_KEY,
+    RATING_KEY,
+    SCALE,
+    TOP,
+    Mode,
+    wanted_pairs,
+    wanted_ratings,
+)
+from vlv.evaluation.experiments.reconstruction import captions_of, sources_of
+from vlv.evaluation.experiments.run import Run, by_id
+from vlv.evaluation.experiments.sources import png
+from vlv.jobs.table import GrowingTable, Row
+
+MAX_BODY = 10_000
+_HOSTS = ("127.0.0.1", "localhost")
+_WINNERS = ("first", "second", "tie")
+
+
+class Ballot:
+    """The items that one person has not judged yet, in an order of their own.
+
+    Args:
+        run: With captions.
+        table: The open table of that person's judgements.
+        mode: What they judge.
+        rater: Their name; it decides the order.
+    """
+
+    def __init__(self, run: Run, table: GrowingTable, mode: Mode, rater: str) -> None:
+        self._table, self._mode = table, mode
+        self._samples = by_id(run.data.samples())
+        self._captions = {s.name: captions_of(run, s.name) for s in sources_of(run)}
+        self._columns = RATING_KEY if mode == "rating" else PAIR_KEY
+        keys = wanted_ratings(run) if mode == "rating" else wanted_pairs(run)
+        seed = [run.data.seed, *rater.encode()]
+        order = np.random.default_rng(seed).permutation(len(keys))
+        self._keys = [keys[i] for i in order]
+        self._lock = threading.Lock()
+
+    def next(self) -> dict[str, Any]:
+        """The next item for the page: no name of a source, no id."""
+        with self._lock:
+            left = [n for n, key in enumerate(self._keys) if key not in self._table.done]
+            about = {"left": len(left), "total": len(self._keys), "mode": self._mode}
+            if not left:
+                return about
+            id, *sources = self._keys[left[0]]
+        picture = base64.b64encode(png(self._samples[id].load())).decode("ascii")
+        texts = [str(self._captions[source][id]["caption"]) for source in sources]
+        return {**about, "item": left[0], "picture": picture, "captions": texts}
+
+    def vote(self, item: int, value: int | str | None) -> None:
+        """Write down a judgement: a rating, a winner, or None for a skipped item.
+
+        Raises:
+            ValueError: There is no such item, or no such judgement.
+        """
+        if not 0 <= item < len(self._keys):
+            raise ValueError("there is no such item")
+        row: Row = dict(zip(self._columns, self._keys[item], strict=True))
+        if value is None:
+            row["skipped"] = True
+        elif self._mode == "rating" and isinstance(value, int) and 0 <= value <= TOP:
+            row["rating"] = value
+        elif self._mode == "pairs" and value in _WINNERS:
+            row["winner"] = value
+        else:
+            raise ValueError("there is no such judgement")
+        with self._lock:
+            if self._keys[item] not in self._table.done:
+                self._table.append([row])
+                self._table.done[self._keys[item]] = row
+
+
+class RatingServer(ThreadingHTTPServer):
+    """A server on loopback for one person's ballot.
+
+    Raises:
+        ConfigError: The port is taken.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, ballot: Ballot, port: int = 0) -> None:
+        page = (resources.files("vlv.evaluation.experiments") / "rating.html").read_text("utf-8")
+        page = page.replace("$CRITERIA", CRITERIA).replace("$SCALE", SCALE)
+        self.ballot, self.page = ballot, page.encode()
+        try:
+            super().__init__(("127.0.0.1", port), _Handler)
+        except OSError as error:
+            raise ConfigError(
+                f"the page cannot be served on port {port}: {error.strerror}; name another with --port"
+            ) from error
+
+    @property
+    def url(self) -> str:
+        """Where the page is."""
+        return f"http://127.0.0.1:{self.server_port}/"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """The page, the next item, a vote."""
+
+    server: RatingServer
+
+    def do_GET(self) -> None:
+        """The page and the next item."""
+        if self._refused():
+            return
+        if self.path == "/":
+            self._send(200, self.server.page, "text/html; charset=utf-8")
+        elif self.path == "/next":
+            self._guarded(self.server.ballot.next)
+        else:
+            self.send_error(404)
+
+    def do_POST(self) -> None:
+        """A vote."""
+        if self._refused():
+            return
+        length = self.headers.get("Content-Length", "")
+        if self.path != "/vote" or not length.isdigit() or int(length) > MAX_BODY:
+            self.send_error(400)
+            return
+        body = self.rfile.read(int(length))
+        self._guarded(lambda: _vote(self.server.ballot, body))
+
+    def _refused(self) -> bool:
+        """Another page in the browser may not speak for the person: the host must be this machine."""
+        host = self.headers.get("Host", "").rsplit(":", 1)[0]
+        origin = self.headers.get("Origin")
+        own = f"http://{self.headers.get('Host', '')}"
+        if host in _HOSTS and origin in (None, own):
+            return False
+        self.send_error(403)
+        return True
+
+    def _guarded(self, make: Callable[[], dict[str, Any]]) -> None:
+        try:
+            content, status = make(), 200
+        except (ValueError, KeyError, TypeError) as error:
+            content, status = {"error": str(error)}, 400
+        except VLVError as error:
+            content, status = {"error": str(error)}, 500
+        self._send(status, json.dumps(content).encode(), "application/json")
+
+    def _send(self, status: int, content: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+def _vote(ballot: Ballot, body: bytes) -> dict[str, Any]:
+    vote = json.loads(body)
+    ballot.vote(int(vote["item"]), vote["value"])
+    return {"saved": True}
