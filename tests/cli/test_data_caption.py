@@ -90,7 +90,8 @@ def test_the_same_command_again_asks_nothing(vlv: Vlv, photos: Path, tmp_path: P
         longer = vlv(*args, "--max-tokens", 9)
         assert "max_tokens was 512, now 9" in longer.err
         again = vlv(*args, "--on-existing", "overwrite")
-        assert "5 answers known before" in again.err, "paid answers are kept"
+        assert "0 requests, 5 answers known before" in again.err, "paid answers are kept"
+        assert "0.0000 USD (0.0000 USD over all runs)" in again.err
         assert server.requests == 5
         assert vlv(*args, "--prompt", "short", "--on-existing", "overwrite").code == 0
         assert server.requests == 10
@@ -332,7 +333,7 @@ def test_a_full_disk_stops_with_a_sentence(
         assert "00001.parquet cannot be written: No space left on device" in result.err
         assert not (tmp_path / "out" / "00001.parquet").exists()
         assert vlv(*args).code == 0
-        assert max(server.delivered.values()) == 1
+        assert server.requests <= 40 + 16, "at most those in flight are asked twice"
     assert len(rows_of(tmp_path / "out")) == 40
 
 

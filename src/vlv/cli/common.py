@@ -184,6 +184,13 @@ class Progress:
         self._seen += len(errors)
         self._bar.update(len(errors))
 
+    def skip(self) -> None:
+        """Move the bar past one whose result is there; it does not count for the speed."""
+        if not self._bar.disable:
+            self._bar.initial += 1
+            self._bar.n += 1
+            self._bar.last_print_n += 1
+
     def postfix(self, text: str) -> None:
         """Show something behind the bar."""
         self._bar.set_postfix_str(text, refresh=False)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlv.data.records import Record
-    from vlv.endpoint.budget import Spent
+    from vlv.endpoint import Ledger
     from vlv.jobs.teacher.job import Teacher, TeacherJob
     from vlv.jobs.teacher.local import BatchModel
     from vlv.jobs.teacher.outputs import Form
@@ -286,13 +286,10 @@ def _show(job: TeacherJob) -> int:
 
 def _run(job: TeacherJob, output: Path) -> int:
     with _Bar(job) as bar:
-        tally = job.run(bar.report)
+        tally = job.run(bar.report, bar.skip)
     code = common.close(tally, output)
-    if spent := bar.spent:
-        common.say(
-            f"{spent.requests} requests, {spent.cached} answers known before, "
-            f"{spent.prompt_tokens} + {spent.completion_tokens} tokens, {spent.usd:.4f} USD"
-        )
+    if bar.ledger is not None:
+        common.say(_account(bar.ledger))
     if job.left is not None:
         common.say(
             f"{job.left}; {job.num_left()} images are left, and the same command with a larger budget "
@@ -302,6 +299,15 @@ def _run(job: TeacherJob, output: Path) -> int:
     return code
 
 
+def _account(ledger: Ledger) -> str:
+    spent, before = ledger.spent, ledger.before
+    return (
+        f"{spent.requests} requests, {spent.cached} answers known before, "
+        f"{spent.prompt_tokens} + {spent.completion_tokens} tokens, {spent.usd:.4f} USD"
+        + (f" ({before.usd + spent.usd:.4f} USD over all runs)" if before.answers else "")
+    )
+
+
 class _Bar(common.Progress):
     """The bar, with what is spent so far."""
 
@@ -309,13 +315,14 @@ class _Bar(common.Progress):
         from vlv.jobs.teacher.remote import EndpointTeacher
 
         super().__init__(len(job.records))
-        self.spent: Spent | None = None
+        self.ledger: Ledger | None = None
         if isinstance(job.teacher, EndpointTeacher):
             job.teacher.on_spent = self._on_spent
 
-    def _on_spent(self, spent: Spent) -> None:
-        self.spent = spent
-        self.postfix(f"{spent.usd:.4f} USD" if spent.usd else f"{spent.tokens} tokens")
+    def _on_spent(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        usd = ledger.before.usd + ledger.spent.usd
+        self.postfix(f"{usd:.4f} USD" if usd else f"{ledger.spent.tokens} tokens")
 
     def report(self, error: str | None) -> None:  # type: ignore[override]
         super().report([error])

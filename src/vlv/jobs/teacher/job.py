@@ -153,18 +153,24 @@ class TeacherJob:
         self.tally = Tally()
         self.left: str | None = None
         self._report: Callable[[str | None], None] = lambda error: None
+        self._skip: Callable[[], None] = lambda: None
 
-    def run(self, report: Callable[[str | None], None] = lambda error: None) -> Tally:
+    def run(
+        self,
+        report: Callable[[str | None], None] = lambda error: None,
+        skip: Callable[[], None] = lambda: None,
+    ) -> Tally:
         """Make the captions that are missing, then the files.
 
         Args:
             report: Receives the error of each image that was worked on, or None.
+            skip: Called for each image whose captions are there.
 
         Raises:
             EndpointError: The endpoint cannot be reached or refuses us; what was answered is kept.
             OutputError: Something cannot be written; what was answered before is kept.
         """
-        self._report = report
+        self._report, self._skip = report, skip
         for index in range(len(self.records)):
             self._open[index // self._size] += 1
         self.state.open()
@@ -182,7 +188,7 @@ class TeacherJob:
     def _items(self) -> Iterator[Item]:
         for index, record in enumerate(self.records):
             if self._only_sidecars and self._others.keeps(record):
-                self.tally.skipped += 1
+                self._count_skipped()
                 continue
             rows = [self.state.get(record, prompt) for prompt in self.prompts]
             missing = [
@@ -194,8 +200,12 @@ class TeacherJob:
                 tries = {prompt.name: row["tries"] for prompt, row in missing if row is not None}
                 yield Item(index, record, tuple(prompt for prompt, _ in missing), tries)
             else:
-                self.tally.skipped += 1
+                self._count_skipped()
                 self._open[index // self._size] -= 1
+
+    def _count_skipped(self) -> None:
+        self.tally.skipped += 1
+        self._skip()
 
     # What a teacher calls -------------------------------------------------------------------------
 

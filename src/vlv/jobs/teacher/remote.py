@@ -16,8 +16,7 @@ from vlv.jobs.teacher.sending import prepare
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from vlv.endpoint import Budget, Endpoint, Prices
-    from vlv.endpoint.budget import Spent
+    from vlv.endpoint import Budget, Endpoint, Ledger, Prices
     from vlv.jobs.inputs import Opened
     from vlv.jobs.teacher.job import Asking, Item, TeacherJob
     from vlv.jobs.teacher.prompts import Prompt
@@ -36,7 +35,7 @@ class EndpointTeacher:
         budget: What may be spent, over all runs of the job.
         prices: Of the model.
         seed: Of the jitter in the waits.
-        on_spent: Receives what is spent so far, after each image.
+        on_spent: Receives the account, after each image.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class EndpointTeacher:
         budget: Budget,
         prices: Prices,
         seed: int = 0,
-        on_spent: Callable[[Spent], None] = lambda spent: None,
+        on_spent: Callable[[Ledger], None] = lambda ledger: None,
     ) -> None:
         self.name = endpoint.model
         self.endpoint, self.budget, self.prices = endpoint, budget, prices
@@ -74,7 +73,7 @@ class EndpointTeacher:
                 opened, jpeg = await asyncio.to_thread(prepare, item.record, self._shrink)
                 for prompt in item.prompts:
                     await self._describe(client, job, item, prompt, opened, jpeg)
-                self.on_spent(client.ledger.spent)
+                self.on_spent(client.ledger)
                 if write := job.finish(item):
                     await asyncio.to_thread(write)
 
