@@ -58,8 +58,8 @@ FREE_ON_RESUME = frozenset(
         "loop.save_every",
         "loop.save_every_seconds",
         "loop.keep_last",
-        "loop.trackers",
         "loop.peak_tflops",
+        "loop.trackers",
         "loop.usd_per_gpu_hour",
         "data.inputs",  # the loader compares the records themselves
         "data.held_out",

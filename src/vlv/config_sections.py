@@ -65,6 +65,14 @@ class LoopConfig(Settings):
     """Images of one optimiser step, in place of accumulate, which then follows from batch_size and the processes."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; the weights and the optimiser are always float32."""
+    recompute: Literal["auto", "never", "unet", "all"] = "auto"
+    """Parts whose activations are computed again in the backward pass; auto takes the fewest that fit the GPU's memory."""
+    channels_last: Literal["auto"] | bool = "auto"
+    """Memory layout of U-Net and VAE; auto is on a GPU only, as a CPU gains nothing from it."""
+    compile: Literal["none", "auto"] | list[Literal["unet", "vae", "text_encoder", "llm"]] = "none"
+    """Parts that torch.compile translates first, which takes minutes; auto is all but llm, and on a GPU only."""
+    tf32: bool = True
+    """Let a GPU round the factors of float32 products to 10 bits, which the VAE and fp32 runs gain from."""
     train_mode: Literal["trained", "all"] = "trained"
     """Parts with dropout and drop-path: those that train, or all, the frozen vision tower too (the authors' code)."""
     seed: int = Field(0, ge=0)

@@ -43,6 +43,15 @@ DryRun = Annotated[
         help="Say what would be done: parts, batches, epochs, memory, hours and cost. Reads no weights.",
     ),
 ]
+Profile = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="STEPS", help="Only time so many steps, part by part; nothing is learnt."
+    ),
+]
+Trace = Annotated[
+    bool, typer.Option("--trace", help="With --profile: also RUN/trace.json, for Perfetto.")
+]
 Processes = Annotated[int, typer.Option(min=1, help="Of --dry-run: GPUs that will train together.")]
 
 
@@ -57,11 +66,15 @@ def stage1(
     usd_per_gpu_hour: Rate = None,
     dry_run: DryRun = False,
     processes: Processes = 1,
+    profile: Profile = None,
+    trace: Trace = False,
 ) -> int:
     """Images alone teach the encoder what the frozen diffusion decoder needs to rebuild them."""
     settings = _settings("stage1", config, overrides, seed, usd_per_gpu_hour)
     if dry_run:
         return _plan(settings, run, processes)
+    if profile is not None or trace:
+        return _profile(settings, run, profile, trace)
     return _train(settings, run, export, max_minutes)
 
 
@@ -76,11 +89,15 @@ def stage2(
     usd_per_gpu_hour: Rate = None,
     dry_run: DryRun = False,
     processes: Processes = 1,
+    profile: Profile = None,
+    trace: Trace = False,
 ) -> int:
     """Captions teach the language model to read the caption embedding."""
     settings = _settings("stage2", config, overrides, seed, usd_per_gpu_hour)
     if dry_run:
         return _plan(settings, run, processes)
+    if profile is not None or trace:
+        return _profile(settings, run, profile, trace)
     return _train(settings, run, export, max_minutes)
 
 
@@ -115,6 +132,17 @@ def _plan(settings: RunConfig, run: Path, processes: int) -> int:
 
     for line in plan_lines(plan_run(settings, run, num_processes=processes), run):
         typer.echo(line)
+    return 0
+
+
+def _profile(settings: RunConfig, run: Path, steps: int | None, trace: bool) -> int:
+    from vlv.errors import ConfigError
+    from vlv.training.profile import profile_run
+
+    if steps is None:
+        raise ConfigError("--trace has no effect without --profile STEPS; give both")
+    typer.echo(str(profile_run(settings, run, steps, trace=trace)))
+    common.say(f"the figures are in {run / 'profile.json'}")
     return 0
 
 

@@ -6,7 +6,6 @@ Shapes: B batch, Q queries, D text width, H W pixels, T caption tokens, E langua
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -17,10 +16,10 @@ from vlv.models.architectures import architectures, num_parameters, outline
 from vlv.models.folder import part_dtype
 from vlv.training.assemble import Parts, make_objective, set_precision
 from vlv.training.hollow import hollow, imagined
-from vlv.training.memory import Footprint, rehearse, rehearse_training
+from vlv.training.memory import Footprint, FullLength, rehearse, rehearse_training, training_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from torch import Tensor
 
@@ -183,26 +182,8 @@ def outlined_objective(config: RunConfig, parts: Parts) -> Objective:
         parts.decoder.unet = parts.decoder.vae = None
     if parts.caption_decoder is not None:
         longest = (config.stage2 and config.stage2.max_caption_tokens) or CAPTION_TOKENS
-        parts.caption_decoder.tokenizer = cast("Any", _FullLength(longest))
+        parts.caption_decoder.tokenizer = cast("Any", FullLength(longest))
     return make_objective(config, parts)
-
-
-def training_batch(pixels: Tensor) -> dict[str, Any]:
-    """A batch with a caption for every image."""
-    names = [str(row) for row in range(len(pixels))]
-    return {"ids": names, "pixels": pixels, "captions": names}
-
-
-class _FullLength:
-    """Stands for a tokenizer that makes every caption as long as it may be."""
-
-    eos_token_id = 0
-
-    def __init__(self, length: int) -> None:
-        self._length = length
-
-    def __call__(self, texts: Sequence[str], **_: Any) -> Any:
-        return SimpleNamespace(input_ids=[[0] * (self._length - 1) for _ in texts])
 
 
 def _pixels(batch_size: int, size: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 from vlv.data.records import find_records
 from vlv.errors import ModelFolderError
-from vlv.jobs.memory_plan import outlined_objective, plan_step, training_batch
+from vlv.jobs.memory_plan import outlined_objective, plan_step
 from vlv.models.architectures import (
     num_parameters,
     outline_caption_decoder,
@@ -23,6 +23,7 @@ from vlv.models.folder import shipped_models
 from vlv.training.assemble import Parts
 from vlv.training.flops import flops_per_image, peak_flops
 from vlv.training.journal import read_metrics
+from vlv.training.memory import training_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -38,11 +38,13 @@ from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
+from vlv.training.arithmetic import arrange, fast_products
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import make_loader
 from vlv.training.loop import fit
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.provenance import provenance
+from vlv.training.recompute import choose_recomputation
 from vlv.training.samples import Samples
 from vlv.training.stages import Stage1, Stage2
 from vlv.training.weights import store_frozen
@@ -100,11 +102,12 @@ def train(
         records = find_records(config.data.inputs)
         watched = config.data.held_out
         held_out = find_records(watched)[:_HELD_OUT_IMAGES] if watched else []
-        parts = load_stage1(config) if config.stage == "stage1" else load_stage2(config)
-        parts.to(world.device)
-        objective = make_objective(config, parts)
-        set_precision(config, parts, objective)
-    with world.main_first(lambda: _feed(config, parts, records, run_dir, world)) as loader:
+        parts = load_parts(config)
+        objective = prepare(config, parts, world.device)
+    with (
+        fast_products(tf32=config.loop.tf32),
+        world.main_first(lambda: feed(config, parts, records, run_dir, world)) as loader,
+    ):
         result = fit(
             objective,
             loader,
@@ -127,7 +130,7 @@ def train(
     return result
 
 
-def _feed(
+def feed(
     config: RunConfig, parts: Parts, records: list[Record], run_dir: Path, world: World
 ) -> BatchLoader:
     """The loader of this process."""
@@ -145,6 +148,11 @@ def _feed(
 
 
 # --- parts -----------------------------------------------------------------------------------------
+
+
+def load_parts(config: RunConfig) -> Parts:
+    """What the run's stage works on."""
+    return load_stage1(config) if config.stage == "stage1" else load_stage2(config)
 
 
 def load_stage1(config: RunConfig) -> Parts:
@@ -331,13 +339,23 @@ def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
 # --- what the loop is given ------------------------------------------------------------------------
 
 
-def make_objective(config: RunConfig, parts: Parts) -> Objective:
+def make_objective(config: RunConfig, parts: Parts) -> Stage1 | Stage2:
     """What trains, and which loss."""
     if config.stage1 is not None:
         return Stage1(parts.encoder, parts.decoder, config.stage1)
     assert config.stage2 is not None, "checked by RunConfig"
     assert parts.caption_decoder is not None, "loaded by load_stage2"
     return Stage2(parts.encoder, parts.decoder, parts.caption_decoder, config.stage2)
+
+
+def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage1 | Stage2:
+    """The objective on its device, as exact and as fast as the settings say."""
+    parts.to(device)
+    objective = make_objective(config, parts)
+    set_precision(config, parts, objective)
+    arrange(config.loop, parts.decoder, parts.caption_decoder, device)
+    choose_recomputation(objective, config.data.image_size, config.loop, config.optim)
+    return objective
 
 
 def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None:

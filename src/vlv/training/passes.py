@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlv.errors import ConfigError, DataError
 from vlv.models.draws import RowGenerator, mixed_seed
+from vlv.training.arithmetic import arithmetic
 from vlv.training.objective import Batch, Objective, to_device
 from vlv.training.rng import seed_everything
 from vlv.training.weights import changing_buffers
@@ -214,7 +215,7 @@ class Passes:
         seed_everything(mixed_seed(config.seed, batch["step"], "layers", rows.start))  # for dropout
         generator = RowGenerator(config.seed, batch["step"], rows)
         batch = to_device(batch, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with arithmetic(device, config.precision):
             losses: tuple[Tensor, dict[str, Tensor]] = self._model(batch, generator)
         (losses[0] * share).backward()  # type: ignore[no-untyped-call]
         return losses[1]

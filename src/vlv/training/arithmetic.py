@@ -1,0 +1,153 @@
+"""How the device computes: precision, memory layout, compilation. None of it changes what is computed beyond rounding."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vlv.config import LoopConfig
+    from vlv.models.captioner import CaptionDecoder
+    from vlv.models.diffusion import DiffusionDecoder
+
+logger = logging.getLogger(__name__)
+
+COMPILED_BY_DEFAULT = ("unet", "text_encoder", "vae")
+
+
+@contextmanager
+def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
+    """The arithmetic of the forward pass.
+
+    bf16 is autocast. On a CPU attention stays in float32 then: PyTorch's backward pass of it takes up to 2.7 times as
+    long in bfloat16, while products of matrices are faster.
+
+    Args:
+        device: Where the work is done.
+        precision: fp32 or bf16.
+    """
+    half = precision == "bf16"
+    if half and device.type == "cpu":
+        _keep_attention_whole()
+    with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        yield
+
+
+@cache
+def _keep_attention_whole() -> Any:
+    """Take attention out of what autocast does in bfloat16 on a CPU, for this process."""
+    library: Any = torch.library.Library
+    rules = library("aten", "IMPL")
+    rules.impl("scaled_dot_product_attention", _whole_attention, "AutocastCPU", allow_override=True)
+    return rules
+
+
+def _whole_attention(
+    query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: Any
+) -> Tensor:
+    """Attention in float32 whatever comes in; the result has the dtype of the query."""
+    mask = kwargs.pop("attn_mask", rest[0] if rest else None)
+    if mask is not None and mask.is_floating_point():
+        mask = mask.float()
+    with torch.autocast("cpu", enabled=False):
+        out = F.scaled_dot_product_attention(
+            query.float(), key.float(), value.float(), mask, *rest[1:], **kwargs
+        )
+    return out.to(query.dtype)
+
+
+@contextmanager
+def fast_products(*, tf32: bool) -> Iterator[None]:
+    """Let a GPU round float32 products and convolutions to TF32 for the time being, or not."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
+
+
+def arrange(
+    config: LoopConfig,
+    decoder: DiffusionDecoder,
+    caption_decoder: CaptionDecoder | None,
+    device: torch.device,
+) -> None:
+    """Lay out and compile the parts as the settings say.
+
+    Args:
+        config: `channels_last` and `compile`.
+        decoder: Its denoiser and VAE are what has convolutions.
+        caption_decoder: None in stage 1.
+        device: Where they are.
+
+    Raises:
+        ConfigError: A part shall be compiled that is not there, or there is no compiler.
+    """
+    wanted = config.channels_last
+    if wanted is True or (wanted == "auto" and device.type == "cuda"):
+        convolutional: tuple[Any, ...] = (decoder.denoiser, decoder.vae)
+        for part in convolutional:
+            if part is not None:
+                part.to(memory_format=torch.channels_last)
+    # These modules are called as such; their owners are entered by other doors.
+    vae: Any = decoder.vae
+    parts: dict[str, nn.Module | None] = {
+        "unet": decoder.denoiser,
+        "vae": getattr(vae, "encoder", None),
+        "text_encoder": getattr(decoder.text_encoder, "encoder", None),
+        "llm": None if caption_decoder is None else caption_decoder.llm.base_model,
+    }
+    for name in _to_compile(config, parts, device):
+        compiled: Any = parts[name]
+        compiled.compile(dynamic=True if name == "llm" else None)
+
+
+def _to_compile(
+    config: LoopConfig, parts: dict[str, nn.Module | None], device: torch.device
+) -> list[str]:
+    """Names of the parts to compile; there is a compiler for them."""
+    if config.compile == "none" or (config.compile == "auto" and device.type != "cuda"):
+        return []
+    if config.compile == "auto":
+        names = [name for name in COMPILED_BY_DEFAULT if parts[name] is not None]
+    else:
+        names = list(config.compile)
+        for name in names:
+            if parts[name] is None:
+                there = ", ".join(n for n, part in parts.items() if part is not None)
+                raise ConfigError(
+                    f"loop.compile names {name}, which this run does not have; it has {there}"
+                )
+    if reason := _no_compiler(device):
+        if config.compile == "auto":
+            logger.warning("nothing is compiled: %s", reason)
+            return []
+        raise ConfigError(f"loop.compile is {names}, but {reason}; set it to none")
+    return names
+
+
+def _no_compiler(device: torch.device) -> str:
+    """Why nothing can be compiled here; empty where it can."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return "" if has_triton() else "Triton is not installed, or does not know this GPU"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except RuntimeError as error:  # InvalidCxxCompiler
+        return f"no C++ compiler was found ({str(error).splitlines()[0]})"
+    return ""

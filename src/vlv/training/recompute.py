@@ -1,0 +1,134 @@
+"""Recomputation: activations are dropped in the forward pass and computed again in the backward pass.
+
+It costs about a third of the parts' work and saves most of their memory, so it is done only where memory asks for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+
+from vlv.training.hollow import hollow
+from vlv.training.memory import FullLength, num_bytes, rehearse_training, training_batch
+
+if TYPE_CHECKING:
+    from vlv.config import LoopConfig, OptimConfig
+    from vlv.training.stages import Stage1, Stage2
+
+logger = logging.getLogger(__name__)
+
+Choice = Literal["never", "unet", "all"]
+
+_LONGEST_CAPTION = 300
+_ROOM = 0.92
+"""Share of the free memory that the prediction may take: it sees no workspaces and no fragments."""
+
+
+def choose_recomputation(
+    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig
+) -> Choice:
+    """Follow `loop.recompute`; for "auto", find the cheapest choice that fits into the device, and say why.
+
+    Args:
+        objective: On its device, with its weights; it gets the choice.
+        image_size: Side of the images in pixels.
+        loop: The setting, batch size and precision.
+        optim: The optimiser.
+
+    Returns:
+        What was chosen.
+    """
+    choice: Choice
+    if loop.recompute != "auto":
+        choice = loop.recompute
+    else:
+        choice = _cheapest(objective, image_size, loop, optim)
+    recompute(objective, choice)
+    return choice
+
+
+def recompute(objective: Stage1 | Stage2, choice: Choice) -> None:
+    """Switch recomputation on or off.
+
+    Frozen parts stay in eval mode. The language models of transformers recompute in train mode only, so a frozen one
+    keeps its activations.
+
+    Args:
+        objective: Its parts.
+        choice: "unet" is the denoiser alone, "all" also the encoder's and the caption decoder's language models.
+    """
+    denoiser: Any = objective.decoder.denoiser
+    if denoiser is not None:
+        if choice == "never":
+            denoiser.disable_gradient_checkpointing()
+        else:
+            denoiser.enable_gradient_checkpointing()
+    parts = [objective.encoder.backbone, getattr(objective, "caption_decoder", None)]
+    for part in parts:
+        language: Any = getattr(part, "llm", part)
+        if language is None or not language.supports_gradient_checkpointing:
+            continue
+        if choice == "all":
+            language.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            language.gradient_checkpointing_disable()
+
+
+def _cheapest(
+    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig
+) -> Choice:
+    device = next(objective.module.parameters()).device
+    if device.type != "cuda":
+        return "never"
+    free, _ = torch.cuda.mem_get_info(device)
+    room = free + num_bytes(
+        objective.module
+    )  # the weights are there already, and in the prediction
+    return cheapest_that_fits(objective, image_size, loop, optim, room)
+
+
+def cheapest_that_fits(
+    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig, room: int
+) -> Choice:
+    """The choice with the least recomputation whose predicted peak leaves some of `room` (bytes), or else "all"."""
+    choices: tuple[Choice, ...] = ("never", "unet", "all")
+    for choice in choices:
+        peak = predicted_peak(objective, image_size, loop, optim, choice)
+        fits = peak <= _ROOM * room
+        logger.info(
+            "recomputation %s: a step is predicted to need %.1f GB of %.1f GB%s",
+            choice,
+            peak / 1e9,
+            room / 1e9,
+            "" if fits else ", which is too much",
+        )
+        if fits:
+            return choice
+    logger.warning("even with recomputation of all parts a step may not fit; batches may be cut")
+    return "all"
+
+
+def predicted_peak(
+    objective: Stage1 | Stage2,
+    image_size: int,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    choice: Choice,
+) -> int:
+    """Bytes of a step with a choice, from shapes alone; the objective stays as it is."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with FakeCopyMode(mode):
+            imagined = copy.deepcopy(objective)
+        hollow(imagined.module)
+        recompute(imagined, choice)
+        caption_decoder = getattr(imagined, "caption_decoder", None)
+        if caption_decoder is not None:
+            longest = getattr(imagined.config, "max_caption_tokens", None) or _LONGEST_CAPTION
+            caption_decoder.tokenizer = FullLength(longest)
+        shape = (loop.batch_size, 3, image_size, image_size)
+        batch = training_batch(torch.zeros(shape, dtype=torch.uint8))
+        return rehearse_training(imagined, batch, loop, optim).peak

@@ -1,0 +1,132 @@
+"""Recomputation and arithmetic change what a step costs and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests import tiny
+from tests.training.support import loop_config, optim_config
+from tests.training.test_stages import generator, make_batch, stage1, stage2
+from vlv.errors import ConfigError
+from vlv.training import arithmetic as arithmetics
+from vlv.training.arithmetic import arithmetic, arrange, fast_products
+from vlv.training.recompute import (
+    cheapest_that_fits,
+    choose_recomputation,
+    predicted_peak,
+    recompute,
+)
+from vlv.training.weights import set_train_mode
+
+MAKERS = {
+    "stage1": stage1,
+    "stage2": lambda: stage2(denoising_weight=0.5),
+}
+CPU = torch.device("cpu")
+
+
+def gradients(objective: Any, precision: str = "fp32") -> list[torch.Tensor]:
+    """Of every trained parameter, with dropout drawn from one seed; the loss comes first."""
+    torch.manual_seed(0)
+    objective.module.zero_grad()
+    with arithmetic(CPU, precision):
+        loss = objective.loss(make_batch(), generator()).total
+    loss.backward()
+    found = [p.grad.clone() for p in objective.module.parameters() if p.grad is not None]
+    return [loss.detach(), *found]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", MAKERS)
+def test_recomputation_changes_neither_loss_nor_gradients(stage: str, precision: str) -> None:
+    objective = MAKERS[stage]()  # type: ignore[operator]
+    set_train_mode(objective.module)
+    modes = [module.training for module in objective.module.modules()]
+    expected = gradients(objective, precision)
+    for choice in ("unet", "all"):
+        recompute(objective, choice)  # type: ignore[arg-type]
+        found = gradients(objective, precision)
+        assert [module.training for module in objective.module.modules()] == modes
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    recompute(objective, "never")
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in objective.module.modules())
+
+
+@pytest.mark.parametrize(("stage", "saver"), [("stage1", "unet"), ("stage2", "all")])
+def test_the_least_recomputation_that_fits_is_chosen(stage: str, saver: str) -> None:
+    objective: Any = stage1() if stage == "stage1" else stage2()
+    loop, optim = loop_config(), optim_config(lr_scale={})
+
+    def peak(choice: Any) -> int:
+        return predicted_peak(objective, tiny.IMAGE_SIZE, loop, optim, choice)
+
+    def choose(room: float) -> str:
+        return cheapest_that_fits(objective, tiny.IMAGE_SIZE, loop, optim, int(room))
+
+    whole, less = peak("never"), peak(saver)
+    assert less < whole
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in objective.module.modules())
+    assert choose(2 * whole) == "never"
+    assert choose(less / 0.92 + 1) == saver
+    assert choose(less / 2) == "all"
+
+
+def test_a_cpu_recomputes_nothing_unless_told_to() -> None:
+    objective, optim = stage1(), optim_config(lr_scale={})
+    size = tiny.IMAGE_SIZE
+    assert choose_recomputation(objective, size, loop_config(), optim) == "never"
+    assert choose_recomputation(objective, size, loop_config(recompute="unet"), optim) == "unet"
+    assert objective.decoder.unet.is_gradient_checkpointing
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(3, 3), torch.ones(3, 3).tril().bool()])
+def test_attention_on_a_cpu_stays_in_float32(mask: torch.Tensor | None) -> None:
+    q = torch.randn(1, 2, 3, 4)
+    half = q.bfloat16()
+    with arithmetic(CPU, "bf16"):
+        out = F.scaled_dot_product_attention(half, half, half, attn_mask=mask)
+        assert (q[0, 0] @ q[0, 0].T).dtype == torch.bfloat16
+    exact = [half.float()] * 3
+    expected = F.scaled_dot_product_attention(*exact, attn_mask=mask)
+    assert torch.equal(out, expected.bfloat16())
+
+
+def test_tf32_is_set_for_the_time_being() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32
+    with fast_products(tf32=not before):
+        assert torch.backends.cuda.matmul.allow_tf32 is not before
+    assert torch.backends.cuda.matmul.allow_tf32 is before
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("auto", False), (True, True), (False, False)])
+def test_channels_last(setting: Any, expected: bool) -> None:
+    decoder = tiny.make_decoder()
+    arrange(loop_config(channels_last=setting), decoder, None, CPU)
+    weight = decoder.unet.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) is expected
+
+
+def test_nothing_is_compiled_on_a_cpu_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, compiled = tiny.make_decoder(), []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
+    monkeypatch.setattr(arithmetics, "_no_compiler", lambda _: "")
+    for setting in ("none", "auto"):
+        arrange(loop_config(compile=setting), decoder, None, CPU)
+    assert compiled == []
+    arrange(loop_config(compile=["unet", "text_encoder"]), decoder, None, CPU)
+    assert compiled == [decoder.unet, decoder.text_encoder.encoder]
+    arrange(loop_config(compile="auto"), decoder, None, torch.device("cuda"))
+    assert len(compiled) == 5
+
+
+def test_what_cannot_be_compiled_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = tiny.make_decoder()
+    with pytest.raises(ConfigError, match="names llm, which this run does not have"):
+        arrange(loop_config(compile=["llm"]), decoder, None, CPU)
+    monkeypatch.setattr(arithmetics, "_no_compiler", lambda _: "no C++ compiler was found")
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found; set it to none"):
+        arrange(loop_config(compile=["unet"]), decoder, None, CPU)
