@@ -1,0 +1,111 @@
+"""Contestants that do the same work, timed in turn: A B C, A B C, so that a busy minute hits all of them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vlv.training.journal import versions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contestant."""
+
+    name: str
+    seconds: list[float]
+    """Of each round, for the same amount of work."""
+    ratios: list[float]
+    """How much faster than the first contestant in the same round."""
+    notes: dict[str, float] = field(default_factory=dict)
+    """What else is known of it, such as its loss."""
+
+    @property
+    def ratio(self) -> float:
+        """Median."""
+        return statistics.median(self.ratios)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """All contestants of one kind of work."""
+
+    title: str
+    unit: str
+    """What one round does."""
+    rows: list[Row]
+
+    def __str__(self) -> str:
+        lines = [f"{self.title} ({self.unit})"]
+        for row in self.rows:
+            low, high = min(row.ratios), max(row.ratios)
+            notes = "  ".join(f"{name} {value:.6g}" for name, value in row.notes.items())
+            lines.append(
+                f"  {row.name:<44} {statistics.median(row.seconds):8.3f} s  "
+                f"{row.ratio:6.2f} x  ({low:.2f} to {high:.2f})  {notes}"
+            )
+        return "\n".join(lines)
+
+
+def compete(
+    title: str,
+    unit: str,
+    contestants: dict[str, Callable[[], Any]],
+    *,
+    repeats: int = 3,
+    clock: Callable[[], float] = time.perf_counter,
+    notes: dict[str, dict[str, float]] | None = None,
+) -> Contest:
+    """Time every contestant once per round, after a warm-up of all; the first one is the measure of the others.
+
+    Args:
+        title: Of the contest.
+        unit: What one call does.
+        contestants: Names, and what is called.
+        repeats: Rounds.
+        clock: `time.process_time` where others use the machine too.
+        notes: What else is known of some of them.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(repeats + 1):
+        for name, action in contestants.items():
+            print(f"{title}: {name}, round {number} of {repeats}", file=sys.stderr)
+            start = clock()
+            action()
+            if number:
+                seconds[name].append(clock() - start)
+    first = next(iter(seconds.values()))
+    rows = [
+        Row(
+            name,
+            mine,
+            [a / b for a, b in zip(first, mine, strict=True)],
+            (notes or {}).get(name, {}),
+        )
+        for name, mine in seconds.items()
+    ]
+    return Contest(title, unit, rows)
+
+
+def write(file: Path, models: str, contests: list[Contest]) -> None:
+    """The figures as JSON, with what they were made on."""
+    found = versions()
+    found = {name: value for name, value in found.items() if name not in {"command", "platform"}}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    value = {
+        "models": models,
+        "threads": torch.get_num_threads(),
+        "versions": found,
+        "contests": [asdict(contest) for contest in contests],
+    }
+    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

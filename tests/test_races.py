@@ -1,0 +1,114 @@
+"""The benchmarks against the straightforward way: same work, same loss, and a page that agrees with the files."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests import tiny
+from vlv.config import Stage1Config, Stage2Config
+from vlv.models.captioner import CaptionDecoder
+from vlv.training.stages import Stage1, Stage2
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Import one of the scripts."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def batch() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "ids": list("abc"),
+        "pixels": torch.randint(0, 256, (3, 3, 32, 32), generator=generator, dtype=torch.uint8),
+        "captions": list(tiny.CAPTIONS[:3]),
+        "step": 10,
+    }
+
+
+def make_writer() -> CaptionDecoder:
+    """With room for the 300 tokens of the baseline."""
+    writer = tiny.make_caption_decoder()
+    writer.llm.config.max_position_embeddings = 512
+    return writer
+
+
+@pytest.fixture
+def models(load: Any) -> Any:
+    encoder = tiny.make_encoder(image_size=64)
+    encoder.backbone.model.vision_tower.eval()
+    return load("models").Models(encoder, tiny.make_decoder(), make_writer())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_both_ways_give_one_loss_and_one_gradient(stage: int, models: Any, load: Any) -> None:
+    baseline = load("baseline")
+    contestant = (baseline.BaselineStage1 if stage == 1 else baseline.BaselineStage2)(models, lr=0)
+    contestant.encoder.backbone.model.vision_tower.eval()  # without drop path
+    own = (models.encoder, models.decoder)
+    ours: Any = (
+        Stage1(*own, Stage1Config())
+        if stage == 1
+        else Stage2(*own, models.caption_decoder, Stage2Config())
+    )
+    seed = load("training").seed
+    expected, found = contestant.loss(batch(), seed()), ours.loss(batch(), seed()).total
+    assert found.item() == pytest.approx(expected.item(), abs=1e-4)
+    expected.backward()
+    found.backward()
+    theirs = contestant.encoder.queries.grad
+    torch.testing.assert_close(models.encoder.queries.grad, theirs, rtol=1e-3, atol=1e-6)
+    assert contestant.step(batch(), seed()) == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_the_baseline_reads_what_the_encoder_reads(models: Any, load: Any) -> None:
+    pixels, encoder = batch()["pixels"], models.encoder
+    z = load("baseline").encode(encoder, pixels)
+    torch.testing.assert_close(z, encoder(pixels), rtol=0, atol=1e-5)
+
+
+def test_other_losses_stop_the_race(load: Any) -> None:
+    training = load("training")
+    training.agree("x", 1.00005, 1.0)
+    with pytest.raises(SystemExit, match="not the same work"):
+        training.agree("x", 1.001, 1.0)
+
+
+def test_contestants_take_turns(load: Any, tmp_path: Path) -> None:
+    contest, turns, now = load("contest"), [], [0.0]
+
+    def who(name: str, seconds: float) -> Any:
+        def act() -> None:
+            turns.append(name)
+            now[0] += seconds
+
+        return act
+
+    actions = {"a": who("a", 6.0), "b": who("b", 2.0)}
+    found = contest.compete("title", "unit", actions, repeats=2, clock=lambda: now[0])
+    assert turns == ["a", "b"] * 3
+    assert found.rows[1].ratios == [3.0, 3.0]
+    assert "3.00 x" in str(found)
+    contest.write(tmp_path / "results" / "x.json", "mid", [found])
+    assert (
+        json.loads((tmp_path / "results" / "x.json").read_text())["contests"][0]["title"] == "title"
+    )
+    report = load("report")
+    assert "| b | 2.000 | 3.00 | 3.00 | 3.00 |" in report.table(tmp_path / "results" / "x.json")
+    assert "Not measured yet" in report.table(tmp_path / "absent.json")
+
+
+def test_the_page_agrees_with_the_figures(load: Any) -> None:
+    report = load("report")
+    text = report.PAGE.read_text(encoding="utf-8")
+    assert report.page(text) == text, "run `python benchmarks/report.py`"
+    assert len(report.BLOCK.findall(text)) == 4
