@@ -3,8 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
+from vlv.models import resizing
 from vlv.models.resizing import Kernel, resize
 
 PIL_KERNELS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -43,6 +46,32 @@ def test_each_pass_equals_pillow_to_the_bit(kernel: Kernel) -> None:
         assert torch.equal(resize(as_batch(image), height, new, kernel), as_batch(wide))
         high = image.resize((old, new), PIL_KERNELS[kernel])
         assert torch.equal(resize(as_batch(image), new, old, kernel), as_batch(high))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    old=st.integers(1, 300),
+    new=st.integers(1, 300),
+    seed=st.integers(0, 2**32 - 1),
+    kind=st.sampled_from(["noise", "edges"]),
+    kernel=st.sampled_from(sorted(PIL_KERNELS)),
+    block=st.sampled_from([64, 512]),
+)
+def test_any_two_sizes_equal_pillow_to_the_bit(
+    old: int, new: int, seed: int, kind: str, kernel: Kernel, block: int
+) -> None:
+    image = picture(kind, old, old, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resizing, "_BLOCK", block)
+        ours = resize(as_batch(image), new, new, kernel)
+    assert torch.equal(ours, as_batch(image.resize((new, new), PIL_KERNELS[kernel])))
+
+
+@pytest.mark.parametrize(("old", "new"), [(384, 768), (512, 384), (512, 224), (224, 768)])
+def test_the_sizes_of_real_models(old: int, new: int) -> None:
+    images = [picture(kind, old, old, new) for kind in ("noise", "edges")]
+    expected = as_batch(*(image.resize((new, new), PIL_KERNELS["bicubic"]) for image in images))
+    assert torch.equal(resize(as_batch(*images), new, new), expected)
 
 
 def test_a_batch_equals_its_images_and_an_equal_size_is_left_alone() -> None:
