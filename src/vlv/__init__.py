@@ -10,17 +10,21 @@ if TYPE_CHECKING:
     from vlv.data.images import load_image
     from vlv.data.records import find_records
     from vlv.errors import (
+        BudgetError,
         CheckpointError,
         ConfigError,
         DataError,
+        EndpointError,
         ImageError,
         MissingPartError,
         ModelFolderError,
         OtherProcessError,
         OutputError,
+        RequestError,
         VLVError,
     )
     from vlv.models.captioner import Caption, CaptionDecoder
+    from vlv.models.captioning import CaptioningPipeline
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.encoder import VLVEncoder
     from vlv.models.mixing import mix_embeddings
@@ -30,17 +34,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetError",
     "Caption",
     "CaptionDecoder",
+    "CaptioningPipeline",
     "CheckpointError",
     "ConfigError",
     "DataError",
     "DiffusionDecoder",
+    "EndpointError",
     "ImageError",
     "MissingPartError",
     "ModelFolderError",
     "OtherProcessError",
     "OutputError",
+    "RequestError",
     "VLVEncoder",
     "VLVError",
     "VLVPipeline",
@@ -54,6 +62,7 @@ __all__ = [
 _HOMES = {
     "Caption": "vlv.models.captioner",
     "CaptionDecoder": "vlv.models.captioner",
+    "CaptioningPipeline": "vlv.models.captioning",
     "DiffusionDecoder": "vlv.models.diffusion",
     "VLVEncoder": "vlv.models.encoder",
     "VisionEncoder": "vlv.models.vision_encoder",

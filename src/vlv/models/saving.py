@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     import torch
 
+CAPTIONING_TYPE = "vlv"
+"""The model type by which transformers knows a model folder, see `vlv.models.captioning`."""
+
 
 def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> None:
     """Save one component, its floating-point tensors in another dtype where one is given.
@@ -116,7 +119,9 @@ def _replace(new: Path, folder: Path) -> None:
 def write_index(
     folder: Path, class_name: str, components: Mapping[str, Any], extra: Mapping[str, Any]
 ) -> None:
-    """Write ``model_index.json``: for each component its entry, or null."""
+    """Write ``model_index.json``, for each component its entry or null; and ``config.json``, by which transformers knows it."""
     index = {"_class_name": class_name, "_diffusers_version": diffusers.__version__}
     text = json.dumps({**index, **components, **extra}, indent=2) + "\n"
     (folder / INDEX_NAME).write_text(text, encoding="utf-8")
+    about = json.dumps({"model_type": CAPTIONING_TYPE}) + "\n"
+    (folder / "config.json").write_text(about, encoding="utf-8")
