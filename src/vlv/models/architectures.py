@@ -113,21 +113,21 @@ def _cached(source: PartSource, file: str) -> dict[str, Any]:
 # --- building -------------------------------------------------------------------------------------
 
 
-def outline(preset: ModelPreset) -> Outline:
-    """The parts of a preset on the meta device."""
+def outline(preset: ModelPreset, device: str = "meta") -> Outline:
+    """The parts of a preset without its weights: shapes alone on the meta device, random numbers on any other."""
     model = preset.model
     assert model.florence is not None, "checked by ModelPreset"
     assert model.llm is not None, "checked by ModelPreset"
     assert model.num_queries is not None, "checked by ModelPreset"
     assert model.input_size is not None, "checked by ModelPreset"
-    decoder = outline_decoder(model.decoder)
-    encoder = outline_encoder(model.florence, decoder, model.num_queries, model.input_size)
-    caption_decoder = outline_caption_decoder(model.llm, decoder)
+    decoder = outline_decoder(model.decoder, device)
+    encoder = outline_encoder(model.florence, decoder, model.num_queries, model.input_size, device)
+    caption_decoder = outline_caption_decoder(model.llm, decoder, device)
     return Outline(encoder, decoder, caption_decoder, preset.data.image_size)
 
 
-def outline_decoder(source: PartSource) -> DiffusionDecoder:
-    """A diffusion decoder of the family of Stable Diffusion 1 and 2 on the meta device.
+def outline_decoder(source: PartSource, device: str = "meta") -> DiffusionDecoder:
+    """A diffusion decoder of the family of Stable Diffusion 1 and 2 on a device.
 
     Raises:
         ModelFolderError: Nothing is known of it, or it is of another family.
@@ -139,7 +139,7 @@ def outline_decoder(source: PartSource) -> DiffusionDecoder:
             "Stable Diffusion 1 and 2"
         )
     configs = find_architecture(source, _FOLDERS).configs
-    with torch.device("meta"):
+    with torch.device(device):
         text_encoder = CLIPTextModel(CLIPTextConfig(**_without_class(configs["text_encoder"])))
         unet = diffusers.UNet2DConditionModel.from_config(configs["unet"])
         vae = diffusers.AutoencoderKL.from_config(configs["vae"])
@@ -150,18 +150,23 @@ def outline_decoder(source: PartSource) -> DiffusionDecoder:
 
 
 def outline_encoder(
-    source: PartSource, decoder: DiffusionDecoder, num_queries: int | None, side: int
+    source: PartSource,
+    decoder: DiffusionDecoder,
+    num_queries: int | None,
+    side: int,
+    device: str = "meta",
 ) -> VLVEncoder:
-    """A fresh encoder of Florence-2 on the meta device.
+    """A fresh encoder of Florence-2 on a device.
 
     Args:
         source: Florence-2.
         decoder: What z is for.
         num_queries: Q; None takes every position of the text tower.
         side: Of the image that Florence-2 sees, in pixels.
+        device: The meta device for shapes alone; on any other the numbers are random.
     """
     config = find_architecture(source, ["florence"]).configs["florence"]
-    with torch.device("meta"):
+    with torch.device(device):
         encoder = VLVEncoder(
             VLVEncoderConfig(
                 backbone_config=Florence2Config(**_without_class(config)),
@@ -174,10 +179,12 @@ def outline_encoder(
     return encoder.train(False)
 
 
-def outline_caption_decoder(source: PartSource, decoder: DiffusionDecoder) -> CaptionDecoder:
-    """A language model with a fresh projector on the meta device."""
+def outline_caption_decoder(
+    source: PartSource, decoder: DiffusionDecoder, device: str = "meta"
+) -> CaptionDecoder:
+    """A language model with a fresh projector on a device."""
     config = find_architecture(source, ["llm"]).configs["llm"]
-    with torch.device("meta"):
+    with torch.device(device):
         llm = AutoConfig.for_model(**_without_class(config))
         caption_decoder = CaptionDecoder(
             CaptionDecoderConfig(llm_config=llm, text_width=decoder.context_width)

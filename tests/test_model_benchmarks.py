@@ -1,0 +1,49 @@
+"""The benchmarks of resizing and of the full sizes run, on miniatures."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_resizing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "resizing.json"
+    settings = ["--batch-size", "2", "--repeats", "1", "--sizes", "24:48", "48:20"]
+    monkeypatch.setattr(
+        "sys.argv", ["resizing.py", *settings, "--threads", "1", "--json", str(file)]
+    )
+    runpy.run_path(str(BENCHMARKS / "resizing.py"), run_name="__main__")
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["from"], row["to"]) for row in rows] == [(24, 48), (48, 20)]
+    assert all(row["ratio"] == row["ours_ms"] / row["pillow_ms"] > 0 for row in rows)
+    assert "| 24 | 48 |" in capsys.readouterr().out
+
+
+def test_full_size_with_miniature_models(
+    tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, preset = tmp_path / "full_size.json", tmp_path / "models.yaml"
+    preset.write_text(yaml.safe_dump(tiny_models.model_dump(mode="json", exclude_defaults=True)))
+    settings = ["--batch-size", "2", "--repeats", "1", "--tokens", "9", "--sampler-steps", "2"]
+    settings += ["--device", "cpu", "--peak-tflops", "0.001", "--json", str(file)]
+    monkeypatch.setattr("sys.argv", ["full_size.py", "--preset", str(preset), *settings])
+    runpy.run_path(str(BENCHMARKS / "full_size.py"), run_name="__main__")
+    results = json.loads(file.read_text())["results"]
+    uses = ["stage1", "stage2", "captioning", "reconstruction"]
+    assert [result["use"] for result in results] == uses
+    for result in results:
+        assert result["images_per_second"] == pytest.approx(2 / result["seconds"])
+        used = result["images_per_second"] * result["flops_per_image"] / 1e9
+        assert result["mfu"] == pytest.approx(used)
+        assert result["flops_per_image"] > 1e5
+        assert result["predicted_bytes"] > 1e5
+        assert result["peak_bytes"] is None, "there is no GPU"
