@@ -158,6 +158,13 @@ def test_info_of_what_cannot_be(vlv: Vlv) -> None:
     result = vlv("info", "paper", "--set", "model.llm=some/model")
     assert result.code == 1
     assert "sizes of some/model are not known before it is downloaded" in result.err
+    result = vlv("info", "paper", "--set", "model.llm=/no/such/folder")
+    assert (result.code, result.out) == (1, "")
+    assert (
+        "there is no folder /no/such/folder, and a model on the hub is named owner/name"
+        in result.err
+    )
+    assert 'no model or preset "papper"; did you mean paper?' in vlv("info", "papper").err
     assert vlv("info", "vlv-tiny", "--batch-size", 2).code == 1
     result = vlv("caption", "x.png", "--model", "paper")
     assert result.code == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -34,6 +36,10 @@ def info(
 
     if model in model_preset_names() or model.endswith((".yaml", ".yml")):
         return _preset(model, overrides or [], batch_size)
+    near = difflib.get_close_matches(model, model_preset_names(), n=1)
+    if near and not Path(model).exists():
+        common.say(f'vlv: there is no model or preset "{model}"; did you mean {near[0]}?')
+        return 1
     if overrides or batch_size:
         common.say(
             f"vlv: --set and --batch-size are for presets, and {model} is none; leave them out"
@@ -47,15 +53,18 @@ def _preset(name: str, overrides: list[str], batch_size: int | None) -> int:
     from vlv.jobs.memory_plan import describe_parts, plan_uses
 
     preset = load_models(name, overrides)
-    typer.echo(f"{name}  (models to start from; nothing is downloaded to print this)")
     parts = describe_parts(preset)
+    typer.echo(f"{name}  (models to start from; nothing is downloaded to print this)")
+    typer.echo(f"  {'part':<20} {'parameters':>11} {'download':>9}  from, and licence")
     for part in parts:
         size = f"{part.download / 1e9:6.2f} GB" if part.download else f"{'-':>9}"
         row = f"  {part.name:<20} {part.num_parameters / 1e6:9.2f} M {size}  {part.source}"
         typer.echo(f"{row}  {part.licence}".rstrip())
     count, download = sum(p.num_parameters for p in parts), sum(p.download for p in parts)
     typer.echo(f"  {'in all':<20} {count / 1e6:9.2f} M {download / 1e9:6.2f} GB")
-    typer.echo(f"{'memory in GB':<16} {'batch':>6} {'':<5}" + "".join(f"{n:>12}" for n in _COLUMNS))
+    typer.echo(
+        f"{'memory in GB':<16} {'batch':>6} {'type':<5}" + "".join(f"{n:>12}" for n in _COLUMNS)
+    )
     for use in plan_uses(preset, batch_size=batch_size):
         values = (getattr(use.footprint, column) / 1e9 for column in _COLUMNS)
         numbers = "".join(f"{value:12.2f}" for value in values)

@@ -13,6 +13,7 @@ from torch import nn
 
 from vlv.config import load_config
 from vlv.models.architectures import architectures, num_parameters, outline
+from vlv.models.card import origin_of
 from vlv.models.folder import part_dtype
 from vlv.training.assemble import Parts, make_objective, set_precision
 from vlv.training.hollow import hollow, imagined
@@ -69,7 +70,8 @@ def describe_parts(preset: ModelPreset) -> list[PlannedPart]:
         count = num_parameters(module)
         download = count * known.stored.itemsize if known.stored is not None else 0
         where = f"{source.path}@{source.revision}" if source.revision else source.path
-        parts.append(PlannedPart(name, where, count, download, known.licence))
+        licence = known.licence or origin_of(source.path, name, revision=source.revision).licence
+        parts.append(PlannedPart(name, where, count, download, licence or "licence unknown"))
     trained = num_parameters(drawn.encoder) - num_parameters(drawn.encoder.backbone)
     trained += num_parameters(drawn.caption_decoder.mlp)
     return [*parts, PlannedPart("queries, projectors", "fresh", trained, 0, "")]

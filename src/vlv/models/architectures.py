@@ -13,6 +13,7 @@ import diffusers
 import torch
 import yaml
 from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel, Florence2Config
 
 from vlv.errors import ModelFolderError
@@ -101,7 +102,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _cached(source: PartSource, file: str) -> dict[str, Any]:
     name = f"{source.subfolder}/{file}" if source.subfolder else file
-    path = try_to_load_from_cache(source.path, name, revision=source.revision)
+    try:
+        path = try_to_load_from_cache(source.path, name, revision=source.revision)
+    except HFValidationError as error:
+        raise ModelFolderError(
+            f"there is no folder {source.path}, and a model on the hub is named owner/name; name one of both"
+        ) from error
     if not isinstance(path, str):
         raise ModelFolderError(
             f"the sizes of {source.path} are not known before it is downloaded; "
