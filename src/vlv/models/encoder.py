@@ -7,7 +7,7 @@ text width, H W pixels.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +16,14 @@ from transformers import (
     Florence2Config,
     Florence2ForConditionalGeneration,
     PreTrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError
+from vlv.models.image_encoder import ImageEncoder
 from vlv.models.pixels import as_float
 from vlv.models.resizing import resize
-
-EncoderParts = Literal["none", "language", "all"]
 
 # What `<MORE_DETAILED_CAPTION>` becomes in Florence-2's processor; the authors' prompt.
 DEFAULT_PROMPT = "Describe with a paragraph what is shown in the image."
@@ -58,20 +56,14 @@ class VLVEncoderConfig(PreTrainedConfig):
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-class VLVEncoder(PreTrainedModel):
+class VLVEncoder(ImageEncoder):
     """Image to caption embedding (paper, section 3.1).
 
-    ``forward`` is ``encode_features(image_features(pixels))``; the two halves are public so that
-    the features of a frozen vision tower can be cached. Dropout and drop path are those of the
-    Florence-2 configuration; a vision tower without trainable parameters stays in eval mode.
+    Dropout and drop path are those of the Florence-2 configuration.
     """
 
     config: VLVEncoderConfig
     config_class = VLVEncoderConfig
-    base_model_prefix = ""
-    main_input_name = "pixels"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     def __init__(self, config: VLVEncoderConfig) -> None:
         super().__init__(config)
@@ -142,22 +134,6 @@ class VLVEncoder(PreTrainedModel):
         if isinstance(module, VLVEncoder):
             nn.init.normal_(module.queries)
 
-    @property
-    def num_queries(self) -> int:
-        """Q, the length of the caption embedding."""
-        return self.config.num_queries
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            pixels: (B, 3, H, W), float in [0, 1] or uint8, any size.
-
-        Returns:
-            The caption embedding z, (B, Q, D).
-        """
-        return self.encode_features(self.image_features(pixels))
-
     def image_features(self, pixels: Tensor) -> Tensor:
         """The image tokens of Florence-2's vision tower, projected to the language width.
 
@@ -168,7 +144,7 @@ class VLVEncoder(PreTrainedModel):
             (B, N, d); token 0 is the spatial mean.
         """
         inputs = normalize(as_float(pixels), self.config)  # (B, 3, image_size, image_size)
-        inputs = inputs.to(next(self._vision()[0].parameters()).dtype)
+        inputs = inputs.to(next(self.vision()[0].parameters()).dtype)
         return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
 
     def encode_features(self, features: Tensor) -> Tensor:
@@ -200,33 +176,8 @@ class VLVEncoder(PreTrainedModel):
         ).last_hidden_state  # (B, Q, d)
         return cast("Tensor", self.projector(hidden))  # (B, Q, D)
 
-    def trainable(self, parts: EncoderParts) -> list[nn.Parameter]:
-        """Choose what trains, by setting ``requires_grad``.
-
-        Args:
-            parts: "language" is the paper's choice: Florence-2's language encoder and decoder, the
-                queries and the projector, while the vision tower and its projection are frozen.
-                "all" trains everything, "none" nothing.
-
-        Returns:
-            The trainable parameters.
-        """
-        self.requires_grad_(parts != "none")
-        if parts == "language":
-            for module in self._vision():
-                module.requires_grad_(False)
-        self.train(self.training)
-        return [p for p in self.parameters() if p.requires_grad]
-
-    def train(self, mode: bool = True) -> VLVEncoder:
-        """Switch modes; a frozen vision tower stays in eval mode, for drop path would blur it."""
-        super().train(mode)
-        for module in self._vision():
-            if not any(p.requires_grad for p in module.parameters()):
-                module.eval()
-        return self
-
-    def _vision(self) -> tuple[nn.Module, nn.Module]:
+    def vision(self) -> tuple[nn.Module, ...]:
+        """The vision tower and its projection."""
         return self.backbone.model.vision_tower, self.backbone.model.multi_modal_projector
 
 

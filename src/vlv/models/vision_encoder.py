@@ -18,7 +18,8 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.image_processing_base import ImageProcessingMixin
 
 from vlv.errors import ConfigError, ModelFolderError
-from vlv.models.encoder import EncoderParts, draw_linear, normalize
+from vlv.models.encoder import draw_linear, normalize
+from vlv.models.image_encoder import ImageEncoder
 from vlv.models.pixels import as_float
 
 _HEAD_WIDTH = 64
@@ -56,21 +57,16 @@ class VisionEncoderConfig(PreTrainedConfig):
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
 
 
-class VisionEncoder(PreTrainedModel):
-    """Image to caption embedding, with the interface of `VLVEncoder`.
+class VisionEncoder(ImageEncoder):
+    """Image to caption embedding by any vision backbone.
 
-    ``forward`` is ``encode_features(image_features(pixels))``. The patch tokens get learnt
-    positions: a backbone with rotary positions need not carry them in its tokens. The queries see
+    The patch tokens get learnt positions: a backbone with rotary positions need not carry them in its tokens. The queries see
     the queries before them only, as in Florence-2's decoder, so that the leading part of z means
     the same whatever follows it.
     """
 
     config: VisionEncoderConfig
     config_class = VisionEncoderConfig
-    base_model_prefix = ""
-    main_input_name = "pixels"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
 
     def __init__(self, config: VisionEncoderConfig) -> None:
         super().__init__(config)
@@ -166,22 +162,6 @@ class VisionEncoder(PreTrainedModel):
             _draw(module, generator)
             module.to(reference)
 
-    @property
-    def num_queries(self) -> int:
-        """Q, the length of the caption embedding."""
-        return self.config.num_queries
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Encode images.
-
-        Args:
-            pixels: (B, 3, H, W), float in [0, 1] or uint8, any size.
-
-        Returns:
-            The caption embedding z, (B, Q, D).
-        """
-        return self.encode_features(self.image_features(pixels))
-
     def image_features(self, pixels: Tensor) -> Tensor:
         """The backbone's tokens, (B, N, d), of pixels (B, 3, H, W) in [0, 1] or uint8."""
         inputs = normalize(as_float(pixels), self.config)
@@ -195,27 +175,9 @@ class VisionEncoder(PreTrainedModel):
         hidden = self.reader["layers"](queries, memory, tgt_mask=later)  # (B, Q, d)
         return cast("Tensor", self.projector(hidden))  # (B, Q, D)
 
-    def trainable(self, parts: EncoderParts) -> list[nn.Parameter]:
-        """Choose what trains, by setting ``requires_grad``.
-
-        Args:
-            parts: "language" trains all but the backbone, "all" everything, "none" nothing.
-
-        Returns:
-            The trainable parameters.
-        """
-        self.requires_grad_(parts != "none")
-        if parts == "language":
-            self.backbone.requires_grad_(False)
-        self.train(self.training)
-        return [p for p in self.parameters() if p.requires_grad]
-
-    def train(self, mode: bool = True) -> VisionEncoder:
-        """Switch modes; a frozen backbone stays in eval mode, for drop path would blur it."""
-        super().train(mode)
-        if not any(p.requires_grad for p in self.backbone.parameters()):
-            self.backbone.eval()
-        return self
+    def vision(self) -> tuple[nn.Module, ...]:
+        """The backbone."""
+        return (self.backbone,)
 
 
 def vision_tower(model: PreTrainedModel) -> Any:
