@@ -38,6 +38,7 @@ class CaptioningModel(PreTrainedModel):
     config: CaptioningConfig
     config_class = CaptioningConfig
     main_input_name = "pixels"
+    input_modalities = "image"
 
     def __init__(self, config: CaptioningConfig, pipe: VLVPipeline) -> None:
         super().__init__(config)

@@ -323,8 +323,8 @@ _FIGURES = {
 
 _ABOUT = """A Vision-Language-Vision auto-encoder ([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)): an
 image becomes a caption embedding, from which a frozen diffusion model rebuilds the image and a
-language model writes its caption. Made with `vlv`, an independent implementation of the paper;
-neither it nor this model is by the paper's authors.
+language model writes its caption. The folder was written by `vlv`, an independent implementation of
+the paper, which is not by its authors.
 """
 
 _LICENCES = (
