@@ -24,6 +24,7 @@ from tests.training.support import (
     train,
     weights,
 )
+from vlv.config import OptimConfig
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
 from vlv.training.journal import Journal, read_metrics
 from vlv.training.loop import FitResult, Interrupted, Losses, load_trained
@@ -388,6 +389,23 @@ def test_metrics_read_as_one_run(tmp_path: Path) -> None:
     }
     assert found[1]["loss"] == pytest.approx(found[1]["error"])
     assert found[2]["gap"] == 2.0
+
+
+def test_share_of_the_peak_in_the_log(tmp_path: Path) -> None:
+    class Linear:
+        """Squares of a linear layer: 2 x 6 x 3 FLOPs forwards, as many for the weights' gradient."""
+
+        def __init__(self) -> None:
+            self.module = torch.nn.Linear(6, 3, bias=False)
+
+        def loss(self, batch: dict[str, Any], generator: torch.Generator) -> Losses:
+            return Losses(self.module(batch["x"]).square().sum())
+
+    objective: Any = Linear()
+    train(tmp_path, objective, optim=OptimConfig(lr=0.01), peak_tflops=1e-6)
+    for line in read_metrics(tmp_path / "metrics.jsonl"):
+        expected = 72 * line["images_per_second"] / 1e6
+        assert line["mfu"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:

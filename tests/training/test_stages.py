@@ -224,7 +224,27 @@ def test_stage2_is_equation_2() -> None:
     c = objective.decoder.context(objective.encoder(batch["pixels"]))
     expected = objective.caption_decoder.loss(c, batch["captions"], max_tokens=6)
     torch.testing.assert_close(losses.total, expected)
-    assert set(losses.parts) == {"caption"}
+    assert set(losses.parts) == {"caption", "truncated_share", "padding_share"}
+
+
+def test_stage2_tells_what_it_cuts_and_pads() -> None:
+    batch = make_batch(captions=["a cube", "a cube " * 9])
+    lengths = stage2().caption_decoder.tokenize(batch["captions"]).lengths.tolist()
+    padded = stage2(max_caption_tokens=None, batching="padded").loss(batch, generator()).parts
+    positions = [tiny.NUM_QUERIES + length - 1 for length in lengths]
+    assert float(padded["padding_share"]) == pytest.approx(
+        1 - sum(positions) / (2 * max(positions))
+    )
+    assert float(padded["truncated_share"]) == 0
+    packed = stage2(max_caption_tokens=max(lengths) - 1).loss(batch, generator()).parts
+    assert float(packed["padding_share"]) == 0
+    assert float(packed["truncated_share"]) == 0.5
+
+
+def test_phases_of_stage2() -> None:
+    objective = stage2(frozen_llm_steps=1, frozen_encoder_steps=2)
+    phases = [objective.phase(step) for step in range(3)]
+    assert phases == ["frozen: language model, encoder", "frozen: encoder", "frozen: "]
 
 
 def test_stage2_keeps_the_denoising_loss() -> None:

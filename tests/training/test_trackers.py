@@ -35,8 +35,8 @@ class FakeService:
     def define_metric(self, name: str, step_metric: str) -> None:
         self.metrics.append((name, step_metric))
 
-    def log(self, values: dict[str, Any]) -> None:
-        self.logged.append(values)
+    def log(self, values: dict[str, Any], step: int | None = None) -> None:
+        self.logged.append(values if step is None else values | {"step": step})
 
     def finish(self) -> None:
         self.ended += 1

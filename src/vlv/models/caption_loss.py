@@ -61,12 +61,33 @@ def caption_loss(
     if batching == "packed" or (batching == "auto" and can_pack(llm)):
         total = _packed(llm, prefix, rows, head)
     else:
-        everything = [list(range(len(rows)))]
-        lengths = [prefix.shape[1] + len(row) - 1 for row in rows]
-        groups = everything if batching == "padded" else near_lengths(lengths)
+        groups = _groups([prefix.shape[1] + len(row) - 1 for row in rows], batching)
         losses = [_padded(llm, prefix[group], [rows[i] for i in group], head) for group in groups]
         total = torch.stack(losses).sum()
     return total / sum(map(len, rows))
+
+
+def padding_share(
+    llm: PreTrainedModel, num_prefix: int, rows: Sequence[Sequence[int]], batching: Batching
+) -> float:
+    """Share of the positions that `caption_loss` reads for nothing, behind the ends of captions.
+
+    Args:
+        llm: The language model.
+        num_prefix: Q.
+        rows: The tokens of each caption.
+        batching: As of `caption_loss`.
+    """
+    if batching == "packed" or (batching == "auto" and can_pack(llm)):
+        return 0.0
+    lengths = [num_prefix + len(row) - 1 for row in rows]
+    read = sum(len(group) * max(lengths[i] for i in group) for group in _groups(lengths, batching))
+    return 1 - sum(lengths) / read
+
+
+def _groups(lengths: Sequence[int], batching: Batching) -> list[list[int]]:
+    """Which captions share a pass, where they are not packed."""
+    return [list(range(len(lengths)))] if batching == "padded" else near_lengths(lengths)
 
 
 def _packed(

@@ -26,7 +26,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
-from vlv.models.caption_loss import Batching, caption_loss, has_numbers, plain_head
+from vlv.models.caption_loss import Batching, caption_loss, has_numbers, padding_share, plain_head
 from vlv.models.encoder import draw_linear
 from vlv.models.tidying import tidy_caption
 
@@ -260,6 +260,32 @@ class CaptionDecoder(PreTrainedModel):
         self._check_length(c.shape[1], max(map(len, rows)), "max_caption_tokens")
         head = self.find_head()
         return caption_loss(self.llm, self.prefix(c), rows, batching=batching, head=head)
+
+    def shares(
+        self,
+        num_prefix: int,
+        captions: Sequence[str],
+        *,
+        max_tokens: int | None = None,
+        with_end: bool = True,
+        batching: Batching = "auto",
+    ) -> dict[str, float]:
+        """For the log: `truncated_share` of the captions that `loss` cuts, `padding_share` of the positions it reads.
+
+        Args:
+            num_prefix: Q.
+            captions: B texts.
+            max_tokens: As of `loss`, and so are the rest.
+            with_end: See there.
+            batching: See there.
+        """
+        rows = self._token_rows(captions, with_end)
+        cut = [row[:max_tokens] for row in rows]
+        truncated = sum(len(row) > len(kept) for row, kept in zip(rows, cut, strict=True))
+        return {
+            "truncated_share": truncated / len(rows),
+            "padding_share": padding_share(self.llm, num_prefix, cut, batching),
+        }
 
     def find_head(self) -> nn.Linear | None:
         """The language model's head, if it is a plain linear layer; found out once, with real weights."""

@@ -173,7 +173,7 @@ class HeldOutLoss:
 
     @torch.no_grad()
     def __call__(self, step: int) -> dict[str, float]:
-        """The means, by name with the prefix `held_out_`."""
+        """The means of the losses, by name with the prefix `held_out_`."""
         generator = torch.Generator().manual_seed(self.seed)
         device = next(self.objective.module.parameters()).device
         losses = [
@@ -184,6 +184,7 @@ class HeldOutLoss:
         return {
             f"held_out_{name}": float(torch.stack([row[name].float() for row in rows]).mean())
             for name in rows[0]
+            if not name.endswith("_share")  # what was cut and padded says nothing of the model
         }
 
 

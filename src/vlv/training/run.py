@@ -23,6 +23,7 @@ from vlv.training.checkpoint import (
 )
 from vlv.training.clock import Clock
 from vlv.training.distributed import World, join_world
+from vlv.training.flops import FlopMeter, peak_flops
 from vlv.training.journal import Journal, Meter, SilentJournal
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample
 from vlv.training.optim import BadSteps, MovingAverage, Optimizer, trainable_parameters
@@ -67,6 +68,8 @@ class Run:
         self.step = self.failed_saves = 0
         self.num_passes = config.passes_per_step(self.world.num_ranks)
         self.clock = Clock(config.steps, self.world.num_ranks, config.usd_per_gpu_hour)
+        self.flops = FlopMeter(objective)
+        self.example: Batch = {}
         self.last_save = time.monotonic()
 
     # --- one step
@@ -95,6 +98,7 @@ class Run:
         if self.average is not None:
             self.average.update(self.step)  # once more with the same parameters if it was skipped
         self.meter.add(means | {"grad_norm": norm}, finite)
+        self.example = batches[0]
         self.meter.images += sum(map(num_rows, batches)) * self.world.num_ranks
         self.bad_steps.add(self.step, finite)
         self.step += 1
@@ -112,10 +116,21 @@ class Run:
         lr = self.optim.lr * self.optimizer.factor(self.step - 1)
         self.bad_steps.settle()
         values = {**self.meter.means(), "lr": lr, "skipped_steps": self.bad_steps.skipped}
+        values |= self._mfu(values["images_per_second"])
         if torch.cuda.is_available():
             values["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
         self.journal.write("train", self.step, values | self.clock.figures(self.step))
         self.meter.reset()
+
+    def _mfu(self, images_per_second: float) -> dict[str, float]:
+        """The share of the devices' peak that the images took; nothing where the peak or the FLOPs are not known."""
+        peak = peak_flops(self.world.device, self.config.peak_tflops)
+        if peak is None or not self.world.is_main:
+            return {}
+        flops = self.flops.per_image(self.example | {"step": self.step - 1})
+        if flops is None:
+            return {}
+        return {"mfu": round(flops * images_per_second / (peak * self.world.num_ranks), 4)}
 
     def evaluate(self, evaluate: Evaluate) -> None:
         """One line with the figures of the evaluation."""

@@ -6,7 +6,7 @@ Shapes: B batch, R draws per image, Q queries, D text width, h w latents, L toke
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,12 @@ class Stage2:
         )
 
     def phase(self, step: int) -> str:
-        """Whether the encoder is still frozen at a step."""
-        return "frozen encoder" if step < self.config.frozen_encoder_steps else "all"
+        """Which parts are still frozen at a step."""
+        until = {
+            "language model": self.config.frozen_llm_steps,
+            "encoder": self.config.frozen_encoder_steps,
+        }
+        return "frozen: " + ", ".join(name for name, steps in until.items() if step < steps)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Cross-entropy of `batch["captions"]` given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
@@ -108,15 +112,11 @@ class Stage2:
         with torch.no_grad() if frozen else nullcontext():
             z = self.encoder(batch["pixels"])  # (B, Q, D)
             c = self.decoder.context(z)  # (B, Q, D)
-        caption = self.caption_decoder.loss(
-            c,
-            captions_of(batch),
-            max_tokens=self.config.max_caption_tokens,
-            with_end=self.config.supervise_end,
-            batching=self.config.batching,
-        )
+        captions, how = captions_of(batch), self._reading()
+        caption = self.caption_decoder.loss(c, captions, **how)
         total = caption = caption * batch.get("target_weight", 1.0)
-        parts = {"caption": caption}
+        shares = self.caption_decoder.shares(c.shape[1], captions, **how)
+        parts = {"caption": caption} | {k: caption.new_full((), v) for k, v in shares.items()}
         if self.config.denoising_weight > 0 and not frozen:
             parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + self.config.denoising_weight * parts["denoising"]
@@ -128,6 +128,15 @@ class Stage2:
         return self.caption_decoder.count_tokens(
             captions_of(batch), config.max_caption_tokens, with_end=config.supervise_end
         )
+
+    def _reading(self) -> dict[str, Any]:
+        """How captions are read."""
+        config = self.config
+        return {
+            "max_tokens": config.max_caption_tokens,
+            "with_end": config.supervise_end,
+            "batching": config.batching,
+        }
 
     def _freeze_llm(self, frozen: bool) -> None:
         """Let the gradient pass through the language model to psi, and leave none in it."""

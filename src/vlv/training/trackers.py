@@ -104,7 +104,7 @@ class Service:
     """
 
     def __init__(self, package: Any, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:
-        self._package = package
+        self._package, self._takes_steps = package, name == "trackio"
         project = os.environ.get(f"{name.upper()}_PROJECT", "vlv")
         run_id = _run_id(run_dir, name)
         if name == "wandb":
@@ -125,8 +125,7 @@ class Service:
 
     def figures(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """All numbers of a line together."""
-        named = {f"{kind}/{name}": value for name, value in values.items()}
-        self._run.log({**named, "step": step})
+        self._log({f"{kind}/{name}": value for name, value in values.items()}, step)
 
     def samples(self, step: int, pictures: Sequence[Path], texts: Sequence[Path]) -> None:
         """Pictures, with the captions below them."""
@@ -138,7 +137,14 @@ class Service:
         if not shown and caption:
             shown = {"samples/captions": caption}
         if shown:
-            self._run.log({**shown, "step": step})
+            self._log(shown, step)
+
+    def _log(self, values: Mapping[str, Any], step: int) -> None:
+        """W&B would drop a step that it has seen, so there it is one figure more; to Trackio it is the step."""
+        if self._takes_steps:
+            self._run.log(dict(values), step=step)
+        else:
+            self._run.log({**values, "step": step})
 
     def close(self) -> None:
         """Say that this is all for now."""
