@@ -52,6 +52,7 @@ FAULTS = {
     "400": 0.001,
 }
 FAULT_TIMEOUT = 2.0  # seconds
+FAULT_RATE = 300.0  # requests a second that the server with faults allows
 
 
 @contextmanager
@@ -178,7 +179,7 @@ def through_faults(number: int, folder: Path) -> dict[str, Any]:
     runs = []
     for concurrency in (64, 24):
         output = folder / f"out{concurrency}"
-        with server(FAULTS, per_second=500) as (url, counts):
+        with server(FAULTS, per_second=FAULT_RATE) as (url, counts):
             result = caption(
                 records, url, output, concurrency, timeout=FAULT_TIMEOUT, retries=20, backoff=0.05
             )
@@ -187,7 +188,13 @@ def through_faults(number: int, folder: Path) -> dict[str, Any]:
         runs.append({**result, "server": counts})
     same = files_of(folder / "out64") == files_of(folder / "out24")
     assert same, "the files depend on the order of the answers"
-    return {"faults": FAULTS, "timeout_s": FAULT_TIMEOUT, "runs": runs, "same_files": same}
+    return {
+        "faults": FAULTS,
+        "timeout_s": FAULT_TIMEOUT,
+        "requests_per_second": FAULT_RATE,
+        "runs": runs,
+        "same_files": same,
+    }
 
 
 def through_kills(number: int, kills: int, folder: Path, seed: int = 0) -> dict[str, Any]:

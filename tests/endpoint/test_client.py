@@ -333,6 +333,29 @@ def test_settings_that_make_no_sense(change: dict[str, Any], words: str) -> None
         Endpoint(**{"base_url": "http://127.0.0.1/v1", "model": "m"} | change)
 
 
+def test_a_client_may_be_used_again() -> None:
+    with ScriptedServer(always("slow"), slow=0.01) as server:
+        client = Client(endpoint(server, concurrency=2), budget=Budget(requests=30))
+        for _ in range(3):
+            assert len(ask_all(client, 9)) == 9
+        assert client.ledger.spent.requests == server.requests == 27
+
+
+def test_waits_grow_while_the_server_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    import vlv.endpoint.client as module
+
+    longest: list[float] = []
+
+    def backoff(attempt: int, base: float, most: float, random: object) -> float:
+        longest.append(min(most, base * 2**attempt))
+        return 0.0
+
+    monkeypatch.setattr(module, "backoff", backoff)
+    with ScriptedServer(first_then(*["429"] * 4, "500", "ok")) as server:
+        ask_all(Client(endpoint(server, backoff=1, max_backoff=6)), 1)
+    assert longest == [1, 2, 4, 6, 6]
+
+
 def test_the_request_rate_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     import vlv.endpoint.pace as module
 

@@ -73,6 +73,15 @@ def test_an_answer_survives_the_store() -> None:
     assert not answer.cached
 
 
+def test_half_a_character_does_no_harm(tmp_path: Path) -> None:
+    raw = b'{"choices": [{"message": {"content": "A \\ud83d cat"}, "finish_reason": "\\ud83d"}]}'
+    answer = parse_answer(raw, 1)
+    assert (answer.text, answer.finish_reason) == ("A ? cat", "?")
+    with KeyedStore(tmp_path / "s.sqlite") as store:
+        store.put(b"a", answer.to_json())
+        assert Answer.from_json(store.get(b"a") or "") == answer
+
+
 def test_answers_in_parts_and_refusals() -> None:
     parts = [{"type": "text", "text": "One "}, {"type": "text", "text": "two."}]
     assert parse_answer(reply(content=parts), 1).text == "One two."

@@ -2,7 +2,7 @@
 
 from vlv.endpoint.budget import Budget, Ledger, Prices
 from vlv.endpoint.client import Client
-from vlv.endpoint.messages import Answer, ChatRequest, image_part, system, user
+from vlv.endpoint.messages import Answer, ChatRequest, image_part, system, user, utf8
 from vlv.endpoint.run import run, stream
 from vlv.endpoint.settings import Endpoint
 from vlv.endpoint.store import KeyedStore
@@ -21,4 +21,5 @@ __all__ = [
     "stream",
     "system",
     "user",
+    "utf8",
 ]

@@ -108,6 +108,11 @@ class Ledger:
         self._open: set[Ticket] = set()
         self._changed = asyncio.Event()
 
+    def reopen(self) -> None:
+        """Begin anew in another event loop; what was spent stays."""
+        self._open.clear()
+        self._changed = asyncio.Event()
+
     def expected_prompt_tokens(self, guess: int) -> int:
         """Size of the next prompt: the mean of those so far, or else the guess."""
         answers = self.before.answers + self.spent.answers

@@ -24,7 +24,7 @@ UNKNOWN_LENGTH = 1000
 
 
 class Client:
-    """Asks an endpoint; an asynchronous context manager.
+    """Asks an endpoint; an asynchronous context manager that may be entered again after it was left.
 
     Args:
         endpoint: Where, and how hard.
@@ -63,6 +63,8 @@ class Client:
         self._failures_in_a_row = 0
 
     async def __aenter__(self) -> Self:
+        self._slots = asyncio.Semaphore(self.endpoint.concurrency)  # belongs to this event loop
+        self.ledger.reopen()
         await self._transport.open()
         return self
 
@@ -101,7 +103,7 @@ class Client:
     async def _paid_for(self, request: ChatRequest, payload: bytes) -> Answer:
         """Try until there is an answer, or no hope for one."""
         began = time.monotonic()
-        attempt = 0
+        attempt = waits = 0
         while True:
             try:
                 answer = await self._once(request, payload)
@@ -111,7 +113,8 @@ class Client:
                     raise self._failure(trouble, attempt) from trouble
                 if trouble.rate_limited and time.monotonic() - began > self.endpoint.patience:
                     raise self._failure(trouble, attempt) from trouble
-                await self._wait(trouble, attempt)
+                await self._wait(trouble, waits)
+                waits += 1
             except RequestError as error:
                 raise self._failed(str(error)) from error
             else:
@@ -140,10 +143,10 @@ class Client:
         usd = self.ledger.prices.cost(answer.prompt_tokens, answer.completion_tokens)
         return replace(answer, usd=usd)
 
-    async def _wait(self, trouble: PassingError, attempt: int) -> None:
+    async def _wait(self, trouble: PassingError, waits: int) -> None:
         """Wait as the server asks, or longer each time; a rate-limiting server gets a pause from all."""
         given = self.endpoint
-        jitter = backoff(max(attempt - 1, 0), given.backoff, given.max_backoff, self._random)
+        jitter = backoff(waits, given.backoff, given.max_backoff, self._random)
         if trouble.wait is not None:
             self._pause.extend(trouble.wait)
             await asyncio.sleep(trouble.wait)

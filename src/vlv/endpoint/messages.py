@@ -119,7 +119,7 @@ class Answer:
         """As text, for the store."""
         values = asdict(self)
         del values["cached"]
-        return json.dumps(values, ensure_ascii=False)
+        return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str) -> Answer:
@@ -150,18 +150,18 @@ def parse_answer(raw: bytes, guessed_prompt_tokens: int) -> Answer:
     prompt, completion = counts if counted else (guessed_prompt_tokens, len(text) // 4)
     return Answer(
         text,
-        str(choice.get("finish_reason") or "stop"),
-        str(body.get("model") or ""),
+        utf8(str(choice.get("finish_reason") or "stop")),
+        utf8(str(body.get("model") or "")),
         int(prompt or 0),
         int(completion or 0),
-        str(refusal) if refusal else None,
+        utf8(str(refusal)) if refusal else None,
         counted,
     )
 
 
 def _filtered(choice: Mapping[str, Any]) -> bool:
     """Whether a missing text is the server's doing: withheld, or used up by hidden reasoning."""
-    return choice.get("finish_reason") in {"content_filter", "length"}
+    return str(choice.get("finish_reason")).startswith(("content_filter", "length"))
 
 
 def _field(body: Any, name: str, kind: type, *, within: bool = False) -> Any:
@@ -182,10 +182,19 @@ def _text(content: Any, *, optional: bool) -> str:
         texts = [part.get("text") for part in content if isinstance(part, dict)]
         content = "".join(text for text in texts if isinstance(text, str))
     if isinstance(content, str):
-        return content
+        return utf8(content)
     if content is None and optional:
         return ""
     raise ValueError("the answer has no message.content")
+
+
+def utf8(text: str) -> str:
+    r"""Text that can be written: half a character of UTF-16, which JSON may hold, becomes a question mark.
+
+    >>> utf8("a \ud83d b")
+    'a ? b'
+    """
+    return text.encode("utf-8", errors="replace").decode("utf-8")
 
 
 def _shown(raw: bytes) -> str:

@@ -69,7 +69,7 @@ def backoff(attempt: int, base: float, longest: float, random: Random) -> float:
     >>> all(0 <= backoff(3, 0.5, 60, Random(seed)) <= 4 for seed in range(100))
     True
     """
-    return random.uniform(0, min(longest, base * 2**attempt))
+    return random.uniform(0, min(longest, base * 2 ** min(attempt, 60)))
 
 
 def retry_after(header: str | None) -> float | None:

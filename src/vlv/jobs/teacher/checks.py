@@ -64,7 +64,11 @@ class Wanted:
         text = answer.text.strip()
         straight = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
         words = len(text.split())
-        if answer.refusal or answer.finish_reason == "content_filter" or _REFUSALS.match(straight):
+        if (
+            answer.refusal
+            or answer.finish_reason.startswith("content_filter")
+            or _REFUSALS.match(straight)
+        ):
             return "refusal"
         if not any(character.isalnum() for character in text):
             return "cut" if answer.finish_reason == "length" else "empty"

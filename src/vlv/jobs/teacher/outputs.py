@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlv.data.records import Span
+from vlv.endpoint import utf8
 from vlv.errors import DataError, OutputError
 from vlv.jobs.files import write_text, writing
 from vlv.jobs.inputs import file_name
@@ -57,7 +58,10 @@ def wide_row(record: Record, prompts: Sequence[Prompt], rows: Sequence[Row], see
             wide[name if index == 0 else f"{name}_{prompt.name}"] = row[name]
     wide |= {name: rows[0][name] for name in ("model", "width", "height", "sha256")}
     wide |= {"prompt_style": prompts[0].name, "seed": seed}
-    return {name: wide[name] for name in columns(prompts)}
+    return {
+        name: utf8(wide[name]) if isinstance(wide[name], str) else wide[name]
+        for name in columns(prompts)
+    }
 
 
 def digest(rows: Iterable[Row]) -> str:

@@ -130,7 +130,7 @@ class State:
             OutputError: The disk is full, or the file cannot be written.
         """
         assert self._rows is not None, "open() comes first"
-        self._rows.put(_key(record, prompt), json.dumps(row, ensure_ascii=False))
+        self._rows.put(_key(record, prompt), json.dumps(row))
 
 
 def _key(record: Record, prompt: Prompt) -> bytes:
