@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vlv.cli import data_caption, data_shards
+from vlv.cli import data_caption, data_look, data_shards
 
 app = typer.Typer(
     name="data",
@@ -15,3 +15,5 @@ app.command("filter")(data_shards.filter_images)
 app.command("caption")(data_caption.caption)
 app.command("pack")(data_shards.pack)
 app.command("split")(data_shards.split)
+app.command()(data_look.check)
+app.command()(data_look.stats)

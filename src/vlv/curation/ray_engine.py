@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from vlv.curation.engine import Result, Task
 
-_TRIES = 3  # of a task whose worker or machine is lost, or that fails at input or output
+_RETRIES = 3  # of a task whose worker or machine is lost
 _STORE_BYTES = 100_000_000  # images go from file to file, never through the object store
 
 
@@ -45,16 +46,14 @@ class RayEngine:
         """See `vlv.curation.engine.Engine`.
 
         Raises:
-            DataError: A task failed on every try.
+            DataError: The worker of a task died again and again.
         """
         self._start()
         rows = [{"task": _Box(task)} for task in tasks]
         if not rows:
             return
         data = self._ray.data.from_items(rows, override_num_blocks=len(rows))
-        results = data.map(
-            _Runner(function), num_cpus=1, max_retries=_TRIES, retry_exceptions=[OSError]
-        )
+        results = data.map(_Runner(function), num_cpus=1, ray_remote_args_fn=_retries)
         try:
             for row in results.iter_rows():
                 yield _opened(row["result"])
@@ -86,6 +85,8 @@ class RayEngine:
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
         context.print_on_execution_start = False
+        for name in ("ray.data", "ray._private", "ray.data._internal"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
     def __enter__(self) -> Self:
         return self
@@ -117,6 +118,11 @@ class _Runner:
             return {"result": _Box(self.function(row["task"].content))}
         except VLVError as error:
             return {"result": _Box(error)}
+
+
+def _retries() -> dict[str, int]:
+    """Ray Data would try a task without end, even one that kills its worker each time."""
+    return {"max_retries": _RETRIES}
 
 
 def _opened(box: _Box) -> Any:

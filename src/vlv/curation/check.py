@@ -1,0 +1,281 @@
+"""Is every record whole? Decode it, compare it with the index, and name everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vlv.curation.chunks import find_chunks
+from vlv.curation.items import DUPLICATE_KEY, NOT_DOWNLOADED, read_items
+from vlv.curation.measure import measure_chunk
+from vlv.curation.settings import FilterConfig
+from vlv.curation.shards import INDEX_NAME
+from vlv.curation.tables import INDEX, arrow, read_groups
+from vlv.errors import DataError, OutputError, VLVError
+from vlv.jobs.files import write_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from vlv.curation.chunks import Chunk
+    from vlv.curation.engine import Engine
+    from vlv.curation.tables import Row
+
+WRONG_HASH = "wrong_hash"
+NOT_IN_INDEX = "not_in_index"
+MISSING_RECORD = "missing_record"
+MISSING_SHARD = "missing_shard"
+DAMAGED_INDEX = "damaged_index"
+
+_DECODE = FilterConfig(decode=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that is wrong with the data.
+
+    Attributes:
+        kind: Such as wrong_hash or unreadable.
+        id: Of the record, or the path of the file.
+        source: Where it lies.
+        detail: In words.
+    """
+
+    kind: str
+    id: str
+    source: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckTask:
+    """One chunk to check.
+
+    Attributes:
+        chunk: What to read.
+        index: The index of its folder, if there is one.
+    """
+
+    chunk: Chunk
+    index: Path | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a chunk gave.
+
+    Attributes:
+        images: Records with an image.
+        problems: What is wrong.
+        keys: 64-bit hashes of the keys of a tar, to find those of several shards (images).
+    """
+
+    images: int
+    problems: list[Problem]
+    keys: NDArray[np.uint64]
+
+
+@dataclass
+class Report:
+    """What a check found.
+
+    Attributes:
+        images: Records with an image.
+        indexed: How many of them an index vouches for.
+        problems: What is wrong.
+    """
+
+    images: int = 0
+    indexed: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when all is well, 2 otherwise."""
+        return 2 if self.problems else 0
+
+    def table(self, most: int = 20) -> str:
+        """How many of each kind, and the first of them in words."""
+        counts = Counter(problem.kind for problem in self.problems)
+        lines = [f"{self.images} images, {self.indexed} of them in an index"]
+        lines += [
+            f"{kind.replace('_', ' '):<24}{count:>8}" for kind, count in sorted(counts.items())
+        ]
+        lines += [f"{problem.kind}: {problem.detail}" for problem in self.problems[:most]]
+        if len(self.problems) > most:
+            lines.append(f"... and {len(self.problems) - most} more")
+        return "\n".join(lines if self.problems else [*lines, "all are whole"])
+
+    def write(self, path: Path) -> None:
+        """Write every problem as a line of JSON.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in self.problems]
+        try:
+            write_text(path, "".join(lines))
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def check(
+    inputs: Sequence[str],
+    engine: Engine,
+    report: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> Report:
+    """Check that every record decodes, and matches the index where a shard has one beside it.
+
+    Raises:
+        DataError: The inputs are missing or empty.
+    """
+    arrow()
+    chunks = find_chunks(inputs)
+    tasks = [CheckTask(chunk, _index_of(chunk)) for chunk in chunks]
+    found = Report()
+    keys = []
+    report("checked", 0, len(tasks))
+    for number, checked in enumerate(engine.run(check_chunk, tasks), 1):
+        found.images += checked.images
+        found.indexed += checked.images if tasks[number - 1].index else 0
+        found.problems += checked.problems
+        keys.append(checked.keys)
+        report("checked", number, len(tasks))
+    found.problems += _repeated_keys(chunks, keys)
+    indexes = {task.index.parent: task for task in tasks if task.index is not None}
+    for folder in sorted(indexes):
+        found.problems += _missing_shards(folder)
+    return found
+
+
+def _index_of(chunk: Chunk) -> Path | None:
+    index = Path(chunk.path).parent / INDEX_NAME
+    return index if chunk.kind == "tar" and index.is_file() else None
+
+
+def check_chunk(task: CheckTask) -> Checked:
+    """Read and decode every record of a chunk."""
+    known: dict[str, Row] = {}
+    problems: list[Problem] = []
+    images, keys = 0, []
+    if task.index is not None:
+        try:
+            known = _index_rows(task.index, Path(task.chunk.path).name)
+        except VLVError as error:
+            path = str(task.index)
+            problems.append(Problem(DAMAGED_INDEX, path, path, str(error)))
+            task = CheckTask(task.chunk, None)
+    for row in measure_chunk(task.chunk, _DECODE):
+        images += row["kind"] == "span" or not row["reason"]
+        if row["kind"] == "span":
+            keys.append(_hash(row["id"]))
+        if row["reason"] and row["reason"] != NOT_DOWNLOADED:
+            problems.append(_problem(row["reason"], row, row["detail"]))
+        if task.index is not None and row["kind"] == "span":
+            problems += _against_index(row, known.pop(row["id"], None))
+    for key, entry in known.items():
+        detail = f"{task.chunk.path}: {key} is in the index and not in the shard"
+        problems.append(Problem(MISSING_RECORD, key, entry["shard"], detail))
+    return Checked(images, problems, np.array(keys, np.uint64))
+
+
+def _problem(kind: str, row: Row, detail: str) -> Problem:
+    return Problem(
+        kind,
+        row["id"],
+        f"{row['path']} at byte {row['first']}" if row["kind"] == "span" else row["path"],
+        detail,
+    )
+
+
+def _against_index(row: Row, entry: Row | None) -> list[Problem]:
+    name = f"{row['path']}: {row['id']}"
+    if entry is None:
+        return [_problem(NOT_IN_INDEX, row, f"{name} is in the shard and not in the index")]
+    if (entry["offset"], entry["size"]) != (row["first"], row["second"]):
+        detail = f"{name} lies at byte {row['first']}, the index says {entry['offset']}"
+        return [_problem(WRONG_HASH, row, detail)]
+    if row.get("sha256") and row["sha256"] != entry["sha256"]:
+        detail = f"{name} has other bytes than the index says (sha256 {row['sha256'][:12]}...)"
+        return [_problem(WRONG_HASH, row, detail)]
+    return []
+
+
+def _index_rows(index: Path, shard: str) -> dict[str, Row]:
+    """The rows of one shard by key; the index has one row group for each shard."""
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(index)
+        if not set(INDEX) <= set(file.schema_arrow.names):
+            raise DataError(f"{index}: this is no index of vlv; move it away from the shards")
+        place = file.schema_arrow.names.index("shard")
+        rows: dict[str, Row] = {}
+        for group in range(file.num_row_groups):
+            statistics = file.metadata.row_group(group).column(place).statistics
+            if statistics is not None and not statistics.min <= shard <= statistics.max:
+                continue
+            table = file.read_row_group(group, ["key", "shard", "offset", "size", "sha256"])
+            rows |= {row["key"]: row for row in table.to_pylist() if row["shard"] == shard}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{index}: cannot be read ({error})") from error
+    return rows
+
+
+def _missing_shards(folder: Path) -> list[Problem]:
+    """Shards that an index names and that are not there."""
+    names: set[str] = set()
+    try:
+        for rows in read_groups(folder / INDEX_NAME, ["shard"]):
+            names |= {row["shard"] for row in rows}
+    except VLVError:
+        return []  # named with each of its shards
+    return [
+        Problem(
+            MISSING_SHARD,
+            name,
+            str(folder / name),
+            f"{folder / name} is in the index and not there",
+        )
+        for name in sorted(names)
+        if not (folder / name).exists()
+    ]
+
+
+def _hash(key: str) -> int:
+    from hashlib import blake2b
+
+    return int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def _repeated_keys(chunks: Sequence[Chunk], keys: Sequence[NDArray[np.uint64]]) -> list[Problem]:
+    """Keys that occur in several shards of one folder, where a reader could not tell them apart."""
+    folders: dict[Path, list[int]] = {}
+    for number, chunk in enumerate(chunks):
+        if chunk.kind == "tar":
+            folders.setdefault(Path(chunk.path).parent, []).append(number)
+    problems = []
+    for numbers in folders.values():
+        values, counts = np.unique(np.concatenate([keys[n] for n in numbers]), return_counts=True)
+        repeated = values[counts > 1]
+        first: dict[str, str] = {}
+        for number in numbers:
+            if not np.isin(keys[number], repeated).any():
+                continue
+            for item in read_items(chunks[number]):
+                if item.fault or _hash(item.id) not in repeated:
+                    continue
+                if item.id in first:
+                    detail = (
+                        f"the key {item.id} is in {first[item.id]} and in {chunks[number].path}"
+                    )
+                    problems.append(Problem(DUPLICATE_KEY, item.id, str(item.place), detail))
+                first.setdefault(item.id, chunks[number].path)
+    return problems
