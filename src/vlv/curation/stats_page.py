@@ -112,6 +112,7 @@ def _lengths(stats: Stats) -> str:
     )
     axes.set_xlabel("tokens of a caption")
     axes.set_ylabel("captions")
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False)
     return _png(figure)
 
@@ -140,6 +141,7 @@ def _sizes(stats: Stats) -> str:
     left.legend(frameon=False, loc="upper left")
     steps = [*stats.ratios]
     right.bar(steps, [stats.ratios[step] for step in steps], color=_COLOURS[0])
+    right.yaxis.get_major_locator().set_params(integer=True)
     ticks = [RATIO_STEPS * power for power in range(-3, 4)]
     right.set_xticks(ticks, ["1:8", "1:4", "1:2", "1:1", "2:1", "4:1", "8:1"])
     right.set(xlabel="width : height", ylabel="images", xlim=(ticks[0], ticks[-1]))
