@@ -90,6 +90,7 @@ def _percent(share: float) -> str:
 def _lengths(stats: Stats) -> str:
     """Histogram of the lengths in every tokenizer, with the paper's mean and range."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     lengths = stats.captions.lengths
     figure = Figure(figsize=(10, 3.2), layout="constrained")
@@ -112,7 +113,7 @@ def _lengths(stats: Stats) -> str:
     )
     axes.set_xlabel("tokens of a caption")
     axes.set_ylabel("captions")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return _png(figure)
 
@@ -120,6 +121,7 @@ def _lengths(stats: Stats) -> str:
 def _sizes(stats: Stats) -> str:
     """Width against height, and the aspect ratios."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(10, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -141,7 +143,7 @@ def _sizes(stats: Stats) -> str:
     left.legend(frameon=False, loc="upper left")
     steps = [*stats.ratios]
     right.bar(steps, [stats.ratios[step] for step in steps], color=_COLOURS[0])
-    right.yaxis.get_major_locator().set_params(integer=True)
+    right.yaxis.set_major_locator(MaxNLocator(integer=True))
     ticks = [RATIO_STEPS * power for power in range(-3, 4)]
     right.set_xticks(ticks, ["1:8", "1:4", "1:2", "1:1", "2:1", "4:1", "8:1"])
     right.set(xlabel="width : height", ylabel="images", xlim=(ticks[0], ticks[-1]))
