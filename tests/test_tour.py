@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel
 
 from vlv.config import RunConfig
+from vlv.curation.settings import EmbeddingRule, FilterConfig, ScoreRule
 from vlv.errors import OutputError
 from vlv.models.folder import find_folder, shipped_models
 from vlv.models.pipeline import VLVPipeline
@@ -215,6 +216,9 @@ def test_every_setting_is_in_the_table() -> None:
         choices = [annotation, *getattr(annotation, "__args__", ())]
         settings = next(c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
         assert all(f"| `{key}` |" in page for key in keys(settings, f"{section}."))
+    for kind in (FilterConfig, ScoreRule, EmbeddingRule):
+        assert all(f"| `{key}` |" in page for key in keys(kind))
+    assert "| `watermark` | settings, see below or null | null |" in page
     assert "| `optim.betas` | list of number | `[0.9, 0.99]` |" in page
     assert "| `loop.seed` | integer | `0` |" in page
     assert (

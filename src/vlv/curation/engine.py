@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 from vlv.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     Task = TypeVar("Task")
     Result = TypeVar("Result")
@@ -29,7 +29,7 @@ _MAX_DEATHS = 3  # of worker processes in a row, before a task counts as deadly
 class Engine(Protocol):
     """Runs tasks; used as a context, at whose end nothing is left running."""
 
-    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """Results in the order of the tasks; an error of a task is raised here."""
         ...
 
@@ -42,7 +42,7 @@ class LocalEngine:
     """Worker processes on this machine, each with one thread.
 
     Args:
-        workers: Processes; 1 works in this process, None takes one for each processor.
+        workers: Processes; None takes one for each processor. One alone, or a single task, needs no other process.
     """
 
     def __init__(self, workers: int | None = None) -> None:
@@ -51,13 +51,13 @@ class LocalEngine:
         self.workers = workers or os.cpu_count() or 1
         self._pool: ProcessPoolExecutor | None = None
 
-    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """See `Engine`; a task whose worker dies is tried again.
 
         Raises:
             DataError: Worker processes die again and again.
         """
-        if self.workers == 1:
+        if self.workers == 1 or len(tasks) == 1:
             yield from map(function, tasks)
             return
         waiting: deque[tuple[Task, Future[Result]]] = deque()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from vlv.errors import ConfigError, DataError, VLVError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from vlv.curation.engine import Result, Task
 
@@ -42,7 +42,7 @@ class RayEngine:
         self._ray = ray
         self._ours = False
 
-    def run(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def run(self, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
         """See `vlv.curation.engine.Engine`.
 
         Raises:

@@ -87,7 +87,7 @@ class OutputFolder:
         """Make the folders and keep other processes out.
 
         Raises:
-            OutputError: Another process works here, or the folder cannot be made.
+            OutputError: Another process works here, or something cannot be written.
         """
         try:
             self.work.mkdir(parents=True, exist_ok=True)
@@ -102,15 +102,19 @@ class OutputFolder:
                     f"another process works in {self.folder}; wait for it, or name another folder"
                 ) from error
             note = {"settings": self.settings, "inputs": self.inputs}
-            if not (self.work / _NOTE).exists():
-                write_text(self.work / _NOTE, json.dumps(note, indent=1) + "\n")
             try:
+                if not (self.work / _NOTE).exists():
+                    write_text(self.work / _NOTE, json.dumps(note, indent=1) + "\n")
                 yield
+            except OSError as error:
+                self._leave_empty()
+                where = error.filename or self.folder
+                raise OutputError(f"{where}: cannot be written ({error.strerror})") from error
             except BaseException:
-                self._forget_nothing()
+                self._leave_empty()
                 raise
 
-    def _forget_nothing(self) -> None:
+    def _leave_empty(self) -> None:
         """After a failure before anything was done, other settings may be tried at once."""
         if not any(path.name not in ("lock", _NOTE) for path in self.work.iterdir()):
             self.clean()

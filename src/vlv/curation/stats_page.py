@@ -96,7 +96,7 @@ def _lengths(stats: Stats) -> str:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     axes = figure.add_subplot()
     longest = max((max(counts, default=0) for counts in lengths.values()), default=0)
-    edges = np.linspace(0, max(longest, PAPER_RANGE[1]) + 1, _BINS)
+    edges = np.linspace(0, max(longest, PAPER_RANGE[1]) + 1, _BINS).tolist()
     for (name, counts), colour in zip(lengths.items(), _COLOURS * len(lengths), strict=False):
         axes.hist(
             list(counts),

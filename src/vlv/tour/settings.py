@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from vlv.config import RunConfig, preset_names
+from vlv.curation import settings as filters
 from vlv.tour.page import save
 
 if TYPE_CHECKING:
@@ -32,6 +33,22 @@ wrong type and settings that would have no effect are refused. The resolved sett
 """
 
 
+_FILTER_HEAD = """\
+# Settings of `vlv data filter`
+
+A YAML file, or a preset of the package: {presets}; changed with `--set short_side_above=255`. What they do is told in
+[datasets](datasets.md).
+
+"""
+
+_FILTER_SECTIONS: dict[str, type[BaseModel]] = {
+    "watermark, nsfw, aesthetic": filters.ScoreRule,
+    "embedding_duplicates": filters.EmbeddingRule,
+}
+
+_TABLE_HEAD = "| setting | type | default | meaning |\n|---|---|---|---|\n"
+
+
 def write_settings(folder: Path) -> Path:
     """Write ``settings.md``.
 
@@ -50,15 +67,27 @@ def settings_page() -> str:
         if section is None:
             parts.append(f"`{name}` ({_name(field.annotation)}): {field.description}\n")
             continue
-        head = f"## {name}\n\n{field.description}\n\n| setting | type | default | meaning |\n|---|---|---|---|\n"
-        parts.append(head + "".join(_rows(name, section)))
-    return "\n".join(parts)
+        head = f"## {name}\n\n{field.description}\n\n{_TABLE_HEAD}"
+        parts.append(head + "".join(_rows(f"{name}.", section)))
+    return "\n".join([*parts, *_filter_tables()])
+
+
+def _filter_tables() -> Iterator[str]:
+    """The rules of `vlv data filter`, and the two kinds of rule that have settings of their own."""
+    presets = ", ".join(f"`{name}`" for name in filters.preset_names())
+    yield (
+        _FILTER_HEAD.format(presets=presets)
+        + _TABLE_HEAD
+        + "".join(_rows("", filters.FilterConfig))
+    )
+    for title, kind in _FILTER_SECTIONS.items():
+        yield f"## {title}\n\n{kind.__doc__}\n\n{_TABLE_HEAD}" + "".join(_rows("", kind))
 
 
 def _rows(prefix: str, section: type[BaseModel]) -> Iterator[str]:
     for name, field in section.model_fields.items():
         meaning = (field.description or "").replace("|", "\\|")
-        yield f"| `{prefix}.{name}` | {_name(field.annotation)} | {_default(field)} | {meaning} |\n"
+        yield f"| `{prefix}{name}` | {_name(field.annotation)} | {_default(field)} | {meaning} |\n"
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
@@ -93,6 +122,8 @@ def _name(annotation: Any) -> str:
         return _name(annotation.__origin__)
     if annotation is type(None):
         return "null"
+    if annotation in _FILTER_SECTIONS.values():
+        return "settings, see below"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
         annotation.__name__, "path, or {path, subfolder, revision, variant}"
     )
