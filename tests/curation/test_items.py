@@ -117,8 +117,13 @@ def test_saved_dataset(tmp_path: Path) -> None:
     with PlaceReader(10**6) as reader:
         first = reader.read(found[1].place)
     assert first[:4] == b"\x89PNG"
+    assert [item.caption for item in items_of(f"hf:{tmp_path}/d:test")] == ["c"]
     data.save_to_disk(tmp_path / "one")
     assert len(items_of(tmp_path / "one")) == 3
+    data.remove_columns(["picture"]).save_to_disk(tmp_path / "words")
+    assert faults_of(tmp_path / "words") == [(f"hf:{tmp_path}/words", "damaged_file")]
+    with pytest.raises(DataError, match="hf:nobody/nothing: the dataset cannot be opened"):
+        find_chunks(["hf:nobody/nothing"])
 
 
 def test_tables_of_a_folder_without_images(tmp_path: Path) -> None:

@@ -234,7 +234,9 @@ def test_kill_minus_9(shards: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    (tmp_path / "out" / ".index.parquet.123.tmp").write_bytes(b"half")
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert not list((tmp_path / "out").glob(".*"))
     kept = {row["id"] for row in index_of(tmp_path / "out")}
     lost = dropped_of(tmp_path / "out")
     assert len(index_of(tmp_path / "out")) + len(lost) == 30 - 5 + 5

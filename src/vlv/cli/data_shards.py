@@ -19,7 +19,7 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         help="Folders, images, globs, .tar shards, .parquet or .jsonl tables, saved Hugging Face datasets or "
-        "hf:OWNER/NAME[@SPLIT], the output of img2dataset."
+        "hf:OWNER/NAME[:SPLIT], the output of img2dataset."
     ),
 ]
 Output = Annotated[

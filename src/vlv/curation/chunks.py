@@ -99,7 +99,7 @@ def fingerprint(chunks: Sequence[Chunk]) -> str:
 
 
 def _chunks_of(text: str) -> Iterator[Chunk]:
-    if text.startswith(hf.PREFIX):
+    if hf.is_hub_set(text):
         yield from _dataset(text)
         return
     path = Path(text)
@@ -144,7 +144,7 @@ def _several(names: Sequence[str]) -> Iterator[Chunk]:
 
 
 def _folder(folder: Path) -> Iterator[Chunk]:
-    if hf.is_saved(folder):
+    if hf.is_saved_set(folder):
         yield from _dataset(str(folder))
         return
     empty = True

@@ -130,8 +130,10 @@ class OutputFolder:
         self.clean()
 
     def clean(self) -> None:
-        """Remove the folder of work."""
+        """Remove the folder of work, and what a killed run has left half written."""
         shutil.rmtree(self.work, ignore_errors=True)
+        for path in self.folder.rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

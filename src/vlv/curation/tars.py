@@ -7,6 +7,7 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vlv.data.shards import split_name
 from vlv.errors import DataError
 
 _BLOCK = 512
@@ -73,14 +74,3 @@ def _add(contents: TarContents, info: tarfile.TarInfo, length: int) -> None:
         contents.repeated.append(info.name)
     else:
         parts[suffix] = info.offset_data, info.size
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and suffix of a member, as webdataset has them: the key ends at the first dot of the last part.
-
-    >>> split_name("./a/b.c.jpg")
-    ('a/b', 'c.jpg')
-    """
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    stem, _, suffix = last.partition(".")
-    return f"{folder}{slash}{stem}", suffix.lower()
