@@ -64,6 +64,8 @@ FREE_ON_RESUME = frozenset(
         "data.inputs",  # the loader compares the records themselves
         "data.held_out",
         "data.num_workers",
+        "data.prefetch",
+        "data.read_timeout_seconds",
         "data.max_bad_share",
     }
 )

@@ -192,19 +192,44 @@ class DataConfig(Settings):
     """The images, and for stage 2 their captions."""
 
     inputs: list[str] = Field(min_length=1)
-    """Files, folders, globs, tar shards, JSONL or Parquet."""
+    """Files, folders, globs, tar shards, JSONL, Parquet, URLs, commands, @lists, Hugging Face datasets (docs/data.md)."""
     held_out: list[str] = []
     """Inputs of the same kinds, never trained on, for the figures during training."""
     image_size: PositiveInt
     """Side in pixels of the square that is cut from each image."""
     framing: Literal["cut", "resize"] | None = None
     """Cut the square out, then resize it; or resize first, as the VLV authors do. Null is as model.encoder, else cut."""
+    streaming: bool | Literal["auto"] = "auto"
+    """Read shards one after the other without listing them; auto does where an input is remote or very large."""
+    shuffle_buffer: PositiveInt | None = None
+    """Of a stream: records that are read and shuffled together, on each strand; null is 1000."""
+    strands: PositiveInt | None = None
+    """Of a stream: independent readers, a multiple of every number of processes to resume with; null is one for each."""
+    image_column: str | None = None
+    """What the image is called in tables; null tries the usual names."""
+    caption_column: str | None = None
+    """What the caption is called in tables, or its suffix or metadata field in tars; null tries the usual names."""
+    hash_column: str | None = None
+    """Field with the SHA-256 of the image file, which is then checked at every read; null checks nothing."""
     num_workers: int = Field(2, ge=0)
-    """Threads that decode images; 0 decodes in the training process."""
+    """Threads that decode images; 0 decodes in the training thread when a batch is asked for."""
+    prefetch: PositiveInt = 3
+    """Batches that the threads may be ahead; nothing is ahead without threads."""
+    read_timeout_seconds: PositiveFloat | None = 300.0
+    """A record that takes longer to read is a bad one; null waits for ever."""
     max_bad_share: float = Field(0.001, ge=0, le=1)
     """Share of unreadable images at which the run stops; each is skipped and named in quarantine.jsonl."""
     latents: str | None = None
     """Folder for cached VAE posteriors; null computes them in every step."""
+
+    @model_validator(mode="after")
+    def _stream_settings_have_effect(self) -> DataConfig:
+        for name in ("shuffle_buffer", "strands"):
+            if getattr(self, name) is not None and self.streaming is False:
+                raise ValueError(
+                    f"data.{name} has no effect while data.streaming is false; remove it"
+                )
+        return self
 
 
 class Stage1Config(Settings):

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -19,6 +21,7 @@ from tests.cli.conftest import Vlv, write_image
 from tests.tiny import CAPTIONS, IMAGE_SIZE, NUM_QUERIES
 from vlv.data.framing import Framing, frame
 from vlv.data.images import to_tensor
+from vlv.data.records import find_records
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import past_trainings
 from vlv.models.encoder import VLVEncoder
@@ -251,7 +254,8 @@ def test_missing_captions_are_named(
     )
     result = vlv("train", "stage2", "--config", config, "--run", tmp_path / "run")
     assert result.code == 1
-    assert "has no caption, but stage 2 needs one" in result.err
+    assert "records cannot be read" in result.err
+    assert "the record 3.png has no caption" in result.err
 
 
 def wide_images(folder: Path) -> Path:
@@ -331,3 +335,48 @@ def test_profile_prints_where_the_time_goes(ingredients: Path, tmp_path: Path, v
     code, _, err = vlv("train", "stage1", "-c", config, "--run", run, "--trace")
     assert code == 1
     assert "--trace has no effect without --profile" in err
+
+
+def test_training_on_a_stream_goes_on_where_it_was(
+    vlv: Vlv, ingredients: Path, tmp_path: Path
+) -> None:
+    """Parquet in the authors' layout, columns by name: three steps and three more are six."""
+    records = find_records([ingredients / "train"])
+    for number, half in enumerate((records[:3], records[3:])):
+        pixels = [to_tensor(frame(r.load(), IMAGE_SIZE, "cut")).numpy().tobytes() for r in half]
+        table = pa.table({"pic": pixels, "long": [record.caption for record in half]})
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    data = {
+        "inputs": [str(tmp_path / "{0..1}.parquet")],
+        "held_out": [],
+        "streaming": True,
+        "shuffle_buffer": 2,
+        "image_column": "pic",
+        "caption_column": "long",
+    }
+    config = write_config(tmp_path / "2.yaml", ingredients, "stage2", data=data)
+    train = ["train", "stage2", "--config", config, "--set", "loop.steps=6", "--run"]
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    florence = f"model.florence={ingredients / 'florence'}"
+    train[4:4] = ["--set", florence, "--set", f"model.num_queries={NUM_QUERIES}"]
+    assert vlv(*train, whole).code == 0
+    saves = ["--set", "loop.save_every=1", "--set", "data.num_workers=2"]
+    assert vlv(*train, parts, *saves, "--max-minutes", "0").code == 130
+    assert vlv(*train, parts, *saves).code == 0
+    for part in ("encoder", "caption_decoder"):
+        expected = weights(whole / "model", part)
+        for name, value in weights(parts / "model", part).items():
+            assert torch.equal(value, expected[name]), name
+    assert "streamed" in (whole / "model" / "README.md").read_text()
+
+
+def test_settings_that_a_stream_does_not_allow(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    train = ["train", "stage1", "--config", config, "--run", tmp_path / "run", "--set"]
+    result = vlv(*train, "data.inputs=[pipe:cat x.tar]", "--set", "stage1.warm_start_steps=2")
+    assert result.code == 1
+    assert "stage1.warm_start_steps captions every image" in result.err
+    result = vlv(*train, "data.streaming=false", "--set", "data.strands=2")
+    assert "data.strands has no effect while data.streaming is false" in result.err
+    result = vlv(*train, "data.streaming=true")
+    assert "no shard was given to stream" in result.err

@@ -36,6 +36,7 @@ from vlv.data.tables import Held
 from vlv.data.workers import HungError, Pool, Task
 from vlv.errors import DataError
 
+DEFAULT_BUFFER = 1000
 _CHUNK = 16  # records that are read at a time
 _MAX_EMPTY_EPOCHS = 64  # where shards are few, a strand may get nothing of them now and then
 _STATE_VERSION = 1
@@ -82,7 +83,7 @@ class StreamLoader:
         *,
         seed: int,
         shuffle: bool = True,
-        buffer: int = 1000,
+        buffer: int = DEFAULT_BUFFER,
         rank: int = 0,
         num_ranks: int = 1,
         num_strands: int | None = None,

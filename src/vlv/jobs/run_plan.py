@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlv.data.records import find_records
 from vlv.errors import ModelFolderError
 from vlv.jobs.memory_plan import outlined_objective, plan_step
 from vlv.models.architectures import (
@@ -21,6 +20,7 @@ from vlv.models.captioner import CaptionDecoder, CaptionDecoderConfig
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
 from vlv.models.folder import shipped_models
 from vlv.training.assemble import Parts
+from vlv.training.feeding import find_data
 from vlv.training.flops import flops_per_image, peak_flops
 from vlv.training.journal import read_metrics
 from vlv.training.memory import training_batch
@@ -51,8 +51,8 @@ class RunPlan:
 
     config: RunConfig
     num_processes: int
-    num_records: int
-    """Records that the inputs hold."""
+    num_records: int | None
+    """Records that the inputs hold; None where they are streamed and not counted."""
     steps_done: int
     """Steps that the run folder has already."""
     parts: tuple[PlannedPart, ...] = ()
@@ -72,9 +72,9 @@ class RunPlan:
         return self.config.loop.steps * self.config.loop.images_per_step(self.num_processes)
 
     @property
-    def epochs(self) -> float:
-        """Passes over the data."""
-        return self.images / self.num_records
+    def epochs(self) -> float | None:
+        """Passes over the data; None where their number of records is not known."""
+        return self.images / self.num_records if self.num_records else None
 
     @property
     def hours(self) -> float | None:
@@ -107,7 +107,8 @@ def plan_run(config: RunConfig, run_dir: Path, *, num_processes: int = 1) -> Run
     steps_done = lines[-1]["step"] if lines else 0
     measured = lines[-1]["images_per_second"] if lines else None
     basis = "as its last log line says" if lines else ""
-    known = config, num_processes, len(find_records(config.data.inputs)), steps_done
+    num_records = len(find_data(config.data).records) or None
+    known = config, num_processes, num_records, steps_done
     try:
         parts = outline_parts(config)
         described = describe_parts(config, parts)
@@ -214,7 +215,10 @@ def plan_lines(plan: RunPlan, run_dir: Path) -> Iterator[str]:
         f"  {loop.steps:,} steps of {loop.images_per_step(plan.num_processes):,} images: "
         f"{loop.batch_size} in a pass x {passes} passes x {plan.num_processes} processes; {loop.precision}"
     )
-    yield f"  {plan.images:,} images, {plan.epochs:.3g} epochs of {plan.num_records:,} records"
+    of_what = (
+        f"{plan.epochs:.3g} epochs of {plan.num_records:,} records" if plan.epochs else "streamed"
+    )
+    yield f"  {plan.images:,} images, {of_what}"
     if plan.footprint is not None:
         yield (
             f"  memory of each process: {plan.footprint.peak / 1e9:.2f} GB, predicted from shapes "

@@ -47,8 +47,8 @@ class Training:
     stage: str
     steps: int
     images_per_step: int
-    num_images: int
-    """Different images in the training data."""
+    num_images: int | None
+    """Different images in the training data; None where they were streamed and not counted."""
     learning_rate: float
     schedule: str
     seed: int
@@ -276,6 +276,10 @@ def _licences(origins: Mapping[str, Origin]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _count(num_images: int | None) -> str:
+    return "streamed" if num_images is None else f"{num_images:,}"
+
+
 def _training(trainings: Sequence[Training]) -> str:
     lines = ["## Data and training", ""]
     if not trainings:
@@ -285,7 +289,7 @@ def _training(trainings: Sequence[Training]) -> str:
         "|---|---|---|---|---|---|---|---|"
     )
     rows = [
-        f"| {run.stage} | {run.trains} | {run.num_images:,} | {run.steps:,} | {run.images_per_step:,} | "
+        f"| {run.stage} | {run.trains} | {_count(run.num_images)} | {run.steps:,} | {run.images_per_step:,} | "
         f"{run.learning_rate:g}, {run.schedule} | {run.precision} | {run.seed} |"
         for run in trainings
     ]

@@ -40,7 +40,7 @@ from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.arithmetic import arrange, fast_products
 from vlv.training.distributed import World, join_world
-from vlv.training.feeding import make_loader
+from vlv.training.feeding import TrainingData, columns_of, find_data, make_loader
 from vlv.training.loop import fit
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.provenance import provenance
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vlv.config import PartSource, RunConfig
-    from vlv.data.batches import BatchLoader
+    from vlv.data.ahead import ClosableLoader
     from vlv.data.records import Record
     from vlv.models.card import Provenance
     from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
@@ -99,14 +99,13 @@ def train(
     """
     world = join_world()
     with world.together():
-        records = find_records(config.data.inputs)
-        watched = config.data.held_out
-        held_out = find_records(watched)[:_HELD_OUT_IMAGES] if watched else []
+        found = find_data(config.data)
+        held_out = find_held_out(config)
         parts = load_parts(config)
         objective = prepare(config, parts, world.device)
     with (
         fast_products(tf32=config.loop.tf32),
-        world.main_first(lambda: feed(config, parts, records, run_dir, world)) as loader,
+        world.main_first(lambda: feed(config, parts, found, run_dir, world)) as loader,
     ):
         result = fit(
             objective,
@@ -122,7 +121,7 @@ def train(
     known = provenance(
         config,
         run_dir,
-        num_images=len(records),
+        num_images=len(found.records) or None,
         num_held_out=len(held_out),
         learnt_from=encoder_folder(config),
     )
@@ -131,20 +130,29 @@ def train(
 
 
 def feed(
-    config: RunConfig, parts: Parts, records: list[Record], run_dir: Path, world: World
-) -> BatchLoader:
+    config: RunConfig, parts: Parts, found: TrainingData, run_dir: Path, world: World
+) -> ClosableLoader:
     """The loader of this process."""
     return make_loader(
         config,
         parts.encoder,
         parts.decoder,
-        records,
+        found,
         run_dir,
         lambda: florence_tokenizer(config),
         framing=framing_of(config),
         rank=world.rank,
         num_ranks=world.num_ranks,
+        device=str(world.device),
     )
+
+
+def find_held_out(config: RunConfig) -> list[Record]:
+    """The first images of those that are never trained on."""
+    inputs = config.data.held_out
+    if not inputs:
+        return []
+    return find_records(inputs, columns=columns_of(config.data))[:_HELD_OUT_IMAGES]
 
 
 # --- parts -----------------------------------------------------------------------------------------

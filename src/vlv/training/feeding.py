@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlv.data.ahead import Ahead
 from vlv.data.batches import BatchLoader
 from vlv.data.framing import DEFAULT_FRAMING, Framing
+from vlv.data.records import Columns, Record, find_records
+from vlv.data.streaming import DEFAULT_BUFFER, StreamLoader
+from vlv.data.streams import Shard, list_shards, must_stream
+from vlv.errors import ConfigError
 from vlv.models.encoder import VLVEncoder
 from vlv.training.latents import cache_latents
 from vlv.training.own_captions import cached_ids, own_captions
@@ -17,38 +23,124 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vlv.config import RunConfig
+    from vlv.config import DataConfig, RunConfig
     from vlv.data.quarantine import BadRecord
-    from vlv.data.records import Record
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.vision_encoder import VisionEncoder
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a run trains on: records that are listed, or shards that are read one after the other."""
+
+    records: list[Record]
+    shards: list[Shard] = field(default_factory=list)
+
+
+def find_data(data: DataConfig) -> TrainingData:
+    """List the records of a run, or only its shards where they are streamed.
+
+    Raises:
+        DataError: An input is missing, damaged, or of a type that vlv does not read.
+    """
+    columns = columns_of(data)
+    if must_stream(data.inputs) if data.streaming == "auto" else data.streaming:
+        return TrainingData([], list_shards(data.inputs, columns))
+    return TrainingData(find_records(data.inputs, columns=columns))
+
+
+def columns_of(data: DataConfig) -> Columns:
+    """What the image, its caption and its hash are called."""
+    return Columns(data.image_column, data.caption_column, data.hash_column)
 
 
 def make_loader(
     config: RunConfig,
     encoder: VLVEncoder | VisionEncoder,
     decoder: DiffusionDecoder,
-    records: list[Record],
+    found: TrainingData,
     run_dir: Path,
     load_tokenizer: Callable[[], Any],
     *,
     framing: Framing = DEFAULT_FRAMING,
     rank: int = 0,
     num_ranks: int = 1,
-) -> BatchLoader:
+    device: str = "cpu",
+) -> Ahead | BatchLoader | StreamLoader:
     """Endless batches, with cached latents and the encoder's own captions where the settings ask for them.
 
     Args:
         config: The run.
         encoder: The encoder that trains.
         decoder: The diffusion decoder, whose VAE makes latents.
-        records: What to train on.
+        found: What to train on.
         run_dir: Folder of the run, for the quarantine and the captions.
         load_tokenizer: Florence-2's tokenizer, called where own captions are wanted.
         framing: How images become squares.
         rank: Number of this process.
         num_ranks: Processes that train together.
+        device: On which the batches are used; for a GPU they are put into page-locked memory.
+
+    Raises:
+        ConfigError: A setting needs records that are listed, but they are streamed.
     """
+    data = config.data
+    options: dict[str, Any] = {
+        "seed": config.loop.seed,
+        "rank": rank,
+        "num_ranks": num_ranks,
+        "num_workers": data.num_workers,
+        "prefetch": data.prefetch,
+        "timeout_seconds": data.read_timeout_seconds,
+        "quarantine": quarantine_file(run_dir, rank),
+        "max_bad_share": data.max_bad_share,
+        "need_captions": config.stage == "stage2",
+        "framing": framing,
+    }
+    if found.shards:
+        _check_streamed(config)
+        loader: BatchLoader | StreamLoader = StreamLoader(
+            found.shards,
+            config.loop.batch_size,
+            data.image_size,
+            buffer=data.shuffle_buffer or DEFAULT_BUFFER,
+            num_strands=data.strands,
+            **options,
+        )
+    else:
+        extra = _computed_before(
+            config, encoder, decoder, found.records, run_dir, load_tokenizer, framing
+        )
+        loader = BatchLoader(
+            found.records, config.loop.batch_size, data.image_size, extra=extra, **options
+        )
+    if not data.num_workers:
+        return loader
+    return Ahead(loader, 1, pin=device.startswith("cuda"))
+
+
+def _check_streamed(config: RunConfig) -> None:
+    if config.stage1 is not None and config.stage1.warm_start_steps:
+        raise ConfigError(
+            "stage1.warm_start_steps captions every image before training, which a stream does not allow; "
+            "set it to 0, or data.streaming to false"
+        )
+    if config.data.latents is not None:
+        raise ConfigError(
+            "data.latents needs records that are listed; set it to null, or data.streaming to false"
+        )
+
+
+def _computed_before(
+    config: RunConfig,
+    encoder: VLVEncoder | VisionEncoder,
+    decoder: DiffusionDecoder,
+    records: list[Record],
+    run_dir: Path,
+    load_tokenizer: Callable[[], Any],
+    framing: Framing,
+) -> dict[str, NDArray[Any]]:
+    """Arrays whose row i belongs to record i."""
     data = config.data
     extra: dict[str, NDArray[Any]] = {}
     if data.latents is not None:
@@ -65,19 +157,7 @@ def make_loader(
         extra["own_ids"] = own_ids(
             config, encoder, decoder, records, run_dir / "own_ids.npy", load_tokenizer, framing
         )
-    return BatchLoader(
-        records,
-        config.loop.batch_size,
-        data.image_size,
-        seed=config.loop.seed,
-        rank=rank,
-        num_ranks=num_ranks,
-        num_workers=data.num_workers,
-        quarantine=quarantine_file(run_dir, rank),
-        max_bad_share=data.max_bad_share,
-        framing=framing,
-        extra=extra,
-    )
+    return extra
 
 
 def quarantine_file(run_dir: Path, rank: int) -> Path:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlv.data.records import find_records
 from vlv.errors import ConfigError
 from vlv.training.arithmetic import fast_products
 from vlv.training.assemble import feed, load_parts, prepare
 from vlv.training.distributed import join_world
+from vlv.training.feeding import find_data
 from vlv.training.flops import FlopMeter, peak_flops
 from vlv.training.journal import write_text
 from vlv.training.loop import fit
@@ -304,11 +304,11 @@ def profile_run(config: RunConfig, run_dir: Path, steps: int, *, trace: bool = F
         raise ConfigError(
             f"a profile is that of one process, but {world.num_ranks} were launched; launch one"
         )
-    records, parts = find_records(config.data.inputs), load_parts(config)
+    found, parts = find_data(config.data), load_parts(config)
     objective = prepare(config, parts, world.device)
     with (
         fast_products(tf32=config.loop.tf32),
-        feed(config, parts, records, run_dir, world) as loader,
+        feed(config, parts, found, run_dir, world) as loader,
     ):
         return profile_training(
             objective, loader, config.loop, config.optim, run_dir, steps, trace=trace

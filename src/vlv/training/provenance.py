@@ -29,7 +29,7 @@ def provenance(
     config: RunConfig,
     run_dir: Path,
     *,
-    num_images: int,
+    num_images: int | None,
     num_held_out: int,
     learnt_from: Path | None,
 ) -> Provenance:
@@ -38,7 +38,7 @@ def provenance(
     Args:
         config: Of the run.
         run_dir: Its folder, whose metrics.jsonl has the figures.
-        num_images: Different images in the training data.
+        num_images: Different images in the training data; None where they were streamed.
         num_held_out: Images behind the figures.
         learnt_from: Folder of the model whose encoder learnt on; None for a fresh encoder.
     """
@@ -48,7 +48,7 @@ def provenance(
 
 
 def describe_run(
-    config: RunConfig, run_dir: Path, *, num_images: int, num_held_out: int
+    config: RunConfig, run_dir: Path, *, num_images: int | None, num_held_out: int
 ) -> Training:
     """One run as the card tells of it."""
     loop, stage = config.loop, config.stage1 or config.stage2
