@@ -117,6 +117,14 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _cached_features_are_frozen(self) -> RunConfig:
+        if self.stage1 and self.stage1.trainable == "all" and self.data.features:
+            raise ValueError(
+                "data.features are those of a frozen vision tower, but stage1.trainable is all; remove one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _encoder_is_fresh_or_trained(self) -> RunConfig:
         if self.model.encoder is None:
             return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vlv.cli import data_caption, data_look, data_shards
+from vlv.cli import data_caches, data_caption, data_look, data_shards
 
 app = typer.Typer(
     name="data",
@@ -17,3 +17,5 @@ app.command("pack")(data_shards.pack)
 app.command("split")(data_shards.split)
 app.command()(data_look.check)
 app.command()(data_look.stats)
+app.command("cache-latents")(data_caches.cache_latents)
+app.command("cache-features")(data_caches.cache_features)

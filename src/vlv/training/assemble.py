@@ -270,10 +270,12 @@ def _backbone_encoder(
     )
 
 
-def load_decoder(source: PartSource, *, draws: bool = True) -> DiffusionDecoder:
+def load_decoder(
+    source: PartSource, *, draws: bool = True, encodes: bool = False
+) -> DiffusionDecoder:
     """The diffusion decoder in a folder of the diffusers layout, of the family that its parts show.
 
-    Where it need not draw, the text towers and their tokenizers are enough. What a family may do
+    Where it need not draw, the text towers and their tokenizers are enough, with the VAE where it encodes. What a family may do
     without (the T5 tower, which z never enters) is left out.
     """
     folder = _folder(source, ["generate"])
@@ -282,7 +284,8 @@ def load_decoder(source: PartSource, *, draws: bool = True) -> DiffusionDecoder:
     family = decoder_class(present)
     names = family.components
     if not draws:
-        names = tuple(name for name in names if name.startswith(("text_encoder", "tokenizer")))
+        needed = ("text_encoder", "tokenizer", *(("vae",) if encodes else ()))
+        names = tuple(name for name in names if name.startswith(needed))
     index = _decoder_index(source, names)
     return make_diffusion_decoder(
         {name: load_component(index, name, torch.float32) for name in names}

@@ -14,7 +14,7 @@ from vlv.data.streaming import DEFAULT_BUFFER, StreamLoader
 from vlv.data.streams import Shard, list_shards, must_stream
 from vlv.errors import ConfigError
 from vlv.models.encoder import VLVEncoder
-from vlv.training.latents import cache_latents
+from vlv.training.latents import features_cache, fill_cache, latents_cache
 from vlv.training.own_captions import cached_ids, own_captions
 
 if TYPE_CHECKING:
@@ -85,18 +85,8 @@ def make_loader(
         ConfigError: A setting needs records that are listed, but they are streamed.
     """
     data = config.data
-    options: dict[str, Any] = {
-        "seed": config.loop.seed,
-        "rank": rank,
-        "num_ranks": num_ranks,
-        "num_workers": data.num_workers,
-        "prefetch": data.prefetch,
-        "timeout_seconds": data.read_timeout_seconds,
-        "quarantine": quarantine_file(run_dir, rank),
-        "max_bad_share": data.max_bad_share,
-        "need_captions": config.stage == "stage2",
-        "framing": framing,
-    }
+    options: dict[str, Any] = {"rank": rank, "num_ranks": num_ranks, "framing": framing}
+    options |= _options_of(config, quarantine_file(run_dir, rank))
     if found.shards:
         _check_streamed(config)
         loader: BatchLoader | StreamLoader = StreamLoader(
@@ -119,16 +109,31 @@ def make_loader(
     return Ahead(loader, 1, pin=device.startswith("cuda"))
 
 
+def _options_of(config: RunConfig, quarantine: Path) -> dict[str, Any]:
+    """What the settings say to either loader."""
+    data = config.data
+    return {
+        "seed": config.loop.seed,
+        "num_workers": data.num_workers,
+        "prefetch": data.prefetch,
+        "timeout_seconds": data.read_timeout_seconds,
+        "quarantine": quarantine,
+        "max_bad_share": data.max_bad_share,
+        "need_captions": config.stage == "stage2",
+    }
+
+
 def _check_streamed(config: RunConfig) -> None:
     if config.stage1 is not None and config.stage1.warm_start_steps:
         raise ConfigError(
             "stage1.warm_start_steps captions every image before training, which a stream does not allow; "
             "set it to 0, or data.streaming to false"
         )
-    if config.data.latents is not None:
-        raise ConfigError(
-            "data.latents needs records that are listed; set it to null, or data.streaming to false"
-        )
+    for name in ("latents", "features"):
+        if getattr(config.data, name) is not None:
+            raise ConfigError(
+                f"data.{name} needs records that are listed; set it to null, or data.streaming to false"
+            )
 
 
 def _computed_before(
@@ -139,16 +144,21 @@ def _computed_before(
     run_dir: Path,
     load_tokenizer: Callable[[], Any],
     framing: Framing,
-) -> dict[str, NDArray[Any]]:
+) -> dict[str, Any]:
     """Arrays whose row i belongs to record i."""
     data = config.data
-    extra: dict[str, NDArray[Any]] = {}
+    extra: dict[str, Any] = {}
+    caches = []
     if data.latents is not None:
-        extra |= cache_latents(
-            decoder,
+        caches.append((latents_cache(decoder), Path(data.latents)))
+    if data.features is not None:
+        caches.append((features_cache(encoder), Path(data.features)))
+    for cache, folder in caches:
+        extra |= fill_cache(
+            cache,
             records,
             data.image_size,
-            Path(data.latents),
+            folder,
             framing=framing,
             num_workers=data.num_workers,
             on_bad=_leave_to_the_loader,

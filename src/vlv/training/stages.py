@@ -50,7 +50,7 @@ class Stage1:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Denoising loss of `batch["pixels"]` (B, 3, H, W), with the latents from the batch where they are cached."""
-        z = self.encoder(batch["pixels"])  # (B, Q, D)
+        z = z_of(self.encoder, batch)  # (B, Q, D)
         warm = warm_start_share(batch["step"], self.config)
         total, parts = z.new_zeros(()), {}
         if warm < 1:
@@ -110,7 +110,7 @@ class Stage2:
         self._freeze_llm(batch["step"] < self.config.frozen_llm_steps)
         frozen = batch["step"] < self.config.frozen_encoder_steps
         with torch.no_grad() if frozen else nullcontext():
-            z = self.encoder(batch["pixels"])  # (B, Q, D)
+            z = z_of(self.encoder, batch)  # (B, Q, D)
             c = self.decoder.context(z)  # (B, Q, D)
         captions, how = captions_of(batch), self._reading()
         caption = self.caption_decoder.loss(c, captions, **how)
@@ -142,6 +142,14 @@ class Stage2:
         """Let the gradient pass through the language model to psi, and leave none in it."""
         if self.config.trainable != "mlp":
             self.caption_decoder.llm.requires_grad_(not frozen)
+
+
+def z_of(encoder: VLVEncoder | VisionEncoder, batch: Batch) -> Tensor:
+    """The caption embedding (B, Q, D) of the pixels, or of the features of a frozen vision tower that come along."""
+    if "features" not in batch:
+        z: Tensor = encoder(batch["pixels"])
+        return z
+    return encoder.encode_features(batch["features"].to(encoder.queries.dtype))
 
 
 def denoising_loss(
