@@ -29,6 +29,7 @@ from vlv.curation.shards import ShardLimits
 from vlv.curation.tables import read_table
 from vlv.curation.tars import list_tar
 from vlv.data.records import find_records
+from vlv.data.tables import Columns
 from vlv.errors import ConfigError, DataError, OutputError
 
 
@@ -195,7 +196,7 @@ def test_unknown_column(tmp_path: Path) -> None:
 
 
 def test_shards_hold_what_went_in(tmp_path: Path) -> None:
-    members = [("b.jpg", jpeg(1)), ("b.cls", b"7"), ("b.json", b'{"id": "first", "url": "u"}')]
+    members = [("b.jpg", jpeg(1)), ("b.cls", b"7"), ("b.json", b'{"id": "first", "sha256": "old"}')]
     write_tar(tmp_path / "in" / "a.tar", members)
     write_folder(tmp_path / "in" / "folder", [2])
     table = pa.table({"image": [jpeg(3)], "text": ["three"]})
@@ -210,7 +211,10 @@ def test_shards_hold_what_went_in(tmp_path: Path) -> None:
         assert row["sha256"] == hashlib.sha256(data).hexdigest()
     records = find_records([tmp_path / "out"])  # as training reads it
     assert [record.caption for record in records] == [None, "a caption of 2", "three"]
-    assert records[0].meta == {"id": "first", "url": "u"}
+    known = {"id": "first", "source_sha256": "old", "sha256": index[0]["sha256"]}
+    assert records[0].meta == known
+    checked = find_records([tmp_path / "out"], columns=Columns(sha256="sha256"))
+    assert [record.load().size for record in checked] == [(96, 80)] * 3
     parts = list_tar(tmp_path / "out" / "shard-00000.tar").keys
     assert list(parts["00000-00000"]) == ["jpg", "json", "cls"]
 

@@ -117,11 +117,22 @@ def _members(row: Mapping[str, Any], reader: PlaceReader) -> dict[str, bytes | s
     parts: dict[str, bytes | str] = {_suffix(row): data}
     if row["caption"] is not None:
         parts["txt"] = row["caption"]
-    meta = {"id": row["id"], **json.loads(row["meta"] or "{}")}
-    parts["json"] = json.dumps(meta, ensure_ascii=False)
+    parts["json"] = json.dumps(_meta(row), ensure_ascii=False)
     for suffix, (offset, size) in json.loads(row["extras"] or "{}").items():
         parts.setdefault(suffix, reader.read(Place("span", place.path, offset, size)))
     return parts
+
+
+def _meta(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of an image, with the hash of its bytes here, which training can check."""
+    meta = {"id": row["id"], **json.loads(row["meta"] or "{}")}
+    stated = meta.get("sha256")
+    if stated not in (
+        None,
+        row["sha256"],
+    ):  # img2dataset states that of the file before it resized it
+        meta["source_sha256"] = stated
+    return meta | {"sha256": row["sha256"]}
 
 
 def place_of(row: Mapping[str, Any]) -> Place:
