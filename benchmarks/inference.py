@@ -25,7 +25,7 @@ Clock = Callable[[], float]
 
 def captions(models: Models, sizes: Sizes, options: argparse.Namespace, clock: Clock) -> Contest:
     """Of as many images as there are in sixteen; random weights write to the last token."""
-    pixels = _pixels(sizes, 16)
+    pixels = _pixels(models, sizes, 16)
     encoder, decoder, writer = models.encoder, models.decoder, models.caption_decoder
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ def reconstructions(
     models: Models, sizes: Sizes, options: argparse.Namespace, clock: Clock
 ) -> Contest:
     """Of two images with guidance 2, from pixels to pixels."""
-    pixels = _pixels(sizes, 2)
+    pixels = _pixels(models, sizes, 2)
     encoder, decoder = models.encoder, models.decoder
     null = torch.zeros(1, encoder.num_queries, encoder.config.text_width)
 
@@ -81,8 +81,8 @@ def reconstructions(
     )
 
 
-def _pixels(sizes: Sizes, count: int) -> torch.Tensor:
-    one: torch.Tensor = make_batch(sizes)["pixels"]
+def _pixels(models: Models, sizes: Sizes, count: int) -> torch.Tensor:
+    one: torch.Tensor = make_batch(sizes, models.caption_decoder.tokenizer)["pixels"]
     return one.repeat(-(-count // len(one)), 1, 1, 1)[:count]
 
 

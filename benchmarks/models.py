@@ -78,7 +78,7 @@ class Sizes:
     batch_size: int
 
 
-SIZES = {"mid": Sizes(192, 384, 8), "miniature": Sizes(64, 128, 32)}
+SIZES = {"mid": Sizes(192, 384, 8), "miniature": Sizes(64, 64, 32)}
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,8 @@ def make_models(name: str) -> Models:
 
 
 def _shipped() -> Models:
-    """vlv-tiny, whose vision tower gets images of twice the side, as the real one does."""
+    """vlv-tiny; its vision tower has positions for its own input size only, so that nothing is resized."""
     pipe = VLVPipeline.from_pretrained("vlv-tiny")
-    pipe.encoder.config.image_size = SIZES["miniature"].input_size
     assert pipe.caption_decoder is not None
     return Models(pipe.encoder, pipe.decoder, pipe.caption_decoder)
 
@@ -217,8 +216,17 @@ def _tokenizer() -> Qwen2Tokenizer:
     return Qwen2Tokenizer(vocab=model["vocab"], merges=merges)
 
 
-def make_batch(sizes: Sizes, *, mean_tokens: int = 227, seed: int = 0) -> dict[str, Any]:
-    """A batch as the loader gives it, with captions about as long as the paper's (figure 8: 227 tokens on average)."""
+def make_batch(
+    sizes: Sizes, tokenizer: Any, *, mean_tokens: int = 227, seed: int = 0
+) -> dict[str, Any]:
+    """A batch as the loader gives it, with captions about as long as the paper's (figure 8: 227 tokens on average).
+
+    Args:
+        sizes: Of images and batch.
+        tokenizer: Counts the tokens.
+        mean_tokens: Of a caption with its end token.
+        seed: Of pixels and words.
+    """
     generator = torch.Generator().manual_seed(seed)
     shape = (sizes.batch_size, 3, sizes.image_size, sizes.image_size)
     spread = torch.randn(sizes.batch_size, generator=generator)
@@ -226,7 +234,8 @@ def make_batch(sizes: Sizes, *, mean_tokens: int = 227, seed: int = 0) -> dict[s
     captions = []
     for length in lengths:
         picks = torch.randint(len(WORDS), (length,), generator=generator).tolist()
-        captions.append(" ".join(WORDS[pick] for pick in picks))
+        ids = tokenizer(" ".join(WORDS[pick] for pick in picks)).input_ids[: length - 1]
+        captions.append(tokenizer.decode(ids))
     return {
         "ids": [str(row) for row in range(sizes.batch_size)],
         "pixels": torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8),

@@ -26,6 +26,7 @@ from models import SIZES, Models, make_batch, make_models
 from training import Ours, seed
 from vlv.config import LoopConfig, Stage1Config, Stage2Config
 from vlv.training.distributed import join_world
+from vlv.training.optim import trainable_parameters
 from vlv.training.passes import Passes, rows_of
 from vlv.training.stages import Stage1, Stage2
 from vlv.training.weights import set_train_mode
@@ -41,7 +42,7 @@ def stage1_seconds(
     """Seconds of a stage-1 step with cached latents, so that what grows is seen."""
     own = copy.deepcopy(models)
     own.encoder.queries = torch.nn.Parameter(own.encoder.queries[:, :queries].clone())
-    rows = rows_of(make_batch(SIZES["mid"]), slice(batch))
+    rows = rows_of(_batch(models), slice(batch))
     with torch.no_grad():
         posterior = own.decoder.posterior(rows["pixels"])
     rows |= {"latents_mean": posterior.mean, "latents_std": posterior.std}
@@ -53,7 +54,11 @@ def stage2_seconds(models: Models, repeats: int, tokens: int) -> list[float]:
     own = copy.deepcopy(models)
     own.decoder.unet = own.decoder.vae = None
     objective = Stage2(own.encoder, own.decoder, own.caption_decoder, Stage2Config())
-    return _times(Ours(objective, "fp32"), make_batch(SIZES["mid"], mean_tokens=tokens), repeats)
+    return _times(Ours(objective, "fp32"), _batch(models, tokens), repeats)
+
+
+def _batch(models: Models, mean_tokens: int = 227) -> dict[str, Any]:
+    return make_batch(SIZES["mid"], models.caption_decoder.tokenizer, mean_tokens=mean_tokens)
 
 
 def _times(ours: Ours, batch: dict[str, Any], repeats: int) -> list[float]:
@@ -89,11 +94,12 @@ def work(repeats: int) -> None:
     """One process's share; the first one prints the seconds."""
     world = join_world()
     models = make_models("mid")
-    whole = make_batch(SIZES["mid"])
+    whole = _batch(models)
     size = SIZES["mid"].batch_size // world.num_ranks
     objective = Stage1(models.encoder, models.decoder, Stage1Config())
     set_train_mode(objective.module)
-    passes = Passes(objective, world, LoopConfig(steps=9, batch_size=size))
+    loop = LoopConfig(steps=9, batch_size=size)
+    passes = Passes(objective, world, loop, trainable_parameters(objective.module))
     mine = passes.counted(rows_of(whole, slice(world.rank * size, (world.rank + 1) * size)))
     found = []
     for step in range(repeats + 2):  # the first shows what is used, the second spreads it

@@ -85,7 +85,7 @@ def agree(name: str, found: float, expected: float) -> None:
 
 def stage1(models: Models, name: str, repeats: int, clock: Callable[[], float]) -> Contest:
     """The denoising step: live, with cached latents, and with the vision tower's features cached too."""
-    batch = make_batch(SIZES[name])
+    batch = make_batch(SIZES[name], models.caption_decoder.tokenizer)
     with torch.no_grad():
         posterior = models.decoder.posterior(batch["pixels"])
     latents = batch | {"latents_mean": posterior.mean, "latents_std": posterior.std}
@@ -108,7 +108,7 @@ def stage1(models: Models, name: str, repeats: int, clock: Callable[[], float]) 
 
 def stage2(models: Models, name: str, repeats: int, clock: Callable[[], float]) -> Contest:
     """The caption step, padded as the baseline, bucketed, and packed."""
-    batch = make_batch(SIZES[name])
+    batch = make_batch(SIZES[name], models.caption_decoder.tokenizer)
 
     def ours(precision: str, batching: Any) -> Ours:
         own = copy.deepcopy(models)

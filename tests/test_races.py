@@ -112,3 +112,13 @@ def test_the_page_agrees_with_the_figures(load: Any) -> None:
     text = report.PAGE.read_text(encoding="utf-8")
     assert report.page(text) == text, "run `python benchmarks/report.py`"
     assert len(report.BLOCK.findall(text)) == 4
+
+
+def test_captions_have_the_lengths_of_the_paper(load: Any) -> None:
+    benchmark = load("models")
+    tokenizer = tiny.make_llm_tokenizer()
+    sizes = benchmark.Sizes(8, 8, 64)
+    captions = benchmark.make_batch(sizes, tokenizer)["captions"]
+    lengths = [len(tokenizer(caption).input_ids) + 1 for caption in captions]
+    assert 215 < sum(lengths) / len(lengths) < 240
+    assert 100 < min(lengths) < max(lengths) <= 300
