@@ -59,6 +59,9 @@ FREE_ON_RESUME = frozenset(
         "loop.save_every_seconds",
         "loop.keep_last",
         "loop.peak_tflops",
+        "loop.keep_best",
+        "loop.best_is",
+        "loop.max_failed_saves",
         "loop.trackers",
         "loop.usd_per_gpu_hour",
         "data.inputs",  # the loader compares the records themselves

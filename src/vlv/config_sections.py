@@ -93,6 +93,12 @@ class LoopConfig(Settings):
     """Seconds after which a checkpoint is written in any case; null leaves it to save_every."""
     keep_last: PositiveInt = 2
     """Checkpoints that are kept."""
+    keep_best: str | None = None
+    """Held-out figure, such as held_out_loss, whose best checkpoint is kept beside the last ones; null keeps none."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which value of keep_best is the best."""
+    max_failed_saves: PositiveInt = 3
+    """Checkpoints in a row that may fail, on a full disk say, before the run stops; the one before stays."""
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
     """Where figures and samples go too; null is TensorBoard where it is installed, [] is nowhere."""
     peak_tflops: PositiveFloat | None = None
@@ -108,6 +114,12 @@ class LoopConfig(Settings):
             return values
         rest = {key: value for key, value in values.items() if key != "tensorboard"}
         return rest | {"trackers": None if values["tensorboard"] else []}
+
+    @model_validator(mode="after")
+    def _best_of_something(self) -> LoopConfig:
+        if self.best_is != "lowest" and self.keep_best is None:
+            raise ValueError("best_is has no effect while keep_best is null; set keep_best")
+        return self
 
     @model_validator(mode="after")
     def _one_way_to_accumulate(self) -> LoopConfig:

@@ -137,14 +137,16 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signa
             os.kill(os.getpid(), number)
         return {}
 
-    handler = signal.getsignal(number)
+    handler, wakeup = signal.getsignal(number), signal.set_wakeup_fd(-1)
     with pytest.raises(Interrupted, match=rf"{number.name} was received at step 5 of 9") as caught:
         train(tmp_path, evaluate=send, eval_every=5)
     assert caught.value.result.step == 5
     assert not caught.value.result.finished
     assert isinstance(caught.value, KeyboardInterrupt)
     assert (tmp_path / "checkpoints" / "step-00000005").is_dir()
+    assert caught.value.preempted == (number is not signal.SIGINT)
     assert signal.getsignal(number) is handler
+    assert signal.set_wakeup_fd(-1) == wakeup
     assert train(tmp_path).finished
 
 

@@ -1,7 +1,8 @@
 """The ``vlv`` command: parses, calls one public function, prints.
 
 Data go to stdout or to files, everything else to stderr. Exit codes: 0 all done, 1 wrong usage, settings
-or files, 2 finished with failed items, 130 interrupted in a clean state.
+or files, 2 finished with failed items, 75 training was preempted (SIGTERM or SIGUSR1) and has saved its state, 130
+interrupted in a clean state. A second signal ends training at once: 130, or 128 + its number.
 """
 
 from __future__ import annotations

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
     from vlv.models.placement import Placement
 
+PREEMPTED = 75
+"""Exit code of training that SIGTERM or SIGUSR1 stopped, with its state saved (EX_TEMPFAIL: try again)."""
+
 SHIPPED_MODEL = "vlv-tiny"
 _TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
 

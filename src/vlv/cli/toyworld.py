@@ -132,6 +132,8 @@ def pretrain(
         )
     except Interrupted as interruption:
         common.say(str(interruption))
+        if interruption.preempted:
+            return common.PREEMPTED
         raise
     common.say(f"{part}: {result.step} steps done; the weights are in {models}")
     return 0

@@ -159,6 +159,8 @@ def _train(settings: RunConfig, run: Path, export: Path | None, max_minutes: flo
         )
     except Interrupted as interruption:
         common.say_once(str(interruption))
+        if interruption.preempted:
+            return common.PREEMPTED
         raise
     common.say_once(
         f"{settings.stage}: {result.step} steps done; the model is in {export or run / 'model'}"

@@ -8,11 +8,13 @@ checkpoints/step-00001234/
   state.json              step, counters, random generators, data position, configuration
   manifest.json           size and sha256 of each file above; written last
 ```
-All files are written and fsynced in a temporary folder, which is then renamed. No pickle is written or read.
+All files are written and fsynced in a temporary folder, which is then renamed: a crash leaves the checkpoint before.
+The tensors are whole, however many processes share them, and the first process alone writes. No pickle is written or read.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
@@ -21,12 +23,13 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from vlv.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
+_ROOM_FOR_STATE = 2**20
+"""Bytes for state.json, manifest.json and the headers of the others."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +67,34 @@ def save_checkpoint(
     state: Mapping[str, Any],
     *,
     keep_last: int,
+    keep: Collection[int] = (),
 ) -> Path:
     """Write a checkpoint, then delete the ones that are no longer wanted.
+
+    The disk is asked for room before anything is written, and every file is read again before it counts.
 
     Args:
         folder: The `checkpoints` folder of the run.
         tensors: File stem to tensors by name.
         state: JSON values; `state["step"]` names the checkpoint.
         keep_last: Number of checkpoints left, this one included.
+        keep: Steps of checkpoints that are left besides.
 
     Raises:
         OSError: The disk refuses; earlier checkpoints are then untouched.
     """
-    target = folder / f"step-{state['step']:08d}"
+    target = checkpoint_path(folder, state["step"])
     temporary = folder / f".{target.name}.tmp"
-    _remove_temporaries(folder)
-    temporary.mkdir(parents=True)
     try:
+        _remove_temporaries(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_room(folder, tensors)
+        temporary.mkdir()
         for name, named in tensors.items():
             contiguous = {key: value.detach().contiguous() for key, value in named.items()}
             save_file(contiguous, temporary / f"{name}.safetensors")
             sync(temporary / f"{name}.safetensors")
+            _check_written(temporary / f"{name}.safetensors", contiguous)
         write_json(temporary / "state.json", state)
         write_json(temporary / _MANIFEST, _manifest(temporary))
         sync(temporary)
@@ -93,8 +105,36 @@ def save_checkpoint(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _prune(folder, newest=target, keep_last=keep_last)
+    _prune(folder, newest=target, keep_last=keep_last, keep=keep)
     return target
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:08d}"
+
+
+def _check_room(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Raise OSError where the disk has less room than the tensors need."""
+    sizes = (t.numel() * t.element_size() for named in tensors.values() for t in named.values())
+    needed, free = sum(sizes) + _ROOM_FOR_STATE, shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"the checkpoint needs {needed:,} bytes and {free:,} are free",
+            str(folder),
+        )
+
+
+def _check_written(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise OSError unless the file has a place for every byte of the tensors."""
+    try:
+        with safe_open(file, "pt") as opened:
+            complete = set(opened.keys()) == set(tensors)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"the file was not written whole ({error})", str(file)) from error
+    if not complete:
+        raise OSError(errno.EIO, "the file was not written whole", str(file))
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
@@ -154,10 +194,11 @@ def _by_step(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if path.name[5:].isdigit())
 
 
-def _prune(folder: Path, *, newest: Path, keep_last: int) -> None:
-    """Keep `newest` and those just before it; one with a later step was damaged and passed over."""
+def _prune(folder: Path, *, newest: Path, keep_last: int, keep: Collection[int]) -> None:
+    """Keep `newest`, those just before it, and `keep`; one with a later step was damaged and passed over."""
     earlier = [path for path in _by_step(folder) if path.name <= newest.name]
-    for path in set(_by_step(folder)) - set(earlier[-keep_last:]):
+    kept = {*earlier[-keep_last:], *(checkpoint_path(folder, step) for step in keep)}
+    for path in set(_by_step(folder)) - kept:
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -177,9 +218,12 @@ def _fingerprint(file: Path) -> dict[str, Any]:
 
 
 def write_json(file: Path, value: Any) -> None:
-    """Write and fsync a JSON file."""
-    file.write_text(json.dumps(value, indent=1))
+    """Write and fsync a JSON file, and look whether it is all there."""
+    text = json.dumps(value, indent=1)
+    file.write_text(text)
     sync(file)
+    if file.read_text() != text:
+        raise OSError(errno.EIO, "the file was not written whole", str(file))
 
 
 def sync(path: Path) -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from vlv.errors import ConfigError
 from vlv.training.distributed import join_world
 from vlv.training.interrupt import Interrupted, StopRequests, lock
 from vlv.training.objective import Evaluate, FitResult, Loader, Losses, Objective, Sample
@@ -80,7 +83,14 @@ def fit(
             run.journal = run.open_journal()
             stack.push(run.journal)
         if run.step < config.steps:
-            _train(run, stop, evaluate, sample)
+            try:
+                _train(run, stop, evaluate, sample)
+            except torch.OutOfMemoryError as error:
+                raise ConfigError(
+                    "memory does not suffice beside the forward and backward passes: for the optimiser, the "
+                    "evaluation or the samples; use a smaller model, a larger GPU, more processes with "
+                    "loop.parallel fsdp, or fewer held-out images"
+                ) from error
         run.hand_over_weights()
         return run.result()
 
@@ -99,13 +109,14 @@ def _train(run: Run, stop: StopRequests, evaluate: Evaluate | None, sample: Samp
         if sample is not None and (last or _due(run.step, config.sample_every)):
             run.sample(sample)
         reason, overdue = run.agree(stop.reason)
-        if last or reason or overdue or _due(run.step, config.save_every):
+        if last or reason or overdue or run.is_best or _due(run.step, config.save_every):
             run.save(must_succeed=last or bool(reason))
         if reason and not last:
             raise Interrupted(
                 f"{reason} at step {run.step} of {config.steps}; the state is saved in {run.run_dir}, "
                 "and the same command goes on from there",
                 run.result(),
+                preempted=reason.startswith(("SIGTERM", "SIGUSR1")),
             )
 
 

@@ -7,6 +7,7 @@ batch, so that the gradient is the same however the rows are cut into processes,
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,11 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 from vlv.errors import ConfigError, DataError
 from vlv.models.draws import RowGenerator, mixed_seed
 from vlv.training.arithmetic import arithmetic
+from vlv.training.journal import write_text
 from vlv.training.objective import Batch, Objective, to_device
 from vlv.training.rng import seed_everything
 from vlv.training.weights import changing_buffers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlv.config import LoopConfig
     from vlv.training.distributed import World
     from vlv.training.optim import Parameters
@@ -58,16 +62,24 @@ class Passes:
         config: Batch size, precision, seed.
         parameters: What trains; an objective may freeze some of them for a while.
 
+        notes: File for what the next start has to know, where this one cannot go on.
+
     Attributes:
         cut: Micro-batches into which each batch is cut.
     """
 
     def __init__(
-        self, objective: Objective, world: World, config: LoopConfig, parameters: Parameters
+        self,
+        objective: Objective,
+        world: World,
+        config: LoopConfig,
+        parameters: Parameters,
+        notes: Path,
     ) -> None:
         self.objective, self.world, self.config = objective, world, config
         self.parameters = list(parameters.values())
-        self.cut = 1
+        self.notes = notes
+        self.cut = int(json.loads(notes.read_text())["cut"]) if notes.exists() else 1
         self._largest = 0.0  # the largest step so far
         self._model: nn.Module = Forward(objective)
 
@@ -178,9 +190,11 @@ class Passes:
             ) from error
         self.cut *= 2
         if at_once:
+            size = -(-self.config.batch_size // self.cut)
+            write_text(self.notes, json.dumps({"cut": self.cut}))
             raise ConfigError(
-                f"memory did not suffice at step {step + 1} while the processes averaged their gradients; run the "
-                f"same command again with loop.batch_size {self.config.batch_size // 2} or less"
+                f"memory did not suffice at step {step + 1} in the middle of an exchange with the other processes; run "
+                f"the same command again, and batches are cut into micro-batches of {size} (see {self.notes})"
             ) from error
         self._report(f"memory did not suffice at step {step + 1}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlv.config import FORMER_SETTINGS, FREE_ON_RESUME, LoopConfig, OptimConfig, default_of
 from vlv.data.batches import merge_states
-from vlv.errors import CheckpointError, DataError, OutputError
+from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
 from vlv.training.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORMAT = 2
-_MAX_FAILED_SAVES = 3
 
 
 class Run:
@@ -60,12 +59,15 @@ class Run:
         self.run_dir, self.settings = run_dir, settings
         self.module = on_device(objective.module, self.world.device)
         self.parameters = trainable_parameters(self.module)
-        self.passes = Passes(objective, self.world, config, self.parameters)
+        self.passes = Passes(
+            objective, self.world, config, self.parameters, run_dir / "micro_batches.json"
+        )
         self.optimizer = Optimizer(self.parameters, optim, config.steps)
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
         self.meter = Meter()
         self.bad_steps = BadSteps(config, optim)
         self.step = self.failed_saves = 0
+        self.best: dict[str, Any] | None = None
         self.num_passes = config.passes_per_step(self.world.num_ranks)
         self.clock = Clock(config.steps, self.world.num_ranks, config.usd_per_gpu_hour)
         self.flops = FlopMeter(objective)
@@ -138,6 +140,25 @@ class Run:
             values = self.world.on_main(lambda: evaluate(self.step))
         if values:
             self.journal.write("eval", self.step, values)
+        self._judge(values)
+
+    def _judge(self, values: Mapping[str, float]) -> None:
+        """Remember this state if its figure is the best so far; it is to be saved then."""
+        name = self.config.keep_best
+        if name is None:
+            return
+        if name not in values:
+            raise ConfigError(
+                f"loop.keep_best names {name!r}, but the evaluation tells of {', '.join(sorted(values)) or 'nothing'}"
+            )
+        sign = 1 if self.config.best_is == "lowest" else -1
+        if self.best is None or sign * values[name] < sign * self.best["value"]:
+            self.best = {"step": self.step, "figure": name, "value": values[name]}
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the present state has the best figure so far."""
+        return self.best is not None and self.best["step"] == self.step
 
     def sample(self, sample: Sample) -> None:
         """Pictures into samples/."""
@@ -184,11 +205,17 @@ class Run:
         """Write the checkpoint; how many have failed in a row."""
         try:
             self.journal.flush()
-            save_checkpoint(self._checkpoints, tensors, state, keep_last=self.config.keep_last)
+            save_checkpoint(
+                self._checkpoints,
+                tensors,
+                state,
+                keep_last=self.config.keep_last,
+                keep=[self.best["step"]] if self.best else [],
+            )
         except OSError as error:
             failed = self.failed_saves + 1
             logger.warning("step %d: the checkpoint could not be saved: %s", self.step, error)
-            if must_succeed or failed >= _MAX_FAILED_SAVES:
+            if must_succeed or failed >= self.config.max_failed_saves:
                 raise OutputError(
                     f"the checkpoint of step {self.step} could not be saved in {self._checkpoints} ({error}); "
                     "make room and run the same command again"
@@ -214,6 +241,7 @@ class Run:
             "meter": self.meter.state_dict(),
             "loaders": self.world.gather(self.loader.state_dict()),
             "cut": self.passes.cut,
+            "best": self.best,
             "num_ranks": self.world.num_ranks,
             "settings": self.settings,
         }
@@ -241,8 +269,10 @@ class Run:
             self.optimizer.load_tensors(checkpoint.tensors("optimizer"))
             if self.average is not None:
                 self.average.load_tensors(checkpoint.tensors("ema"))
-            self.step, self.passes.cut = state["step"], state["cut"]
+            self.step = state["step"]
+            self.passes.cut = max(self.passes.cut, state["cut"])
             self.clock.load_state_dict(state, self.step)
+            self.best = state["best"]
             self.bad_steps.load_state_dict(state)
             self.meter.load_state_dict(state["meter"], self.world.device)
             self.loader.load_state_dict(_place_of(self.world, state["loaders"]))

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlv.errors import CheckpointError
-from vlv.training.checkpoint import Checkpoint, latest_checkpoint
+from vlv.training.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -67,13 +72,16 @@ def changing_buffers(module: nn.Module) -> dict[str, Tensor]:
     return {name: persistent[name] for name in sorted(trained & persistent.keys())}
 
 
-def load_trained(module: nn.Module, run_dir: Path, *, ema: bool = True, part: str = "") -> int:
+def load_trained(
+    module: nn.Module, run_dir: Path, *, ema: bool = True, part: str = "", best: bool = False
+) -> int:
     """Load the weights of a run's newest good checkpoint into a module; return their step.
 
     Args:
         module: Gets the weights; parameters that were not trained keep their values.
         run_dir: Folder of the run.
         ema: Prefer the moving average, where the run kept one.
+        best: The checkpoint that `loop.keep_best` kept instead.
         part: Only the weights below this name, such as "encoder", into a module that is that part.
 
     Raises:
@@ -82,6 +90,11 @@ def load_trained(module: nn.Module, run_dir: Path, *, ema: bool = True, part: st
     checkpoint = latest_checkpoint(run_dir / "checkpoints")
     if checkpoint is None:
         raise CheckpointError(f"{run_dir} has no checkpoint; train the run first")
+    if best:
+        kept = checkpoint.state.get("best")
+        if not kept:
+            raise CheckpointError(f"{run_dir} kept no best checkpoint; set loop.keep_best")
+        checkpoint = load_checkpoint(checkpoint_path(run_dir / "checkpoints", kept["step"]))
     weights = checkpoint.tensors("trainable") | (checkpoint.tensors("ema") if ema else {})
     if part:
         prefix = f"{part}."

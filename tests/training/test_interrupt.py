@@ -1,0 +1,56 @@
+"""Signals: the first asks, an echo of it is ignored, a second one acts at once even where Python cannot."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from vlv.training import interrupt
+from vlv.training.interrupt import StopRequests
+
+HELD_UP = """
+import ctypes
+from vlv.training import interrupt
+interrupt._ECHO_SECONDS = 0.1
+with interrupt.StopRequests(None):
+    print("ready", flush=True)
+    mutex = ctypes.create_string_buffer(128)
+    for _ in range(2):  # the second waits for ever, and no handler of Python runs meanwhile
+        ctypes.CDLL(None).pthread_mutex_lock(mutex)
+"""
+
+
+def test_an_echo_is_no_second_signal() -> None:
+    with StopRequests(None) as stop:
+        assert stop.reason == ""
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.reason == "SIGTERM was received"
+
+
+def test_a_second_interrupt_is_a_keyboard_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupt, "_ECHO_SECONDS", 0.0)
+    before = signal.getsignal(signal.SIGINT)
+    with StopRequests(None) as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.reason == "SIGUSR1 was received"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_signal_ends_a_process_that_is_held_up(number: signal.Signals) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HELD_UP], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(number)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.5)
+    process.send_signal(number)
+    assert process.wait(20) == 128 + number
