@@ -6,7 +6,7 @@ does the rest: arithmetic precision, accumulation, clipping, schedule, log, eval
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +20,7 @@ from vlv.training.run import Run
 from vlv.training.weights import load_trained
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from vlv.config import LoopConfig, OptimConfig
@@ -83,14 +83,8 @@ def fit(
             run.journal = run.open_journal()
             stack.push(run.journal)
         if run.step < config.steps:
-            try:
+            with _enough_memory():
                 _train(run, stop, evaluate, sample)
-            except torch.OutOfMemoryError as error:
-                raise ConfigError(
-                    "memory does not suffice beside the forward and backward passes: for the optimiser, the "
-                    "evaluation or the samples; use a smaller model, a larger GPU, more processes with "
-                    "loop.parallel fsdp, or fewer held-out images"
-                ) from error
         run.hand_over_weights()
         return run.result()
 
@@ -118,6 +112,18 @@ def _train(run: Run, stop: StopRequests, evaluate: Evaluate | None, sample: Samp
                 run.result(),
                 preempted=reason.startswith(("SIGTERM", "SIGUSR1")),
             )
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Say in words where memory does not suffice and no smaller micro-batch would help."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "memory does not suffice beside the forward and backward passes: for the optimiser, the evaluation or the "
+            "samples; use a smaller model, a larger GPU, or more of them"
+        ) from error
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -1,0 +1,109 @@
+"""Training as a user launches it on several devices, and the configurations that we ship for it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from tests.cli.conftest import write_image
+from vlv.training.journal import read_metrics
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "runs" / "accelerate"
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+TORCHRUN += ["--rdzv-endpoint", "localhost:0", "-m", "vlv"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ACCELERATE += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+ACCELERATE += ["--rdzv_backend", "c10d", "--main_process_port", "0", "-m", "vlv"]
+
+
+@pytest.mark.parametrize(
+    ("name", "machines", "processes"), [("one", 1, 1), ("eight", 1, 8), ("eight_nodes", 8, 64)]
+)
+def test_configurations(name: str, machines: int, processes: int) -> None:
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
+    assert (config.num_machines, config.num_processes) == (machines, processes)
+    assert config.mixed_precision == "no"
+
+
+@pytest.fixture(scope="module")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ingredients")
+    parts = tiny.make_parts()
+    parts.florence.save_pretrained(folder / "florence")
+    parts.florence_tokenizer.save_pretrained(folder / "florence")
+    for name in ("text_encoder", "tokenizer", "unet", "vae", "scheduler"):
+        getattr(parts, name).save_pretrained(folder / "decoder" / name)
+    for number in range(8):
+        write_image(folder / "train" / f"{number}.png", number)
+    (folder / "run.yaml").write_text(
+        f"""
+stage: stage1
+model: {{decoder: {folder}/decoder, florence: {folder}/florence, num_queries: {tiny.NUM_QUERIES}}}
+data: {{inputs: [{folder}/train], held_out: [{folder}/train], image_size: {tiny.IMAGE_SIZE}, num_workers: 1}}
+optim: {{lr: 0.001}}
+loop: {{steps: 3, batch_size: 4, log_every: 1, trackers: []}}
+stage1: {{}}
+"""
+    )
+    return folder
+
+
+def launch(launcher: list[str], config: Path, run_dir: Path, *more: str) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    options = ["train", "stage1", "--config", str(config), "--run-dir", str(run_dir), *more]
+    return subprocess.run(
+        [sys.executable, *launcher, *options],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+def test_two_processes_as_a_user_launches_them(
+    ingredients: Path, tmp_path: Path, launcher: list[str]
+) -> None:
+    config = ingredients / "run.yaml"
+    one = launch(["-m", "vlv"], config, tmp_path / "one")
+    two = launch(launcher, config, tmp_path / "two", "--set", "loop.batch_size=2")
+    for result in (one, two):
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("stage1: 3 steps done") == 1
+    one_loss, two_loss = (
+        [line["loss"] for line in read_metrics(run / "metrics.jsonl")[:3]]
+        for run in (tmp_path / "one", tmp_path / "two")
+    )
+    assert one_loss == pytest.approx(two_loss, abs=1e-5)
+    assert (tmp_path / "two" / "model" / "model_index.json").exists()
+    assert len(list((tmp_path / "two" / "samples").glob("*.png"))) == 1
+
+
+@pytest.mark.slow
+def test_a_failure_is_told_in_one_sentence(ingredients: Path, tmp_path: Path) -> None:
+    result = launch(
+        TORCHRUN,
+        ingredients / "run.yaml",
+        tmp_path,
+        "--set",
+        "loop.batch_size=2",
+        "--set",
+        "data.inputs=[nowhere]",
+    )
+    assert result.returncode == 1
+    told = [line for line in result.stderr.splitlines() if line.startswith("vlv:")]
+    assert 1 <= len(told) <= 2  # the same one from each, as neither finds the data
+    assert set(told) == {told[0]}
+    assert "Traceback" not in result.stderr.split("ChildFailedError")[0].split("vlv:")[0]
