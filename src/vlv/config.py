@@ -57,6 +57,7 @@ FREE_ON_RESUME = frozenset(
         "loop.sample_every",
         "loop.save_every",
         "loop.save_every_seconds",
+        "loop.parallel",
         "loop.keep_last",
         "loop.peak_tflops",
         "loop.keep_best",

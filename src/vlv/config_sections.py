@@ -73,6 +73,8 @@ class LoopConfig(Settings):
     """Parts that torch.compile translates first, which takes minutes; auto is all but llm, and on a GPU only."""
     tf32: bool = True
     """Let a GPU round the factors of float32 products to 10 bits, which the VAE and fp32 runs gain from."""
+    parallel: Literal["ddp", "fsdp"] | None = None
+    """Of several processes: ddp holds all in each, fsdp deals out what trains; null is as accelerate says, or ddp."""
     train_mode: Literal["trained", "all"] = "trained"
     """Parts with dropout and drop-path: those that train, or all, the frozen vision tower too (the authors' code)."""
     seed: int = Field(0, ge=0)

@@ -32,6 +32,9 @@ def test_configurations(name: str, machines: int, processes: int) -> None:
     config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert (config.num_machines, config.num_processes) == (machines, processes)
     assert config.mixed_precision == "no"
+    if name == "eight_nodes":
+        assert config.distributed_type == "FSDP"
+        assert config.fsdp_config["fsdp_version"] == 2
 
 
 @pytest.fixture(scope="module")

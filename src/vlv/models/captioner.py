@@ -372,7 +372,10 @@ class CaptionDecoder(PreTrainedModel):
                 if sampling:
                     torch.manual_seed(seed)
                 ids = self.llm.generate(
-                    inputs_embeds=prefix, attention_mask=mask, generation_config=settings
+                    inputs_embeds=prefix,
+                    attention_mask=mask,
+                    generation_config=settings,
+                    synced_gpus=False,  # it would wait for processes that do not generate
                 )
         finally:
             self.train(training)

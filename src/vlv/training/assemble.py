@@ -46,6 +46,7 @@ from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
 from vlv.training.samples import Samples
+from vlv.training.sharding import uses_fsdp
 from vlv.training.stages import Stage1, Stage2
 from vlv.training.weights import store_frozen
 
@@ -98,6 +99,11 @@ def train(
         Interrupted: As `fit`; no model is saved then.
     """
     world = join_world()
+    if config.stage2 and config.stage2.frozen_llm_steps and uses_fsdp(config.loop, world):
+        raise ConfigError(
+            f"stage2.frozen_llm_steps is {config.stage2.frozen_llm_steps}, but weights that are dealt out cannot be "
+            "frozen for a while; set loop.parallel to ddp, or frozen_llm_steps to 0"
+        )
     with world.together():
         found = find_data(config.data)
         held_out = find_held_out(config)

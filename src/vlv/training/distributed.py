@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from vlv.errors import OtherProcessError
 
 _PATIENCE = timedelta(hours=2)
 """How long the others wait while the first process evaluates, draws samples and saves."""
+_LOST = re.compile(r"peer|gloo|nccl|socket|remote", re.IGNORECASE)
 _BUCKET_BYTES = 2**28
 
 Result = TypeVar("Result")
@@ -61,7 +63,7 @@ class World:
             return [list(values)]
         own = torch.tensor(values, dtype=torch.float64)
         everyone = [torch.empty_like(own) for _ in range(self.num_ranks)]
-        with _others_may_end():
+        with others_may_end():
             dist.all_gather(everyone, own, group=self.hosts)
         return [numbers.tolist() for numbers in everyone]
 
@@ -74,7 +76,7 @@ class World:
         if not self.is_shared:
             return [value]
         everyone: list[Any] = [None] * self.num_ranks
-        with _others_may_end():
+        with others_may_end():
             dist.all_gather_object(everyone, value, group=self.hosts)
         return everyone
 
@@ -144,11 +146,15 @@ def _tell_of_failure(world: World) -> None:
 
 
 @contextmanager
-def _others_may_end() -> Iterator[None]:
+def others_may_end() -> Iterator[None]:
     """Tell a lost connection in words."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
+        if not _LOST.search(str(error)):
+            raise
         raise OtherProcessError(
             "another process of this run ended without a word; look for what killed it, then run the same command "
             f"again ({str(error).splitlines()[0]})",

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vlv.errors import CheckpointError, ConfigError
+from vlv.training.sharding import share, share_of, sum_of_shares
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -90,6 +91,7 @@ class Optimizer:
                 f"optim.warmup_steps is {config.warmup_steps}, but the run has only {total_steps} steps; lower it"
             )
         self.parameters, self.config, self.total_steps = parameters, config, total_steps
+        self._shares = {name: _as_leaf(p) for name, p in parameters.items()}
         self._adamw = torch.optim.AdamW(
             self._groups(), lr=config.lr, betas=config.betas, fused=True
         )
@@ -105,7 +107,7 @@ class Optimizer:
                     f"trained are {', '.join(known)}"
                 )
         groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.parameters.items():
+        for name, parameter in self._shares.items():
             groups.setdefault(name_scale(name, scales), []).append(parameter)
         decay = self.config.weight_decay
         return [{"params": ps, "lr_scale": s, "weight_decay": decay} for s, ps in groups.items()]
@@ -116,14 +118,17 @@ class Optimizer:
 
     def clip(self) -> Tensor:
         """Scale the gradients down to the largest norm that is allowed; their norm before, a scalar on the device."""
-        trained = list(self.parameters.values())
+        self._take_gradients()
+        trained = list(self._shares.values())
         norm = get_total_norm([p.grad for p in trained if p.grad is not None])
+        norm = sum_of_shares(norm.square(), self.parameters).sqrt() if self._is_shared else norm
         if self.config.clip is not None:
             clip_grads_with_norm_(trained, self.config.clip, norm)
         return norm
 
     def step(self, step: int, finite: Tensor | None = None) -> None:
         """Update the parameters as step `step`, counted from 0; unless `finite`, a scalar on the device, is False."""
+        self._take_gradients()
         for group in self._adamw.param_groups:
             group["lr"] = self.config.lr * self.factor(step) * group["lr_scale"]
         if (
@@ -135,13 +140,26 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Drop the gradients."""
         self._adamw.zero_grad(set_to_none=True)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    @property
+    def _is_shared(self) -> bool:
+        return any(own is not self.parameters[name] for name, own in self._shares.items())
+
+    def _take_gradients(self) -> None:
+        """Where parameters are dealt out to processes, hand the gradients to this one's shares."""
+        for name, own in self._shares.items():
+            parameter = self.parameters[name]
+            if own is not parameter:
+                own.grad = None if parameter.grad is None else share(parameter.grad)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as flat tensors: `<parameter name>:<exp_avg | exp_avg_sq | step>`."""
+        """What this process holds of the state as flat tensors: `<parameter name>:<exp_avg | exp_avg_sq | step>`."""
         state = self._adamw.state
         return {
             f"{name}:{key}": value
-            for name, parameter in self.parameters.items()
+            for name, parameter in self._shares.items()
             for key, value in state.get(parameter, {}).items()
         }
 
@@ -159,7 +177,14 @@ class Optimizer:
                 raise CheckpointError(
                     f"the optimiser state {key} {tuple(value.shape)} fits no trained parameter; start a new run folder"
                 )
-            self._adamw.state[parameter][part] = value.to(parameter.device)
+            value = share_of(value, parameter) if value.ndim else value
+            self._adamw.state[self._shares[name]][part] = value.to(parameter.device)
+
+
+def _as_leaf(parameter: nn.Parameter) -> nn.Parameter:
+    """The parameter, or where it is dealt out this process's share of it as one."""
+    own = share(parameter)
+    return parameter if type(own) is type(parameter.detach()) else torch.nn.Parameter(own)
 
 
 class BadSteps:
@@ -237,13 +262,13 @@ class MovingAverage:
 
     def __init__(self, parameters: Parameters, decay: float) -> None:
         self.parameters, self.decay = parameters, decay
-        self.averages = {name: p.detach().clone() for name, p in parameters.items()}
+        self.averages = {name: share(p).clone() for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the parameters after step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        targets = [p.detach() for p in self.parameters.values()]
+        targets = [share(p) for p in self.parameters.values()]
         torch._foreach_lerp_(list(self.averages.values()), targets, 1 - decay)
 
     @torch.no_grad()
@@ -258,12 +283,12 @@ class MovingAverage:
                 "the moving average holds other parameters than the run; start a new run folder"
             )
         for name, value in tensors.items():
-            self.averages[name].copy_(value)
+            self.averages[name].copy_(share_of(value, self.parameters[name]))
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """Within the context the parameters hold the averages."""
-        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
+        kept = {name: share(p).clone() for name, p in self.parameters.items()}
         self.copy_to_parameters(self.averages)
         try:
             yield
@@ -272,6 +297,6 @@ class MovingAverage:
 
     @torch.no_grad()
     def copy_to_parameters(self, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite the parameters, by name."""
+        """Overwrite what this process holds of the parameters, by name."""
         for name, parameter in self.parameters.items():
-            parameter.copy_(tensors[name])
+            share(parameter).copy_(tensors[name])

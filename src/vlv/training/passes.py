@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from vlv.errors import ConfigError, DataError
@@ -41,11 +42,11 @@ class Forward(nn.Module):
     def __init__(self, objective: Objective) -> None:
         super().__init__()
         self.module = objective.module
-        self._loss = objective.loss
+        self.objective = objective
 
     def forward(self, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and its parts."""
-        losses = self._loss(batch, generator)
+        losses = self.objective.loss(batch, generator)
         return losses.total, {"loss": losses.total.detach(), **_detached(losses.parts)}
 
 
@@ -54,10 +55,11 @@ class Passes:
 
     Where memory does not suffice, every batch is cut into twice as many micro-batches and the step is begun again; the
     gradient stays what it was. The gradients of the processes are averaged during the last backward pass, in which
-    nobody can stand back; so a step that is larger than any before it averages them afterwards.
+    nobody can stand back; so a step that is larger than any before it averages them afterwards. Where the weights
+    themselves are dealt out, every pass is an exchange, and a shortage of memory ends the run for this time.
 
     Args:
-        objective: What trains, and which loss.
+        model: The objective's loss; it may be dealt out to the processes.
         world: The processes.
         config: Batch size, precision, seed.
         parameters: What trains; an objective may freeze some of them for a while.
@@ -70,18 +72,19 @@ class Passes:
 
     def __init__(
         self,
-        objective: Objective,
+        model: Forward,
         world: World,
         config: LoopConfig,
         parameters: Parameters,
         notes: Path,
     ) -> None:
-        self.objective, self.world, self.config = objective, world, config
+        self.objective, self.world, self.config = model.objective, world, config
+        self.is_sharded = isinstance(model, FSDPModule)
         self.parameters = list(parameters.values())
         self.notes = notes
         self.cut = int(json.loads(notes.read_text())["cut"]) if notes.exists() else 1
         self._largest = 0.0  # the largest step so far
-        self._model: nn.Module = Forward(objective)
+        self._model: nn.Module = model
 
     def counted(self, batch: Batch) -> Batch:
         """The batch with `targets`: what each row has to predict, tokens where the objective counts them, or else 1.
@@ -118,7 +121,7 @@ class Passes:
         mean_targets = sum(each[0] for each in everyone) / (rows * self.world.num_ranks)
         self._agree_on_cut(int(max(each[2] for each in everyone)))
         largest = max(each[1] for each in everyone)
-        at_once = self.world.is_shared and largest <= self._largest
+        at_once = self.world.is_shared and (self.is_sharded or largest <= self._largest)
         sums = self._until_it_fits(batches, mean_targets, step, at_once)
         if self.world.is_shared and not at_once:
             self.world.average([p.grad for p in self.parameters if p.grad is not None])

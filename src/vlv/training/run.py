@@ -22,13 +22,14 @@ from vlv.training.checkpoint import (
     save_checkpoint,
 )
 from vlv.training.clock import Clock
-from vlv.training.distributed import World, join_world
+from vlv.training.distributed import World, join_world, others_may_end
 from vlv.training.flops import FlopMeter, peak_flops
 from vlv.training.journal import Journal, Meter, SilentJournal
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample
 from vlv.training.optim import BadSteps, MovingAverage, Optimizer, trainable_parameters
-from vlv.training.passes import Passes, num_rows
+from vlv.training.passes import Forward, Passes, num_rows
 from vlv.training.rng import preserved_rng
+from vlv.training.sharding import put_together, shard, undo_sharding, uses_fsdp, whole_weights
 from vlv.training.weights import changing_buffers, load_weights, on_device, set_train_mode
 
 if TYPE_CHECKING:
@@ -58,9 +59,12 @@ class Run:
         self.objective, self.loader, self.config, self.optim = objective, loader, config, optim
         self.run_dir, self.settings = run_dir, settings
         self.module = on_device(objective.module, self.world.device)
+        self.model = Forward(objective)
+        if uses_fsdp(config, self.world):
+            shard(self.model, self.world)
         self.parameters = trainable_parameters(self.module)
         self.passes = Passes(
-            objective, self.world, config, self.parameters, run_dir / "micro_batches.json"
+            self.model, self.world, config, self.parameters, run_dir / "micro_batches.json"
         )
         self.optimizer = Optimizer(self.parameters, optim, config.steps)
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
@@ -92,8 +96,9 @@ class Run:
 
     def learn(self, batches: Sequence[Batch]) -> None:
         """One step: gradient, clipping, update, average; the update is left out if loss or gradient are not finite."""
-        means = self.passes.gradients(batches, self.step)
-        norm = self.optimizer.clip()
+        with others_may_end():
+            means = self.passes.gradients(batches, self.step)
+            norm = self.optimizer.clip()
         finite = torch.isfinite(norm + means["loss"])
         self.optimizer.step(self.step, finite)
         self.optimizer.zero_grad()
@@ -127,7 +132,7 @@ class Run:
     def _mfu(self, images_per_second: float) -> dict[str, float]:
         """The share of the devices' peak that the images took; nothing where the peak or the FLOPs are not known."""
         peak = peak_flops(self.world.device, self.config.peak_tflops)
-        if peak is None or not self.world.is_main:
+        if peak is None or not self.world.is_main or self.passes.is_sharded:
             return {}
         flops = self.flops.per_image(self.example | {"step": self.step - 1})
         if flops is None:
@@ -172,7 +177,7 @@ class Run:
     def _looking(self) -> Iterator[None]:
         """Eval mode, no gradients, averaged weights; the random draws and the clock of training stand still."""
         swapped = self.average.swapped_in() if self.average is not None else nullcontext()
-        with preserved_rng(), swapped, torch.no_grad():
+        with preserved_rng(), swapped, torch.no_grad(), whole_weights(self.model):
             self.module.eval()
             yield
         self.set_train_mode()
@@ -196,6 +201,7 @@ class Run:
         tensors = {"trainable": self._weights(), "optimizer": self.optimizer.tensors()}
         if self.average is not None:
             tensors["ema"] = self.average.averages
+        tensors = {name: put_together(ts, self.parameters) for name, ts in tensors.items()}
         state = self._state()
         self.failed_saves = self.world.on_main(lambda: self._write(tensors, state, must_succeed))
 
@@ -295,6 +301,7 @@ class Run:
         """Leave the module as it should be used."""
         if self.average is not None:
             self.average.copy_to_parameters(self.average.averages)
+        undo_sharding(self.model, self.parameters)
         self.module.eval()
 
     def result(self) -> FitResult:

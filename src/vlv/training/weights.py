@@ -13,6 +13,7 @@ from vlv.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
 )
+from vlv.training.sharding import share, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -125,4 +126,4 @@ def load_weights(
                 "it belongs to another model"
             )
     for name, value in weights.items():
-        own[name].copy_(value)
+        share(own[name]).copy_(share_of(value, own[name]))
