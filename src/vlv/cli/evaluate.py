@@ -39,6 +39,8 @@ app.add_typer(experiments.predict)
 app.command()(experiments.judge)
 app.command()(experiments.score)
 app.command()(experiments.rate)
+app.command()(experiments.report)
+app.command()(experiments.results)
 
 
 @app.callback()

@@ -418,3 +418,40 @@ def rate(
         finally:
             server.server_close()
     return 0
+
+
+Results = Annotated[
+    list[Path], typer.Argument(help="Run folders, result files, or folders of result files.")
+]
+
+
+def report(
+    runs: Results,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+) -> int:
+    """One HTML page of several runs: claims, tables, plots, pictures, and the paper's figures beside them."""
+    from vlv.evaluation.report.document import read_results
+    from vlv.evaluation.report.page import make_page
+    from vlv.jobs.files import write_text
+
+    results = read_results(runs)
+    folders = {run.name: run for run in runs if (run / "run.json").is_file()}
+    write_text(output, make_page(results, folders))
+    common.say(f"written: {output}")
+    return 0
+
+
+def results(
+    files: Results,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The document.")] = Path(
+        "docs/results.md"
+    ),
+) -> int:
+    """Write docs/results.md from result files: the claims, every figure, and the paper's."""
+    from vlv.evaluation.report.document import make_document, read_results
+    from vlv.jobs.files import write_text
+
+    folder = files[0].as_posix()
+    write_text(output, make_document(read_results(files), folder))
+    common.say(f"written: {output}")
+    return 0

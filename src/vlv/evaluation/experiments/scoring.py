@@ -143,7 +143,7 @@ def score_run(
         "baseline": None if baseline is None else str(baseline),
         "comparisons": {c.key: _comparison(c) for c in compared},
         "notes": scores.notes,
-        "versions": versions(),
+        "versions": {k: v for k, v in versions().items() if k != "command"},  # it names folders
     }
     write_text(run.folder / "result.json", json.dumps(content, indent=2) + "\n")
     return section

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Every experiment that exists, in the toy world, with the shipped model. Run it again after an interruption: what is done stays.
+# NUM=48 GUIDANCES=2 runs/evaluate.sh tries it in minutes; figures to publish take NUM=1000 or more and a quiet machine.
+set -euo pipefail
+OUT=${OUT:-out/evaluation}
+NUM=${NUM:-1000}
+SEED=${SEED:-1}
+MODEL=${MODEL:-vlv-tiny}
+GUIDANCES=${GUIDANCES:-1 2 3 4}
+
+guidances=()
+for guidance in $GUIDANCES; do guidances+=(--guidance "$guidance"); done
+
+# 1, 2 and 6: pictures from captions and from z, their claims and their 3-D boxes
+vlv eval predict reconstruction --run "$OUT/reconstruction" --num "$NUM" --seed "$SEED" --painter "model:$MODEL" \
+  --from true --from "ours=model:$MODEL" --from "z=z:$MODEL" --from words --from other "${guidances[@]}"
+vlv eval judge "$OUT/reconstruction" --judge pixels --judge "toy=inspector:$MODEL"
+vlv eval score "$OUT/reconstruction"
+
+# 3: ratings, and choices in both orders
+vlv eval predict arena --run "$OUT/arena" --num "$NUM" --seed "$SEED" \
+  --from true --from "ours=model:$MODEL" --from words --from other
+vlv eval judge "$OUT/arena" --judge exact
+vlv eval judge "$OUT/arena" --judge choice=exact --pairs
+vlv eval score "$OUT/arena"
+
+# 4: questions answered from captions alone
+vlv eval predict vqa --run "$OUT/vqa" --num "$NUM" --seed "$SEED" \
+  --from true --from "ours=model:$MODEL" --from words --from other
+vlv eval judge "$OUT/vqa" --judge parser
+vlv eval score "$OUT/vqa"
+
+# 7: mixes of embeddings
+vlv eval predict mixes --run "$OUT/mixes" --num "$NUM" --seed "$SEED" --model "$MODEL"
+vlv eval judge "$OUT/mixes" --judge "toy=inspector:$MODEL"
+vlv eval score "$OUT/mixes"
+
+mkdir -p "$OUT/results"
+for run in reconstruction arena vqa mixes; do cp "$OUT/$run/result.json" "$OUT/results/$run.json"; done
+vlv eval report "$OUT"/{reconstruction,arena,vqa,mixes} --output "$OUT/report.html"

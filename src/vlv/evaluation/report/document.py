@@ -1,0 +1,157 @@
+"""``docs/results.md``: the figures of committed result files as Markdown, and nothing that is not in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from vlv.errors import DataError
+from vlv.evaluation.report.claims import Result, findings
+from vlv.evaluation.results import format_value
+
+_HEAD = """# Results
+
+<!-- written by `vlv eval results`; do not edit -->
+
+Every figure here comes from a result file, in `{folder}` or shipped with vlv-tiny, and can be made again: the former with
+`runs/evaluate.sh`, the latter with `runs/tiny.sh`. They are figures of vlv-tiny in the toy world, whose truth is known, each with
+the number of samples behind it; the paper's stand in tables of their own, for they are of other models on other data.
+"""
+
+
+def read_results(paths: Sequence[Path]) -> dict[str, Result]:
+    """Result files by name, from files, run folders and folders of result files.
+
+    Raises:
+        DataError: There is none, or one is damaged.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if (path / "result.json").is_file():
+            files.append(path / "result.json")
+        elif path.is_dir():
+            files += sorted(path.glob("*.json"))
+        else:
+            files.append(path)
+    if not files:
+        raise DataError(
+            f"there are no results in {', '.join(map(str, paths))}; begin with vlv eval score"
+        )
+    results: dict[str, Result] = {}
+    for file in files:
+        name = file.parent.name if file.name == "result.json" else file.stem
+        try:
+            content = json.loads(file.read_text("utf-8"))
+            if not ("figures" in content or "sections" in content):
+                raise ValueError("no figures")
+        except OSError as error:
+            raise DataError(
+                f"{file} cannot be read: {error.strerror}; score the run first"
+            ) from error
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{file} holds no results ({error})") from error
+        results[name] = content
+    return results
+
+
+def paper() -> dict[str, Any]:
+    """The paper's tables with their citation."""
+    file = resources.files("vlv.evaluation.report") / "paper.json"
+    content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return content
+
+
+def make_document(results: Mapping[str, Result], folder: str) -> str:
+    """The whole document.
+
+    Args:
+        results: By name.
+        folder: Where their files are, for the reader.
+    """
+    parts = [_HEAD.format(folder=folder), _claims(results)]
+    parts += [_result(name, result) for name, result in results.items()]
+    return "\n".join([*parts, _paper()]).rstrip() + "\n"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _claims(results: Mapping[str, Result]) -> str:
+    rows = [
+        (claim.source, claim.text, f"**{found.verdict}**", claim.criterion, found.evidence)
+        for claim, found in findings(results)
+    ]
+    head = ("paper", "claim", "by our figures", "when it holds", "figures")
+    return "## The paper's claims\n\n" + table(head, rows)
+
+
+def _result(name: str, result: Result) -> str:
+    if "sections" in result:
+        sections = [s for s in result["sections"].values() if "figures" in s]
+        about = {k: result["settings"][k] for k in ("num", "seed", "split", "steps", "guidance")}
+        text = f"## {name}: everything about vlv-tiny at once\n\n{describe(about)}\n"
+        return (
+            text
+            + "\n"
+            + "\n".join(f"### {s['title']}\n\n{figures_table(s['figures'])}" for s in sections)
+        )
+    text = f"## {name}: {result['title']}\n\n{describe({**result['data'], **result['settings']})}\n"
+    text += "".join(f"\n> {note}\n" for note in result["notes"])
+    text += "\n" + figures_table(result["figures"])
+    for more in result["tables"]:
+        rows = [[format_cell(v) for v in row.values()] for row in more["rows"]]
+        columns = list(more["rows"][0]) if more["rows"] else []
+        text += f"\n{more['title'].capitalize()}:\n\n{table(columns, rows)}"
+    return text
+
+
+def figures_table(figures: Mapping[str, Any]) -> str:
+    """Label, value, interval and n of every figure."""
+    rows = []
+    for figure in figures.values():
+        value, low, high = (
+            "" if figure[k] is None else format_value(figure[k], figure["unit"])
+            for k in ("value", "low", "high")
+        )
+        rows.append((figure["label"], value, f"{low} to {high}" if low else "", str(figure["n"])))
+    return table(("figure", "value", "95 % interval", "n"), rows)
+
+
+def format_cell(value: Any) -> str:
+    """A cell of a table: shares and counts with their digits."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def describe(settings: Mapping[str, Any]) -> str:
+    """Settings in one line."""
+    return "; ".join(f"{key}: {_short(value)}" for key, value in settings.items() if value not in (None, {}))  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "(" + ", ".join(f"{k} {_short(v)}" for k, v in value.items()) + ")"
+    if isinstance(value, list):
+        return ", ".join(_short(item) for item in value)
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:12] + " ..."
+
+
+def _paper() -> str:
+    content = paper()
+    parts = [
+        f"## The paper's own figures\n\nOf {content['citation']}. Not ours, and of another data set.\n"
+    ]
+    for one in content["tables"]:
+        rows = [[f"{v:g}" if isinstance(v, float) else str(v) for v in row] for row in one["rows"]]
+        parts.append(f"{one['title']}:\n\n{table(one['columns'], rows)}")
+    return "\n".join(parts)
