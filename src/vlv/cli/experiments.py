@@ -377,6 +377,9 @@ def score(
     typer.echo(format_results(Results({}, (section,))))
     content = json.loads((run.folder / "result.json").read_text("utf-8"))
     for key, found in content["comparisons"].items():
+        if found["p"] is None:
+            typer.echo(f"{key}: nothing to compare with the baseline")
+            continue
         typer.echo(
             f"{key}: {found['difference']:+.4f} against the baseline "
             f"({found['low']:+.4f} to {found['high']:+.4f}), p = {found['p']:.3g}, n = {found['n']}"

@@ -89,6 +89,12 @@ def test_from_nothing_to_figures(
     assert vlv(["eval", "score", str(folder)]) == 0
     run = Run.open(folder)
     assert mixes.predict(run, make_backends()).done == 0
+    lost = mixes.picture_path(run, "average", "test-0000001")
+    kept = lost.read_bytes()
+    lost.unlink()
+    assert judge_run(run, f"second=inspector:{inspector_folder}", make_backends()).failed == 1
+    lost.write_bytes(kept)
+    assert judge_run(run, f"second=inspector:{inspector_folder}", make_backends()).done == 1
     backends = make_backends()
     pipe, samples = backends.pipeline(str(tiny_folder)), run.data.samples()
     zs = [pipe.embed(sample.load()) for sample in samples]

@@ -103,7 +103,8 @@ class Backends:
         kind, value = split_painter(text)
         if kind == "model":
             return self.embedder(value, steps)
-        return DiffusersPainter(value, steps, self.device)
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        return DiffusersPainter(value, steps, self.device, dtype)
 
     def embedder(self, name: str, steps: int) -> ModelPainter:
         """What rebuilds pictures from caption embeddings."""

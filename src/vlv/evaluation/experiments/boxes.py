@@ -67,6 +67,7 @@ class BoxesLook:
     """A vision model behind an address that estimates boxes; an instrument."""
 
     width = 0
+    compares_pixels = False
 
     def __init__(self, connect: Callable[[], Client]) -> None:
         self._connect = (

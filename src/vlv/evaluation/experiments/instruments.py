@@ -53,7 +53,7 @@ class Look(NamedTuple):
 
     pictures: Sequence[Image.Image]
     originals: Sequence[Image.Image]
-    """Of one size with the pictures."""
+    """Of one size with the pictures; none where the instrument does not compare pixels."""
     samples: Sequence[Sample]
     texts: Sequence[str | None]
     """What each was drawn from."""
@@ -61,6 +61,9 @@ class Look(NamedTuple):
 
 class Instrument(Protocol):
     """Judges pictures."""
+
+    compares_pixels: bool
+    """Whether it looks at the originals beside the pictures; opening them takes time."""
 
     @property
     def width(self) -> int:
@@ -87,6 +90,7 @@ class Pixels:
     """PSNR to the original."""
 
     width = 0
+    compares_pixels = True
 
     def identity(self) -> dict[str, Any]:
         """Nothing to know."""
@@ -103,6 +107,8 @@ class Pixels:
 
 class InspectorLook:
     """The inspector of the toy world."""
+
+    compares_pixels = False
 
     def __init__(self, inspector: Inspector) -> None:
         self._inspector = inspector
@@ -149,6 +155,7 @@ class FeatureLook:
     extractor: Extractor
     about: dict[str, Any]
     paired: bool
+    compares_pixels: bool = False
 
     @property
     def width(self) -> int:
@@ -173,6 +180,7 @@ class ClipLook:
     """CLIPScore."""
 
     width = 0
+    compares_pixels = False
 
     def __init__(self, name: str, device: torch.device) -> None:
         self._name, self._score = name, ClipScore(name, device)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from vlv.data.images import load_image
@@ -166,8 +167,11 @@ def judge(
 
     def make(missing: list[Key], emit: Emit) -> None:
         for batch in batches(missing, batch_size):
-            pictures = [load_image(picture_path(run, mix, id)) for id, mix in batch]
-            reports = loaded.inspect(stack(pictures).to(loaded.device))
+            pictures, bad = _open(run, batch)
+            emit(bad)
+            if not pictures:
+                continue
+            reports = loaded.inspect(stack(list(pictures.values())).to(loaded.device))
             emit(
                 [
                     {
@@ -176,7 +180,7 @@ def judge(
                         "scene": r.claims.scene,
                         "objects": list(r.claims.objects),
                     }
-                    for (id, mix), r in zip(batch, reports, strict=True)
+                    for (id, mix), r in zip(pictures, reports, strict=True)
                 ]
             )
 
@@ -187,6 +191,18 @@ def judge(
             rows = run.rows(table_name(mix_name), MIX_KEY)
             total = add(total, fill(table, [(r["id"], mix_name) for r in rows], make, report))
     return total
+
+
+def _open(run: Run, keys: Sequence[Key]) -> tuple[dict[Key, Image.Image], list[Row]]:
+    """The pictures that can be opened, by key, and a row for each of the others."""
+    pictures: dict[Key, Image.Image] = {}
+    bad: list[Row] = []
+    for id, name in keys:
+        try:
+            pictures[id, name] = load_image(picture_path(run, name, id))
+        except DataError as error:
+            bad.append({"id": id, "mix": name, "error": str(error)})
+    return pictures, bad
 
 
 # --- score -------------------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ class _Looker:
     def judge(self, batch: Sequence[Key]) -> list[Row]:
         """A row for every key."""
         rows_of = [self._samples[self._place[id]] for id, *_ in batch]
-        keys, pictures, originals, bad = _open(self._run, batch, rows_of, self._side)
+        keys, pictures, originals, bad = self._open(batch, rows_of)
         if not keys:
             return bad
         at = [self._place[id] for id, *_ in keys]
@@ -254,6 +254,29 @@ class _Looker:
             for key, columns in zip(keys, found, strict=True)
         ]
 
+    def _open(
+        self, keys: Sequence[Key], samples: Sequence[Sample]
+    ) -> tuple[list[Key], list[Image.Image], list[Image.Image], list[Row]]:
+        """Keys whose files can be opened, with pictures and originals, and a row for each of the others."""
+        good, pictures, originals, bad = [], [], [], []
+        for key, sample in zip(keys, samples, strict=True):
+            id, source, guidance = key
+            try:
+                original = None
+                if source == ORIGINAL or self._instrument.compares_pixels:
+                    original = sample.square(self._side)
+                path = picture_path(self._run, source, guidance, id)
+                picture = original if source == ORIGINAL else load_image(path)
+            except DataError as error:
+                bad.append({**dict(zip(PICTURE_KEY, key, strict=True)), "error": str(error)})
+                continue
+            assert picture is not None, "an original was opened"
+            good.append(key)
+            pictures.append(picture)
+            if original is not None:
+                originals.append(original)
+        return good, pictures, originals, bad
+
 
 def pairs(run: Run) -> list[tuple[str, float]]:
     """Every source at every guidance."""
@@ -264,29 +287,6 @@ def pictures_of(run: Run) -> dict[Key, Row]:
     """The rows of all pictures that were drawn, by their key."""
     rows = [row for pair in pairs(run) for row in run.rows(table_name(*pair), PICTURE_KEY)]
     return {tuple(row[name] for name in PICTURE_KEY): row for row in rows}
-
-
-def _open(
-    run: Run, keys: Sequence[Key], samples: Sequence[Sample], side: int
-) -> tuple[list[Key], list[Image.Image], list[Image.Image], list[Row]]:
-    """Keys whose files can be opened with picture and original, and a row for each of the others."""
-    good, pictures, originals, bad = [], [], [], []
-    for key, sample in zip(keys, samples, strict=True):
-        id, source, guidance = key
-        try:
-            original = sample.square(side)
-            picture = (
-                original
-                if source == ORIGINAL
-                else load_image(picture_path(run, source, guidance, id))
-            )
-        except DataError as error:
-            bad.append({**dict(zip(PICTURE_KEY, key, strict=True)), "error": str(error)})
-            continue
-        good.append(key)
-        pictures.append(picture)
-        originals.append(original)
-    return good, pictures, originals, bad
 
 
 class Features:
