@@ -509,7 +509,7 @@ def test_there_is_one_loop() -> None:
         (file.name, line.strip())
         for file in sorted(source.rglob("*.py"))
         for line in file.read_text().splitlines()
-        if re.search(r"\)\.backward\(|iter\(.*loader\)|for batch in .*loader", line)
+        if re.search(r"\)\.backward\(|iter\(run\.loader\)|for batch in .*loader", line)
     ]
     assert found == [
         ("loop.py", "config, stream = run.config, iter(run.loader)"),
