@@ -116,10 +116,13 @@ def _composition(figures: Mapping[str, Any]) -> Finding | None:
 
     best = max(mixed, key=lambda name: float(weaker(name)["low"]))
     _, objects, style = mixed[best]
+    verdict = above(weaker(best), 0.5, best).verdict
+    if min(objects["n"], style["n"]) < FEW_SAMPLES:
+        verdict = "undecided"
     return Finding(
-        above(weaker(best), 0.5, best).verdict,
+        verdict,
         f"{best}: {objects['value']:.1%} of the facts of a's objects ({objects['low']:.1%} to {objects['high']:.1%}) and "
-        f"{style['value']:.1%} of b's styles ({style['low']:.1%} to {style['high']:.1%}), n = {objects['n']}",
+        f"{style['value']:.1%} of b's styles ({style['low']:.1%} to {style['high']:.1%}), n = {objects['n']} and {style['n']}",
     )
 
 
