@@ -16,10 +16,12 @@ from tests.cli.conftest import Vlv
 from tests.cli.test_train import write_config
 from tests.tiny import IMAGE_SIZE, NUM_QUERIES
 from vlv.config import load_config
+from vlv.curation.settings import load_filter
 from vlv.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
+_PRESETS = re.compile(r'(?:--config "?|CONFIG:-)([a-z][\w$-]+)')
 
 
 def commands(script: Path) -> list[list[str]]:
@@ -36,7 +38,12 @@ def test_scripts_are_sound(script: Path) -> None:
     assert text.startswith("#!/usr/bin/env bash\n# ")
     assert "\nset -euo pipefail\n" in text
     assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
-    for name in re.findall(r'(?:--config "?|CONFIG:-)([a-z][\w$-]+)', text):
+    lines = text.replace("\\\n", " ").splitlines()
+    names = [(line, name) for line in lines for name in _PRESETS.findall(line)]
+    for line, name in names:
+        if "vlv data filter" in line:
+            load_filter(name)
+            continue
         for stage in ("stage1", "stage2"):
             load_config(name.replace("$stage", stage))
 
