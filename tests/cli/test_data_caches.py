@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
+from PIL import Image
 
 from tests.cli.conftest import Vlv
 from tests.cli.test_train import weights, write_config
+from vlv.data import reader
 
 
 def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
@@ -30,3 +34,30 @@ def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_pat
     assert "data.features are those of a frozen vision tower" in result.err
     other = ["--set", "data.framing=resize", *sets]
     assert vlv(*train, tmp_path / "other", *other).code == 1
+
+
+def test_what_both_caches_hold_is_not_decoded_again(
+    vlv: Vlv, ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both caches no image is opened, and one that could not be read is known; with one of them, all are."""
+    images, (latents, features) = tmp_path / "images", (tmp_path / "latents", tmp_path / "features")
+    shutil.copytree(ingredients / "train", images)
+    (images / "bad.png").write_bytes(b"no image")
+    data = {"inputs": [str(images)], "held_out": [], "max_bad_share": 1.0}
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=data)
+    for kind, folder in (("latents", latents), ("features", features)):
+        result = vlv("data", f"cache-{kind}", images, "-o", folder, "-c", config)
+        assert result.code == 2
+        assert "6 images, 1 failed" in result.err
+
+    decoded: list[Image.Image] = []
+    frame = reader.frame
+    monkeypatch.setattr(reader, "frame", lambda i, *rest: (decoded.append(i), frame(i, *rest))[1])
+    train = ["train", "stage1", "--config", config, "--set", f"data.latents={latents}", "--run"]
+    both = ["--set", f"data.features={features}"]
+    assert vlv(*train, tmp_path / "both", *both).code == 0
+    assert not decoded
+    [line] = (tmp_path / "both" / "quarantine.jsonl").read_text().splitlines()
+    assert "bad.png: its latents_mean are not finite; the image could not be read" in line
+    assert vlv(*train, tmp_path / "one").code == 0
+    assert len(decoded) >= 6

@@ -66,7 +66,8 @@ class BatchLoader:
         min_checked: Records (at most an epoch's share of this rank) to see before that share is judged.
         on_bad: Told of each bad record once.
         need_captions: Whether a record without a caption is a bad one.
-        extra: Arrays (N,...) whose row i belongs to record i, such as cached latents.
+        extra: Arrays (N,...) whose row i belongs to record i, such as cached latents; a record whose row is not finite
+            is a bad one.
         keep_in_memory: Keep decoded images (N S S 3 bytes); by default up to 1 GiB.
         framing: How an image becomes a square, see `frame`.
         limits: What `load_image` refuses.
@@ -250,7 +251,23 @@ def _rows_of(extra: Mapping[str, NDArray[Any]]) -> More | None:
     """For the decoder: the rows of further arrays that belong to a record."""
     if not extra:
         return None
-    return lambda index, _: {name: np.array(array[index]) for name, array in extra.items()}
+    return lambda index, record: {
+        name: checked_row(np.array(array[index]), name, record) for name, array in extra.items()
+    }
+
+
+def checked_row(row: NDArray[Any], name: str, record: Record) -> NDArray[Any]:
+    """What was computed of a record before.
+
+    Raises:
+        DataError: It is not finite, as where the image could not be read.
+    """
+    if not np.isfinite(row).all():
+        raise DataError(
+            f"{record.name}: its {name} are not finite; the image could not be read when they were computed, or they "
+            "exceed the range of their type"
+        )
+    return row
 
 
 def check_ranks(batch_size: int, num_workers: int, seed: int, rank: int, num_ranks: int) -> None:

@@ -82,8 +82,9 @@ class Decoder:
             reason = f"{record.source}: the record {record.id} has no caption"
             return Row(index, record, reason=reason)
         try:
+            pixels = self._pixels(index, record)  # first: what is wrong with an image it says best
             more = self.more(index, record) if self.more is not None else {}
-            return Row(index, record, self._pixels(index, record), record.meta, more=more)
+            return Row(index, record, pixels, record.meta, more=more)
         except DataError as error:
             return Row(index, record, reason=str(error))
 

@@ -85,6 +85,7 @@ def make_loader(
         ConfigError: A setting needs records that are listed, but they are streamed.
     """
     data = config.data
+    image_size = data.image_size if _needs_pixels(config) else None
     options: dict[str, Any] = {"rank": rank, "num_ranks": num_ranks, "framing": framing}
     options |= _options_of(config, quarantine_file(run_dir, rank))
     if found.shards:
@@ -92,7 +93,7 @@ def make_loader(
         loader: BatchLoader | StreamLoader = StreamLoader(
             found.shards,
             config.loop.batch_size,
-            data.image_size,
+            image_size,
             buffer=data.shuffle_buffer or DEFAULT_BUFFER,
             num_strands=data.strands,
             **options,
@@ -102,11 +103,17 @@ def make_loader(
             config, encoder, decoder, found.records, run_dir, load_tokenizer, framing
         )
         loader = BatchLoader(
-            found.records, config.loop.batch_size, data.image_size, extra=extra, **options
+            found.records, config.loop.batch_size, image_size, extra=extra, **options
         )
     if not data.num_workers:
         return loader
     return Ahead(loader, 1, pin=device.startswith("cuda"))
+
+
+def _needs_pixels(config: RunConfig) -> bool:
+    """Whether a step looks at the images: the encoder without cached features, the VAE without cached latents."""
+    denoises = config.stage2 is None or config.stage2.denoising_weight > 0
+    return config.data.features is None or (denoises and config.data.latents is None)
 
 
 def _options_of(config: RunConfig, quarantine: Path) -> dict[str, Any]:

@@ -189,7 +189,7 @@ def fill_part(
         framing: How an image becomes a square, see `frame`.
         batch_size: Images of one pass.
         num_workers: Threads that decode images.
-        on_bad: Told of each record that cannot be read; its row is NaN, so that its use would not go unnoticed.
+        on_bad: Told of each record that cannot be read; its row is NaN, which the loader skips and counts.
 
     Returns:
         For each name an array for the `extra` argument of `BatchLoader`: memory-mapped float16 (N, ...).
