@@ -234,9 +234,9 @@ class DataConfig(Settings):
     max_bad_share: float = Field(0.001, ge=0, le=1)
     """Share of unreadable images at which the run stops; each is skipped and named in quarantine.jsonl."""
     latents: str | None = None
-    """Folder for cached VAE posteriors (vlv data cache-latents); null computes them in every step."""
+    """Folder of cached VAE posteriors (vlv data cache-latents), or beside (the shards); null computes them in every step."""
     features: str | None = None
-    """Folder for cached tokens of the frozen vision tower (vlv data cache-features); null computes them in every step."""
+    """Folder of cached tokens of the frozen vision tower (vlv data cache-features), or beside; null computes them in every step."""
 
     @model_validator(mode="after")
     def _stream_settings_have_effect(self) -> DataConfig:

@@ -4,6 +4,7 @@
 VLVError                      every error below; the command line prints it as one line, exit code 1
 ├── ConfigError               a setting is unknown, of the wrong type, or contradicts another
 ├── DataError                 an input that is missing, empty, damaged or not the one expected
+│   ├── CacheError            what was computed before is not that of these images, this model or this crop
 │   └── ImageError            one image that cannot be read, or that is refused
 ├── ModelFolderError          a folder that is no model, or whose files disagree
 │   └── MissingPartError      a model without the part that the command needs
@@ -29,6 +30,10 @@ class ConfigError(VLVError):
 
 class DataError(VLVError):
     """An input is missing, empty, damaged or not the one expected."""
+
+
+class CacheError(DataError):
+    """What was computed before is missing, or not that of these images, this model or this crop."""
 
 
 class ImageError(DataError):

@@ -36,6 +36,36 @@ def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_pat
     assert vlv(*train, tmp_path / "other", *other).code == 1
 
 
+def test_caches_beside_shards_serve_streamed_and_listed_runs(
+    vlv: Vlv, ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One command for each cache, no folder named; a streamed run needs it, and no run opens an image again."""
+    shards = tmp_path / "shards"
+    assert vlv("data", "pack", ingredients / "train", "-o", shards, "--per-shard", 4).code == 0
+    data = {"inputs": [str(shards)], "held_out": [], "streaming": True}
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=data)
+    train = ["train", "stage1", "--config", config, "--run"]
+    assert vlv(*train, tmp_path / "live").code == 0
+    beside = ["--set", "data.latents=beside", "--set", "data.features=beside"]
+    refused = vlv(*train, tmp_path / "cached", *beside)
+    assert refused.code == 1
+    assert f"run vlv data cache-latents {shards}/shard-00000.tar with the --config" in refused.err
+    for kind in ("latents", "features"):
+        result = vlv("data", f"cache-{kind}", shards, "-c", config)
+        assert result.code == 0, result.err
+        assert f"{kind} of 6 images, 0 failed -> beside the shards" in result.err
+
+    decoded: list[Image.Image] = []
+    monkeypatch.setattr(reader, "frame", lambda image, *_: decoded.append(image))
+    assert vlv(*train, tmp_path / "cached", *beside).code == 0
+    live, cached = (weights(tmp_path / name / "model") for name in ("live", "cached"))
+    for name, value in live.items():
+        torch.testing.assert_close(cached[name], value, atol=5e-3, rtol=0)
+    listed = vlv(*train, tmp_path / "listed", *beside, "--set", "data.streaming=false")
+    assert listed.code == 0, listed.err
+    assert not decoded
+
+
 def test_what_both_caches_hold_is_not_decoded_again(
     vlv: Vlv, ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

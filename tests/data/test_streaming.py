@@ -83,6 +83,16 @@ def take(ranks: list[StreamLoader], count: int) -> list[list[str]]:
 # What a batch holds
 
 
+def test_tables_beside_tars_and_hidden_files_are_no_shards(tmp_path):
+    (tmp_path / ".vlv-latents" / "0.tar").mkdir(parents=True)
+    (tmp_path / "tables").mkdir()
+    names = ("0.tar", "0.parquet", ".1.tar", ".vlv-latents/0.tar/x.tar", "tables/2.parquet")
+    for name in names:
+        (tmp_path / name).touch()
+    found = [str(Path(str(shard)).relative_to(tmp_path)) for shard in list_shards([tmp_path])]
+    assert found == ["0.tar", "tables/2.parquet"]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_batch(folder, shards, num_workers):
     options = {"seed": 0, "shuffle": False, "num_workers": num_workers}

@@ -16,7 +16,8 @@ from vlv.config import Stage1Config
 from vlv.data.batches import BatchLoader
 from vlv.data.records import Record, TarShardWriter, find_records
 from vlv.errors import DataError
-from vlv.training.latents import features_cache, fill_cache, latents_cache, parts_of
+from vlv.training.cache_parts import parts_of
+from vlv.training.latents import features_cache, fill_cache, latents_cache
 from vlv.training.stages import Stage1
 
 SIZE = tiny.IMAGE_SIZE

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from vlv.data.quarantine import BadRecord
 
 Output = Annotated[
-    Path,
-    typer.Option("--output", "-o", help="Folder of the cache, for data.latents or data.features."),
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        help="Folder of the cache, for data.latents or data.features; a hidden one beside each shard by default.",
+    ),
 ]
 Config = Annotated[str, typer.Option("--config", "-c", help="Preset or YAML file of the run.")]
 Overrides = Annotated[
@@ -26,8 +30,8 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images of one pass.")]
 
 def cache_latents(
     inputs: common.Inputs,
-    output: Output,
     config: Config,
+    output: Output = None,
     overrides: Overrides = None,
     batch_size: BatchSize = 64,
 ) -> int:
@@ -35,13 +39,13 @@ def cache_latents(
 
     A repeated command goes on with the shard that it was at. About 37 GB per million images of 384 pixels.
     """
-    return _fill("latents", inputs, output, config, overrides, batch_size)
+    return _fill("latents", inputs, config, output, overrides, batch_size)
 
 
 def cache_features(
     inputs: common.Inputs,
-    output: Output,
     config: Config,
+    output: Output = None,
     overrides: Overrides = None,
     batch_size: BatchSize = 16,
 ) -> int:
@@ -49,27 +53,28 @@ def cache_features(
 
     For small sets: Florence-2-large at 768 pixels gives 1182 GB per million images, at 384 pixels 297 GB.
     """
-    return _fill("features", inputs, output, config, overrides, batch_size)
+    return _fill("features", inputs, config, output, overrides, batch_size)
 
 
 def _fill(
     kind: str,
     inputs: list[str],
-    output: Path,
     config: str,
+    output: Path | None,
     overrides: list[str] | None,
     batch_size: int,
 ) -> int:
     import torch
 
     from vlv.config import load_config
-    from vlv.data.records import find_records
     from vlv.training.assemble import framing_of, load_decoder, load_encoder
-    from vlv.training.feeding import columns_of
+    from vlv.training.cache_parts import BESIDE
+    from vlv.training.feeding import find_data
     from vlv.training.latents import features_cache, fill_cache, latents_cache
+    from vlv.training.shard_caches import fill_shards
 
     settings = load_config(config, overrides or [])
-    records = find_records(inputs, columns=columns_of(settings.data))
+    found = find_data(settings.data.model_copy(update={"inputs": inputs}))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     decoder = load_decoder(settings.model.decoder, draws=False, encodes=kind == "latents")
     if kind == "latents":
@@ -83,15 +88,18 @@ def _fill(
         failed.append(bad)
         common.say(f"failed: {bad.reason}")
 
-    fill_cache(
-        cache,
-        records,
-        settings.data.image_size,
-        output,
-        framing=framing_of(settings),
-        batch_size=batch_size,
-        num_workers=settings.data.num_workers,
-        on_bad=report,
-    )
-    common.say(f"{kind} of {len(records) - len(failed)} images, {len(failed)} failed -> {output}")
+    where = BESIDE if output is None else output
+    options: dict[str, Any] = {
+        "framing": framing_of(settings),
+        "batch_size": batch_size,
+        "num_workers": settings.data.num_workers,
+        "on_bad": report,
+    }
+    if found.shards:
+        count = fill_shards(cache, found.shards, settings.data.image_size, where, **options)
+    else:
+        fill_cache(cache, found.records, settings.data.image_size, where, **options)
+        count = len(found.records)
+    place = "beside the shards" if output is None else output
+    common.say(f"{kind} of {count - len(failed)} images, {len(failed)} failed -> {place}")
     return 2 if failed else 0

@@ -19,7 +19,7 @@ from vlv.data.images import ImageLimits
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Record
 from vlv.data.workers import HungError, Pool, Task
-from vlv.errors import DataError
+from vlv.errors import CacheError, DataError
 
 MEMORY_LIMIT_BYTES = 2**30  # decoded images are kept by default up to this size
 
@@ -74,7 +74,11 @@ class Decoder:
         self._present = np.zeros(keep, bool)
 
     def __call__(self, index: int, record: Record) -> Row:
-        """Decode one record; what is wrong with it is said in the row, never raised."""
+        """Decode one record; what is wrong with it is said in the row.
+
+        Raises:
+            CacheError: What `more` finds is that of another record, which the next one will not mend.
+        """
         known = self.known_bad.get(record.id)
         if known is not None:
             return Row(index, record, reason=known.reason)
@@ -85,6 +89,8 @@ class Decoder:
             pixels = self._pixels(index, record)  # first: what is wrong with an image it says best
             more = self.more(index, record) if self.more is not None else {}
             return Row(index, record, pixels, record.meta, more=more)
+        except CacheError:
+            raise
         except DataError as error:
             return Row(index, record, reason=str(error))
 

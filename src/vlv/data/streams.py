@@ -75,7 +75,7 @@ class Shard:
 def list_shards(
     inputs: Sequence[str | os.PathLike[str]], columns: Columns = GUESSED
 ) -> list[Shard]:
-    """The shards of inputs, in order; folders give the `.tar` and `.parquet` files below them.
+    """The shards of inputs, in order; folders give the `.tar` files below them, and `.parquet` where there are none.
 
     Args:
         inputs: As for `find_records`.
@@ -132,5 +132,12 @@ def _shard_bytes(text: str) -> int:
 
 
 def _shards_in(folder: Path) -> list[Path]:
+    """The shards below a folder: no hidden files and folders, such as caches, and no tables beside tars.
+
+    Those are indexes, as `vlv data filter`, `vlv data pack` and img2dataset write them.
+    """
     found = (path for path in folder.rglob("*") if path.suffix.lower() in _STREAMED)
-    return sorted(path for path in found if not path.name.startswith("."))
+    shown = (p for p in found if not any(n.startswith(".") for n in p.relative_to(folder).parts))
+    shards = sorted(path for path in shown if path.is_file())
+    with_tars = {path.parent for path in shards if path.suffix.lower() == ".tar"}
+    return [p for p in shards if p.suffix.lower() == ".tar" or p.parent not in with_tars]

@@ -14,8 +14,9 @@ from vlv.data.streaming import DEFAULT_BUFFER, StreamLoader
 from vlv.data.streams import Shard, list_shards, must_stream
 from vlv.errors import ConfigError
 from vlv.models.encoder import VLVEncoder
-from vlv.training.latents import features_cache, fill_cache, latents_cache
+from vlv.training.latents import Cache, features_cache, fill_cache, latents_cache
 from vlv.training.own_captions import cached_ids, own_captions
+from vlv.training.shard_caches import ShardRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -83,6 +84,7 @@ def make_loader(
 
     Raises:
         ConfigError: A setting needs records that are listed, but they are streamed.
+        CacheError: What was computed before is missing (of a stream), or that of other images, another model or crop.
     """
     data = config.data
     image_size = data.image_size if _needs_pixels(config) else None
@@ -96,6 +98,7 @@ def make_loader(
             image_size,
             buffer=data.shuffle_buffer or DEFAULT_BUFFER,
             num_strands=data.strands,
+            more=_rows_of_shards(config, encoder, decoder, found.shards, framing),
             **options,
         )
     else:
@@ -136,11 +139,6 @@ def _check_streamed(config: RunConfig) -> None:
             "stage1.warm_start_steps captions every image before training, which a stream does not allow; "
             "set it to 0, or data.streaming to false"
         )
-    for name in ("latents", "features"):
-        if getattr(config.data, name) is not None:
-            raise ConfigError(
-                f"data.{name} needs records that are listed; set it to null, or data.streaming to false"
-            )
 
 
 def _computed_before(
@@ -155,17 +153,12 @@ def _computed_before(
     """Arrays whose row i belongs to record i."""
     data = config.data
     extra: dict[str, Any] = {}
-    caches = []
-    if data.latents is not None:
-        caches.append((latents_cache(decoder), Path(data.latents)))
-    if data.features is not None:
-        caches.append((features_cache(encoder), Path(data.features)))
-    for cache, folder in caches:
+    for cache, where in _caches(data, encoder, decoder):
         extra |= fill_cache(
             cache,
             records,
             data.image_size,
-            folder,
+            where,
             framing=framing,
             num_workers=data.num_workers,
             on_bad=_leave_to_the_loader,
@@ -175,6 +168,29 @@ def _computed_before(
             config, encoder, decoder, records, run_dir / "own_ids.npy", load_tokenizer, framing
         )
     return extra
+
+
+def _rows_of_shards(
+    config: RunConfig,
+    encoder: VLVEncoder | VisionEncoder,
+    decoder: DiffusionDecoder,
+    shards: Sequence[Shard],
+    framing: Framing,
+) -> ShardRows | None:
+    caches = _caches(config.data, encoder, decoder)
+    return ShardRows(caches, shards, config.data.image_size, framing) if caches else None
+
+
+def _caches(
+    data: DataConfig, encoder: VLVEncoder | VisionEncoder, decoder: DiffusionDecoder
+) -> list[tuple[Cache, str]]:
+    """What the settings name as computed before, and where it lies."""
+    caches = []
+    if data.latents is not None:
+        caches.append((latents_cache(decoder), data.latents))
+    if data.features is not None:
+        caches.append((features_cache(encoder), data.features))
+    return caches
 
 
 def quarantine_file(run_dir: Path, rank: int) -> Path:

@@ -6,11 +6,10 @@ The VAE's posteriors as latents, and the tokens of a frozen vision tower as feat
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -18,10 +17,27 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlv.data.batches import epoch_batches, fingerprint
+from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import DataError
-from vlv.training.checkpoint import sync, write_json
+from vlv.training.cache_parts import (
+    BESIDE,
+    FORMAT,
+    LOOSE,
+    content_hash,
+    file_of,
+    hashed,
+    ids_hash,
+    open_part,
+    part_folder,
+    parts_of,
+    read_manifest,
+    refuse_difference,
+    stamp,
+    write_hashes,
+    write_manifest,
+)
+from vlv.training.checkpoint import sync
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,9 +52,6 @@ if TYPE_CHECKING:
 
 LATENTS = ("latents_mean", "latents_std")
 FEATURES = ("features",)
-_MANIFEST = "manifest.json"
-_LOOSE = "images"
-
 Compute = Callable[[Tensor], "tuple[Tensor, ...]"]
 
 
@@ -47,14 +60,20 @@ class Cache:
     """What is computed of every image once, because nothing that trains has a part in it.
 
     Attributes:
+        kind: What the setting and the command are called: data.latents, vlv data cache-latents.
         names: Of the arrays.
         compute: Pixels (B, 3, S, S) to as many tensors (B, ...).
         identity: What the arrays depend on beside the images: hashes of weights, sizes.
     """
 
+    kind: Literal["latents", "features"]
     names: tuple[str, ...]
     compute: Compute
     identity: dict[str, Any]
+
+    def depends_on(self, image_size: int, framing: Framing) -> dict[str, Any]:
+        """What the arrays depend on beside the images, as the manifest states it."""
+        return {"format": FORMAT, **self.identity, "image_size": image_size, "framing": framing}
 
 
 def latents_cache(decoder: DiffusionDecoder) -> Cache:
@@ -64,7 +83,8 @@ def latents_cache(decoder: DiffusionDecoder) -> Cache:
         mean, std = decoder.posterior(pixels)
         return mean, std
 
-    return Cache(LATENTS, compute, {"vae_encoder": weights_hash(_encoding_half(decoder))})
+    identity = {"vae_encoder": weights_hash(_encoding_half(decoder))}
+    return Cache("latents", LATENTS, compute, identity)
 
 
 def features_cache(encoder: VLVEncoder | VisionEncoder) -> Cache:
@@ -81,7 +101,7 @@ def features_cache(encoder: VLVEncoder | VisionEncoder) -> Cache:
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
     }
-    return Cache(FEATURES, compute, identity)
+    return Cache("features", FEATURES, compute, identity)
 
 
 def cache_latents(
@@ -96,7 +116,7 @@ def cache_latents(
 
 
 def fill_cache(
-    cache: Cache, records: Sequence[Record], image_size: int, folder: Path, **options: Any
+    cache: Cache, records: Sequence[Record], image_size: int, where: str | Path, **options: Any
 ) -> dict[str, Any]:
     """Compute a cache of a data set part by part, or open what was computed before.
 
@@ -107,7 +127,7 @@ def fill_cache(
         cache: What to compute.
         records: N records.
         image_size: Side of the images in pixels.
-        folder: Of the cache; created.
+        where: Folder of the cache, created; or `BESIDE`.
         options: As for `fill_part`.
 
     Returns:
@@ -118,33 +138,16 @@ def fill_cache(
     """
     parts = parts_of(records)
     arrays, rows = [], np.zeros((len(records), 2), np.int64)
-    for number, (name, places) in enumerate(parts.items()):
-        inside = folder if list(parts) == [_LOOSE] else folder / name
+    for number, places in enumerate(parts.values()):
         mine = [records[place] for place in places]
+        inside = Path(where)
+        if list(parts) != [LOOSE] or where == BESIDE:
+            inside = part_folder(where, cache.kind, file_of(mine[0]))
         arrays.append(fill_part(cache, mine, image_size, inside, **options))
         rows[places, 0], rows[places, 1] = number, np.arange(len(places))
     if len(arrays) == 1:
         return dict(arrays[0])
     return {name: JoinedRows([part[name] for part in arrays], rows) for name in cache.names}
-
-
-def parts_of(records: Sequence[Record]) -> dict[str, list[int]]:
-    """The places of the records of each file of many images, and of all other images together.
-
-    Raises:
-        DataError: Two files have the same name, which their parts cannot share.
-    """
-    parts: dict[str, list[int]] = {}
-    files: dict[str, str] = {}
-    for place, record in enumerate(records):
-        path = None if isinstance(record.source, Path) else str(record.source.path)
-        name = _LOOSE if path is None else path.rstrip("/").rpartition("/")[2]
-        if path is not None and files.setdefault(name, path) != path:
-            raise DataError(
-                f"{files[name]} and {path} have the same name; cache them in two folders, or rename one"
-            )
-        parts.setdefault(name, []).append(place)
-    return parts
 
 
 class JoinedRows:
@@ -199,84 +202,61 @@ def fill_part(
             and `on_bad` is not given.
     """
     identity = _identity(cache, records, image_size, framing)
-    if (folder / _MANIFEST).exists():
-        _check_identity(folder, identity, records)
-        return _open(folder, cache.names)
+    if _is_filled(cache, folder, identity, records):
+        return open_part(folder, cache.names)
     folder.mkdir(parents=True, exist_ok=True)
+    kept = [hashed(record) for record in records]
     images = epoch_batches(
-        records, batch_size, image_size, num_workers=num_workers, on_bad=on_bad, framing=framing
+        kept, batch_size, image_size, num_workers=num_workers, on_bad=on_bad, framing=framing
     )
     arrays: list[Any] = []
     total = -(-len(records) // batch_size)
     for chunk in tqdm(images, desc=folder.name, unit="batch", total=total):
         computed = [value.float().cpu().numpy() for value in cache.compute(chunk["pixels"])]
         if not arrays:
-            arrays = [
-                _create(folder / f"{name}.npy", len(records), value)
-                for name, value in zip(cache.names, computed, strict=True)
-            ]
+            files = [folder / f"{name}.npy" for name in cache.names]
+            arrays = [_create(*pair, len(records)) for pair in zip(files, computed, strict=True)]
         for array, values in zip(arrays, computed, strict=True):
             array[chunk["index"].numpy()] = values
+    if not arrays:
+        raise DataError(f"none of {len(records)} images for {folder} can be read")
     for array, name in zip(arrays, cache.names, strict=True):
         array.flush()
         sync(folder / f"{name}.npy")
-    write_json(folder / _MANIFEST, identity | {"content": content_hash(records)})
-    return _open(folder, cache.names)
+    write_hashes(folder, kept)
+    write_manifest(folder, identity, records)
+    return open_part(folder, cache.names)
 
 
-def _create(file: Path, count: int, example: NDArray[np.float32]) -> NDArray[np.float16]:
+def _create(file: Path, example: NDArray[np.float32], count: int) -> NDArray[np.float16]:
     array = open_memmap(file, mode="w+", dtype=np.float16, shape=(count, *example.shape[1:]))
     array[:] = np.nan
     return array
 
 
-def _open(folder: Path, names: Sequence[str]) -> dict[str, NDArray[np.float16]]:
-    try:
-        return {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(
-            f"the cache in {folder} cannot be read ({error}); delete the folder"
-        ) from error
-
-
 def _identity(
     cache: Cache, records: Sequence[Record], image_size: int, framing: Framing
 ) -> dict[str, Any]:
-    """What a part depends on, beside the content of its files."""
+    """What a part was made of, beside the content of its files."""
     return {
-        "format": 3,
-        **cache.identity,
-        "records": fingerprint(records),
+        **cache.depends_on(image_size, framing),
+        "records": ids_hash(records),
         "num_records": len(records),
-        "image_size": image_size,
-        "framing": framing,
-        "files": _stamp(records),
+        "files": stamp(records),
     }
 
 
-def _files_of(records: Sequence[Record]) -> list[Path]:
-    """The files on this machine that hold the images, each once."""
-    sources = (record.source for record in records)
-    paths = (source if isinstance(source, Path) else source.path for source in sources)
-    return [path for path in dict.fromkeys(paths) if isinstance(path, Path) and path.is_file()]
-
-
-def _stamp(records: Sequence[Record]) -> str:
-    """Sizes and times of the files: where they are the same, so is the content."""
-    digest = hashlib.sha256()
-    for path in _files_of(records):
-        about = path.stat()
-        digest.update(f"{about.st_size} {about.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
-def content_hash(records: Sequence[Record]) -> str:
-    """A hash of the files that hold the images; what is remote has no part in it."""
-    digest = hashlib.sha256()
-    for path in _files_of(records):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _is_filled(
+    cache: Cache, folder: Path, wanted: dict[str, Any], records: Sequence[Record]
+) -> bool:
+    found = read_manifest(folder)
+    if found is None:
+        return False
+    expected = {key: value for key, value in wanted.items() if key != "files"}
+    if found.get("files") != wanted["files"] and found.get("content") is not None:
+        expected["content"] = content_hash(records)  # files were touched or copied; perhaps no more
+    refuse_difference(cache.kind, folder, found, expected)
+    return True
 
 
 def _encoding_half(decoder: DiffusionDecoder) -> nn.Module:
@@ -284,22 +264,6 @@ def _encoding_half(decoder: DiffusionDecoder) -> nn.Module:
     vae = cast("Any", decoder.vae)
     halves = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
     return nn.ModuleDict({name: module for name, module in halves.items() if module is not None})
-
-
-def _check_identity(folder: Path, wanted: dict[str, Any], records: Sequence[Record]) -> None:
-    try:
-        found = {"framing": DEFAULT_FRAMING} | json.loads((folder / _MANIFEST).read_text())
-    except ValueError as error:
-        raise DataError(f"{folder / _MANIFEST} is damaged ({error}); delete the folder") from error
-    files = wanted.pop("files")
-    if found.get("files") != files and found.get("content") is not None:
-        wanted["content"] = content_hash(records)  # files were touched or copied; perhaps no more
-    for key, value in wanted.items():
-        if found.get(key) != value:
-            raise DataError(
-                f"the cache in {folder} was made with {key} {found.get(key)}, this run has {value}; "
-                "delete the folder or name another"
-            )
 
 
 def weights_hash(module: nn.Module) -> str:

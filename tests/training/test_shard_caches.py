@@ -1,0 +1,196 @@
+"""Caches of shards that are streamed: the same draws, the same position, and nothing but what belongs to the image."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from tests.data import files
+from vlv.data.batches import merge_states
+from vlv.data.records import TarShardWriter
+from vlv.data.streaming import StreamLoader
+from vlv.data.streams import Shard, list_shards
+from vlv.errors import CacheError, DataError
+from vlv.training.cache_parts import BESIDE
+from vlv.training.latents import features_cache, latents_cache
+from vlv.training.shard_caches import ShardRows, fill_shards
+from vlv.training.stages import latents_of
+
+if TYPE_CHECKING:
+    from vlv.models.diffusion import DiffusionDecoder
+
+SIZE = tiny.IMAGE_SIZE
+
+
+def write_shards(folder: Path, first: int = 0) -> Path:
+    """Three shards of four images."""
+    with TarShardWriter(folder, per_shard=4) as writer:
+        for number in range(12):
+            writer.write(f"{number}", {"png": files.noise_png(first + number, SIZE)})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards with latents beside them."""
+    folder = write_shards(tmp_path_factory.mktemp("made") / "shards")
+    cache = latents_cache(tiny.make_decoder())
+    assert fill_shards(cache, list_shards([folder]), SIZE, BESIDE) == 12
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy that may be changed."""
+    return shutil.copytree(made, tmp_path / "shards")
+
+
+def rows_of(
+    folder: Path, decoder: DiffusionDecoder | None = None, size: int = SIZE, **options: Any
+) -> ShardRows:
+    """The latents beside the shards of a folder."""
+    cache = latents_cache(decoder or tiny.make_decoder())
+    return ShardRows([(cache, BESIDE)], list_shards([folder]), size, **options)
+
+
+def loader(
+    shards: list[Shard], more: ShardRows | None, size: int | None = None, **options: Any
+) -> StreamLoader:
+    options = {"batch_size": 4, "seed": 3, "buffer": 3, "num_strands": 2} | options
+    return StreamLoader(shards, image_size=size, more=more, **options)
+
+
+def draws(batch: dict[str, Any], seed: int = 0) -> Tensor:
+    decoder = tiny.make_decoder()
+    if "pixels" in batch:
+        batch = batch | {"pixels": batch["pixels"].float() / 255}
+    return latents_of(decoder, batch, torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_stream_draws_from_its_cache_as_it_does_live(made: Path, num_workers: int) -> None:
+    """Three epochs: the records are the same, and so are the draws to half precision."""
+    shards, rows = list_shards([made]), rows_of(made)
+    assert len(shards) == 3  # the caches beside them are none
+    with (
+        loader(shards, None, SIZE) as live,
+        loader(shards, rows, num_workers=num_workers) as cached,
+    ):
+        for _ in range(9):
+            one, other = next(live), next(cached)
+            assert one["ids"] == other["ids"]
+            assert "pixels" not in other
+            assert other["latents_mean"].dtype == torch.float16
+            torch.testing.assert_close(draws(one), draws(other), atol=5e-3, rtol=2e-3)
+
+
+def test_a_resumed_stream_gives_the_same_rows_by_any_split(made: Path) -> None:
+    shards, rows = list_shards([made]), rows_of(made)
+    with loader(shards, rows) as whole:
+        expected = [next(whole) for _ in range(6)]
+    split = {"batch_size": 2, "num_ranks": 2}
+    ranks = [loader(shards, rows, rank=rank, num_workers=1, **split) for rank in (0, 1)]
+    for step in range(3):
+        parts = [next(rank) for rank in ranks]
+        assert torch.equal(
+            torch.cat([p["latents_std"] for p in parts]), expected[step]["latents_std"]
+        )
+    state = merge_states([rank.state_dict() for rank in ranks])
+    for rank in ranks:
+        rank.close()
+    with loader(shards, rows) as again:
+        again.load_state_dict(state)
+        for batch in expected[3:]:
+            got = next(again)
+            assert got["ids"] == batch["ids"]
+            assert torch.equal(got["latents_mean"], batch["latents_mean"])
+
+
+def test_features_and_latents_come_together(made: Path, tmp_path: Path) -> None:
+    encoder, shards = tiny.make_encoder().eval(), list_shards([made])
+    features, latents = features_cache(encoder), latents_cache(tiny.make_decoder())
+    fill_shards(features, shards, SIZE, tmp_path / "features")
+    rows = ShardRows([(latents, BESIDE), (features, str(tmp_path / "features"))], shards, SIZE)
+    with loader(shards, rows, SIZE) as both:
+        batch = next(both)
+    [expected] = features.compute(batch["pixels"])
+    torch.testing.assert_close(batch["features"].float(), expected, atol=5e-3, rtol=2e-3)
+    assert batch["latents_mean"].shape == (4, *tiny.LATENT_SHAPE)
+
+
+def test_what_does_not_match_is_refused_before_the_run(folder: Path, tmp_path: Path) -> None:
+    decoder = tiny.make_decoder()
+    with torch.no_grad():
+        next(decoder.vae.encoder.parameters()).add_(1)
+    with pytest.raises(CacheError, match=r"vae_encoder .*run vlv data cache-latents"):
+        rows_of(folder, decoder=decoder)
+    with pytest.raises(CacheError, match="was made with framing cut, this run has resize"):
+        rows_of(folder, framing="resize")
+    with pytest.raises(CacheError, match="was made with image_size 32, this run has 16"):
+        rows_of(folder, size=16)
+    cache, shards = latents_cache(decoder), list_shards([folder])
+    command = rf"run vlv data cache-latents \S+shard-00000\.tar -o {tmp_path}/no with"
+    with pytest.raises(CacheError, match=command):
+        ShardRows([(cache, str(tmp_path / "no"))], shards, SIZE)
+    with (folder / "shard-00001.tar").open("ab") as shard:
+        shard.write(bytes(512))
+    with pytest.raises(CacheError, match=r"shard-00001\.tar was made with bytes \d+, this run has"):
+        rows_of(folder)
+
+
+def test_a_changed_shard_of_the_same_size_ends_the_run(folder: Path) -> None:
+    """The ids, the size and even the time are those of before; the pictures are not."""
+    shard = folder / "shard-00002.tar"
+    data, about = bytearray(shard.read_bytes()), shard.stat()
+    place = data.index(b"IDAT") + 50
+    data[place] ^= 1
+    shard.write_bytes(data)
+    assert shard.stat().st_size == about.st_size
+    with loader(list_shards([folder]), rows_of(folder), num_workers=1) as stream:
+        batches = itertools.islice(stream, 3)
+        with pytest.raises(CacheError, match="not those of this image, so the shard has changed"):
+            list(batches)
+    assert not stream.quarantine.bad  # it is no bad record
+
+
+def test_moved_shards_keep_their_cache_and_lost_pictures_are_skipped(tmp_path: Path) -> None:
+    folder, cache = tmp_path / "images", latents_cache(tiny.make_decoder())
+    with TarShardWriter(folder) as writer:
+        for number in range(5):
+            data = b"no image" if number == 2 else files.noise_png(number, SIZE)
+            writer.write(f"{number}", {"png": data})
+    bad: list[Any] = []
+    fill_shards(cache, list_shards([folder]), SIZE, BESIDE, on_bad=bad.append)
+    assert len(bad) == 1
+    moved = folder.rename(tmp_path / "moved")
+    rows = rows_of(moved)
+    with loader(list_shards([moved]), rows, num_strands=1, max_bad_share=1.0) as stream:
+        ids = next(stream)["ids"]
+        assert sorted(Path(name).name for name in ids) == ["0", "1", "3", "4"]
+        next(stream)
+        assert "not finite" in next(iter(stream.quarantine.bad.values())).reason
+
+
+def test_two_shards_of_one_name_share_no_folder(tmp_path: Path) -> None:
+    shards = list_shards([write_shards(tmp_path / name) for name in "ab"])
+    with pytest.raises(CacheError, match="have the same name"):
+        fill_shards(latents_cache(tiny.make_decoder()), shards, SIZE, tmp_path / "cache")
+    with pytest.raises(CacheError, match="cannot be streamed"):
+        fill_shards(latents_cache(tiny.make_decoder()), [Shard("hf:a/b")], SIZE, tmp_path / "cache")
+
+
+def test_a_shard_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
+    with TarShardWriter(tmp_path / "images") as writer:
+        writer.write("0", {"png": b"no image"})
+    shards = list_shards([tmp_path / "images"])
+    with pytest.raises(DataError, match=r"none of 1 images for \S+ can be read"):
+        fill_shards(
+            latents_cache(tiny.make_decoder()), shards, SIZE, BESIDE, on_bad=lambda bad: None
+        )
