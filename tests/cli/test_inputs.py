@@ -7,9 +7,11 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Vlv, write_image
@@ -193,3 +195,31 @@ def test_help(vlv: Vlv, command: str) -> None:
     result = vlv(command, "--help")
     assert result.code == 0
     assert "Usage" in result.out
+
+
+# --- tables with names of their own ----------------------------------------------------------------
+
+
+def test_columns_of_other_names(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
+    """A table whose columns have other names gives what the image gives by itself."""
+    photo, table = write_image(tmp_path / "a.png"), tmp_path / "a.parquet"
+    row = {"id": "a", "photo": photo.read_bytes(), "said": "a red cube", "caption": "no"}
+    parquet.write_table(pyarrow.Table.from_pylist([row]), table)
+    assert "names an image" in vlv("caption", table, "--dry-run").err
+    named, model = ("--image-column", "photo"), ("--model", tiny_folder)
+    for command in (("caption",), ("reconstruct", "-o", tmp_path / "r", "--steps", 1)):
+        from_table = vlv(*command, table, *named, *model)
+        assert from_table.code == 0, from_table.err
+    assert vlv("caption", table, *named, *model).out == vlv("caption", photo, *model).out
+    embeddings = []
+    for number, words in enumerate(((table, *named), (photo,))):
+        file = tmp_path / f"{number}.safetensors"
+        assert vlv("embed", *words, *model, "-o", file).code == 0
+        embeddings += load_file(file).values()
+    assert torch.equal(*embeddings)
+    look = tmp_path / "look.md"
+    look.write_text("Known as {caption}.")
+    teacher = ("--endpoint", "http://127.0.0.1:9/v1", "--model", "m", "--prompt", f"@{look}")
+    args = ("data", "caption", table, "-o", tmp_path / "o", *named, *teacher, "--dry-run")
+    shown = vlv(*args, "--caption-column", "said")
+    assert "Known as a red cube." in shown.out + shown.err

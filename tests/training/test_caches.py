@@ -15,8 +15,8 @@ from tests.data import files
 from vlv.config import Stage1Config
 from vlv.data.batches import BatchLoader
 from vlv.data.records import Record, TarShardWriter, find_records
-from vlv.errors import DataError
-from vlv.training.cache_parts import parts_of
+from vlv.errors import CacheError, DataError
+from vlv.training.cache_parts import BESIDE
 from vlv.training.latents import features_cache, fill_cache, latents_cache
 from vlv.training.stages import Stage1
 
@@ -100,11 +100,21 @@ def test_another_vision_tower_is_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_two_files_of_one_name_have_no_common_folder(tmp_path: Path) -> None:
-    for name in "ab":
+    for number, name in enumerate("ab"):
         with TarShardWriter(tmp_path / name) as writer:
-            writer.write(name, {"png": files.noise_png(0)})
-    with pytest.raises(DataError, match="have the same name; cache them in two folders"):
-        parts_of(find_records([tmp_path]))
+            writer.write(name, {"png": files.noise_png(number, SIZE)})
+    cache, records = caches()[0], find_records([tmp_path])
+    with pytest.raises(CacheError, match="have the same name, so their latents cannot share"):
+        fill_cache(cache, records, SIZE, tmp_path / "cache")
+    fill_cache(cache, records, SIZE, BESIDE)
+    for name in "ab":
+        assert (tmp_path / name / ".vlv-latents/shard-00000.tar/manifest.json").is_file()
+
+
+def test_single_images_have_no_shard_to_lie_beside(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(files.noise_png(0, SIZE))
+    with pytest.raises(CacheError, match=r"of single images cannot lie beside .* name a folder"):
+        fill_cache(caches()[0], find_records([tmp_path]), SIZE, BESIDE)
 
 
 def test_training_draws_as_it_does_live(folder: Path, tmp_path: Path) -> None:

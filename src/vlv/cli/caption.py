@@ -65,6 +65,7 @@ def caption(
     top_p: TopP = None,
     recursive: common.Recursive = True,
     limit: common.Limit = None,
+    image_column: common.ImageColumn = None,
     dry_run: DryRun = False,
     seed: common.Seed = 0,
 ) -> int:
@@ -79,7 +80,7 @@ def caption(
     load = partial(common.load_pipeline, model, ["caption"], revision=revision, placement=where)
     table = None if output in {None, "-"} else Path(str(output))
     job = CaptionJob(
-        common.find_inputs(inputs, recursive, limit),
+        common.find_inputs(inputs, recursive, limit, image_column),
         CaptionSettings(
             model,
             revision,

@@ -61,6 +61,16 @@ Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn
 BatchSize = Annotated[int, typer.Option(min=1, help="Images worked on together.")]
 Recursive = Annotated[bool, typer.Option(help="Look into subfolders.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")]
+ImageColumn = Annotated[
+    str | None,
+    typer.Option(help="What the image is called in tables; the usual names by default."),
+]
+CaptionColumn = Annotated[
+    str | None,
+    typer.Option(
+        help="What the caption is called in tables, or its suffix or metadata field in tars; the usual names by default."
+    ),
+]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Guidance scale; 1 is none.")]
 Sampler = Annotated[
@@ -106,11 +116,18 @@ def quieten() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
-def find_inputs(inputs: Sequence[str], recursive: bool, limit: int | None) -> list[Record]:
+def find_inputs(
+    inputs: Sequence[str],
+    recursive: bool,
+    limit: int | None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+) -> list[Record]:
     """Records of the inputs, in order."""
-    from vlv.data.records import find_records
+    from vlv.data.records import Columns, find_records
 
-    return find_records(list(inputs), recursive=recursive)[:limit]
+    columns = Columns(image_column, caption_column)
+    return find_records(list(inputs), recursive=recursive, columns=columns)[:limit]
 
 
 def load_pipeline(

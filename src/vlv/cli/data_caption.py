@@ -127,6 +127,8 @@ def caption(
     batch_size: common.BatchSize = 8,
     recursive: common.Recursive = True,
     limit: common.Limit = None,
+    image_column: common.ImageColumn = None,
+    caption_column: common.CaptionColumn = None,
     dry_run: DryRun = False,
     seed: common.Seed = 0,
 ) -> int:
@@ -135,7 +137,8 @@ def caption(
     Writes Parquet shards (image, caption, ...) that stage 2 reads. An interrupted run goes on where it
     stopped when the same command is given again, and no answer is paid for twice.
     """
-    job = _job(context.params, common.find_inputs(inputs, recursive, limit))
+    records = common.find_inputs(inputs, recursive, limit, image_column, caption_column)
+    job = _job(context.params, records)
     return _show(job) if dry_run else _run(job, output)
 
 

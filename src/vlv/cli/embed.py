@@ -30,13 +30,14 @@ def embed(
     batch_size: common.BatchSize = 16,
     recursive: common.Recursive = True,
     limit: common.Limit = None,
+    image_column: common.ImageColumn = None,
 ) -> int:
     """Save the caption embeddings of images: the tensor z, (images, queries, width)."""
     from vlv.jobs.embed import EmbedJob, EmbedSettings
 
     placement = common.placement(device, dtype, offload)
     job = EmbedJob(
-        common.find_inputs(inputs, recursive, limit),
+        common.find_inputs(inputs, recursive, limit, image_column),
         EmbedSettings(model=model, revision=revision, dtype=store_dtype),
         output,
         on_existing,

@@ -35,6 +35,7 @@ def reconstruct(
     sampler: common.Sampler = "dpm",
     recursive: common.Recursive = True,
     limit: common.Limit = None,
+    image_column: common.ImageColumn = None,
     seed: common.Seed = 0,
 ) -> int:
     """Rebuild images from nothing but their caption embeddings."""
@@ -42,7 +43,7 @@ def reconstruct(
 
     placement = common.placement(device, dtype, offload, vae)
     job = ReconstructJob(
-        common.find_inputs(inputs, recursive, limit),
+        common.find_inputs(inputs, recursive, limit, image_column),
         SampleSettings(model, revision, steps, guidance, sampler, seed),
         output,
         on_existing,

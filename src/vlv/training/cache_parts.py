@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -30,23 +30,29 @@ FORMAT = 4
 LOOSE = "images"
 
 
-def parts_of(records: Sequence[Record]) -> dict[str, list[int]]:
-    """The places of the records of each file of many images, and of all other images together.
+def parts_of(records: Sequence[Record]) -> dict[str | None, list[int]]:
+    """The places of the records of each shard, and (None) of all single images together."""
+    parts: dict[str | None, list[int]] = {}
+    for place, record in enumerate(records):
+        parts.setdefault(file_of(record), []).append(place)
+    return parts
+
+
+def part_folders(where: str | Path, kind: str, files: Iterable[str | None]) -> dict[Any, Path]:
+    """The folder of each part, see `part_folder`.
 
     Raises:
-        DataError: Two files have the same name, which their parts cannot share.
+        CacheError: Two shards have the same name, and with it the same folder.
     """
-    parts: dict[str, list[int]] = {}
-    files: dict[str, str] = {}
-    for place, record in enumerate(records):
-        path = file_of(record)
-        name = LOOSE if path is None else _last_of(path)
-        if path is not None and files.setdefault(name, path) != path:
-            raise DataError(
-                f"{files[name]} and {path} have the same name; cache them in two folders, or rename one"
+    owners: dict[Path, str | None] = {}
+    for file in files:
+        folder = part_folder(where, kind, file)
+        if owners.setdefault(folder, file) != file:
+            raise CacheError(
+                f"{owners[folder]} and {file} have the same name, so their {kind} cannot share a folder; rename one, "
+                "or keep the caches beside the shards"
             )
-        parts.setdefault(name, []).append(place)
-    return parts
+    return {file: folder for folder, file in owners.items()}
 
 
 def part_folder(where: str | Path, kind: str, file: str | None) -> Path:

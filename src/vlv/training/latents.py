@@ -21,15 +21,12 @@ from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import DataError
 from vlv.training.cache_parts import (
-    BESIDE,
     FORMAT,
-    LOOSE,
     content_hash,
-    file_of,
     hashed,
     ids_hash,
     open_part,
-    part_folder,
+    part_folders,
     parts_of,
     read_manifest,
     refuse_difference,
@@ -137,13 +134,13 @@ def fill_cache(
         DataError: As `fill_part`, or two files have the same name.
     """
     parts = parts_of(records)
+    folders = part_folders(where, cache.kind, parts)
+    if list(parts) == [None]:
+        folders = {None: Path(where)}
     arrays, rows = [], np.zeros((len(records), 2), np.int64)
-    for number, places in enumerate(parts.values()):
+    for number, (file, places) in enumerate(parts.items()):
         mine = [records[place] for place in places]
-        inside = Path(where)
-        if list(parts) != [LOOSE] or where == BESIDE:
-            inside = part_folder(where, cache.kind, file_of(mine[0]))
-        arrays.append(fill_part(cache, mine, image_size, inside, **options))
+        arrays.append(fill_part(cache, mine, image_size, folders[file], **options))
         rows[places, 0], rows[places, 1] = number, np.arange(len(places))
     if len(arrays) == 1:
         return dict(arrays[0])

@@ -24,7 +24,7 @@ from vlv.training.cache_parts import (
     BESIDE,
     hash_of,
     open_part,
-    part_folder,
+    part_folders,
     read_manifest,
     refuse_difference,
 )
@@ -126,23 +126,13 @@ class ShardRows:
 
 def _folders_of(cache: Cache, shards: Sequence[Shard], where: str | Path) -> dict[str, Path]:
     """Shard to the folder of what was computed of it."""
-    folders: dict[str, Path] = {}
-    owners: dict[Path, str] = {}
     for shard in shards:
-        file = str(shard.source)
         if isinstance(shard.source, str):
             raise CacheError(
-                f"{file}: the {cache.kind} of a Hugging Face dataset cannot be streamed; set data.{cache.kind} to null, "
+                f"{shard}: the {cache.kind} of a Hugging Face dataset cannot be streamed; set data.{cache.kind} to null, "
                 "or data.streaming to false"
             )
-        folders[file] = part_folder(where, cache.kind, file)
-        owner = owners.setdefault(folders[file], file)
-        if owner != file:
-            raise CacheError(
-                f"{owner} and {file} have the same name, so their {cache.kind} cannot share a folder; rename one, or "
-                "keep the caches beside the shards"
-            )
-    return folders
+    return part_folders(where, cache.kind, [str(shard.source) for shard in shards])
 
 
 def _check_shard(
