@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from tests.training.support import loop_config, optim_config
 from tests.training.test_stages import generator, make_batch, stage1, stage2
 from vlv.errors import ConfigError
 from vlv.training import arithmetic as arithmetics
-from vlv.training.arithmetic import arithmetic, arrange, fast_products
+from vlv.training.arithmetic import arithmetic, arrange, attention_of, fast_products
 from vlv.training.recompute import (
     cheapest_that_fits,
     choose_recomputation,
@@ -33,9 +34,10 @@ def gradients(objective: Any, precision: str = "fp32") -> list[torch.Tensor]:
     """Of every trained parameter, with dropout drawn from one seed; the loss comes first."""
     torch.manual_seed(0)
     objective.module.zero_grad()
-    with arithmetic(CPU, precision):
-        loss = objective.loss(make_batch(), generator()).total
-    loss.backward()
+    with attention_of(CPU, precision):
+        with arithmetic(CPU, precision):
+            loss = objective.loss(make_batch(), generator()).total
+        loss.backward()
     found = [p.grad.clone() for p in objective.module.parameters() if p.grad is not None]
     return [loss.detach(), *found]
 
@@ -87,12 +89,31 @@ def test_a_cpu_recomputes_nothing_unless_told_to() -> None:
 def test_attention_on_a_cpu_stays_in_float32(mask: torch.Tensor | None) -> None:
     q = torch.randn(1, 2, 3, 4)
     half = q.bfloat16()
-    with arithmetic(CPU, "bf16"):
+    with attention_of(CPU, "bf16"), arithmetic(CPU, "bf16"):
         out = F.scaled_dot_product_attention(half, half, half, attn_mask=mask)
         assert (q[0, 0] @ q[0, 0].T).dtype == torch.bfloat16
     exact = [half.float()] * 3
     expected = F.scaled_dot_product_attention(*exact, attn_mask=mask)
     assert torch.equal(out, expected.bfloat16())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_memory_is_predicted_with_the_attention_of_a_gpu(precision: str) -> None:
+    kinds = set()
+
+    class Attention(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if "scaled_dot_product" in str(func):
+                kinds.update(x.dtype for x in args if isinstance(x, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    with Attention():
+        loop = loop_config(precision=precision)
+        predicted_peak(stage2(), tiny.IMAGE_SIZE, loop, optim_config(lr_scale={}), "never")
+    half = precision == "bf16"
+    assert (torch.bfloat16 in kinds) == half
 
 
 def test_tf32_is_set_for_the_time_being() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import contextmanager
-from functools import cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,44 +24,58 @@ logger = logging.getLogger(__name__)
 COMPILED_BY_DEFAULT = ("unet", "text_encoder", "vae")
 
 
-@contextmanager
-def arithmetic(device: torch.device, precision: str) -> Iterator[None]:
-    """The arithmetic of the forward pass.
-
-    bf16 is autocast. On a CPU attention stays in float32 then: PyTorch's backward pass of it takes up to 2.7 times as
-    long in bfloat16, while products of matrices are faster.
+def arithmetic(device: torch.device, precision: str) -> torch.autocast:
+    """The arithmetic of the forward pass: bf16 is autocast.
 
     Args:
         device: Where the work is done.
         precision: fp32 or bf16.
     """
-    half = precision == "bf16"
-    if half and device.type == "cpu":
-        _keep_attention_whole()
-    with torch.autocast(device.type, torch.bfloat16, enabled=half):
-        yield
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-@cache
-def _keep_attention_whole() -> Any:
-    """Take attention out of what autocast does in bfloat16 on a CPU, for this process."""
-    library: Any = torch.library.Library
-    rules = library("aten", "IMPL")
-    rules.impl("scaled_dot_product_attention", _whole_attention, "AutocastCPU", allow_override=True)
-    return rules
+def attention_of(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The arithmetic of attention within a step: on a CPU it stays in float32 under bf16 too.
+
+    PyTorch's backward pass of it takes up to 2.7 times as long in bfloat16 there, while products of matrices are faster.
+    The context has to enclose the backward pass too, which may recompute.
+
+    Args:
+        device: Where the work is done.
+        precision: fp32 or bf16.
+    """
+    return _WholeAttention() if precision == "bf16" and device.type == "cpu" else nullcontext()
+
+
+class _WholeAttention:
+    """Attention in float32 whatever comes in, by PyTorch's function for it, which is exchanged for the time being."""
+
+    def __enter__(self) -> None:
+        functions: Any = F
+        functions.scaled_dot_product_attention = _whole_attention
+
+    def __exit__(self, *error: object) -> None:
+        functions: Any = F
+        functions.scaled_dot_product_attention = _attention
+
+
+_attention = F.scaled_dot_product_attention
 
 
 def _whole_attention(
-    query: Tensor, key: Tensor, value: Tensor, *rest: Any, **kwargs: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    *rest: Any,
+    **kwargs: Any,
 ) -> Tensor:
-    """Attention in float32 whatever comes in; the result has the dtype of the query."""
-    mask = kwargs.pop("attn_mask", rest[0] if rest else None)
-    if mask is not None and mask.is_floating_point():
-        mask = mask.float()
+    """Attention in float32; the result has the dtype of the query."""
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.float()
+    whole = query.float(), key.float(), value.float()
     with torch.autocast("cpu", enabled=False):
-        out = F.scaled_dot_product_attention(
-            query.float(), key.float(), value.float(), mask, *rest[1:], **kwargs
-        )
+        out = _attention(*whole, attn_mask, *rest, **kwargs)
     return out.to(query.dtype)
 
 

@@ -8,6 +8,7 @@ the allocator's rounding, and what a GPU's driver takes for itself (half a gigab
 from __future__ import annotations
 
 import weakref
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -95,6 +96,8 @@ def rehearse_training(
 ) -> Footprint:
     """Memory of the training step, at the end of the run, when nothing is frozen for the time being.
 
+    It is a GPU's step: attention has the precision of all else, as it has not on a CPU.
+
     Args:
         objective: Its module holds real or fake tensors; real ones are changed.
         batch: `loop.batch_size` rows; fake ones for a fake module.
@@ -103,6 +106,7 @@ def rehearse_training(
     """
     run = Run(objective, cast("Loader", None), loop, optim, Path(), {})
     run.journal = cast("Journal", _Silent())
+    run.passes.attention = nullcontext()
     run.set_train_mode()
     weights = num_bytes(run.module)
     gradients = sum(p.numel() * p.element_size() for p in run.parameters.values())

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlv.errors import ConfigError, DataError
 from vlv.models.draws import RowGenerator, mixed_seed
-from vlv.training.arithmetic import arithmetic
+from vlv.training.arithmetic import arithmetic, attention_of
 from vlv.training.journal import write_text
 from vlv.training.objective import Batch, Objective, to_device
 from vlv.training.rng import seed_everything
@@ -63,11 +63,11 @@ class Passes:
         world: The processes.
         config: Batch size, precision, seed.
         parameters: What trains; an objective may freeze some of them for a while.
-
         notes: File for what the next start has to know, where this one cannot go on.
 
     Attributes:
         cut: Micro-batches into which each batch is cut.
+        attention: Within this context forward and backward passes run, see `attention_of`.
     """
 
     def __init__(
@@ -83,6 +83,7 @@ class Passes:
         self.parameters = list(parameters.values())
         self.notes = notes
         self.cut = int(json.loads(notes.read_text())["cut"]) if notes.exists() else 1
+        self.attention = attention_of(world.device, config.precision)
         self._largest = 0.0  # the largest step so far
         self._model: nn.Module = model
 
@@ -232,9 +233,10 @@ class Passes:
         seed_everything(mixed_seed(config.seed, batch["step"], "layers", rows.start))  # for dropout
         generator = RowGenerator(config.seed, batch["step"], rows)
         batch = to_device(batch, device)
-        with arithmetic(device, config.precision):
-            losses: tuple[Tensor, dict[str, Tensor]] = self._model(batch, generator)
-        (losses[0] * share).backward()  # type: ignore[no-untyped-call]
+        with self.attention:
+            with arithmetic(device, config.precision):
+                losses: tuple[Tensor, dict[str, Tensor]] = self._model(batch, generator)
+            (losses[0] * share).backward()  # type: ignore[no-untyped-call]
         return losses[1]
 
     def _averaging(self, wanted: bool) -> AbstractContextManager[Any]:
