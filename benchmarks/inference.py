@@ -25,7 +25,7 @@ Clock = Callable[[], float]
 
 def captions(models: Models, sizes: Sizes, options: argparse.Namespace, clock: Clock) -> Contest:
     """Of as many images as there are in sixteen; random weights write to the last token."""
-    pixels = _pixels(models, sizes, 16)
+    pixels = _pixels(models, sizes, 16, options.seed)
     encoder, decoder, writer = models.encoder, models.decoder, models.caption_decoder
 
     @torch.no_grad()
@@ -52,13 +52,14 @@ def reconstructions(
     models: Models, sizes: Sizes, options: argparse.Namespace, clock: Clock
 ) -> Contest:
     """Of two images with guidance 2, from pixels to pixels."""
-    pixels = _pixels(models, sizes, 2)
+    pixels = _pixels(models, sizes, 2, options.seed)
     encoder, decoder = models.encoder, models.decoder
+    seeds = range(options.seed, options.seed + 2)
     null = torch.zeros(1, encoder.num_queries, encoder.config.text_width)
 
     @torch.no_grad()
     def draw(c: torch.Tensor, sampler: str, steps: int) -> None:
-        decoder.sample(c, seeds=range(2), steps=steps, sampler=sampler, null=null)  # type: ignore[arg-type]
+        decoder.sample(c, seeds=seeds, steps=steps, sampler=sampler, null=null)  # type: ignore[arg-type]
 
     @torch.no_grad()
     def baseline() -> None:
@@ -81,8 +82,8 @@ def reconstructions(
     )
 
 
-def _pixels(models: Models, sizes: Sizes, count: int) -> torch.Tensor:
-    one: torch.Tensor = make_batch(sizes, models.caption_decoder.tokenizer)["pixels"]
+def _pixels(models: Models, sizes: Sizes, count: int, seed: int) -> torch.Tensor:
+    one: torch.Tensor = make_batch(sizes, models.caption_decoder.tokenizer, seed=seed)["pixels"]
     return one.repeat(-(-count // len(one)), 1, 1, 1)[:count]
 
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20, help="of DPM-Solver++")
     parser.add_argument("--baseline-steps", type=int, default=50, help="of DDPM")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0, help="of images and noise")
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
     parser.add_argument(
         "--cpu-time", action="store_true", help="count processor time, on a machine that others use"

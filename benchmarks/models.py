@@ -76,9 +76,12 @@ class Sizes:
     input_size: int
     """Side that the vision tower sees."""
     batch_size: int
+    """Images of a step of stage 1."""
+    captions: int
+    """Images of a step of stage 2."""
 
 
-SIZES = {"mid": Sizes(192, 384, 8), "miniature": Sizes(64, 64, 32)}
+SIZES = {"mid": Sizes(192, 384, 8, 4), "miniature": Sizes(64, 64, 32, 16)}
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,19 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from contest import Contest, Row, write
+from ours import Ours, Processes, Variant, make_batches
 
 from models import SIZES, Models, make_batch, make_models
-from training import Ours, seed
-from vlv.config import LoopConfig, Stage1Config, Stage2Config
-from vlv.training.distributed import join_world
-from vlv.training.optim import trainable_parameters
-from vlv.training.passes import Passes, rows_of
+from vlv.config import Stage1Config, Stage2Config
+from vlv.training.passes import rows_of
 from vlv.training.stages import Stage1, Stage2
-from vlv.training.weights import set_train_mode
 
 QUERIES = (16, 32, 48, 77)
 BATCHES = (2, 4, 8)
@@ -37,78 +30,48 @@ TOKENS = (60, 120, 227)
 
 
 def stage1_seconds(
-    models: Models, repeats: int, *, queries: int = 77, batch: int = 8
+    models: Models, repeats: int, rng_seed: int, *, queries: int = 77, batch: int = 8
 ) -> list[float]:
     """Seconds of a stage-1 step with cached latents, so that what grows is seen."""
     own = copy.deepcopy(models)
     own.encoder.queries = torch.nn.Parameter(own.encoder.queries[:, :queries].clone())
-    rows = rows_of(_batch(models), slice(batch))
-    with torch.no_grad():
-        posterior = own.decoder.posterior(rows["pixels"])
-    rows |= {"latents_mean": posterior.mean, "latents_std": posterior.std}
-    return _times(Ours(Stage1(own.encoder, own.decoder, Stage1Config()), "fp32"), rows, repeats)
+    whole = make_batches(own, Variant("mid", 1, "fp32", seed=rng_seed))["latents"]
+    rows = {"rows": rows_of(whole, slice(batch))}
+    return _times(
+        Ours(Stage1(own.encoder, own.decoder, Stage1Config()), "fp32", rows), "rows", repeats
+    )
 
 
-def stage2_seconds(models: Models, repeats: int, tokens: int) -> list[float]:
+def stage2_seconds(models: Models, repeats: int, rng_seed: int, tokens: int) -> list[float]:
     """Seconds of a stage-2 step with captions of so many tokens on average."""
     own = copy.deepcopy(models)
     own.decoder.unet = own.decoder.vae = None
     objective = Stage2(own.encoder, own.decoder, own.caption_decoder, Stage2Config())
-    return _times(Ours(objective, "fp32"), _batch(models, tokens), repeats)
+    tokenizer, sizes = models.caption_decoder.tokenizer, SIZES["mid"]
+    batch = make_batch(sizes, tokenizer, mean_tokens=tokens, seed=rng_seed)
+    rows = {"rows": rows_of(batch, slice(sizes.captions))}
+    return _times(Ours(objective, "fp32", rows), "rows", repeats)
 
 
-def _batch(models: Models, mean_tokens: int = 227) -> dict[str, Any]:
-    return make_batch(SIZES["mid"], models.caption_decoder.tokenizer, mean_tokens=mean_tokens)
-
-
-def _times(ours: Ours, batch: dict[str, Any], repeats: int) -> list[float]:
-    ours.step(batch, seed())
+def _times(who: Ours | Processes, name: str, repeats: int) -> list[float]:
+    who.step(name)
     found = []
     for _ in range(repeats):
         start = time.perf_counter()
-        ours.step(batch, seed())
+        who.step(name)
         found.append(time.perf_counter() - start)
     return found
 
 
-# --- processes -------------------------------------------------------------------------------------
-
-
-def processes_seconds(processes: int, repeats: int) -> list[float]:
-    """Seconds of the gradient of one global batch of stage 1 in so many processes."""
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
-        *("--nproc-per-node", str(processes), str(Path(__file__))),
-        *("--worker", str(repeats)),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{processes} processes failed: {done.stderr.strip()[-500:]}")
-    found: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
-
-
-def work(repeats: int) -> None:
-    """One process's share; the first one prints the seconds."""
-    world = join_world()
-    models = make_models("mid")
-    whole = _batch(models)
-    size = SIZES["mid"].batch_size // world.num_ranks
-    objective = Stage1(models.encoder, models.decoder, Stage1Config())
-    set_train_mode(objective.module)
-    loop = LoopConfig(steps=9, batch_size=size)
-    passes = Passes(objective, world, loop, trainable_parameters(objective.module))
-    mine = passes.counted(rows_of(whole, slice(world.rank * size, (world.rank + 1) * size)))
-    found = []
-    for step in range(repeats + 2):  # the first shows what is used, the second spreads it
-        start = time.perf_counter()
-        passes.gradients([mine], step)
-        found.append(time.perf_counter() - start)
-        objective.module.zero_grad()
-    if world.rank == 0:
-        print(json.dumps(found[2:]))
+def processes_seconds(count: int, repeats: int, rng_seed: int) -> list[float]:
+    """Seconds of a stage-1 step of one global batch in so many processes, which share the cores."""
+    threads = max(1, (os.cpu_count() or 1) // count)
+    processes = Processes(Variant("mid", 1, "fp32", seed=rng_seed), count, threads)
+    try:
+        processes.step("latents")  # the first shows what is used, the second spreads it
+        return _times(processes, "latents", repeats)
+    finally:
+        processes.close()
 
 
 # --- the script ------------------------------------------------------------------------------------
@@ -147,32 +110,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--plot", type=Path, help="draw them into this file")
-    parser.add_argument("--worker", type=int, metavar="REPEATS", help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help="of images, captions and noise")
     options = parser.parse_args()
-    if options.worker is not None:
-        work(options.worker)
-        return
-    models, n = make_models("mid"), options.repeats
+    models, n, rng_seed = make_models("mid"), options.repeats, options.seed
     contests = [
         contest(
             "stage 1 and queries",
             "a step of 8 images, latents cached",
-            {f"{q} queries": stage1_seconds(models, n, queries=q) for q in QUERIES},
+            {f"{q} queries": stage1_seconds(models, n, rng_seed, queries=q) for q in QUERIES},
         ),
         contest(
             "stage 1 and images",
             "a step, latents cached",
-            {f"{b} images": stage1_seconds(models, n, batch=b) for b in BATCHES},
+            {f"{b} images": stage1_seconds(models, n, rng_seed, batch=b) for b in BATCHES},
         ),
         contest(
             "stage 2 and captions",
-            "a step of 8 images",
-            {f"{t} tokens per caption": stage2_seconds(models, n, t) for t in TOKENS},
+            f"a step of {SIZES['mid'].captions} images",
+            {f"{t} tokens per caption": stage2_seconds(models, n, rng_seed, t) for t in TOKENS},
         ),
         contest(
             "stage 1 and processes",
-            "forward and backward pass of 8 images",
-            {f"{p} processes": processes_seconds(p, n) for p in (1, 2)},
+            "a step of 8 images, latents cached",
+            {f"{p} processes": processes_seconds(p, n, rng_seed) for p in (1, 2)},
         ),
     ]
     for each in contests:

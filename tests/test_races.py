@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 from pathlib import Path
@@ -60,14 +61,32 @@ def test_both_ways_give_one_loss_and_one_gradient(stage: int, models: Any, load:
         if stage == 1
         else Stage2(*own, models.caption_decoder, Stage2Config())
     )
-    seed = load("training").seed
-    expected, found = contestant.loss(batch(), seed()), ours.loss(batch(), seed()).total
+    draws = load("training").draws
+    expected, found = (who.loss(batch(), draws(0, 3)) for who in (contestant, ours))
+    found = found.total
     assert found.item() == pytest.approx(expected.item(), abs=1e-4)
     expected.backward()
     found.backward()
     theirs = contestant.encoder.queries.grad
     torch.testing.assert_close(models.encoder.queries.grad, theirs, rtol=1e-3, atol=1e-6)
-    assert contestant.step(batch(), seed()) == pytest.approx(expected.item(), abs=1e-4)
+    assert contestant.step(batch(), draws(0, 3)) == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_two_processes_make_the_step_of_one(load: Any) -> None:
+    """With the step of the training loop, whatever is cached; the first loss is the baseline's."""
+    ours, training = load("ours"), load("training")
+    variant = ours.Variant("miniature", 1, "fp32")
+    models = load("models").make_models("miniature")
+    baseline = load("baseline").BaselineStage1(models)
+    whole = ours.make_batches(models, variant)["live"]
+    expected = baseline.step(whole, training.draws(0, len(whole["ids"])))
+    with contextlib.closing(ours.Processes(variant)) as processes:
+        live = processes.step("live")
+        cached = processes.step("features")
+    alone = ours.make_ours(models, variant)
+    assert live == pytest.approx(expected, abs=1e-4)
+    assert float(alone.step("live")) == pytest.approx(live, abs=1e-5)
+    assert float(alone.step("features")) == pytest.approx(cached, abs=1e-4)
 
 
 def test_the_baseline_reads_what_the_encoder_reads(models: Any, load: Any) -> None:
@@ -117,7 +136,7 @@ def test_the_page_agrees_with_the_figures(load: Any) -> None:
 def test_captions_have_the_lengths_of_the_paper(load: Any) -> None:
     benchmark = load("models")
     tokenizer = tiny.make_llm_tokenizer()
-    sizes = benchmark.Sizes(8, 8, 64)
+    sizes = benchmark.Sizes(8, 8, 64, 64)
     captions = benchmark.make_batch(sizes, tokenizer)["captions"]
     lengths = [len(tokenizer(caption).input_ids) + 1 for caption in captions]
     assert 215 < sum(lengths) / len(lengths) < 240
