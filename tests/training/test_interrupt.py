@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -28,8 +27,8 @@ def test_an_echo_is_no_second_signal() -> None:
     with StopRequests(None) as stop:
         assert stop.reason == ""
         for _ in range(3):
-            os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         assert stop.reason == "SIGTERM was received"
 
 
@@ -37,10 +36,10 @@ def test_a_second_interrupt_is_a_keyboard_interrupt(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(interrupt, "_ECHO_SECONDS", 0.0)
     before = signal.getsignal(signal.SIGINT)
     with StopRequests(None) as stop:
-        os.kill(os.getpid(), signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
         assert stop.reason == "SIGUSR1 was received"
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 

@@ -100,6 +100,6 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
     """Add gradient^T hidden (V, E) to a float32 total."""
     if hidden.dtype == torch.float32:
-        total.addmm_(gradient.T, hidden)
+        torch.addmm(total, gradient.T, hidden, out=total)  # not addmm_, whose FLOPs are not counted
     else:
         total += gradient.T @ hidden
