@@ -160,6 +160,15 @@ class RunConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _temperature_has_effect(self) -> RunConfig:
+        for key in ("model.gumbel_temperature", "model.gumbel_steps"):
+            if _get(self, key) is not None and self.model.bottleneck != "gumbel":
+                raise ValueError(
+                    f"{key} has no effect unless model.bottleneck is gumbel; remove it or set that"
+                )
+        return self
+
     def _needs_one(self, key: str, other: str) -> None:
         if _get(self, key) is None and _get(self, other) is None:
             raise ValueError(f"{self.stage} needs {key} or {other}; set one of them")
@@ -213,6 +222,9 @@ _FRESH_ENCODER = (
     "model.num_queries",
     "model.input_size",
     "model.prompt",
+    "model.bottleneck",
+    "model.gumbel_temperature",
+    "model.gumbel_steps",
 )
 
 

@@ -194,6 +194,12 @@ class ModelConfig(Settings):
     """Side in pixels that florence or backbone sees; null is data.image_size, or what the backbone was trained on."""
     prompt: str | None = None
     """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
+    bottleneck: Literal["continuous", "nearest", "gumbel"] | None = None
+    """Of a fresh encoder: z as it is (null, the paper), or each token the nearest of the text tower's, or Gumbel-softmax."""
+    gumbel_temperature: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Of bottleneck gumbel: temperature at the first and the last step of gumbel_steps; null is 1 and 0.1."""
+    gumbel_steps: PositiveInt | None = None
+    """Of bottleneck gumbel: steps over which the temperature falls; null is the whole run."""
     encoder: PartSource | None = None
     """A model folder or a VLV encoder: that of stage 1 for stage 2, or one that learns on in the same stage."""
     llm: PartSource | None = None

@@ -100,6 +100,29 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     assert drawn.code == 0
 
 
+def test_both_stages_with_a_discrete_bottleneck(
+    vlv: Vlv, ingredients: Path, tmp_path: Path
+) -> None:
+    bottleneck = {"bottleneck": "gumbel", "gumbel_temperature": [1.0, 0.5]}
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", model=bottleneck)
+    run = tmp_path / "stage1"
+    assert vlv("train", "stage1", "--config", config, "--run", run).code == 0
+    model = {"encoder": str(run / "model")}
+    keep = {"denoising_weight": 1.0}
+    config = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model, stage2=keep)
+    assert vlv("train", "stage2", "--config", config, "--run", tmp_path / "stage2").code == 0
+    before, after = weights(run / "model"), weights(tmp_path / "stage2" / "model")
+    assert torch.equal(before["bottleneck.codebook"], after["bottleneck.codebook"])
+    assert not torch.equal(before["queries"], after["queries"])
+
+    pipe = VLVPipeline.from_pretrained(tmp_path / "stage2" / "model")
+    assert pipe.encoder.bottleneck.settings.temperature == (1.0, 0.5)
+    z = pipe.embed(ingredients / "held_out" / "6.png")
+    rows = pipe.text_encoder.get_input_embeddings().weight
+    assert torch.equal(z, rows[pipe.encoder.token_ids(z)])
+    assert pipe.read_tokens(z=z) == pipe.read_tokens(ingredients / "held_out" / "6.png")
+
+
 def test_training_in_half_precision_copies_the_decoder_as_it_was(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:

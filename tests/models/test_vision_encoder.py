@@ -26,6 +26,7 @@ from transformers import (
 from tests import tiny
 from vlv.config import load_config
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.bottleneck import BottleneckSettings
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.vision_encoder import VisionEncoder, read_image_statistics
 from vlv.training.assemble import load_stage1, train
@@ -142,6 +143,15 @@ def test_a_query_sees_the_queries_before_it_only(pixels: torch.Tensor) -> None:
         encoder.queries[:, 5, :4] += 1
     changed = (encoder(pixels) - z).abs().amax((0, 2)) > 1e-6
     assert changed.tolist() == [False] * 5 + [True] * 3
+
+
+def test_it_takes_a_discrete_bottleneck(pixels: torch.Tensor, tmp_path: Path) -> None:
+    encoder, table = make("dinov2"), torch.randn(9, make("dinov2").config.text_width)
+    encoder.discretize(table, BottleneckSettings("nearest", num_codes=9))
+    z = encoder(pixels)
+    assert torch.equal(z, table[encoder.token_ids(z)])
+    encoder.save_pretrained(tmp_path)
+    assert torch.equal(VisionEncoder.from_pretrained(tmp_path).eval()(pixels), z)
 
 
 def test_what_trains_is_a_choice(pixels: torch.Tensor) -> None:

@@ -75,14 +75,16 @@ def vision(objective: Any) -> nn.ModuleList:
 
 
 def train(objective: Any, run_dir: Path, steps: int, **kwargs: Any) -> Any:
-    evaluate = kwargs.pop("evaluate", None)
+    evaluate, max_seconds = kwargs.pop("evaluate", None), kwargs.pop("max_seconds", None)
     names = ("precision", "eval_every", "train_mode")
     changes = {name: kwargs.pop(name) for name in names if name in kwargs}
     loop = loop_config(
         steps=steps, batch_size=BATCH_SIZE, save_every=None, log_every=steps, **changes
     )
     optim = optim_config(**{"lr_scale": {}, "warmup_steps": 1, **kwargs})
-    return fit(objective, OneBatch(), loop, optim, run_dir, evaluate=evaluate)
+    return fit(
+        objective, OneBatch(), loop, optim, run_dir, evaluate=evaluate, max_seconds=max_seconds
+    )
 
 
 # --- stage 1

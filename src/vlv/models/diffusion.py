@@ -125,6 +125,12 @@ class DiffusionDecoder(nn.Module):
         """The space z lives in: embeddings (B, L, D) of token ids (B, L)."""
         return token_embeddings(self.text_encoder, ids)
 
+    def token_table(self) -> Tensor:
+        """The embeddings of every token, (V, D)."""
+        size = int(self.text_encoder.config.vocab_size)
+        ids = torch.arange(size, device=self.text_encoder.device)
+        return self.token_embeddings(ids[None])[0]
+
     def context(self, z: Tensor) -> Tensor:
         """From caption embedding to context: c = T(z), (B, Q, D) to (B, Q, D)."""
         return contextualize(self.text_encoder, z)

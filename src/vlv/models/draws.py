@@ -72,14 +72,22 @@ def rand(count: int, generator: torch.Generator) -> Tensor:
 
 def randn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal noise of a tensor's shape (n, ...), dtype and device, drawn on the generator's device."""
+    return _moved(_filled(tensor, generator, torch.Tensor.normal_), tensor)
+
+
+def gumbel_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard Gumbel noise of a tensor's shape (n, ...), dtype and device, drawn on the generator's device."""
+    return _moved(-_filled(tensor, generator, torch.Tensor.exponential_).log(), tensor)
+
+
+def _filled(tensor: Tensor, generator: torch.Generator, fill: Callable[..., Tensor]) -> Tensor:
+    """Float32 numbers of a tensor's shape (n, ...) from an in-place draw."""
+    shape = tensor.shape[1:]
     if isinstance(generator, RowGenerator):
-        shape = tensor.shape[1:]
-        noise = generator.by_row(
-            len(tensor), lambda row, each: torch.randn(each, *shape, generator=row)
+        return generator.by_row(
+            len(tensor), lambda row, each: fill(torch.empty(each, *shape), generator=row)
         )
-    else:
-        noise = torch.randn(tensor.shape, generator=generator, device=generator.device)
-    return _moved(noise, tensor)
+    return fill(torch.empty(tensor.shape, device=generator.device), generator=generator)
 
 
 def _moved(noise: Tensor, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError
+from vlv.models.bottleneck import bottleneck_of
 from vlv.models.image_encoder import ImageEncoder
 from vlv.models.pixels import as_float
 from vlv.models.resizing import resize
@@ -40,6 +41,7 @@ class VLVEncoderConfig(PreTrainedConfig):
         image_size: Side in pixels that Florence-2 sees; other sizes are resized to it.
         image_mean: Mean of each channel, subtracted from pixels in [0, 1].
         image_std: Standard deviation of each channel.
+        bottleneck: `BottleneckSettings` of a discrete z; None leaves it continuous (the paper).
     """
 
     model_type = "vlv_encoder"
@@ -54,6 +56,7 @@ class VLVEncoderConfig(PreTrainedConfig):
     image_size: int = 768
     image_mean: list[float] | tuple[float, ...] = (0.485, 0.456, 0.406)
     image_std: list[float] | tuple[float, ...] = (0.229, 0.224, 0.225)
+    bottleneck: dict[str, Any] | None = None
 
 
 class VLVEncoder(ImageEncoder):
@@ -77,6 +80,7 @@ class VLVEncoder(ImageEncoder):
             nn.GELU(),
             nn.Linear(config.text_width, config.text_width),
         )
+        self.bottleneck = bottleneck_of(config.bottleneck, config.text_width)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -147,8 +151,8 @@ class VLVEncoder(ImageEncoder):
         inputs = inputs.to(next(self.vision()[0].parameters()).dtype)
         return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
 
-    def encode_features(self, features: Tensor) -> Tensor:
-        """From image tokens to the caption embedding.
+    def project_features(self, features: Tensor) -> Tensor:
+        """From image tokens to the caption embedding before any bottleneck.
 
         The encoder reads ``[image tokens, prompt]``; the decoder reads the queries in place of
         token embeddings, so query k sees the queries before it. The parts are called one by one

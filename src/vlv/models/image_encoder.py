@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from vlv.errors import ConfigError
+from vlv.models.bottleneck import BottleneckSettings, DiscreteBottleneck, Draw, as_dictionary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 EncoderParts = Literal["none", "language", "all"]
 
@@ -15,8 +21,12 @@ class ImageEncoder(PreTrainedModel):
     """Image to caption embedding, in two halves.
 
     ``forward`` is ``encode_features(image_features(pixels))``; the halves are public so that the
-    features of a frozen vision tower can be cached.
+    features of a frozen vision tower can be cached. Where the encoder has a discrete bottleneck, z
+    passes it at the end of the second half.
     """
+
+    bottleneck: DiscreteBottleneck | None
+    """What makes z discrete; None, as in the paper, leaves it continuous."""
 
     base_model_prefix = ""
     main_input_name = "pixels"
@@ -28,8 +38,8 @@ class ImageEncoder(PreTrainedModel):
         """The image tokens, (B, N, d), of pixels (B, 3, H, W), float in [0, 1] or uint8, any size."""
 
     @abstractmethod
-    def encode_features(self, features: Tensor) -> Tensor:
-        """From image tokens (B, N, d) to the caption embedding z, (B, Q, D)."""
+    def project_features(self, features: Tensor) -> Tensor:
+        """From image tokens (B, N, d) to z (B, Q, D) before any bottleneck."""
 
     @abstractmethod
     def vision(self) -> tuple[nn.Module, ...]:
@@ -40,16 +50,66 @@ class ImageEncoder(PreTrainedModel):
         """Q, the length of the caption embedding."""
         return int(self.config.num_queries)
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def encode_features(self, features: Tensor, draw: Draw | None = None) -> Tensor:
+        """From image tokens to the caption embedding.
+
+        Args:
+            features: (B, N, d), from `image_features`.
+            draw: Of a training step, for a bottleneck that draws.
+
+        Returns:
+            z, (B, Q, D).
+        """
+        z = self.project_features(features)
+        return z if self.bottleneck is None else self.bottleneck(z, draw)
+
+    def forward(self, pixels: Tensor, draw: Draw | None = None) -> Tensor:
         """Encode images.
 
         Args:
             pixels: (B, 3, H, W), float in [0, 1] or uint8, any size.
+            draw: Of a training step, for a bottleneck that draws.
 
         Returns:
             The caption embedding z, (B, Q, D).
         """
-        return self.encode_features(self.image_features(pixels))
+        return self.encode_features(self.image_features(pixels), draw)
+
+    def discretize(self, codebook: Tensor, settings: BottleneckSettings) -> None:
+        """Put a discrete bottleneck behind the projector of a fresh encoder.
+
+        Args:
+            codebook: The text tower's token table, (V, D); it is copied.
+            settings: Kind and schedule.
+        """
+        bottleneck = DiscreteBottleneck(settings, codebook.shape[1])
+        bottleneck.codebook = codebook.detach().clone()
+        self.bottleneck = bottleneck
+        self.config.bottleneck = as_dictionary(settings)
+
+    def token_ids(self, z: Tensor) -> Tensor:
+        """What a discrete z says, as ids of the text tower's tokens.
+
+        Args:
+            z: (..., Q, D).
+
+        Returns:
+            (..., Q); of a z that is no longer rows of the table, such as an average, the best-fitting tokens.
+
+        Raises:
+            ConfigError: The encoder's z is continuous.
+        """
+        if self.bottleneck is None:
+            raise ConfigError(
+                "the encoder's z is continuous and has no token ids; train one with model.bottleneck "
+                "nearest or gumbel"
+            )
+        return self.bottleneck.ids(z.to(self.bottleneck.codebook.device))
+
+    def token_texts(self, z: Tensor, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """What discrete z (B, Q, D) say, as B texts by the text tower's tokenizer, special tokens left out."""
+        ids = self.token_ids(z).tolist()
+        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in ids]
 
     def trainable(self, parts: EncoderParts) -> list[nn.Parameter]:
         """Choose what trains, by setting ``requires_grad``.

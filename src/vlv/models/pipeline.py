@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vlv.data.framing import DEFAULT_FRAMING, Framing, check_framing
 from vlv.data.images import to_pil
-from vlv.errors import ConfigError, ModelFolderError
+from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.batching import chunks
 from vlv.models.captioner import Caption
 from vlv.models.card import CARD_NAME, model_card, named_parts, read_card, rename_card
@@ -131,10 +131,9 @@ class VLVPipeline(DiffusionPipeline):
         """Load a model onto the CPU, in eval mode.
 
         Args:
-            name_or_folder: A model folder, the name of a shipped model, or ``owner/name`` on the
-                hub. The network is used for the last only.
-            parts: What it is for, any of "caption", "reconstruct", "generate", "embed": only the
-                components these need are loaded. None loads all that the model has.
+            name_or_folder: A model folder, the name of a shipped model, or ``owner/name`` on the hub (the network is used).
+            parts: What it is for, any of "caption", "reconstruct", "generate", "embed": only the components that these
+                need are loaded. None loads all that the model has.
             revision: Of a model on the hub.
             dtype: Of the weights in memory, whatever the files hold; the VAE is always float32.
             local_files_only: Take a model on the hub from the cache.
@@ -160,9 +159,7 @@ class VLVPipeline(DiffusionPipeline):
         pipe = cls(**loaded, image_size=size, framing=index.framing)
         pipe.references = {k: v for k, v in index.components.items() if v is not None}
         pipe.card = read_card(folder)
-        pipe.register_to_config(  # type: ignore[no-untyped-call]
-            _name_or_path=str(name_or_folder)
-        )
+        pipe.register_to_config(_name_or_path=str(name_or_folder))  # type: ignore[no-untyped-call]
         return pipe
 
     def save_pretrained(  # type: ignore[override]
@@ -177,10 +174,8 @@ class VLVPipeline(DiffusionPipeline):
 
         Args:
             folder: New, empty, or an older model that is replaced.
-            dtype: Of the weights in the files (``torch.float16`` halves them); None keeps that in
-                memory.
-            references: Components that are named instead of copied; None keeps those the model was
-                loaded with.
+            dtype: Of the weights in the files (``torch.float16`` halves them); None keeps that in memory.
+            references: Components that are named instead of copied; None keeps those the model was loaded with.
             card: Text of README.md; None keeps that of the replaced or the loaded folder, or writes one.
 
         Raises:
@@ -231,9 +226,8 @@ class VLVPipeline(DiffusionPipeline):
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
-            self.save_pretrained(
-                folder, dtype=dtype, card=card or self._card(repo_id, self.references)
-            )
+            text = card or self._card(repo_id, self.references)
+            self.save_pretrained(folder, dtype=dtype, card=text)
             return upload(folder, repo_id, commit_message, private=private, token=token)
 
     # --- properties ------------------------------------------------------------------------------
@@ -320,6 +314,12 @@ class VLVPipeline(DiffusionPipeline):
                 ]
             )
         return z[0] if is_single(images) else z
+
+    def read_tokens(self, images: Any = None, *, z: Tensor | None = None) -> list[str]:
+        """What a discrete bottleneck says of images or caption embeddings, as texts; see `ImageEncoder.token_ids`."""
+        if self.tokenizer is None:
+            raise MissingPartError("tokens need the text tower's tokenizer; load it with the model")
+        return list(self.encoder.token_texts(self._embedding(images, z, 16), self.tokenizer))
 
     @torch.no_grad()
     def context(self, z: Tensor) -> Tensor:
@@ -464,8 +464,7 @@ class VLVPipeline(DiffusionPipeline):
 
         Args:
             c: Context, (B, Q, D).
-            seed: One for all images, each of which then starts from the same noise, or one per
-                image.
+            seed: One for all images, each of which then starts from the same noise, or one per image.
             steps: Sampler steps.
             guidance: Classifier-free guidance; 1 is none.
             sampler: "dpm", "ddim" or "ddpm".

@@ -18,6 +18,7 @@ from transformers.configuration_utils import SubConfigSpec
 from transformers.image_processing_base import ImageProcessingMixin
 
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.bottleneck import bottleneck_of
 from vlv.models.encoder import draw_linear, normalize
 from vlv.models.image_encoder import ImageEncoder
 from vlv.models.pixels import as_float
@@ -39,6 +40,7 @@ class VisionEncoderConfig(PreTrainedConfig):
         image_size: Side in pixels that the backbone sees; other sizes are resized to it.
         image_mean: Mean of each channel, subtracted from pixels in [0, 1].
         image_std: Standard deviation of each channel.
+        bottleneck: `BottleneckSettings` of a discrete z; None leaves it continuous.
     """
 
     model_type = "vlv_vision_encoder"
@@ -55,6 +57,7 @@ class VisionEncoderConfig(PreTrainedConfig):
     image_size: int = 224
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
+    bottleneck: dict[str, Any] | None = None
 
 
 class VisionEncoder(ImageEncoder):
@@ -96,6 +99,7 @@ class VisionEncoder(ImageEncoder):
             nn.GELU(),
             nn.Linear(config.text_width, config.text_width),
         )
+        self.bottleneck = bottleneck_of(config.bottleneck, config.text_width)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -167,8 +171,8 @@ class VisionEncoder(ImageEncoder):
         inputs = normalize(as_float(pixels), self.config)
         return patch_tokens(self.backbone, inputs.to(self.queries.dtype))
 
-    def encode_features(self, features: Tensor) -> Tensor:
-        """From patch tokens (B, N, d) to the caption embedding z, (B, Q, D)."""
+    def project_features(self, features: Tensor) -> Tensor:
+        """From patch tokens (B, N, d) to the caption embedding before any bottleneck, (B, Q, D)."""
         memory = self.reader["norm_memory"](features) + self.positions  # (B, N, d)
         queries = self.queries.expand(len(features), -1, -1)  # (B, Q, d)
         later = torch.ones(2 * [self.num_queries], dtype=torch.bool, device=queries.device).triu(1)

@@ -21,6 +21,7 @@ from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.records import find_records
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import model_card
 from vlv.models.diffusion import DiffusionDecoder
@@ -192,6 +193,8 @@ def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | V
         return fresh_encoder(config, decoder)
     encoder: VLVEncoder | VisionEncoder = _component(source, "encoder", ["embed"])
     _check_width(encoder, source, decoder)
+    if encoder.bottleneck is not None:
+        encoder.bottleneck.is_annealed = True
     return encoder
 
 
@@ -236,9 +239,27 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
 
 
 def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | VisionEncoder:
-    """Florence-2 or a vision backbone with everything fresh that makes z of its tokens."""
+    """Florence-2 or a vision backbone with everything fresh that makes z of its tokens, and a bottleneck if asked for."""
+    encoder: VLVEncoder | VisionEncoder
     if config.model.backbone is not None:
-        return _backbone_encoder(config, config.model.backbone, decoder)
+        encoder = _backbone_encoder(config, config.model.backbone, decoder)
+    else:
+        encoder = _florence_encoder(config, decoder)
+    kind = config.model.bottleneck
+    if kind is not None and kind != "continuous":
+        table = decoder.token_table()
+        settings = BottleneckSettings(
+            kind,
+            num_codes=len(table),
+            temperature=config.model.gumbel_temperature or DEFAULT_TEMPERATURE,
+            temperature_steps=config.model.gumbel_steps or config.loop.steps,
+        )
+        encoder.discretize(table, settings)
+    return encoder
+
+
+def _florence_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
+    """Florence-2 with fresh queries and projector for the text tower of a decoder."""
     source = config.model.florence
     assert source is not None, "checked by RunConfig"
     return VLVEncoder.from_florence(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlv.errors import DataError
+from vlv.models.bottleneck import Draw
 from vlv.models.diffusion import Posterior
 from vlv.training.objective import Batch, Losses
 
@@ -50,7 +51,7 @@ class Stage1:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Denoising loss of `batch["pixels"]` (B, 3, H, W), with the latents from the batch where they are cached."""
-        z = z_of(self.encoder, batch)  # (B, Q, D)
+        z = z_of(self.encoder, batch, generator)  # (B, Q, D)
         warm = warm_start_share(batch["step"], self.config)
         total, parts = z.new_zeros(()), {}
         if warm < 1:
@@ -110,7 +111,7 @@ class Stage2:
         self._freeze_llm(batch["step"] < self.config.frozen_llm_steps)
         frozen = batch["step"] < self.config.frozen_encoder_steps
         with torch.no_grad() if frozen else nullcontext():
-            z = z_of(self.encoder, batch)  # (B, Q, D)
+            z = z_of(self.encoder, batch, generator)  # (B, Q, D)
             c = self.decoder.context(z)  # (B, Q, D)
         captions, how = captions_of(batch), self._reading()
         caption = self.caption_decoder.loss(c, captions, **how)
@@ -144,12 +145,16 @@ class Stage2:
             self.caption_decoder.llm.requires_grad_(not frozen)
 
 
-def z_of(encoder: VLVEncoder | VisionEncoder, batch: Batch) -> Tensor:
-    """The caption embedding (B, Q, D) of the pixels, or of the features of a frozen vision tower that come along."""
+def z_of(encoder: VLVEncoder | VisionEncoder, batch: Batch, generator: torch.Generator) -> Tensor:
+    """The caption embedding (B, Q, D) of the pixels, or of the features of a frozen vision tower that come along.
+
+    Nothing is drawn unless the encoder has a bottleneck that draws.
+    """
+    draw = Draw(generator, batch["step"])
     if "features" not in batch:
-        z: Tensor = encoder(batch["pixels"])
+        z: Tensor = encoder(batch["pixels"], draw)
         return z
-    return encoder.encode_features(batch["features"].to(encoder.queries.dtype))
+    return encoder.encode_features(batch["features"].to(encoder.queries.dtype), draw)
 
 
 def denoising_loss(
