@@ -90,7 +90,7 @@ def test_pretrain_hands_its_options_over(toyworld: Any, monkeypatch: pytest.Monk
     assert calls == [
         (
             ("vae", [Path("a"), Path("b")], Path("m"), Path("r")),
-            {"seed": 2, "steps": 7, "max_seconds": 30},
+            {"seed": 2, "steps": 7, "max_seconds": 30, "size": "medium"},
         )
     ]
 

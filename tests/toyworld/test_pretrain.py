@@ -88,6 +88,17 @@ def test_every_part_trains_in_order_and_is_saved_in_the_real_layout(
     assert scheduler.config.prediction_type == "v_prediction"
 
 
+def test_language_models_have_sizes(shards: Path, models: Path, tmp_path: Path) -> None:
+    widths = {}
+    for size, name in (("small", "llm-small"), ("large", "llm-large")):
+        pretrain("llm", [shards], models, tmp_path / name, steps=1, size=size)  # type: ignore[arg-type]
+        widths[size] = Qwen2ForCausalLM.from_pretrained(models / name).config.hidden_size
+        assert Qwen2Tokenizer.from_pretrained(models / name)("a red cube").input_ids
+    assert widths == {"small": 96, "large": 288}
+    with pytest.raises(ConfigError, match="there is no large vae; only the llm has sizes"):
+        pretrain("vae", [shards], models, tmp_path / "vae-large", steps=1, size="large")
+
+
 def test_the_data_suffice_for_the_recipes() -> None:
     assert max(recipe.batch_size for recipe in RECIPES.values()) <= NUM_SCENES
 

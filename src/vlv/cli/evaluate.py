@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlv.cli import common, experiments
+from vlv.cli import ablation, common, experiments
 
 if TYPE_CHECKING:
     from vlv.evaluation.results import Results
@@ -39,6 +39,7 @@ app.add_typer(experiments.predict)
 app.command()(experiments.judge)
 app.command()(experiments.score)
 app.command()(experiments.rate)
+app.command()(ablation.ablation)
 app.command()(experiments.report)
 app.command()(experiments.results)
 

@@ -20,6 +20,7 @@ app = typer.Typer(
 
 SHEET_PICTURES = 48
 
+SizeName = Literal["small", "medium", "large"]
 SplitName = Literal["train", "val", "test", "composition"]
 
 Split = Annotated[SplitName, typer.Option(help="Splits share no scene.")]
@@ -117,6 +118,9 @@ def pretrain(
         float | None,
         typer.Option(min=0, help="Stop and save after this time; the same command goes on."),
     ] = None,
+    size: Annotated[
+        SizeName, typer.Option(help="Of the llm; another is saved as llm-small or llm-large.")
+    ] = "medium",
 ) -> int:
     """Train one of the small parts that play the roles of the downloaded models.
 
@@ -128,7 +132,14 @@ def pretrain(
     seconds = None if max_minutes is None else 60 * max_minutes
     try:
         result = train_part(
-            cast("Part", part), data, models, run, seed=seed, steps=steps, max_seconds=seconds
+            cast("Part", part),
+            data,
+            models,
+            run,
+            seed=seed,
+            steps=steps,
+            max_seconds=seconds,
+            size=size,
         )
     except Interrupted as interruption:
         common.say(str(interruption))

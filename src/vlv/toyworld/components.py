@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -219,15 +219,25 @@ def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditiona
     return seeded(lambda: Florence2ForConditionalGeneration(config), seed)
 
 
-def make_llm(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
-    """Qwen2 of width 192, six layers; pad = eos."""
+LlmSize = Literal["small", "medium", "large"]
+LLM_SIZES: dict[LlmSize, tuple[int, int, int]] = {
+    "small": (96, 3, 3),
+    "medium": (192, 6, 6),
+    "large": (288, 9, 9),
+}
+"""Width, layers and attention heads; medium is that of vlv-tiny."""
+
+
+def make_llm(tokenizer: Qwen2Tokenizer, seed: int, size: LlmSize = "medium") -> Qwen2ForCausalLM:
+    """Qwen2 of width 192 and six layers, or a smaller or larger one; pad = eos."""
+    width, layers, heads = LLM_SIZES[size]
     config = Qwen2Config(
         vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=2,
+        hidden_size=width,
+        intermediate_size=width * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads // 3,
         max_position_embeddings=256,
         initializer_range=0.06,  # as for Florence-2: the real one's 0.02 suits its width
         tie_word_embeddings=True,

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -101,6 +102,7 @@ def pretrain(
     seed: int = 0,
     steps: int | None = None,
     max_seconds: float | None = None,
+    size: components.LlmSize = "medium",
 ) -> FitResult:
     """Train one part and save it in `models`; the same call goes on after an interruption.
 
@@ -112,19 +114,25 @@ def pretrain(
         seed: Of the weights, the order of the data, and every draw.
         steps: Other length than the recipe's.
         max_seconds: Stop and save after this time.
+        size: Of the llm; a small or large one is saved as ``llm-small`` or ``llm-large``.
 
     Raises:
-        ConfigError: The part is unknown, or the data were not rendered here.
+        ConfigError: The part is unknown or has no sizes, or the data were not rendered here.
         ModelFolderError: A part that this one needs is not in `models` yet.
         Interrupted: As `fit`.
     """
     if part not in PARTS:
         raise ConfigError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
+    if size not in components.LLM_SIZES or (size != "medium" and part != "llm"):
+        sizes = ", ".join(components.LLM_SIZES)
+        raise ConfigError(f"there is no {size} {part}; only the llm has sizes: {sizes}")
     records = find_records(data)
     if "scene" not in (records[0].meta or {}):
         raise ConfigError(f"{data[0]} holds no scenes; render it with `vlv toyworld render`")
-    objective, save, extra = _PREPARE[part](models, records, seed)
+    prepare = partial(_llm, size=size) if part == "llm" else _PREPARE[part]
+    objective, save, extra = prepare(models, records, seed)
     recipe = RECIPES[part]
+    about = {"part": part if size == "medium" else f"{part}-{size}"}
     loop, optim = recipe.settings(seed, steps)
     loader = BatchLoader(
         records,
@@ -134,9 +142,7 @@ def pretrain(
         num_workers=1,
         extra=extra,
     )
-    result = fit(
-        objective, loader, loop, optim, run_dir, max_seconds=max_seconds, settings={"part": part}
-    )
+    result = fit(objective, loader, loop, optim, run_dir, max_seconds=max_seconds, settings=about)
     save(records)
     return result
 
@@ -246,14 +252,17 @@ def _normalisation() -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 
-def _llm(models: Path, records: list[Record], seed: int) -> Prepared:
+def _llm(
+    models: Path, records: list[Record], seed: int, size: components.LlmSize = "medium"
+) -> Prepared:
     del records
     tokenizer = components.make_llm_tokenizer()
-    llm = components.make_llm(tokenizer, seed)
+    llm = components.make_llm(tokenizer, seed, size)
+    folder = models / ("llm" if size == "medium" else f"llm-{size}")
 
     def save(_: list[Record]) -> None:
-        _save(llm, models / "llm")
-        tokenizer.save_pretrained(models / "llm")
+        _save(llm, folder)
+        tokenizer.save_pretrained(folder)
 
     return LlmObjective(llm, tokenizer), save, None
 

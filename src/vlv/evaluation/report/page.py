@@ -92,6 +92,10 @@ def _result(name: str, result: Result, folder: Path | None) -> str:
     if folder is not None:
         parts.append(_pictures(Run.open(folder)))
     parts.append(_plot(result["figures"]))
+    if str(result.get("experiment", "")).startswith("ablation"):
+        parts.append(
+            image_tag(ablation_plot(result["figures"]), "Every variant, with 95 % intervals")
+        )
     parts.append(_figures(result["figures"]))
     if result["comparisons"]:
         rows = [
@@ -242,6 +246,36 @@ def _curve(title: str, lines: Mapping[str, Sequence[tuple[float, Any]]]) -> str:
     axes.set_xlabel("guidance")
     axes.set_ylabel(title)
     axes.legend()
+    return image_tag(_as_image(plot), f"{title} by guidance, with 95 % intervals")
+
+
+def ablation_plot(figures: Mapping[str, Any]) -> Image.Image:
+    """One panel for each measure of an ablation, with a point for each variant."""
+    panels: dict[str, list[tuple[str, Any]]] = {}
+    for key, figure in figures.items():
+        _, variant, measure = key.split(".")
+        if " over " not in variant and figure["value"] is not None:
+            panels.setdefault(measure, []).append((variant, figure))
+    plot = new_plot(3.4 * max(1, len(panels)))
+    all_axes = plot.subplots(1, max(1, len(panels)), squeeze=False)[0]
+    for axes, (measure, points) in zip(all_axes, panels.items(), strict=False):
+        _points(axes, points)
+        axes.set_title(measure)
+    return _as_image(plot)
+
+
+def _points(axes: Any, points: Sequence[tuple[str, Any]]) -> None:
+    """Values by name with their intervals."""
+    y = [figure["value"] for _, figure in points]
+    ends = [(figure["low"], figure["high"]) for _, figure in points]
+    down = [0.0 if low is None else max(0.0, v - low) for v, (low, _) in zip(y, ends, strict=True)]
+    up = [0.0 if high is None else max(0.0, high - v) for v, (_, high) in zip(y, ends, strict=True)]
+    axes.errorbar(range(len(y)), y, yerr=[down, up], fmt="o", capsize=4)
+    axes.set_xticks(range(len(y)), [name for name, _ in points])
+    axes.margins(x=0.2)
+
+
+def _as_image(plot: Plot) -> Image.Image:
     buffer = io.BytesIO()
     plot.savefig(buffer, format="png", dpi=110)
-    return image_tag(Image.open(buffer), f"{title} by guidance, with 95 % intervals")
+    return Image.open(buffer)

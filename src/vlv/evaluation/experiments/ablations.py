@@ -1,0 +1,405 @@
+"""Ablations (paper, Tables 4, 5 and 7) and the discrete bottleneck: variants trained alike, measured on the same scenes.
+
+Every variant is trained with every seed and the rest of the settings the same, then measured in the toy world. A run folder
+
+```
+RUN/seed0/VARIANT/stage1/ stage2/   the training runs, each with its model
+RUN/measured/VARIANT-seed0.json     what every figure is computed from, one row per scene
+RUN/result.json                     the figures
+```
+
+goes on where it was interrupted. Shapes: S seeds, N scenes, K columns.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from vlv.config import RunConfig, load_config
+from vlv.errors import ConfigError
+from vlv.evaluation import statistics
+from vlv.evaluation.experiments.scoring import FEW_SAMPLES
+from vlv.evaluation.results import Figure, Section, Unit
+from vlv.evaluation.scenes import World, make_world
+from vlv.evaluation.sections import can, recall_columns
+from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
+from vlv.evaluation.study import Settings, Study
+from vlv.jobs.files import write_text
+from vlv.models.pipeline import VLVPipeline
+from vlv.toyworld.inspector import Inspector
+from vlv.training.assemble import train
+from vlv.training.journal import versions
+
+MEASURES: dict[str, tuple[str, Statistic, Unit]] = {
+    "claims": ("true claims found in pictures from z", statistics.ratio, "share"),
+    "way": ("denoising loss: way from no text to the true text", statistics.way, "ratio"),
+    "f1": ("claims of captions: F1", statistics.f1, "share"),
+}
+"""Label, statistic and unit of what is measured of every variant; the last of those with captions only."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the models that are compared.
+
+    Attributes:
+        name: In keys and folders.
+        stage1: Changes of the settings of stage 1, where ``{parts}`` is the folder of the parts; None leaves it out.
+        stage2: Of stage 2.
+        share: Of the steps of stage 1.
+    """
+
+    name: str
+    stage1: tuple[str, ...] | None = ()
+    stage2: tuple[str, ...] = ()
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What is compared.
+
+    Attributes:
+        title: For the reader.
+        variants: What is trained.
+        better: Pairs of variants of which the paper says that the first is the better one.
+        captions: Whether stage 2 is needed.
+    """
+
+    title: str
+    variants: tuple[Variant, ...]
+    better: tuple[tuple[str, str], ...]
+    captions: bool = True
+
+
+_FRESH = (
+    "model.encoder=null",
+    "model.florence={parts}/florence",
+    "model.prompt=List what is shown in the image.",
+)
+
+ABLATIONS: dict[str, Ablation] = {
+    "queries": Ablation(
+        "number of queries (Table 4, left)",
+        (
+            Variant("16", ("model.num_queries=16",)),
+            Variant("32", ("model.num_queries=32",)),
+            Variant("all", ("model.num_queries=null",)),
+        ),
+        (("32", "16"), ("all", "32")),
+        captions=False,
+    ),
+    "unfreezing": Ablation(
+        "what trains in stage 2 (Table 4, right)",
+        tuple(
+            Variant(what, stage2=(f"stage2.trainable={what}",))
+            for what in ("mlp", "mlp+llm", "mlp+llm+encoder")
+        ),
+        (("mlp+llm", "mlp"), ("mlp+llm+encoder", "mlp+llm")),
+    ),
+    "data": Ablation(
+        "images seen by stage 1, 6 : 18 : 40 (Table 5, left)",
+        (Variant("6", share=6 / 40), Variant("18", share=18 / 40), Variant("40")),
+        (("18", "6"), ("40", "18")),
+        captions=False,
+    ),
+    "decoder": Ablation(
+        "size of the caption decoder (Table 5, right)",
+        (
+            Variant("small", stage2=("model.llm={parts}/llm-small",)),
+            Variant("medium"),
+            Variant("large", stage2=("model.llm={parts}/llm-large",)),
+        ),
+        (("medium", "small"), ("large", "medium")),
+    ),
+    "control": Ablation(
+        "with and without stage 1 (Table 7)",
+        (Variant("without", stage1=None, stage2=_FRESH), Variant("with")),
+        (("with", "without"),),
+    ),
+    "bottleneck": Ablation(
+        "continuous and discrete caption embeddings (section 1)",
+        (
+            Variant("continuous"),
+            Variant("nearest", ("model.bottleneck=nearest",)),
+            Variant("gumbel", ("model.bottleneck=gumbel",)),
+        ),
+        (("continuous", "nearest"), ("continuous", "gumbel")),
+    ),
+}
+"""All that there are. "without" trains as "with" does, encoder and all, from the first step of stage 2."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the variants are trained and measured.
+
+    Attributes:
+        parts: Folder of the pretrained parts, as `vlv toyworld pretrain` writes them.
+        stage1: Preset or file of the settings of stage 1.
+        stage2: Of stage 2.
+        changes1: Changes of them, for every variant.
+        changes2: Likewise.
+        seeds: S; seed s trains with ``loop.seed=s``.
+        given: Model folders by variant, one for each seed, that are measured instead of trained.
+        num: N, scenes.
+        scenes_seed: Of the scenes, the noise and the intervals.
+        batch_size: Pictures drawn together.
+        steps: Sampler steps.
+        guidance: Classifier-free guidance.
+    """
+
+    parts: Path
+    stage1: str = "tiny-ablation-stage1"
+    stage2: str = "tiny-ablation-stage2"
+    changes1: tuple[str, ...] = ()
+    changes2: tuple[str, ...] = ()
+    seeds: int = 3
+    given: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    num: int = 500
+    scenes_seed: int = 0
+    batch_size: int = 64
+    steps: int = 20
+    guidance: float = 2.0
+
+    def drawing(self, *, progress: bool = False) -> Settings:
+        """How pictures are drawn."""
+        return Settings(
+            self.scenes_seed, self.batch_size, self.steps, self.guidance, progress=progress
+        )
+
+
+def run_ablation(
+    name: str, folder: Path, plan: Plan, device: torch.device, *, progress: bool = False
+) -> Section:
+    """Train what is not trained, measure what is not measured, and write ``result.json``.
+
+    Args:
+        name: From `ABLATIONS`.
+        folder: Of the run; the same call goes on there.
+        plan: Of training and measuring.
+        device: Where models are measured; training chooses its own.
+        progress: Show bars on stderr.
+
+    Returns:
+        All figures.
+
+    Raises:
+        ConfigError: The ablation is unknown, or the plan does not fit it.
+        Interrupted: As `train`.
+    """
+    ablation = _check(name, plan)
+    world: World | None = None
+    tables: dict[str, dict[str, list[Any]]] = {}
+    for variant in ablation.variants:
+        for seed in range(plan.seeds):
+            path = folder / "measured" / f"{variant.name}-seed{seed}.json"
+            about = _about(ablation, variant, seed, plan)
+            found = _kept(path, about)
+            if found is None:
+                model = _model(ablation, variant, seed, folder, plan)
+                pipe = VLVPipeline.from_pretrained(model).to(device)
+                world = world or _world(plan, pipe.image_size, progress=progress)
+                found = _measure(pipe, world, plan, device, f"{variant.name} {seed}", progress)
+                write_text(path, json.dumps({"about": about, "columns": found}) + "\n")
+            for measure, rows in found.items():
+                tables.setdefault(variant.name, {}).setdefault(measure, []).append(rows)
+    section = Section(f"ablation-{name}", ablation.title, tuple(_figures(name, tables, plan)))
+    _write_result(name, folder, plan, section)
+    return section
+
+
+def _check(name: str, plan: Plan) -> Ablation:
+    if name not in ABLATIONS:
+        raise ConfigError(f'"{name}" is no ablation; choose from {", ".join(ABLATIONS)}')
+    ablation = ABLATIONS[name]
+    names = [variant.name for variant in ablation.variants]
+    for variant, models in plan.given.items():
+        if variant not in names:
+            raise ConfigError(
+                f'"{variant}" is no variant of {name}; choose from {", ".join(names)}'
+            )
+        if len(models) != plan.seeds:
+            raise ConfigError(
+                f"{len(models)} models were given for {variant}, but there are {plan.seeds} seeds; give one for each"
+            )
+    return ablation
+
+
+# --- training --------------------------------------------------------------------------------------
+
+
+def _changes(variant: Variant, stage: str, seed: int, plan: Plan) -> list[str]:
+    """Changes of the settings of a stage."""
+    parts = plan.parts.as_posix()
+    part = "florence" if stage == "stage1" else "llm"
+    common = plan.changes1 if stage == "stage1" else plan.changes2
+    own = (variant.stage1 if stage == "stage1" else variant.stage2) or ()
+    return [
+        f"model.decoder={parts}",
+        f"model.{part}={parts}/{part}",
+        *common,
+        *(change.replace("{parts}", parts) for change in own),
+        f"loop.seed={seed}",
+    ]
+
+
+_LENGTHS = (
+    "loop.steps",
+    "optim.warmup_steps",
+    "stage1.warm_start_steps",
+    "stage1.warm_start_fade_steps",
+)
+
+
+def _shortened(source: str, changes: list[str], share: float) -> list[str]:
+    """The changes, with everything that is counted in steps multiplied by a share."""
+    if share == 1:
+        return changes
+    values = load_config(source, changes).model_dump()
+    lengths = {key: values[key.split(".")[0]][key.split(".")[1]] for key in _LENGTHS}
+    return [*changes, *(f"{key}={round(share * value)}" for key, value in lengths.items())]
+
+
+def _first(variant: Variant, seed: int, plan: Plan) -> RunConfig:
+    """The settings of stage 1."""
+    changes = _changes(variant, "stage1", seed, plan)
+    return load_config(plan.stage1, _shortened(plan.stage1, changes, variant.share))
+
+
+def _second(variant: Variant, seed: int, plan: Plan, encoder: Path) -> RunConfig:
+    """The settings of stage 2, after a stage 1 where the variant has one."""
+    changes = _changes(variant, "stage2", seed, plan)
+    if variant.stage1 is not None:
+        changes.append(f"model.encoder={encoder.as_posix()}")
+    return load_config(plan.stage2, changes)
+
+
+def _model(ablation: Ablation, variant: Variant, seed: int, folder: Path, plan: Plan) -> Path:
+    """The model folder of a variant, trained where it is not yet; variants with the same stage 1 share it."""
+    if variant.name in plan.given:
+        return Path(plan.given[variant.name][seed])
+    home = folder / f"seed{seed}"
+    own = (variant.stage1, variant.share)
+    first = next(home / v.name for v in ablation.variants if (v.stage1, v.share) == own) / "stage1"
+    if variant.stage1 is not None:
+        train(_first(variant, seed, plan), first)
+        if not ablation.captions:
+            return first / "model"
+    second = home / variant.name / "stage2"
+    train(_second(variant, seed, plan, first / "model"), second)
+    return second / "model"
+
+
+# --- measuring -------------------------------------------------------------------------------------
+
+
+def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> dict[str, Any]:
+    """What a measurement depends on, as JSON values."""
+    about: dict[str, Any] = {
+        "inspector": str(plan.parts / "inspector"),
+        "num": plan.num,
+        "drawing": asdict(plan.drawing()),
+        "given": None,
+    }
+    if variant.name in plan.given:
+        return {**about, "given": plan.given[variant.name][seed]}
+    if variant.stage1 is not None:
+        about["stage1"] = _first(variant, seed, plan).model_dump(mode="json")
+    if ablation.captions:
+        about["stage2"] = _second(variant, seed, plan, Path("stage1")).model_dump(mode="json")
+    return about
+
+
+def _kept(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """The columns of an earlier call with the same settings."""
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text("utf-8"))
+    return content["columns"] if content["about"] == about else None
+
+
+def _world(plan: Plan, size: int, *, progress: bool) -> World:
+    return make_world("test", plan.scenes_seed, range(plan.num), size, progress=progress)
+
+
+def _measure(
+    pipe: VLVPipeline, world: World, plan: Plan, device: torch.device, name: str, progress: bool
+) -> dict[str, Any]:
+    """The columns of every measure, N rows each."""
+    inspector = cast("Any", Inspector.from_pretrained(plan.parts / "inspector")).eval().to(device)
+    study = Study(pipe, inspector, world, plan.drawing(progress=progress), name)
+    found: dict[str, Array] = {
+        "claims": recall_columns(study.from_z.counts),
+        "way": study.denoising_losses.mean(-1),
+    }
+    if can(study, "caption"):
+        found["f1"] = study.captions.counts.sum(1)
+    return {measure: columns.tolist() for measure, columns in found.items()}
+
+
+def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> list[Figure]:
+    """Every measure of every variant, and the differences of which the paper makes a claim."""
+    figures = []
+    for measure, (label, statistic, unit) in MEASURES.items():
+        columns = {v: np.array(t[measure], np.float64) for v, t in tables.items() if measure in t}
+        for variant, table in columns.items():
+            value = estimate_over_seeds(table, statistic, plan.scenes_seed)
+            figures.append(
+                Figure(f"{name}.{variant}.{measure}", f"{variant}: {label}", value, unit)
+            )
+        for better, worse in ABLATIONS[name].better:
+            if better in columns and worse in columns:
+                value = estimate_over_seeds(
+                    np.concatenate((columns[better], columns[worse]), -1),
+                    _difference(statistic, columns[better].shape[-1]),
+                    plan.scenes_seed,
+                )
+                key, text = f"{name}.{better} over {worse}.{measure}", f"{better} minus {worse}"
+                figures.append(Figure(key, f"{text}: {label}", value, unit))
+    return figures
+
+
+def _difference(statistic: Statistic, width: int) -> Statistic:
+    def difference(columns: Array) -> Array:
+        return statistic(columns[..., :width]) - statistic(columns[..., width:])
+
+    return difference
+
+
+def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None:
+    notes = [
+        "Variants are trained alike but for what is compared; every figure is of all seeds and scenes together."
+    ]
+    if plan.num < FEW_SAMPLES:
+        notes.append(f"a figure has only {plan.num} scenes; its interval is a rough one")
+    if plan.seeds < 3:
+        notes.append(f"{plan.seeds} seeds say little of how much training itself varies")
+    content = {
+        "experiment": section.name,
+        "data": {"split": "test", "seed": plan.scenes_seed, "num": plan.num, "files": 0},
+        "settings": {
+            "seeds": plan.seeds,
+            "variants": [variant.name for variant in ABLATIONS[name].variants],
+            "given": sorted(plan.given),
+            "stage1": Path(plan.stage1).name,
+            "stage2": Path(plan.stage2).name,
+            "changes": [c for c in (*plan.changes1, *plan.changes2) if "/" not in c],
+            "steps": plan.steps,
+            "guidance": plan.guidance,
+        },
+        "intervals": "95 %, 1000 bootstrap resamples of scenes and of seeds at once",
+        **section.to_dict(),
+        "baseline": None,
+        "comparisons": {},
+        "notes": notes,
+        "versions": {k: v for k, v in versions().items() if k != "command"},
+    }
+    write_text(folder / "result.json", json.dumps(content, indent=2) + "\n")
