@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vlv.data.records import find_records
     from vlv.errors import (
         BudgetError,
+        CacheError,
         CheckpointError,
         ConfigError,
         DataError,
@@ -35,6 +36,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "CacheError",
     "Caption",
     "CaptionDecoder",
     "CaptioningPipeline",
