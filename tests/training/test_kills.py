@@ -25,6 +25,7 @@ STEPS = 24
 BATCH = 3
 SIDE = 8
 RECORDS = 20  # an epoch is three steps, and two records are left out of each
+BEGIN = "begin"  # stands where a process was started
 TIMES = ("images_per_second", "elapsed_seconds", "device_hours", "eta_seconds")
 
 
@@ -34,6 +35,7 @@ class Seeing(Denoiser):
     def __init__(self, stream: Path) -> None:
         super().__init__()
         self.stream = stream.open("a")
+        print(BEGIN, file=self.stream, flush=True)
 
     def loss(self, batch: dict[str, Any], generator: torch.Generator) -> Losses:
         print(batch["step"], *batch["ids"], sep=" ", file=self.stream, flush=True)
@@ -80,12 +82,12 @@ def stream(run_dir: Path) -> dict[tuple[int, int], list[str]]:
     """The records of each pass of each process; of a step that was done again, the last time."""
     found: dict[tuple[int, int], list[str]] = {}
     for rank in range(2):
-        for line in (run_dir / f"stream-{rank}.txt").read_text().splitlines():
-            step, *ids = line.split()
-            passes = found.setdefault((rank, int(step)), [])
-            if len(passes) == 2:
-                passes.clear()
-            passes.append(" ".join(ids))
+        for part in (run_dir / f"stream-{rank}.txt").read_text().split(f"{BEGIN}\n"):
+            steps: dict[tuple[int, int], list[str]] = {}
+            for line in part.splitlines():
+                step, *ids = line.split()
+                steps.setdefault((rank, int(step)), []).append(" ".join(ids))
+            found |= steps
     return found
 
 
@@ -110,7 +112,7 @@ def wait_for(moment: str, at: int, run_dir: Path, ranks: Ranks) -> None:
     file = run_dir / "stream-0.txt"
     begun = len(file.read_text().splitlines()) if file.exists() else 0
     while any(process.is_alive() for process in ranks.processes):
-        passes = len(file.read_text().splitlines()) - begun if file.exists() else 0
+        passes = len(file.read_text().splitlines()) - begun - 1 if file.exists() else 0
         saving = any((run_dir / "checkpoints").glob(".step-*.tmp"))
         if passes >= at and (moment == "pass" or saving):
             return
