@@ -121,6 +121,9 @@ def pretrain(
     size: Annotated[
         SizeName, typer.Option(help="Of the llm; another is saved as llm-small or llm-large.")
     ] = "medium",
+    precision: Annotated[
+        Literal["fp32", "bf16"], typer.Option(help="Of the arithmetic; the weights stay float32.")
+    ] = "fp32",
 ) -> int:
     """Train one of the small parts that play the roles of the downloaded models.
 
@@ -140,6 +143,7 @@ def pretrain(
             steps=steps,
             max_seconds=seconds,
             size=size,
+            precision=precision,
         )
     except Interrupted as interruption:
         common.say(str(interruption))

@@ -53,6 +53,7 @@ from vlv.training.objective import FitResult, Objective
 
 Part = Literal["inspector", "vae", "vae_decoder", "text", "unet", "vision", "florence", "llm"]
 PARTS: tuple[Part, ...] = get_args(Part)
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,16 @@ class Recipe:
     lr: float
     ema: float | None = 0.999
 
-    def settings(self, seed: int, steps: int | None) -> tuple[LoopConfig, OptimConfig]:
+    def settings(
+        self, seed: int, steps: int | None, precision: Precision
+    ) -> tuple[LoopConfig, OptimConfig]:
         """The loop and the optimiser: AdamW, a short warm-up, cosine decay."""
         steps = steps or self.steps
         loop = LoopConfig(
             steps=steps,
             batch_size=self.batch_size,
             seed=seed,
+            precision=precision,
             ema=self.ema,
             eval_every=None,
             save_every=None,
@@ -103,6 +107,7 @@ def pretrain(
     steps: int | None = None,
     max_seconds: float | None = None,
     size: components.LlmSize = "medium",
+    precision: Precision = "fp32",
 ) -> FitResult:
     """Train one part and save it in `models`; the same call goes on after an interruption.
 
@@ -115,6 +120,7 @@ def pretrain(
         steps: Other length than the recipe's.
         max_seconds: Stop and save after this time.
         size: Of the llm; a small or large one is saved as ``llm-small`` or ``llm-large``.
+        precision: Of the arithmetic; weights and optimiser stay float32.
 
     Raises:
         ConfigError: The part is unknown or has no sizes, or the data were not rendered here.
@@ -133,7 +139,7 @@ def pretrain(
     objective, save, extra = prepare(models, records, seed)
     recipe = RECIPES[part]
     about = {"part": part if size == "medium" else f"{part}-{size}"}
-    loop, optim = recipe.settings(seed, steps)
+    loop, optim = recipe.settings(seed, steps, precision)
     loader = BatchLoader(
         records,
         recipe.batch_size,
