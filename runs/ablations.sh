@@ -1,20 +1,39 @@
 #!/usr/bin/env bash
-# The paper's ablations and the discrete bottleneck in the toy world, after runs/tiny.sh has rendered the data and pretrained the parts.
-# Run it again after an interruption: what is done stays. Many hours on two cores; NUM=48 SEEDS=1 tries it.
+# The paper's ablations and the discrete bottleneck in the toy world. Run it again after an interruption: what is done stays.
+# Every training starts from the shipped model's frozen decoder and from a Florence-2 and language models that are pretrained here
+# first, where runs/tiny.sh has not left them (PARTS=out/tiny/parts DATA=out/tiny/data takes its own).
+# Hours on two cores; NUM=48 SEEDS=1 makes it shorter.
 set -euo pipefail
-OUT=${OUT:-out/tiny}
-NUM=${NUM:-500}
-SEEDS=${SEEDS:-3}
+OUT=${OUT:-out/ablations}
+DATA=${DATA:-$OUT/data}
+PARTS=${PARTS:-$OUT/parts}
+NUM=${NUM:-200}
+SEEDS=${SEEDS:-2}
 
-for size in small large; do
-  vlv toyworld pretrain llm --size "$size" --data "$OUT/data/train" --models "$OUT/parts" --run "$OUT/runs/llm-$size"
+vlv toyworld render "$DATA/train" --split train --num 40000
+vlv toyworld render "$DATA/val" --split val --num 1000
+if [ ! -d "$PARTS" ]; then
+  shipped=$(python -c 'from vlv.models.folder import shipped_models; print(shipped_models()["vlv-tiny"])')
+  mkdir -p "$OUT"
+  cp -r "$shipped" "$PARTS.copying"
+  rm -r "$PARTS.copying"/{encoder,caption_decoder}
+  mv "$PARTS.copying" "$PARTS"
+fi
+
+pretrain() { vlv toyworld pretrain "$@" --precision bf16 --data "$DATA/train" --models "$PARTS"; }
+for part in vision florence; do
+  [ -d "$PARTS/florence" ] || pretrain "$part" --run "$OUT/parts-runs/$part"
+done
+for size in medium small large; do
+  name=llm-$size
+  [ -d "$PARTS/${name%-medium}" ] || pretrain llm --size "$size" --run "$OUT/parts-runs/$name"
 done
 
-mkdir -p "$OUT/ablations/results"
-for name in queries unfreezing data decoder control bottleneck; do
-  vlv eval ablation "$name" --run "$OUT/ablations/$name" --parts "$OUT/parts" --num "$NUM" --seeds "$SEEDS" \
-    --set1 "data.inputs=[$OUT/data/train]" --set1 "data.held_out=[$OUT/data/val]" \
-    --set2 "data.inputs=[$OUT/data/train]" --set2 "data.held_out=[$OUT/data/val]"
-  cp "$OUT/ablations/$name/result.json" "$OUT/ablations/results/ablation-$name.json"
+mkdir -p "$OUT/results"
+for name in queries data bottleneck unfreezing decoder control; do
+  vlv eval ablation "$name" --run "$OUT/$name" --trained "$OUT/trained" --parts "$PARTS" --num "$NUM" --seeds "$SEEDS" \
+    --set1 "data.inputs=[$DATA/train]" --set1 "data.held_out=[$DATA/val]" \
+    --set2 "data.inputs=[$DATA/train]" --set2 "data.held_out=[$DATA/val]"
+  cp "$OUT/$name/result.json" "$OUT/results/ablation-$name.json"
 done
-vlv eval report "$OUT"/ablations/{queries,unfreezing,data,decoder,control,bottleneck} --output "$OUT/ablations/report.html"
+vlv eval report "$OUT"/{queries,data,bottleneck,unfreezing,decoder,control} --output "$OUT/report.html"

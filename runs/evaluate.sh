@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Every experiment that exists, in the toy world, with the shipped model. Run it again after an interruption: what is done stays.
-# NUM=48 GUIDANCES=2 runs/evaluate.sh tries it in minutes; figures to publish take NUM=1000 or more and a quiet machine.
+# All eight experiments in the toy world, with the shipped model. Run it again after an interruption: what is done stays.
+# NUM=48 GUIDANCES=2 ABLATIONS=0 runs/evaluate.sh tries it in minutes; figures to publish take NUM=1000 or more, and the ablations hours.
 set -euo pipefail
 OUT=${OUT:-out/evaluation}
 NUM=${NUM:-1000}
 SEED=${SEED:-1}
 MODEL=${MODEL:-vlv-tiny}
 GUIDANCES=${GUIDANCES:-1 2 3 4}
+ABLATIONS=${ABLATIONS:-1}
 
 guidances=()
 for guidance in $GUIDANCES; do guidances+=(--guidance "$guidance"); done
@@ -35,6 +36,14 @@ vlv eval predict mixes --run "$OUT/mixes" --num "$NUM" --seed "$SEED" --model "$
 vlv eval judge "$OUT/mixes" --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/mixes"
 
+# 5 and 8: ablations and the discrete bottleneck, which train models of their own
+ablations=()
+if [ "$ABLATIONS" = 1 ]; then
+  OUT="$OUT/ablations" NUM=200 "$(dirname "$0")/ablations.sh"
+  ablations=("$OUT"/ablations/{queries,data,bottleneck,unfreezing,decoder,control})
+fi
+
 mkdir -p "$OUT/results"
 for run in reconstruction arena vqa mixes; do cp "$OUT/$run/result.json" "$OUT/results/$run.json"; done
-vlv eval report "$OUT"/{reconstruction,arena,vqa,mixes} --output "$OUT/report.html"
+for run in "${ablations[@]}"; do cp "$run/result.json" "$OUT/results/ablation-$(basename "$run").json"; done
+vlv eval report "$OUT"/{reconstruction,arena,vqa,mixes} "${ablations[@]}" --output "$OUT/report.html"

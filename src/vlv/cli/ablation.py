@@ -41,6 +41,12 @@ Models = Annotated[
         help="Measure this model instead of training the variant; once for each seed.",
     ),
 ]
+Trained = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the training runs, which ablations can share; RUN/trained by default."
+    ),
+]
 Num = Annotated[int, typer.Option(min=2, help="Scenes to measure on.")]
 
 
@@ -54,6 +60,7 @@ def ablation(
     changes1: Changes1 = None,
     changes2: Changes2 = None,
     models: Models = None,
+    trained: Trained = None,
     num: Num = 500,
     seed: common.Seed = 0,
     batch_size: common.BatchSize = 64,
@@ -82,6 +89,7 @@ def ablation(
         batch_size,
         steps,
         guidance,
+        trained,
     )
     try:
         _run(name, run_folder, plan, device)

@@ -163,6 +163,8 @@ class Inspection:
     """From `object_counts`."""
     boxes: Counts
     """From `box_errors`."""
+    places: tuple[tuple[tuple[float, float, float], ...], ...]
+    """(x, y, yaw) of every object of `claims`, in its order."""
     pairs: Counts
     """From `held_out_pairs`."""
     features: NDArray[np.float32]
@@ -196,6 +198,7 @@ def inspect(inspector: Inspector, batches: Iterator[Tensor], scenes: Sequence[Sc
         counts=claim_counts(claims, scenes),
         objects=object_counts(reports, scenes),
         boxes=box_errors(reports, scenes),
+        places=tuple(report.boxes for report in reports),
         pairs=held_out_pairs(claims, scenes),
         features=np.concatenate(features),
         examples=torch.cat(examples)[:NUM_EXAMPLES],

@@ -68,6 +68,11 @@ def result_of(run: Path) -> dict[str, Any]:
     return content
 
 
+def configs(home: Path) -> list[dict[str, Any]]:
+    """The settings of all training runs in a folder."""
+    return [yaml.safe_load(path.read_text()) for path in home.glob("*/config.yaml")]
+
+
 def test_trained_measured_scored_and_never_twice(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,23 +80,18 @@ def test_trained_measured_scored_and_never_twice(
     assert ablate(bench, "control", run, seeds=2) == 0
     result = result_of(run)
     assert (result["experiment"], result["settings"]["seeds"]) == ("ablation-control", 2)
-    measures = ("claims", "way", "f1")
+    measures = ("f1", "way")
     names = ("without", "with", "with over without")
     assert set(result["figures"]) == {f"control.{n}.{m}" for n in names for m in measures}
     assert all(figure["n"] == 4 for figure in result["figures"].values())
     assert str(bench) not in json.dumps(result)
     with Image.open(run / "plot.png") as plot:
         assert plot.width > plot.height
-    configs = {
-        path.parent.relative_to(run).as_posix(): yaml.safe_load(path.read_text())
-        for path in run.rglob("config.yaml")
-    }
-    assert {name for name in configs if "model" not in name} == {
-        f"seed{s}/{name}"
-        for s in (0, 1)
-        for name in ("with/stage1", "with/stage2", "without/stage2")
-    }
-    assert [configs[f"seed{s}/with/stage1"]["loop"]["seed"] for s in (0, 1)] == [0, 1]
+    trained = configs(run / "trained")
+    assert sorted((c["stage"], c["loop"]["seed"]) for c in trained) == [
+        *(("stage1", 0), ("stage1", 1)),
+        *(("stage2", 0), ("stage2", 0), ("stage2", 1), ("stage2", 1)),
+    ]
 
     def no_training(*arguments: object) -> None:
         raise AssertionError("trained again")
@@ -113,12 +113,55 @@ def test_a_bottleneck_is_compared_with_a_given_model(
     assert ablate(bench, "bottleneck", run, "--model", f"continuous={tiny_folder}") == 0
     figures = result_of(run)["figures"]
     assert "bottleneck.continuous over gumbel.claims" in figures
-    assert not (run / "seed0" / "continuous").exists()
-    model = run / "seed0" / "nearest" / "stage2" / "model" / "encoder" / "config.json"
-    assert json.loads(model.read_text())["bottleneck"]["kind"] == "nearest"
-    claims = {claim.command: found for claim, found in findings({"x": {"figures": figures}})}
-    assert claims["vlv eval ablation bottleneck"].verdict == "undecided", "of four scenes"
+    trained = configs(run / "trained")
+    assert {config["model"]["bottleneck"] for config in trained} == {"nearest", "gumbel"}
+    claims = {claim.command: found for claim, found in findings({"x": result_of(run)})}
+    found = claims["vlv eval ablation bottleneck"]
+    assert found.verdict == "undecided"
+    assert found.evidence.startswith("one training of each; continuous minus nearest: true claims")
     assert claims["vlv eval ablation queries"].evidence == "not run yet: vlv eval ablation queries"
+
+
+def test_boxes_by_images_seen_and_trainings_that_are_shared(bench: Path, tmp_path: Path) -> None:
+    """Table 6: boxes of pictures against those of the originals, the inspector's own error beside them."""
+    trained = tmp_path / "trained"
+    more = ("--trained", str(trained), "--set1", "loop.steps=7")
+    assert ablate(bench, "data", tmp_path / "data", *more) == 0
+    result = result_of(tmp_path / "data")
+    boxes = ("angle", "centre", "scale")
+    assert {f"data.{who}.{m}" for who in ("originals", "6", "40") for m in boxes} < set(
+        result["figures"]
+    )
+    floor = result["figures"]["data.originals.centre"]
+    assert (
+        floor["label"] == "originals against the truth (noise floor): 3-D boxes: L1 of the centre"
+    )
+    assert not any("originals over" in key or "over originals" in key for key in result["figures"])
+    assert sorted(config["loop"]["steps"] for config in configs(trained)) == [1, 3, 7]
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("metrics.jsonl")}
+    assert ablate(bench, "bottleneck", tmp_path / "bottleneck", *more) == 0
+    assert len(before) == 3
+    assert len(configs(trained)) == 5, "the continuous bottleneck is what 40 was trained with"
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seeds", "verdict"),
+    [
+        (-0.3, -0.1, 2, "holds"),
+        (0.1, 0.3, 2, "does not hold"),
+        (-0.1, 0.1, 2, "undecided"),
+        (-0.3, -0.1, 1, "undecided"),
+    ],
+)
+def test_boxes_come_closer_when_their_deviation_falls(
+    low: float, high: float, seeds: int, verdict: str
+) -> None:
+    figure = {"value": (low + high) / 2, "low": low, "high": high, "n": 100, "label": "18 minus 6"}
+    figures = {f"data.18 over 6.{m}": figure for m in ("angle", "centre", "scale")}
+    result = {"experiment": "ablation-data", "settings": {"seeds": seeds}, "figures": figures}
+    found = {claim.source: finding for claim, finding in findings({"data": result})}
+    assert found["section 4.4.1, Table 6"].verdict == verdict
 
 
 def test_every_variant_has_settings_that_belong_together() -> None:

@@ -3,18 +3,20 @@
 Every variant is trained with every seed and the rest of the settings the same, then measured in the toy world. A run folder
 
 ```
-RUN/seed0/VARIANT/stage1/ stage2/   the training runs, each with its model
-RUN/measured/VARIANT-seed0.json     what every figure is computed from, one row per scene
-RUN/result.json                     the figures
+RUN/trained/stage1-HASH/ stage2-HASH/   the training runs, each with its model, named by their settings
+RUN/measured/VARIANT-seed0.json         what every figure is computed from, one row per scene
+RUN/result.json                         the figures
 ```
 
-goes on where it was interrupted. Shapes: S seeds, N scenes, K columns.
+goes on where it was interrupted. Ablations that are given one folder for `trained` share what they have in common: the variant
+that is everybody's default is trained once. Shapes: S seeds, N scenes, K columns.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -25,10 +27,12 @@ import torch
 from vlv.config import RunConfig, load_config
 from vlv.errors import ConfigError
 from vlv.evaluation import statistics
+from vlv.evaluation.experiments.boxes import toy_box, true_boxes
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES
+from vlv.evaluation.metrics.boxes import Box, Deviation, deviation
 from vlv.evaluation.results import Figure, Section, Unit
-from vlv.evaluation.scenes import World, make_world
-from vlv.evaluation.sections import can, recall_columns
+from vlv.evaluation.scenes import Inspection, World, make_world
+from vlv.evaluation.sections import recall_columns
 from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
 from vlv.evaluation.study import Settings, Study
 from vlv.jobs.files import write_text
@@ -41,8 +45,17 @@ MEASURES: dict[str, tuple[str, Statistic, Unit]] = {
     "claims": ("true claims found in pictures from z", statistics.ratio, "share"),
     "way": ("denoising loss: way from no text to the true text", statistics.way, "ratio"),
     "f1": ("claims of captions: F1", statistics.f1, "share"),
+    "angle": ("3-D boxes of pictures from z: L1 of the angle, radians", statistics.ratio, "length"),
+    "centre": ("3-D boxes of pictures from z: L1 of the centre", statistics.ratio, "length"),
+    "scale": ("3-D boxes of pictures from z: L1 of the scale", statistics.ratio, "length"),
 }
-"""Label, statistic and unit of what is measured of every variant; the last of those with captions only."""
+"""Label, statistic and unit of what can be measured of a variant."""
+
+BOXES = ("angle", "centre", "scale")
+"""What is measured of 3-D boxes (paper, Table 6), against those of the originals; less is better."""
+
+ORIGINALS = "originals"
+"""Stands beside the variants where boxes are measured: the originals' boxes against the truth, the error of the inspector."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +83,18 @@ class Ablation:
         title: For the reader.
         variants: What is trained.
         better: Pairs of variants of which the paper says that the first is the better one.
-        captions: Whether stage 2 is needed.
+        measures: What is measured of them, from `MEASURES`.
     """
 
     title: str
     variants: tuple[Variant, ...]
     better: tuple[tuple[str, str], ...]
-    captions: bool = True
+    measures: tuple[str, ...]
+
+    @property
+    def captions(self) -> bool:
+        """Whether stage 2 is needed."""
+        return "f1" in self.measures
 
 
 _FRESH = (
@@ -94,7 +112,7 @@ ABLATIONS: dict[str, Ablation] = {
             Variant("all", ("model.num_queries=null",)),
         ),
         (("32", "16"), ("all", "32")),
-        captions=False,
+        ("claims", "way"),
     ),
     "unfreezing": Ablation(
         "what trains in stage 2 (Table 4, right)",
@@ -103,12 +121,13 @@ ABLATIONS: dict[str, Ablation] = {
             for what in ("mlp", "mlp+llm", "mlp+llm+encoder")
         ),
         (("mlp+llm", "mlp"), ("mlp+llm+encoder", "mlp+llm")),
+        ("f1",),
     ),
     "data": Ablation(
-        "images seen by stage 1, 6 : 18 : 40 (Table 5, left)",
+        "images seen by stage 1, 6 : 18 : 40 (Table 5, left, and Table 6)",
         (Variant("6", share=6 / 40), Variant("18", share=18 / 40), Variant("40")),
         (("18", "6"), ("40", "18")),
-        captions=False,
+        ("claims", "way", *BOXES),
     ),
     "decoder": Ablation(
         "size of the caption decoder (Table 5, right)",
@@ -118,11 +137,13 @@ ABLATIONS: dict[str, Ablation] = {
             Variant("large", stage2=("model.llm={parts}/llm-large",)),
         ),
         (("medium", "small"), ("large", "medium")),
+        ("f1",),
     ),
     "control": Ablation(
         "with and without stage 1 (Table 7)",
         (Variant("without", stage1=None, stage2=_FRESH), Variant("with")),
         (("with", "without"),),
+        ("f1", "way"),
     ),
     "bottleneck": Ablation(
         "continuous and discrete caption embeddings (section 1)",
@@ -132,6 +153,7 @@ ABLATIONS: dict[str, Ablation] = {
             Variant("gumbel", ("model.bottleneck=gumbel",)),
         ),
         (("continuous", "nearest"), ("continuous", "gumbel")),
+        ("claims", "way"),
     ),
 }
 """All that there are. "without" trains as "with" does, encoder and all, from the first step of stage 2."""
@@ -154,6 +176,7 @@ class Plan:
         batch_size: Pictures drawn together.
         steps: Sampler steps.
         guidance: Classifier-free guidance.
+        trained: Folder of the training runs, which ablations can share; in the run's own folder by default.
     """
 
     parts: Path
@@ -168,6 +191,7 @@ class Plan:
     batch_size: int = 64
     steps: int = 20
     guidance: float = 2.0
+    trained: Path | None = None
 
     def drawing(self, *, progress: bool = False) -> Settings:
         """How pictures are drawn."""
@@ -207,10 +231,17 @@ def run_ablation(
                 model = _model(ablation, variant, seed, folder, plan)
                 pipe = VLVPipeline.from_pretrained(model).to(device)
                 world = world or _world(plan, pipe.image_size, progress=progress)
-                found = _measure(pipe, world, plan, device, f"{variant.name} {seed}", progress)
+                study = _study(pipe, world, plan, device, f"{variant.name} {seed}", progress)
+                found = {measure: _columns(study, measure) for measure in ablation.measures}
+                if set(BOXES) & found.keys():
+                    found |= {f"{ORIGINALS}.{m}": c for m, c in _floor(study).items()}
                 write_text(path, json.dumps({"about": about, "columns": found}) + "\n")
-            for measure, rows in found.items():
-                tables.setdefault(variant.name, {}).setdefault(measure, []).append(rows)
+            for key, rows in found.items():
+                floor, _, measure = key.rpartition(".")
+                if not floor:
+                    tables.setdefault(variant.name, {}).setdefault(measure, []).append(rows)
+                else:  # the same in every file
+                    tables.setdefault(floor, {})[measure] = [rows]
     section = Section(f"ablation-{name}", ablation.title, tuple(_figures(name, tables, plan)))
     _write_result(name, folder, plan, section)
     return section
@@ -283,19 +314,25 @@ def _second(variant: Variant, seed: int, plan: Plan, encoder: Path) -> RunConfig
 
 
 def _model(ablation: Ablation, variant: Variant, seed: int, folder: Path, plan: Plan) -> Path:
-    """The model folder of a variant, trained where it is not yet; variants with the same stage 1 share it."""
+    """The model folder of a variant, trained where it is not yet."""
     if variant.name in plan.given:
         return Path(plan.given[variant.name][seed])
-    home = folder / f"seed{seed}"
-    own = (variant.stage1, variant.share)
-    first = next(home / v.name for v in ablation.variants if (v.stage1, v.share) == own) / "stage1"
+    home, first = plan.trained or folder / "trained", Path()
     if variant.stage1 is not None:
-        train(_first(variant, seed, plan), first)
+        first = _trained(_first(variant, seed, plan), home)
         if not ablation.captions:
-            return first / "model"
-    second = home / variant.name / "stage2"
-    train(_second(variant, seed, plan, first / "model"), second)
-    return second / "model"
+            return first
+    return _trained(_second(variant, seed, plan, first), home)
+
+
+def _trained(config: RunConfig, home: Path) -> Path:
+    """The model of a training run that is named by its settings: whoever asks for the same run finds it."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    name = f"{config.stage}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    model = home / name / "model"
+    if not model.is_dir():  # it is saved complete, or not at all
+        train(config, home / name)
+    return model
 
 
 # --- measuring -------------------------------------------------------------------------------------
@@ -330,19 +367,45 @@ def _world(plan: Plan, size: int, *, progress: bool) -> World:
     return make_world("test", plan.scenes_seed, range(plan.num), size, progress=progress)
 
 
-def _measure(
+def _study(
     pipe: VLVPipeline, world: World, plan: Plan, device: torch.device, name: str, progress: bool
-) -> dict[str, Any]:
-    """The columns of every measure, N rows each."""
+) -> Study:
     inspector = cast("Any", Inspector.from_pretrained(plan.parts / "inspector")).eval().to(device)
-    study = Study(pipe, inspector, world, plan.drawing(progress=progress), name)
-    found: dict[str, Array] = {
-        "claims": recall_columns(study.from_z.counts),
-        "way": study.denoising_losses.mean(-1),
+    return Study(pipe, inspector, world, plan.drawing(progress=progress), name)
+
+
+def _columns(study: Study, measure: str) -> list[Any]:
+    """The columns of a measure, N rows."""
+    if measure in BOXES:
+        pairs = zip(_boxes(study.originals), _boxes(study.from_z), strict=True)
+        return [_box_columns(deviation(*pair), measure) for pair in pairs]
+    columns: dict[str, Callable[[], Array]] = {
+        "claims": lambda: recall_columns(study.from_z.counts),
+        "way": lambda: study.denoising_losses.mean(-1),
+        "f1": lambda: study.captions.counts.sum(1),
     }
-    if can(study, "caption"):
-        found["f1"] = study.captions.counts.sum(1)
-    return {measure: columns.tolist() for measure, columns in found.items()}
+    return cast("list[Any]", columns[measure]().tolist())
+
+
+def _floor(study: Study) -> dict[str, list[Any]]:
+    """The columns of `BOXES` for the inspector's own error: the originals against the truth."""
+    truth = map(true_boxes, study.world.scenes)
+    found = [deviation(*pair) for pair in zip(truth, _boxes(study.originals), strict=True)]
+    return {measure: [_box_columns(d, measure) for d in found] for measure in BOXES}
+
+
+def _boxes(found: Inspection) -> list[list[Box]]:
+    """The boxes of each picture."""
+    return [
+        [toy_box(*one) for one in zip(claims.objects, places, strict=True)]
+        for claims, places in zip(found.claims, found.places, strict=True)
+    ]
+
+
+def _box_columns(found: Deviation, measure: str) -> tuple[float, int]:
+    """Sum of the deviations of a picture's boxes, and of how many."""
+    sums = {"angle": found.angle, "centre": found.centre, "scale": found.scale}
+    return sums[measure], found.num_angles if measure == "angle" else found.pairs
 
 
 def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> list[Figure]:
@@ -353,7 +416,7 @@ def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> 
         for variant, table in columns.items():
             value = estimate_over_seeds(table, statistic, plan.scenes_seed)
             figures.append(
-                Figure(f"{name}.{variant}.{measure}", f"{variant}: {label}", value, unit)
+                Figure(f"{name}.{variant}.{measure}", _label(variant, label), value, unit)
             )
         for better, worse in ABLATIONS[name].better:
             if better in columns and worse in columns:
@@ -365,6 +428,14 @@ def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> 
                 key, text = f"{name}.{better} over {worse}.{measure}", f"{better} minus {worse}"
                 figures.append(Figure(key, f"{text}: {label}", value, unit))
     return figures
+
+
+def _label(variant: str, label: str) -> str:
+    if variant == ORIGINALS:
+        return (
+            f"originals against the truth (noise floor): {label.replace(' of pictures from z', '')}"
+        )
+    return f"{variant}: {label}"
 
 
 def _difference(statistic: Statistic, width: int) -> Statistic:
