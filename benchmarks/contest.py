@@ -6,7 +6,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import torch
 from vlv.training.journal import versions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 
 @dataclass(frozen=True)
@@ -97,15 +97,51 @@ def compete(
     return Contest(title, unit, rows)
 
 
-def write(file: Path, models: str, contests: list[Contest]) -> None:
-    """The figures as JSON, with what they were made on."""
+def note(contest: Contest, notes: Callable[[Row], dict[str, float]]) -> Contest:
+    """The contest with something more about every row, which becomes columns of its table."""
+    rows = [replace(row, notes={**row.notes, **notes(row)}) for row in contest.rows]
+    return replace(contest, rows=rows)
+
+
+def write(file: Path, models: str | None, contests: list[Contest]) -> None:
+    """The figures as JSON, with what they were made on; without models where none takes part."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    value = {**_made_on(models), "contests": [asdict(contest) for contest in contests]}
+    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+
+def others(file: Path, models: str, titles: Collection[str]) -> list[Contest]:
+    """The contests of a file that a measurement of these titles leaves as they are; none where there is no file.
+
+    Raises:
+        SystemExit: They were measured with other models, threads or versions, so that the two do not belong in one file.
+    """
+    if not file.is_file():
+        return []
+    old = json.loads(file.read_text(encoding="utf-8"))
+    kept = [
+        Contest(each["title"], each["unit"], [Row(**row) for row in each["rows"]])
+        for each in old["contests"]
+        if each["title"] not in titles
+    ]
+    before, now = _flat(old), _flat(_made_on(models))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    if kept and changed:
+        what = ", ".join(f"{k} was {before.get(k)}, now {now.get(k)}" for k in changed)
+        raise SystemExit(
+            f"{file} holds {kept[0].title} of another measurement ({what}); measure all anew, or name another file"
+        )
+    return kept
+
+
+def _made_on(models: str | None) -> dict[str, Any]:
     found = versions()
     found = {name: value for name, value in found.items() if name not in {"command", "platform"}}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    value = {
-        "models": models,
-        "threads": torch.get_num_threads(),
-        "versions": found,
-        "contests": [asdict(contest) for contest in contests],
-    }
-    file.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    return {"models": models, "threads": torch.get_num_threads(), "versions": found}
+
+
+def _flat(made_on: dict[str, Any]) -> dict[str, Any]:
+    """What two measurements must share to stand in one file."""
+    found = {"models": made_on["models"], **made_on["versions"], "threads": made_on["threads"]}
+    del found["started"]
+    return found

@@ -1,10 +1,14 @@
 """How fast do images come off the disk? Each form of a data set, with 0, 1 and 2 threads, beside a plain loop.
 
-    python benchmarks/data_path.py
-    python benchmarks/data_path.py --num 2000 --side 512 --size 384 --json data_path.json
+    python benchmarks/data_path.py --json benchmarks/results/data-path-cpu.json
+    python benchmarks/data_path.py --num 2000 --sides 1024:384 --training benchmarks/results/training-cpu.json
+
+The first takes about two minutes on two quiet cores.
 
 The plain loop does what the VLV authors' code does: it opens, crops and prepares image by image, in the process that trains.
-Every figure is the median of the repeats, in images per second; the ratio is that to the plain loop.
+Photographs of the paper's size are compared with training at middle size, whose crops are smaller, and pictures of the toy
+world's size with training of the shipped miniature: at what multiple of its rate the data path alone feeds its fastest step
+that reads pixels. It should be 1.5 or more.
 """
 
 from __future__ import annotations
@@ -14,15 +18,15 @@ import io
 import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from contest import Contest, Row, compete, note
+from contest import write as write_figures
 from PIL import Image
 
 from vlv.data.batches import BatchLoader
@@ -33,29 +37,78 @@ from vlv.data.streams import list_shards
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 THREADS = (0, 1, 2)
+RESULTS = Path(__file__).parent / "results"
+TRAINING = [RESULTS / "training-cpu.json", RESULTS / "training-miniature-cpu.json"]
 
 
 def main() -> None:
-    """Write the same pictures in every form, read them, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num", type=int, default=400, help="pictures")
-    parser.add_argument("--side", type=int, default=512, help="of the stored JPEG files")
-    parser.add_argument("--size", type=int, default=384, help="of the squares that come out")
+    """Write the same pictures in every form, read them, print, write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--num", type=int, default=320, help="pictures")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        default=["512:384", "64:64"],
+        metavar="STORED:READ",
+        help="pixels of the JPEG files and of the squares that come out",
+    )
+    parser.add_argument(
+        "--training", nargs="+", type=Path, default=TRAINING, help="figures for each of --sides"
+    )
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
+    if len(options.sides) != len(options.training):
+        parser.error(f"--training needs a file for each of {' '.join(options.sides)}")
+    needed = [training_rates(file) for file in options.training]
+    contests = []
+    for sides, rates in zip(options.sides, needed, strict=True):
+        contests.append(race(sides, rates, options))
+        print(contests[-1], flush=True)
+    if options.json is not None:
+        write_figures(options.json, None, contests)
+
+
+def training_rates(file: Path) -> dict[str, float]:
+    """Images per second of the fastest step of each stage that reads pixels.
+
+    Raises:
+        SystemExit: Training was not measured.
+    """
+    if not file.is_file():
+        raise SystemExit(f"{file} is missing; measure first: python benchmarks/training.py")
+    rates = {}
+    for contest in json.loads(file.read_text(encoding="utf-8"))["contests"]:
+        images = next(int(word) for word in contest["unit"].split() if word.isdigit())
+        seconds = [
+            statistics.median(row["seconds"])
+            for row in contest["rows"]
+            if "cached" not in row["name"]
+        ]
+        rates[contest["title"]] = images / min(seconds)
+    return rates
+
+
+def race(sides: str, rates: dict[str, float], options: argparse.Namespace) -> Contest:
+    """All forms of one data set in turn, an epoch in each round."""
+    side, size = (int(text) for text in sides.split(":"))
+    images = options.num // options.batch_size * options.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), options.num, options.side, options.size)
-        figures = measure(Path(folder), options)
-    base = figures["plain loop"]
-    print("| form | images/s | ratio |\n|---|---|---|")
-    for name, value in figures.items():
-        print(f"| {name} | {value:.1f} | {value / base:.2f} |")
-    if options.json:
-        options.json.write_text(
-            json.dumps({"settings": vars(options) | {"json": None}, "images_per_second": figures})
+        write(Path(folder), options.num, side, size)
+        contest = compete(
+            f"files of {side} pixels to squares of {size}",
+            f"{images} images",
+            readers(Path(folder), size, options),
+            repeats=options.repeats,
         )
+
+    def notes(row: Row) -> dict[str, float]:
+        speed = images / statistics.median(row.seconds)
+        times = {f"times training, {title}": speed / rate for title, rate in rates.items()}
+        return {"images/s": speed, **times}
+
+    return note(contest, notes)
 
 
 def write(folder: Path, num: int, side: int, size: int) -> None:
@@ -79,40 +132,34 @@ def write(folder: Path, num: int, side: int, size: int) -> None:
         pq.write_table(pa.table({"image": column}), folder / name / "a.parquet", row_group_size=64)
 
 
-def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
-    """Name to images per second."""
-    found = {"plain loop": rate(lambda: plain(folder / "folder", options), options)}
+def readers(folder: Path, size: int, options: argparse.Namespace) -> dict[str, Callable[[], int]]:
+    """Names, and what reads an epoch and says how many images it was; the plain loop first."""
+    found = {"plain loop": lambda: count(plain(folder / "folder", size, options))}
     for threads in THREADS:
         for name in ("folder", "tar"):
-            found[f"{name}, {threads} threads"] = rate(
-                lambda n=name, t=threads: listed(folder / n, t, options), options
+            found[f"{name}, {threads} threads"] = lambda n=name, t=threads: count(
+                listed(folder / n, size, t, options)
             )
         for name in ("tar", "encoded", "raw"):
             label = {"tar": "tar", "encoded": "Parquet of files", "raw": "Parquet of pixels"}[name]
-            found[f"{label}, streamed, {threads} threads"] = rate(
-                lambda n=name, t=threads: streamed(folder / n, t, options), options
+            found[f"{label}, streamed, {threads} threads"] = lambda n=name, t=threads: count(
+                streamed(folder / n, size, t, options)
             )
     return found
 
 
-def rate(make: Callable[[], Iterator[Any]], options: argparse.Namespace) -> float:
-    """Images per second of one epoch: the median of the repeats."""
-    values = []
-    for _ in range(options.repeats):
-        start, count = time.perf_counter(), 0
-        for batch in make():
-            count += len(batch)
-        values.append(count / (time.perf_counter() - start))
-    return statistics.median(values)
+def count(epoch: Iterator[torch.Tensor]) -> int:
+    """Read to the end; how many images there were."""
+    return sum(len(batch) for batch in epoch)
 
 
-def plain(folder: Path, options: argparse.Namespace) -> Iterator[torch.Tensor]:
+def plain(folder: Path, size: int, options: argparse.Namespace) -> Iterator[torch.Tensor]:
     """Image by image, normalised in floats, as the authors' training loop does."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     batch: list[torch.Tensor] = []
     for path in sorted(folder.iterdir()):
         with Image.open(path) as image:
-            square = frame(image.convert("RGB"), options.size, "resize")
+            square = frame(image.convert("RGB"), size, "resize")
         batch.append(
             (torch.from_numpy(np.array(square)).permute(2, 0, 1).float() / 255 - mean) / std
         )
@@ -121,25 +168,25 @@ def plain(folder: Path, options: argparse.Namespace) -> Iterator[torch.Tensor]:
             batch = []
 
 
-def listed(folder: Path, threads: int, options: argparse.Namespace) -> Iterator[torch.Tensor]:
+def listed(
+    folder: Path, size: int, threads: int, options: argparse.Namespace
+) -> Iterator[torch.Tensor]:
     """An epoch of the loader of listed records."""
     records = find_records([folder])
     with BatchLoader(
-        records, options.batch_size, options.size, seed=0, num_workers=threads, keep_in_memory=False
+        records, options.batch_size, size, seed=0, num_workers=threads, keep_in_memory=False
     ) as loader:
         for _ in range(len(records) // options.batch_size):
             yield next(loader)["pixels"]
 
 
-def streamed(folder: Path, threads: int, options: argparse.Namespace) -> Iterator[torch.Tensor]:
+def streamed(
+    folder: Path, size: int, threads: int, options: argparse.Namespace
+) -> Iterator[torch.Tensor]:
     """An epoch of the loader of streams."""
+    shards = list_shards([folder])
     with StreamLoader(
-        list_shards([folder]),
-        options.batch_size,
-        options.size,
-        seed=0,
-        buffer=64,
-        num_workers=threads,
+        shards, options.batch_size, size, seed=0, buffer=64, num_workers=threads
     ) as loader:
         for _ in range(options.num // options.batch_size):
             yield next(loader)["pixels"]

@@ -2,6 +2,8 @@
 
     python benchmarks/inference.py --json benchmarks/results/inference-cpu.json
 
+It takes about three minutes on two quiet cores.
+
 The straightforward way is that of the authors' scripts: captions with four beams, two images at a time; reconstructions
 with 50 steps of the ancestral DDPM sampler. Ours are the commands' defaults: greedy captions, sixteen at a time, and 20
 steps of DPM-Solver++. The results differ, as the methods do; what they are worth is for an evaluation to say.

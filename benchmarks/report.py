@@ -2,8 +2,8 @@
 
     python benchmarks/report.py
 
-Each block between `<!-- figures: NAME -->` and `<!-- end -->` becomes the table of NAME.json, or says that it was not
-measured. A test checks that the page agrees with the files.
+Each block between `<!-- figures: NAME -->` and `<!-- end -->` becomes the table of NAME.json, with the plot of that name if
+there is one, or says that it was not measured. A test checks that the page agrees with the files.
 """
 
 from __future__ import annotations
@@ -27,29 +27,41 @@ def table(file: Path) -> str:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     lines = []
     for contest in found["contests"]:
+        more = [name for name in contest["rows"][0]["notes"] if name != "loss"]
+        head = ["", "seconds", "times as fast", "least", "most", *more]
         lines += [
             f"**{contest['title']}** ({contest['unit']})",
             "",
-            "| | seconds | times as fast | least | most |",
-            "|---|---:|---:|---:|---:|",
+            f"| {' | '.join(head)} |".replace("|  |", "| |"),
+            f"|---|{'---:|' * (len(head) - 1)}",
         ]
-        for row in contest["rows"]:
-            seconds, ratio = (statistics.median(row[key]) for key in ("seconds", "ratios"))
-            low, high = min(row["ratios"]), max(row["ratios"])
-            lines.append(
-                f"| {row['name']} | {seconds:.3f} | {ratio:.2f} | {low:.2f} | {high:.2f} |"
-            )
+        lines += [_line(row, more) for row in contest["rows"]]
         lines.append("")
     versions = found["versions"]
+    models = f"{found['models']} weights, " if found["models"] else ""
     lines.append(
-        f"{found['models']} weights, {found['threads']} threads, {versions['device']}, torch {versions['torch']}."
+        f"{models}{found['threads']} threads, {versions['device']}, torch {versions['torch']}."
     )
     return "\n".join(lines) + "\n"
 
 
+def _line(row: dict[str, Any], more: list[str]) -> str:
+    seconds, ratio = (statistics.median(row[key]) for key in ("seconds", "ratios"))
+    figures = [f"{seconds:.3f}", f"{ratio:.2f}"]
+    figures += [f"{bound(row['ratios']):.2f}" for bound in (min, max)]
+    figures += [f"{row['notes'][name]:.3g}" for name in more]
+    return f"| {row['name']} | {' | '.join(figures)} |"
+
+
 def page(text: str) -> str:
     """The page with every block filled in."""
-    return BLOCK.sub(lambda m: f"{m[1]}{table(RESULTS / f'{m[2]}.json')}{m[3]}", text)
+    return BLOCK.sub(lambda m: f"{m[1]}{plot(m[2])}{table(RESULTS / f'{m[2]}.json')}{m[3]}", text)
+
+
+def plot(name: str) -> str:
+    """The plot of some figures as Markdown: docs/images/scaling.png is that of scaling-cpu."""
+    file = f"images/{name.removesuffix('-cpu')}.png"
+    return f"![Seconds per step]({file})\n\n" if (PAGE.parent / file).is_file() else ""
 
 
 def main() -> None:

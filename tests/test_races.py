@@ -130,7 +130,32 @@ def test_the_page_agrees_with_the_figures(load: Any) -> None:
     report = load("report")
     text = report.PAGE.read_text(encoding="utf-8")
     assert report.page(text) == text, "run `python benchmarks/report.py`"
-    assert len(report.BLOCK.findall(text)) == 4
+    assert len(report.BLOCK.findall(text)) == 5
+
+
+def test_a_stage_measured_alone_keeps_the_other(load: Any, tmp_path: Path) -> None:
+    contest, file = load("contest"), tmp_path / "x.json"
+    one, two, new = (
+        contest.Contest(title, "unit", [contest.Row("a", [seconds], [1.0], {"loss": 0.5})])
+        for title, seconds in (("stage 1", 1.0), ("stage 2", 2.0), ("stage 2", 3.0))
+    )
+    assert contest.others(file, "mid", ["stage 2"]) == []
+    contest.write(file, "mid", [one, two])
+    kept = contest.others(file, "mid", ["stage 2"])
+    assert kept == [one]
+    contest.write(file, "mid", [*kept, new])
+    assert [c["rows"][0]["seconds"] for c in json.loads(file.read_text())["contests"]] == [
+        [1.0],
+        [3.0],
+    ]
+    with pytest.raises(SystemExit, match=r"stage 1 of another measurement \(models was mid, now"):
+        contest.others(file, "miniature", ["stage 2"])
+    assert contest.others(file, "miniature", ["stage 1", "stage 2"]) == [], "nothing would be kept"
+    other = json.loads(file.read_text())
+    other["versions"]["torch"] = "1.0"
+    file.write_text(json.dumps(other))
+    with pytest.raises(SystemExit, match=r"torch was 1\.0, now .*; measure all anew"):
+        contest.others(file, "mid", ["stage 2"])
 
 
 def test_captions_have_the_lengths_of_the_paper(load: Any) -> None:
