@@ -29,11 +29,13 @@ for size in medium small large; do
   [ -d "$PARTS/${name%-medium}" ] || pretrain llm --size "$size" --run "$OUT/parts-runs/$name"
 done
 
+# Each training sees 400 times 32 images at most, of these 8,000.
+images=$(printf '%s,' "$DATA"/train/train-0000[0-7].tar)
+data="data.inputs=[${images%,}]" held_out="data.held_out=[$DATA/val]"
 mkdir -p "$OUT/results"
 for name in queries data bottleneck unfreezing decoder control; do
   vlv eval ablation "$name" --run "$OUT/$name" --trained "$OUT/trained" --parts "$PARTS" --num "$NUM" --seeds "$SEEDS" \
-    --set1 "data.inputs=[$DATA/train]" --set1 "data.held_out=[$DATA/val]" \
-    --set2 "data.inputs=[$DATA/train]" --set2 "data.held_out=[$DATA/val]"
+    --set1 "$data" --set1 "$held_out" --set2 "$data" --set2 "$held_out"
   cp "$OUT/$name/result.json" "$OUT/results/ablation-$name.json"
 done
 vlv eval report "$OUT"/{queries,data,bottleneck,unfreezing,decoder,control} --output "$OUT/report.html"
