@@ -18,10 +18,10 @@ vlv eval predict reconstruction --run "$OUT/reconstruction" --num "$NUM" --seed 
 vlv eval judge "$OUT/reconstruction" --judge pixels --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/reconstruction"
 
-# 3: ratings, and choices in both orders
+# 3: ratings, and choices in both orders; BLEU, ROUGE-L, CIDEr-D and claims of the same captions
 vlv eval predict arena --run "$OUT/arena" --num "$NUM" --seed "$SEED" \
-  --from true --from "ours=model:$MODEL" --from words --from other
-vlv eval judge "$OUT/arena" --judge exact
+  --from true --from again --from "ours=model:$MODEL" --from words --from other
+vlv eval judge "$OUT/arena" --judge exact --judge references --judge claims
 vlv eval judge "$OUT/arena" --judge choice=exact --pairs
 vlv eval score "$OUT/arena"
 

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
+from tests import tiny
 from vlv.evaluation.sections import Experiment
 from vlv.evaluation.study import Settings, Study
 from vlv.models.captioner import Caption
@@ -17,6 +19,8 @@ from vlv.models.folder import COMPONENTS
 from vlv.toyworld.inspector import Inspector, InspectorConfig
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlv.evaluation.scenes import World
 
 
@@ -72,3 +76,21 @@ def experiment(world: World, captions: Sequence[str], inspector: Inspector) -> E
     study = Study(model, inspector, world, settings)
     study.truncated = lambda texts: np.zeros(len(texts), np.bool_)  # type: ignore[method-assign]
     return Experiment(study, None, None, lambda world: Study(model, inspector, world, settings))
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP with 16 text positions, whose end token is the tokenizer's."""
+    tokenizer = tiny.make_clip_tokenizer()
+    torch.manual_seed(0)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
+    text: dict[str, Any] = {
+        **small, "vocab_size": len(tokenizer), "max_position_embeddings": tiny.TEXT_POSITIONS,
+        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
+    return folder

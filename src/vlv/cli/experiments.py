@@ -32,7 +32,7 @@ Sources = Annotated[
     typer.Option(
         "--from",
         metavar="NAME=KIND:VALUE",
-        help="Captions: true, other, words, file:PATH, model:MODEL, endpoint:MODEL@URL; or z:MODEL. Repeat it.",
+        help="Captions: true, other, words, again, file:PATH, model:MODEL, endpoint:MODEL@URL; or z:MODEL. Repeat it.",
     ),
 ]
 Split = Annotated[str, typer.Option(help="Of the toy world; not with --images.")]
@@ -56,11 +56,14 @@ def data_set(
     split: str, seed: int, num: int | None, images: list[str] | None, references: Path | None
 ) -> DataSet:
     """The options of a command as a DataSet."""
+    from vlv.errors import ConfigError
     from vlv.evaluation.experiments.samples import DataSet
 
     if images:
         texts = None if references is None else str(references)
         return DataSet(None, seed, num, tuple(images), texts)
+    if references is not None:
+        raise ConfigError("--references has no effect without --images; the toy world has its own")
     kind: Any = split
     return DataSet(kind, seed, num or 1000)
 
@@ -217,6 +220,7 @@ def arena(
     split: Split = "test",
     num: Num = None,
     images: Images = None,
+    references: References = None,
     seed: common.Seed = 1,
     batch_size: common.BatchSize = 16,
     device: common.Device = "auto",
@@ -226,7 +230,7 @@ def arena(
     timeout: Timeout = 120.0,
     max_requests: MaxRequests = None,
 ) -> int:
-    """Experiment 3: captions that judges will rate (Table 2)."""
+    """Experiment 3: captions that judges will rate (Table 2), or that are measured against reference captions."""
     from vlv.evaluation.experiments import arena as experiment
 
     options = {
@@ -238,7 +242,7 @@ def arena(
         "timeout": timeout,
         "max_requests": max_requests,
     }
-    data = data_set(split, seed, num, images, None)
+    data = data_set(split, seed, num, images, references)
     return _captions_only(run_folder, experiment.NAME, experiment.settings(sources), data, options)
 
 

@@ -1,21 +1,15 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    Dinov2Config,
-    Dinov2Model,
-)
+from transformers import CLIPImageProcessor, CLIPModel, Dinov2Config, Dinov2Model
 
 from tests import tiny
-from tests.evaluation.support import make_inspector
+from tests.evaluation.support import make_inspector, save_clip
 from vlv.errors import ModelFolderError
 from vlv.evaluation.metrics.features import (
     ClipScore,
@@ -24,6 +18,7 @@ from vlv.evaluation.metrics.features import (
     VisionFeatures,
     clean_resize,
     cosine,
+    pieces,
     stack,
 )
 from vlv.evaluation.metrics.inception import FIDInception
@@ -39,21 +34,7 @@ def pictures(n: int, side: int = 40) -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP with 16 text positions, whose end token is the tokenizer's."""
-    folder, tokenizer = tmp_path_factory.mktemp("clip"), tiny.make_clip_tokenizer()
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}  # fmt: skip
-    text: dict[str, Any] = {
-        **small, "vocab_size": len(tokenizer), "max_position_embeddings": tiny.TEXT_POSITIONS,
-        "eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }  # fmt: skip
-    vision = {**small, "image_size": 32, "patch_size": 8}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=12))
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    return folder
+    return save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def test_features_of_the_inspector() -> None:
@@ -118,6 +99,37 @@ def test_clip_score_keeps_the_end_of_a_long_text(clip: Path) -> None:
     # the two long texts begin alike, so that they are one text to CLIP
     again = scorer([images[1], images[1]], [long, long + " and more"])
     assert again.scores[0] == pytest.approx(again.scores[1])
+
+
+def test_clip_score_in_pieces_reads_a_long_text_to_its_end(clip: Path) -> None:
+    scorer, (image, other) = ClipScore(str(clip)), pictures(2)
+    halves = ["red cube " * 3 + "red", "cube red " * 3 + "cube"]  # 7 words of two tokens each
+    count = [len(ids) for ids in scorer._tokenizer(halves, add_special_tokens=False).input_ids]
+    assert count == [14, 14]  # and start and end
+    long = " ".join(halves)
+    found = scorer.in_pieces([image, other, image], [long, "a red cube", long.removesuffix("cube") + "red"])  # fmt: skip
+    assert found.truncated.tolist() == [True, False, True]
+
+    def cosines(texts: list[str]) -> list[float]:
+        inputs = scorer._tokenizer(texts, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            read = scorer._model.get_text_features(**inputs)
+        read = getattr(read, "pooler_output", read).numpy()
+        return cosine(scorer._images([image] * len(texts)), read).tolist()
+
+    assert found.scores[0] == pytest.approx(2.5 * max(0, np.mean(cosines(halves))), abs=1e-5)
+    assert found.scores[1] == pytest.approx(scorer([other], ["a red cube"]).scores[0], abs=1e-5)
+    assert abs(found.scores[2] - found.scores[0]) > 1e-4  # the last word counts
+
+
+def test_pieces_are_few_and_alike() -> None:
+    assert pieces([], 3) == [[]]
+    assert pieces([1, 2, 3], 3) == [[1, 2, 3]]
+    for n in range(1, 60):
+        found = pieces(list(range(n)), 7)
+        assert [i for piece in found for i in piece] == list(range(n))
+        assert len(found) == -(-n // 7)
+        assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
 def test_clip_score_is_the_clipped_cosine(clip: Path) -> None:

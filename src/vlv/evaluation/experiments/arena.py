@@ -2,6 +2,7 @@
 
 The rubric is the paper's in our own words. Where its text contradicts itself we follow the appendix: 0 to 6, by coverage, absence
 of hallucinations and layout. Judges are a vision model behind an address, people (`vlv eval rate`), and in the toy world the truth.
+Others measure the same captions and rate nothing, see `vlv.evaluation.experiments.measures`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from vlv.endpoint import Answer, ChatRequest, Client, user
 from vlv.errors import ConfigError, DataError
+from vlv.evaluation.experiments import measures
 from vlv.evaluation.experiments.reconstruction import captions_of, sources_of
-from vlv.evaluation.experiments.run import Emit, Key, Report, Run, by_id, fill
+from vlv.evaluation.experiments.run import Emit, Key, Report, Run, batches, by_id, fill
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores
 from vlv.evaluation.experiments.sources import ask_all, open_pictures, parse_sources, png
@@ -29,7 +31,7 @@ from vlv.jobs.tally import Tally
 from vlv.toyworld.language import compare, parse
 
 NAME = "arena"
-TITLE = "Captions rated by judges"
+TITLE = "Captions rated by judges, and measured"
 RATING_KEY = ("id", "source")
 PAIR_KEY = ("id", "first", "second")
 Mode = Literal["rating", "pairs"]
@@ -290,11 +292,44 @@ def judge(
         return fill(table, wanted, make, report)
 
 
+def measure(
+    run: Run,
+    name: str,
+    load: Callable[[], measures.Meter],
+    about: dict[str, Any],
+    batch_size: int,
+    report: Report = lambda rows: None,
+) -> Tally:
+    """Let a judge that measures look at the captions that it has not seen.
+
+    Args:
+        run: With captions.
+        name: Of the judge; its table is ``judgements/NAME.jsonl``.
+        load: Loads it.
+        about: What its rows depend on, see `measures.about`.
+        batch_size: Captions looked at together.
+        report: Receives finished rows.
+    """
+    run.check(NAME)
+    known = by_id(run.data.samples())
+    texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
+
+    def make(missing: list[Key], emit: Emit) -> None:
+        meter = load()
+        for batch in batches(missing, batch_size):
+            captions = [str(texts[source][id]["caption"]) for id, source in batch]
+            rows = meter.measure([known[id] for id, _ in batch], captions)
+            emit([{"id": id, "source": s, **r} for (id, s), r in zip(batch, rows, strict=True)])
+
+    with run.filling(f"judgements/{name}", RATING_KEY, about) as table:
+        return fill(table, wanted_ratings(run), make, report)
+
+
 # --- score -----------------------------------------------------------------------------------------------
 
 
 def score(run: Run, seed: int) -> Scores:
-    """Mean ratings, strengths, and the agreement of the judges."""
+    """Mean ratings, strengths, the agreement of the judges, and what was measured."""
     run.check(NAME)
     scores = Scores()
     names = [source.name for source in sources_of(run)]
@@ -303,10 +338,13 @@ def score(run: Run, seed: int) -> Scores:
         about = run.table_settings(f"judgements/{judge_name}")
         scores.settings[f"judge {judge_name}"] = about
         mode = about["mode"]
-        key = RATING_KEY if mode == "rating" else PAIR_KEY
+        key = PAIR_KEY if mode == "pairs" else RATING_KEY
         everything = run.all_rows(f"judgements/{judge_name}", key)
         _account(scores, judge_name, everything)
         rows = [r for r in everything if r.get("error") is None and not r.get("skipped")]
+        if mode in measures.KINDS:
+            measures.score(scores, judge_name, mode, names, rows)
+            continue
         if mode == "rating":
             tables[judge_name] = {(r["id"], r["source"]): float(r["rating"]) for r in rows}
             _ratings(scores, judge_name, names, tables[judge_name])

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vlv.errors import ConfigError
-from vlv.evaluation.experiments import arena, boxes, mixes, reconstruction, vqa
+from vlv.evaluation.experiments import arena, boxes, measures, mixes, reconstruction, vqa
 from vlv.evaluation.experiments.backends import Backends
 from vlv.evaluation.experiments.instruments import Instrument, load_inspector, make_instrument
 from vlv.evaluation.experiments.run import Report, Run
@@ -58,6 +58,8 @@ def judge_run(
 
             return reconstruction.judge(run, name, instrument, backends.batch_size, report)
         case arena.NAME:
+            if kind in measures.KINDS:
+                return _measure(run, name, spec, backends, report, pairs)
             mode: arena.Mode = "pairs" if pairs else "rating"
             about = {"judge": spec}
             return arena.judge(
@@ -84,13 +86,25 @@ def _refuse(run: Run, experiment: str, option: str, given: bool) -> None:
         raise ConfigError(f"{option} has no effect on a run of {run.experiment}; leave it out")
 
 
+def _measure(
+    run: Run, name: str, spec: str, backends: Backends, report: Report, pairs: bool
+) -> Tally:
+    """One of the judges of an arena that measure instead of rating."""
+    if pairs:
+        raise ConfigError(f"pairs has no effect on the judge {spec}, which measures; leave it out")
+    load = measures.loader(spec, backends.device)
+    about = measures.about(spec, run.data.samples())
+    return arena.measure(run, name, load, about, backends.batch_size, report)
+
+
 def _rater(kind: str, value: str, backends: Backends) -> arena.Judge:
     if kind == "exact" and not value:
         return arena.ExactJudge()
     if kind == "endpoint":
         return arena.EndpointJudge(backends.client(value))
     raise ConfigError(
-        f'"{kind}" is no judge of captions; write exact for the toy world, or endpoint:MODEL@URL; people rate with vlv eval rate'
+        f'"{kind}" is no judge of captions; write exact or claims for the toy world, references, clip:MODEL, or '
+        "endpoint:MODEL@URL; people rate with vlv eval rate"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vlv.errors import DataError
 from vlv.evaluation import statistics
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import read_rows
-from vlv.evaluation.metrics.sentences import bleu
+from vlv.evaluation.metrics.sentences import MAX_N, bleu
 from vlv.evaluation.results import Figure, Section, Table, Unit, number
 from vlv.evaluation.statistics import Paired, Statistic, estimate, paired_test
 from vlv.jobs.files import write_text
@@ -26,7 +27,7 @@ STATISTICS: dict[str, Statistic] = {
     "ratio": statistics.ratio,
     "complement": statistics.complement,
     "f1": statistics.f1,
-    "bleu": bleu,
+    **{f"bleu{n}": partial(bleu, n=n) for n in range(1, MAX_N + 1)},
 }
 """What a figure may be of its columns; named in the files, so that others can recompute it."""
 

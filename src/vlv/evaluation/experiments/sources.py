@@ -7,6 +7,7 @@ A source is written ``NAME=KIND`` or ``NAME=KIND:VALUE``:
 | ``true`` | the first reference of each sample |
 | ``other`` | that of the next sample: the floor of everything that compares pairs |
 | ``words`` | the words of the first reference in random order |
+| ``again`` | in the toy world, the whole truth in other words: what a right caption scores against a reference |
 | ``file:PATH`` | JSON lines with ``id`` (or ``file_name``) and ``caption``, as ``vlv caption`` writes them |
 | ``model:MODEL`` | a model of ours |
 | ``endpoint:MODEL@URL`` | a vision model behind an OpenAI-compatible address |
@@ -28,6 +29,7 @@ from vlv.errors import ConfigError, DataError, RequestError, VLVError
 from vlv.evaluation.experiments.run import Emit, batches
 from vlv.evaluation.experiments.samples import Sample, names_of, read_rows
 from vlv.jobs.table import Row
+from vlv.toyworld.language import describe
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +37,8 @@ if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
 
 CAPTION_KEY = ("id", "source")
-KINDS = ("true", "other", "words", "file", "model", "endpoint", "z")
+OF_REFERENCES = ("true", "other", "words", "again")
+KINDS = (*OF_REFERENCES, "file", "model", "endpoint", "z")
 
 CAPTION_PROMPT = (
     "Describe this picture in one paragraph, for a reader who has to draw it without having seen it. Say what kind of picture "
@@ -73,7 +76,7 @@ def parse_source(text: str) -> Source:
     kind, _, value = spec.partition(":")
     if kind not in KINDS:
         raise ConfigError(f'"{text}" is no source; write NAME=KIND with one of {", ".join(KINDS)}')
-    if (kind in ("true", "other", "words")) == bool(value):
+    if (kind in OF_REFERENCES) == bool(value):
         needs = "takes no value" if value else f"needs a value, as {kind}:VALUE"
         raise ConfigError(f'the source "{text}" {needs}')
     name = name or kind
@@ -106,12 +109,15 @@ class Captioner(Protocol):
 
 
 class TrueCaptions:
-    """References as captions, in their places, one further on, or with their words shuffled.
+    """References as captions, in their places, one further on, or with their words shuffled; or the truth in other words.
 
     Args:
         everything: All samples of the run.
-        kind: "true", "other" or "words".
-        seed: Of the shuffling.
+        kind: "true", "other", "words" or "again".
+        seed: Of the shuffling, and of the other words.
+
+    Raises:
+        ConfigError: The truth of a sample that is to be told again is not known.
     """
 
     def __init__(self, everything: Sequence[Sample], kind: str, seed: int) -> None:
@@ -120,6 +126,8 @@ class TrueCaptions:
             sample.id: everything[(row + step) % len(everything)].references
             for row, sample in enumerate(everything)
         }
+        if kind == "again":
+            self._of = {sample.id: (_told_again(sample, seed),) for sample in everything}
         self._shuffled, self._seed = kind == "words", seed
 
     def write(self, samples: Sequence[Sample], emit: Emit) -> None:
@@ -135,6 +143,15 @@ class TrueCaptions:
             rng = np.random.default_rng([self._seed, sample.seed % 2**32, 2])
             caption = " ".join(rng.permutation(caption.split()))
         return {"id": sample.id, "caption": caption}
+
+
+def _told_again(sample: Sample, seed: int) -> str:
+    if sample.scene is None:
+        raise ConfigError(
+            f"the truth of {sample.id} is not known: the source again is for the toy world; leave it out"
+        )
+    rng = np.random.default_rng([seed, sample.seed % 2**32, 3])
+    return describe(sample.scene, "detailed", rng)
 
 
 class FileCaptions:

@@ -6,6 +6,7 @@ Shapes: B pictures, W feature width. Each extractor says how it resizes, for tha
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -180,14 +181,14 @@ class ClipScores(NamedTuple):
     scores: NDArray[np.float64]
     """(B,), in [0, 2.5]."""
     truncated: NDArray[np.bool_]
-    """(B,), whether the text lost tokens."""
+    """(B,), whether the text is longer than CLIP reads at once."""
 
 
 class ClipScore:
     """Reference-free CLIPScore (Hessel et al. 2021): 2.5 max(cos(image, text), 0).
 
     CLIP reads its text at the end token. Longer texts are cut before the end token is put behind them, so that it is never
-    lost: a score of a long caption is that of its beginning, and `truncated` says so.
+    lost: a score of a long caption is that of its beginning, and `truncated` says so. `in_pieces` reads all of it.
 
     Args:
         name: A CLIP of transformers, as a folder or ``owner/name`` on the hub.
@@ -221,12 +222,60 @@ class ClipScore:
             truncation=True,
             return_tensors="pt",
         )
-        found = self._model.get_text_features(
-            input_ids=inputs.input_ids.to(self._device),
-            attention_mask=inputs.attention_mask.to(self._device),
-        )
-        found = getattr(found, "pooler_output", found).float().cpu().numpy()
         return ClipScores(
-            2.5 * cosine(self._images(pictures), found).clip(0),
+            2.5 * cosine(self._images(pictures), self._read(inputs)).clip(0),
             np.array([len(ids) > self._length for ids in whole]),
         )
+
+    @torch.no_grad()
+    def in_pieces(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
+        """Score each picture with the whole of a text, however long: 2.5 max(mean cosine of its pieces, 0).
+
+        A text that CLIP cannot read at once is cut into as few pieces as can be, of as many tokens each, and each piece has
+        its own start and end token. Of a short text this is CLIPScore itself; `truncated` tells long texts. A picture that is
+        given several times is looked at once.
+        """
+        head, tail = self._ends()
+        room = self._length - len(head) - len(tail)
+        cut = [
+            pieces(ids, room)
+            for ids in self._tokenizer(
+                list(texts), add_special_tokens=False, verbose=False
+            ).input_ids
+        ]
+        rows = [{"input_ids": [*head, *ids, *tail]} for parts in cut for ids in parts]
+        pad = self._tokenizer.pad  # type: ignore[attr-defined]  # of every tokenizer
+        inputs = pad(rows, padding="max_length", max_length=self._length, return_tensors="pt")
+        numbers = [len(parts) for parts in cut]
+        once = {id(picture): picture for picture in pictures}
+        place = {key: row for row, key in enumerate(once)}
+        seen = self._images(list(once.values()))[[place[id(picture)] for picture in pictures]]
+        pixels = np.repeat(seen, numbers, axis=0)
+        starts = np.cumsum([0, *numbers[:-1]])
+        means = np.add.reduceat(cosine(pixels, self._read(inputs)), starts) / numbers
+        return ClipScores(2.5 * means.clip(0), np.array(numbers) > 1)
+
+    def _ends(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind a text."""
+        around = list(self._tokenizer([""], verbose=False).input_ids[0])
+        return around[:-1], around[-1:]
+
+    def _read(self, inputs: Any) -> Features:
+        """(P, W) of P padded texts."""
+        found = self._model.get_text_features(
+            input_ids=inputs["input_ids"].to(self._device),
+            attention_mask=inputs["attention_mask"].to(self._device),
+        )
+        return np.asarray(getattr(found, "pooler_output", found).float().cpu().numpy())
+
+
+def pieces(ids: Sequence[int], room: int) -> list[Sequence[int]]:
+    """Cut a sequence into as few pieces of at most `room` as can be, whose lengths differ by one at most; one where it is empty.
+
+    >>> pieces([1, 2, 3, 4, 5, 6, 7], 3)
+    [[1, 2, 3], [4, 5], [6, 7]]
+    """
+    number = max(1, -(-len(ids) // room))
+    short, more = divmod(len(ids), number)
+    ends = [0, *(short * (i + 1) + min(i + 1, more) for i in range(number))]
+    return [ids[a:b] for a, b in itertools.pairwise(ends)]

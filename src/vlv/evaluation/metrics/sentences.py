@@ -144,7 +144,11 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
 # --- CIDEr-D -----------------------------------------------------------------------------------------
 
 
-def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+def cider_d(
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    corpus: Sequence[Sequence[str]] | None = None,
+) -> list[float]:
     """CIDEr-D of every caption (Vedantam et al. 2015, equations 2 to 5); their mean is that of the corpus.
 
     10 times the mean over n from 1 to 4 and over references of exp(-(l_c - l_r)^2 / 2 sigma^2) times the clipped cosine
@@ -154,7 +158,9 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> lis
 
     Args:
         captions: One per image.
-        references: One or more captions of each image; the weights come from these.
+        references: One or more captions of each image.
+        corpus: The references of all N images, from which the weights come; None takes `references`. With it, captions of
+            some of the images are weighed as those of all.
 
     Returns:
         Each in [0, 10].
@@ -167,10 +173,11 @@ def cider_d(captions: Sequence[str], references: Sequence[Sequence[str]]) -> lis
     for texts in references:
         _check_references(texts)
     known = [[_counts(text) for text in texts] for texts in references]
+    everything = known if corpus is None else [[_counts(t) for t in texts] for texts in corpus]
     having: Counter[tuple[str, ...]] = Counter()
-    for image in known:
+    for image in everything:
         having.update({gram for counts in image for gram in counts})
-    log_n = math.log(len(captions)) if captions else 0.0
+    log_n = math.log(len(everything)) if everything else 0.0
 
     def weigh(counts: Counter[tuple[str, ...]]) -> _Vectors:
         return _Vectors.of(
