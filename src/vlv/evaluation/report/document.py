@@ -113,7 +113,7 @@ def _result(name: str, result: Result) -> str:
             + "\n"
             + "\n".join(f"### {s['title']}\n\n{figures_table(s['figures'])}" for s in sections)
         )
-    text = f"## {name}: {result['title']}\n\n{describe({**result['data'], **result['settings']})}\n"
+    text = f"## {name}: {result['title']}\n\n{about_run(result)}\n"
     text += "".join(f"\n> {note}\n" for note in result["notes"])
     text += "\n" + figures_table(result["figures"])
     for more in result["tables"]:
@@ -140,6 +140,14 @@ def format_cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def about_run(result: Result) -> str:
+    """Data and settings of a result in one line; the seed of the intervals is told from that of the data."""
+    settings = dict(result["settings"])
+    if "seed" in result["data"] and "seed" in settings:
+        settings["seed of intervals"] = settings.pop("seed")
+    return describe({**result["data"], **settings})
 
 
 def describe(settings: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments import mixes, reconstruction
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.report.claims import Result, findings
-from vlv.evaluation.report.document import describe, format_cell, paper
+from vlv.evaluation.report.document import about_run, format_cell, paper
 from vlv.evaluation.results import format_value
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def _result(name: str, result: Result, folder: Path | None) -> str:
         inner = [f"<h3>{html.escape(s['title'])}</h3>{_figures(s['figures'])}" for s in sections]
         return f"<h2>{html.escape(name)}</h2>{''.join(inner)}"
     parts = [f"<h2>{html.escape(name)}: {html.escape(result['title'])}</h2>"]
-    about = describe({**result["data"], **result["settings"]})
-    parts.append(f'<p class="soft">{html.escape(about)}</p>')
+    parts.append(f'<p class="soft">{html.escape(about_run(result))}</p>')
     parts += [f'<p class="note">{html.escape(note)}</p>' for note in result["notes"]]
     if folder is not None:
         parts.append(_pictures(Run.open(folder)))
