@@ -354,7 +354,7 @@ def test_the_commands_and_the_pages(
     assert vlv(["eval", "results", str(folder), "-o", str(document)]) == 0
     rouge, cider = (content["figures"][f"words.references.{k}"]["value"] for k in ("rouge_l", "cider_d"))  # fmt: skip
     text = document.read_text()
-    assert "; seed: 1; files: 4;" in text  # of the data
+    assert "\nseed: 1; files: 1;" in text  # of the data
     assert text.split("\n## run: ")[1].splitlines()[2].endswith("; seed of intervals: 0")
     assert "| captions | BLEU-1 | BLEU-2 | BLEU-3 | BLEU-4 | ROUGE-L | CIDEr-D | n |" in text
     (row,) = [line for line in text.splitlines() if line.startswith("| words | 1.000")]

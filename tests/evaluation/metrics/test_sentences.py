@@ -109,7 +109,7 @@ def test_references_are_needed() -> None:
 
 def test_cider_of_some_images_is_weighed_as_that_of_all() -> None:
     captions = ["a red cube", "a blue cone on grass", "a dog"]
-    known = [["the red cube", "a red block"], ["a cone on grass"], ["one dog", "a dog"]]
+    known = [["the red cube", "a red block"], ["a cone on grass"], ["one red dog", "a dog"]]
     everything = cider_d(captions, known)
     assert cider_d(captions[:2], known[:2], known) == pytest.approx(everything[:2])
     assert cider_d(captions[:2], known[:2]) != pytest.approx(everything[:2])
