@@ -27,7 +27,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Parts and pictures, and the settings of both stages for them."""
     folder = tmp_path_factory.mktemp("bench")
     parts, home = tiny.make_parts(), folder / "parts"
-    make_inspector().save_pretrained(home / "inspector")
+    make_inspector().half().save_pretrained(home / "inspector")  # as it is shipped
     for name in ("florence", "llm"):
         getattr(parts, name).save_pretrained(home / name)
         getattr(parts, f"{name}_tokenizer").save_pretrained(home / name)

@@ -370,7 +370,10 @@ def _world(plan: Plan, size: int, *, progress: bool) -> World:
 def _study(
     pipe: VLVPipeline, world: World, plan: Plan, device: torch.device, name: str, progress: bool
 ) -> Study:
-    inspector = cast("Any", Inspector.from_pretrained(plan.parts / "inspector")).eval().to(device)
+    folder = plan.parts / "inspector"
+    inspector = (
+        cast("Any", Inspector.from_pretrained(folder, dtype=torch.float32)).eval().to(device)
+    )
     return Study(pipe, inspector, world, plan.drawing(progress=progress), name)
 
 
