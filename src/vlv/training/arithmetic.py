@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from vlv.errors import ConfigError
+from vlv.training.attention import cpu_attention
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,24 +36,24 @@ def arithmetic(device: torch.device, precision: str) -> torch.autocast:
 
 
 def attention_of(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The arithmetic of attention within a step: on a CPU it stays in float32 under bf16 too.
+    """The arithmetic of attention within a step: under bf16 on a CPU it is that of `cpu_attention`.
 
-    PyTorch's backward pass of it takes up to 2.7 times as long in bfloat16 there, while products of matrices are faster.
+    PyTorch's backward pass of it takes up to 2.7 times as long in bfloat16 there as in float32.
     The context has to enclose the backward pass too, which may recompute.
 
     Args:
         device: Where the work is done.
         precision: fp32 or bf16.
     """
-    return _WholeAttention() if precision == "bf16" and device.type == "cpu" else nullcontext()
+    return _CpuAttention() if precision == "bf16" and device.type == "cpu" else nullcontext()
 
 
-class _WholeAttention:
-    """Attention in float32 whatever comes in, by PyTorch's function for it, which is exchanged for the time being."""
+class _CpuAttention:
+    """Exchanges PyTorch's function for attention for the time being."""
 
     def __enter__(self) -> None:
         functions: Any = F
-        functions.scaled_dot_product_attention = _whole_attention
+        functions.scaled_dot_product_attention = cpu_attention
 
     def __exit__(self, *error: object) -> None:
         functions: Any = F
@@ -60,23 +61,6 @@ class _WholeAttention:
 
 
 _attention = F.scaled_dot_product_attention
-
-
-def _whole_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    *rest: Any,
-    **kwargs: Any,
-) -> Tensor:
-    """Attention in float32; the result has the dtype of the query."""
-    if attn_mask is not None and attn_mask.is_floating_point():
-        attn_mask = attn_mask.float()
-    whole = query.float(), key.float(), value.float()
-    with torch.autocast("cpu", enabled=False):
-        out = _attention(*whole, attn_mask, *rest, **kwargs)
-    return out.to(query.dtype)
 
 
 @contextmanager

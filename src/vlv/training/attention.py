@@ -1,0 +1,92 @@
+"""Attention of a training step in bf16 on a CPU, where PyTorch's own is slow.
+
+Shapes: B batch, h heads, N queries, M keys, d width of a head.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_LARGEST = 1024
+"""Up to this geometric mean of N and M the weights of attention are kept for the backward pass."""
+
+_attention = F.scaled_dot_product_attention
+
+
+def cpu_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """PyTorch's `scaled_dot_product_attention`; the result has the dtype of the query.
+
+    Where bfloat16 inputs need a gradient it is written out: products in bfloat16, as all others of the step, and softmax
+    in float32 within. All else, and what is too long to keep its weights, is computed in float32 by PyTorch.
+
+    Args:
+        query: (B, h, N, d).
+        key: (B, h, M, d).
+        value: (B, h, M, d).
+        attn_mask: Boolean (true is seen) or added to the scores; broadcast to (B, h, N, M).
+        dropout_p: Share of weights that are dropped.
+        is_causal: Query i sees the keys up to i.
+        scale: Of the scores; d ** -0.5 by default.
+        enable_gqa: Keys and values have fewer heads.
+
+    Returns:
+        (B, h, N, d).
+    """
+    both = attn_mask is not None and is_causal  # PyTorch's error
+    if _is_plain(query, key, value, attn_mask) and not (dropout_p or enable_gqa or both):
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        return _written_out(query, key, value, attn_mask, is_causal, scale)
+    if attn_mask is not None and attn_mask.is_floating_point():
+        attn_mask = attn_mask.float()
+    whole = query.float(), key.float(), value.float()
+    with torch.autocast("cpu", enabled=False):
+        out = _attention(
+            *whole, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    return out.to(query.dtype)
+
+
+def _is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether there is a backward pass, in bfloat16, that may keep the weights."""
+    inputs = query, key, value
+    return (
+        torch.is_grad_enabled()
+        and any(x.requires_grad for x in inputs)
+        and all(x.dtype == torch.bfloat16 for x in inputs)
+        and query.shape[-2] * key.shape[-2] <= _LARGEST**2
+        and (mask is None or not mask.requires_grad)
+    )
+
+
+def _written_out(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scale: float,
+) -> Tensor:
+    scores = (query * scale) @ key.transpose(-1, -2)  # (B, h, N, M)
+    if is_causal:
+        later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
+    if mask is None:
+        return scores.softmax(-1) @ value
+    hidden = ~mask if mask.dtype == torch.bool else mask == float("-inf")
+    nothing = hidden.all(-1, keepdim=True)  # queries that see nothing get zeros, as PyTorch's do
+    if mask.dtype == torch.bool:
+        scores = scores.masked_fill(hidden & ~nothing, float("-inf"))
+    else:
+        scores = scores + mask.masked_fill(nothing, 0.0).to(scores.dtype)
+    return scores.softmax(-1).masked_fill(nothing, 0.0) @ value
