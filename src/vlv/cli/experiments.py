@@ -162,6 +162,12 @@ def reconstruction(
     seed: common.Seed = 1,
     batch_size: common.BatchSize = 16,
     device: common.Device = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the weights that draw: auto, float32, float16 or bfloat16; auto is bfloat16 on a GPU."
+        ),
+    ] = "auto",
     key_env: KeyEnv = None,
     concurrency: Concurrency = 8,
     requests_per_minute: PerMinute = None,
@@ -175,7 +181,11 @@ def reconstruction(
 
     taken = PRESETS[preset]
     settings = experiment.settings(
-        sources, painter or taken.painter, steps or taken.steps, guidance or taken.guidances
+        sources,
+        painter or taken.painter,
+        steps or taken.steps,
+        guidance or taken.guidances,
+        common.dtype_name(common.placement(device, dtype)),
     )
     data = data_set(split, seed, num, images, references)
     run = Run.start(run_folder, experiment.NAME, data, settings)

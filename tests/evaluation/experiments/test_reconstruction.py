@@ -94,6 +94,35 @@ def test_the_painter_is_that_of_the_model_and_of_the_seed(
         assert difference <= 1  # another batch
 
 
+def test_pictures_in_bfloat16_are_nearly_those_in_float32(
+    tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
+) -> None:
+    """Captions stay in float32; what draws them, and what makes z, does not."""
+    backends, sources = make_backends(), ("ours=model:" + str(tiny_folder), f"z=z:{tiny_folder}")
+    full = start(tmp_path / "full", tiny_folder, *sources)
+    half = start(tmp_path / "half", tiny_folder, *sources, dtype="bfloat16")
+    assert "dtype" not in full.settings, "as in runs from before it was a setting"
+    assert half.settings["dtype"] == "bfloat16"
+    for run in (full, half):
+        reconstruction.predict(run, backends)
+    assert lines(half.folder / "captions/ours.jsonl") == lines(full.folder / "captions/ours.jsonl")
+    for source in ("ours", "z"):
+        one, two = (
+            [
+                np.asarray(
+                    Image.open(reconstruction.picture_path(run, source, 2.0, sample.id)), int
+                )
+                for sample in run.data.samples()
+            ]
+            for run in (full, half)
+        )
+        difference = np.abs(np.array(one) - np.array(two))
+        assert 0 < difference.mean() < 2, "of 255 levels"
+    assert half.table_settings("pictures/z-g2")["dtype"] == "bfloat16"
+    pipe = backends.pipeline(str(tiny_folder), torch.bfloat16)
+    assert (pipe.unet.dtype, pipe.encoder.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)  # fmt: skip
+
+
 def test_an_interrupted_prediction_goes_on(
     tmp_path: Path,
     tiny_folder: Path,
@@ -269,6 +298,11 @@ def test_any_pipeline_of_diffusers_draws(
     assert np.abs(first - second).max() <= 1
     again = painter.draw(["a ball", "a cube"], [9, 1], 3.0).pictures[1]
     assert np.abs(np.asarray(again, int) - first).max() <= 1
+    half = make_backends().painter(f"diffusers:{diffusers_folder}", 2, torch.bfloat16)
+    assert isinstance(half, DiffusersPainter)
+    assert half.pipe.unet.dtype == torch.bfloat16
+    (rough,) = half.draw(["a cube"], [1], 3.0).pictures
+    assert 0 < np.abs(np.asarray(rough, int) - first).mean() < 4, "of 255 levels"
 
 
 def test_inception_looks_at_a_run(
@@ -315,6 +349,26 @@ def test_the_three_commands_and_a_baseline(
     assert "written:" in shown.err
     compared = json.loads((two / "result.json").read_text())["comparisons"]["true.g2.toy.claims"]
     assert (compared["difference"], compared["p"], compared["n"]) == (0, 1, 5)
+
+
+def test_the_dtype_is_stated_and_not_mixed(
+    tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def predict(dtype: str) -> int:
+        more = ["--painter", f"model:{tiny_folder}", "--steps", "1", "--guidance", "1", "--device", "cpu"]  # fmt: skip
+        command = ["eval", "predict", "reconstruction", "--run", str(tmp_path / "run")]
+        return vlv([*command, "--from", "true", "--num", "2", *more, "--dtype", dtype])
+
+    assert predict("bfloat16") == 0
+    assert vlv(["eval", "judge", str(tmp_path / "run"), "--judge", "pixels"]) == 0
+    assert vlv(["eval", "score", str(tmp_path / "run")]) == 0
+    settings = json.loads((tmp_path / "run" / "result.json").read_text())["settings"]
+    assert settings["dtype"] == "bfloat16"
+    for other in ("float32", "auto"):
+        assert predict(other) == 1
+        assert "holds a run with other settings" in capsys.readouterr().err
+    assert predict("bf32") == 1
+    assert "choose auto or one of float32, float16, bfloat16" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -50,16 +50,16 @@ class Backends:
     budget: Budget | None = None
     prices: Prices | None = None
     store: Path | None = None
-    _pipes: dict[str, VLVPipeline] = field(default_factory=dict, repr=False)
+    _pipes: dict[tuple[str, torch.dtype], VLVPipeline] = field(default_factory=dict, repr=False)
     _stores: dict[str, KeyedStore] = field(default_factory=dict, repr=False)
 
-    def pipeline(self, name: str) -> VLVPipeline:
-        """A model of ours."""
-        if name not in self._pipes:
-            pipe = VLVPipeline.from_pretrained(name)
+    def pipeline(self, name: str, dtype: torch.dtype = torch.float32) -> VLVPipeline:
+        """A model of ours, with weights of a dtype."""
+        if (name, dtype) not in self._pipes:
+            pipe = VLVPipeline.from_pretrained(name, dtype=dtype)
             pipe.to(self.device)
-            self._pipes[name] = pipe
-        return self._pipes[name]
+            self._pipes[name, dtype] = pipe
+        return self._pipes[name, dtype]
 
     def client(self, spec: str) -> Client:
         """A client of the endpoint ``MODEL@URL``.
@@ -98,17 +98,16 @@ class Backends:
             case _:
                 return TrueCaptions(everything, source.kind, seed)
 
-    def painter(self, text: str, steps: int) -> Painter:
-        """What draws pictures of texts."""
+    def painter(self, text: str, steps: int, dtype: torch.dtype = torch.float32) -> Painter:
+        """What draws pictures of texts, with weights of a dtype."""
         kind, value = split_painter(text)
         if kind == "model":
-            return self.embedder(value, steps)
-        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+            return self.embedder(value, steps, dtype)
         return DiffusersPainter(value, steps, self.device, dtype)
 
-    def embedder(self, name: str, steps: int) -> ModelPainter:
-        """What rebuilds pictures from caption embeddings."""
-        return ModelPainter(self.pipeline(name), steps)
+    def embedder(self, name: str, steps: int, dtype: torch.dtype = torch.float32) -> ModelPainter:
+        """What rebuilds pictures from caption embeddings, with weights of a dtype."""
+        return ModelPainter(self.pipeline(name, dtype), steps)
 
     def close(self) -> None:
         """Close the files of answers."""

@@ -44,6 +44,7 @@ from vlv.evaluation.results import Figure
 from vlv.jobs.pictures import write_png
 from vlv.jobs.table import GrowingTable, Row
 from vlv.jobs.tally import Tally
+from vlv.models.placement import DTYPES
 
 NAME = "reconstruction"
 TITLE = "Pictures drawn from captions and from caption embeddings"
@@ -53,9 +54,20 @@ ORIGINAL = "original"
 
 
 def settings(
-    sources: Sequence[str], painter: str, steps: int, guidances: Sequence[float]
+    sources: Sequence[str],
+    painter: str,
+    steps: int,
+    guidances: Sequence[float],
+    dtype: str = "float32",
 ) -> dict[str, Any]:
     """What the predictions depend on beside the data.
+
+    Args:
+        sources: As `parse_source` reads them.
+        painter: As `split_painter` reads it.
+        steps: Denoising steps.
+        guidances: Every source is drawn at each.
+        dtype: Of the weights that draw and that make z, one of `DTYPES`; captions are always written in float32.
 
     Raises:
         ConfigError: A source or a number makes no sense.
@@ -64,12 +76,14 @@ def settings(
         raise ConfigError(
             f"pictures need one or more steps and guidances of 0 or more, got {steps} and {list(guidances)}"
         )
-    return {
+    found = {
         "sources": {source.name: str(source) for source in parse_sources(sources)},
         "painter": painter,
         "steps": steps,
         "guidances": [float(g) for g in guidances],
     }
+    # a run that names no dtype, as older ones do, draws in float32
+    return found if dtype == "float32" else found | {"dtype": dtype}
 
 
 def sources_of(run: Run) -> list[Source]:
@@ -140,7 +154,7 @@ def _draw(
     report: Report,
 ) -> Tally:
     known, written = by_id(samples), captions_of(run, source.name)
-    steps = run.settings["steps"]
+    steps, dtype = run.settings["steps"], DTYPES[run.settings.get("dtype", "float32")]
     wanted = [
         (s.id, source.name, guidance) for s in samples if source.kind == "z" or s.id in written
     ]
@@ -162,7 +176,7 @@ def _draw(
         emit(rows)
 
     def from_z(missing: list[Key], emit: Emit) -> None:
-        painter = backends.embedder(source.value, steps)
+        painter = backends.embedder(source.value, steps, dtype)
         for batch in batches([known[id] for id, *_ in missing], backends.batch_size):
             images, bad = open_pictures(batch)
             emit([{**row, "source": source.name, "guidance": guidance} for row in bad])
@@ -172,7 +186,7 @@ def _draw(
                 save(emit, good, painter.rebuild(list(images.values()), seeds, guidance))
 
     def from_text(missing: list[Key], emit: Emit) -> None:
-        painter = backends.painter(run.settings["painter"], steps)
+        painter = backends.painter(run.settings["painter"], steps, dtype)
         for batch in batches([known[id] for id, *_ in missing], backends.batch_size):
             texts = [written[sample.id]["caption"] for sample in batch]
             drawn = painter.draw(texts, [sample.seed for sample in batch], guidance)
