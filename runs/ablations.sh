@@ -29,7 +29,7 @@ for size in medium small large; do
   [ -d "$PARTS/${name%-medium}" ] || pretrain llm --size "$size" --run "$OUT/parts-runs/$name"
 done
 
-# Each training sees 400 times 32 images at most, of these 8,000.
+# Trainings see these 8,000 images, four times at most.
 images=$(printf '%s,' "$DATA"/train/train-0000[0-7].tar)
 data="data.inputs=[${images%,}]" held_out="data.held_out=[$DATA/val]"
 mkdir -p "$OUT/results"

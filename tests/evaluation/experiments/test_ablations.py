@@ -170,7 +170,7 @@ def test_every_variant_has_settings_that_belong_together() -> None:
             plan = Plan(parts=Path("parts"))
             if variant.stage1 is not None:
                 config = ablations._first(variant, 1, plan)
-                assert config.loop.steps == round(400 * variant.share)
+                assert config.loop.steps == round(1000 * variant.share)
             config = ablations._second(variant, 1, plan, Path("encoder"))
             assert (config.loop.steps, config.loop.seed) == (300, 1)
 
