@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 
 from tests import tiny
 from vlv.errors import ConfigError, MissingPartError
+from vlv.models import diffusion
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 
 
@@ -159,6 +160,22 @@ def test_latents_follow_the_configured_scale_and_shift(
     assert torch.equal(decoder.draw_latents(Posterior(mean, std), None), decoder.encode(pixels))
     decoded = (vae.decode(mean).sample / 2 + 0.5).clamp(0, 1)
     assert torch.allclose(decoder.decode(decoder.encode(pixels)), decoded, atol=1e-5)
+
+
+@pytest.mark.parametrize(("num_pixels", "lengths"), [(1, [1, 1, 1]), (2 * 32 * 32, [2, 1]), (10**6, [3])])  # fmt: skip
+def test_images_are_encoded_in_pieces_on_a_cpu(
+    num_pixels: int, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny.make_decoder()
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    whole = decoder.vae.encode(images * 2 - 1).latent_dist
+    seen: list[int] = []
+    decoder.vae.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    monkeypatch.setattr(diffusion, "_CPU_PIXELS", num_pixels)
+    mean, std = decoder.posterior(images)
+    assert seen == lengths
+    assert torch.allclose(mean, whole.mean, atol=1e-5)
+    assert torch.allclose(std, whole.std, atol=1e-5)
 
 
 def test_sizes_come_from_the_configurations(tiny_decoder: DiffusionDecoder) -> None:

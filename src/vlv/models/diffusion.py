@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 Sampler = Literal["dpm", "ddim", "ddpm"]
 TimestepSampling = Literal["uniform", "text"]
 
+_CPU_PIXELS = 2 * 192 * 192
+"""That a CPU's VAE encodes at once."""
+
 SAMPLERS = {
     "dpm": DPMSolverMultistepScheduler,
     "ddim": DDIMScheduler,
@@ -182,8 +185,8 @@ class DiffusionDecoder(nn.Module):
             raise ValueError(f"the VAE reads sides divisible by {factor}, got {height}x{width}")
         inputs = (as_float(pixels) * 2 - 1).to(vae.device, vae.dtype)
         with _full_precision(inputs):
-            gaussian = vae.encode(inputs).latent_dist
-        return Posterior(gaussian.mean, gaussian.std)
+            pieces = [vae.encode(piece).latent_dist for piece in _pieces(inputs)]
+        return Posterior(torch.cat([p.mean for p in pieces]), torch.cat([p.std for p in pieces]))
 
     def draw_latents(self, posterior: Posterior, generator: torch.Generator | None) -> Tensor:
         """Scaled latents from a posterior: a draw, or its mean where the generator is None.
@@ -452,3 +455,13 @@ class DiffusionDecoder(nn.Module):
 def _full_precision(tensor: Tensor) -> torch.autocast:
     """No autocast: the VAE computes in the dtype of its weights."""
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+def _pieces(images: Tensor) -> tuple[Tensor, ...]:
+    """Images (B, 3, H, W) as the VAE encodes them together: on a CPU so many that its caches hold what the first layers make of them.
+
+    Beyond that the time of an image grows, by a tenth to a quarter at 192 pixels.
+    """
+    if images.device.type != "cpu":
+        return (images,)
+    return images.split(max(1, _CPU_PIXELS // images[0, 0].numel()))
