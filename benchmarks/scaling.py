@@ -102,8 +102,10 @@ def plot(contests: list[Contest], file: Path) -> None:
     figure, axes = plt.subplots(1, len(contests), figsize=(4 * len(contests), 3.2))
     for axis, each in zip(axes, contests, strict=True):
         x = [int(row.name.split()[0]) for row in each.rows]
-        axis.plot(x, [statistics.median(row.seconds) for row in each.rows], marker="o")
-        axis.set(title=each.title, xlabel=each.rows[0].name.split(maxsplit=1)[1], ylim=(0, None))
+        seconds = [statistics.median(row.seconds) for row in each.rows]
+        axis.plot(x, seconds, marker="o")
+        axis.set(title=each.title, xlabel=each.rows[0].name.split(maxsplit=1)[1])
+        axis.set_ylim(0, 1.1 * max(seconds))
         axis.set_xticks(x)
     axes[0].set_ylabel("seconds per step")
     figure.tight_layout()
