@@ -464,4 +464,4 @@ def _pieces(images: Tensor) -> tuple[Tensor, ...]:
     """
     if images.device.type != "cpu":
         return (images,)
-    return images.split(max(1, _CPU_PIXELS // images[0, 0].numel()))
+    return torch.split(images, max(1, _CPU_PIXELS // images[0, 0].numel()))
