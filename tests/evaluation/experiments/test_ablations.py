@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,17 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     assert ablate(bench, name, tmp_path / "run", *more) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_measurement_without_a_measure_is_done_again() -> None:
+    plan = Plan(parts=Path("parts"))
+    captions, boxes = ABLATIONS["decoder"], ABLATIONS["data"]
+    assert ablations._about(captions, captions.variants[1], 0, plan)["measures"] == ["f1"]
+    more = replace(captions, measures=("f1", "way"))
+    assert ablations._about(more, more.variants[1], 0, plan) != ablations._about(
+        captions, captions.variants[1], 0, plan
+    )
+    assert "angle" in ablations._about(boxes, boxes.variants[0], 0, plan)["measures"]
 
 
 def test_the_interval_knows_of_seeds() -> None:

@@ -341,6 +341,7 @@ def _trained(config: RunConfig, home: Path) -> Path:
 def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> dict[str, Any]:
     """What a measurement depends on, as JSON values."""
     about: dict[str, Any] = {
+        "measures": list(ablation.measures),
         "inspector": str(plan.parts / "inspector"),
         "num": plan.num,
         "drawing": asdict(plan.drawing()),
