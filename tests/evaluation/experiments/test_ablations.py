@@ -174,6 +174,7 @@ def test_every_variant_has_settings_that_belong_together() -> None:
                 assert config.loop.steps == round(1000 * variant.share)
             config = ablations._second(variant, 1, plan, Path("encoder"))
             assert (config.loop.steps, config.loop.seed) == (300, 1)
+            assert not config.optim.lr_scale, "where the encoder stays as it is, it has no rate"
 
 
 @pytest.mark.parametrize(
