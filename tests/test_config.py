@@ -311,6 +311,13 @@ def test_a_file_inherits_from_a_preset_and_from_a_file(tmp_path: Path) -> None:
     assert (config.optim.lr, config.optim.betas) == (1e-3, (0.9, 0.99))
 
 
+def test_null_takes_away_a_mapping_of_the_base(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: tiny-stage2\noptim: {lr_scale: null}\n")
+    assert load_config("tiny-stage2").optim.lr_scale == {"encoder": 0.6}
+    assert load_config(str(file)).optim.lr_scale == {}
+
+
 def test_inheritance_that_cannot_be(tmp_path: Path) -> None:
     for name, base in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"base: {base}.yaml\n")

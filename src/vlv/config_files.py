@@ -74,6 +74,8 @@ def _joined(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         old = joined.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and "path" not in value:
             joined[key] = _joined(old, value)
+        elif isinstance(old, dict) and value is None:
+            del joined[key]  # its default comes back: nothing, whether that is written null or {}
         else:
             joined[key] = value
     return joined
