@@ -48,4 +48,8 @@ fi
 mkdir -p "$OUT/results"
 for run in reconstruction arena vqa mixes; do cp "$OUT/$run/result.json" "$OUT/results/$run.json"; done
 for run in "${ablations[@]}"; do cp "$run/result.json" "$OUT/results/ablation-$(basename "$run").json"; done
-vlv eval report "$OUT"/{reconstruction,arena,vqa,mixes} "${ablations[@]}" --output "$OUT/report.html"
+# what vlv eval toyworld measured of the model stands beside it, where its folder has that
+folder=$(python -c 'import sys; from vlv.models.folder import find_folder; print(find_folder(sys.argv[1]))' "$MODEL")
+measured=("$folder"/evaluation.json)
+[ -f "${measured[0]}" ] || measured=()
+vlv eval report "$OUT"/{reconstruction,arena,vqa,mixes} "${ablations[@]}" "${measured[@]}" --output "$OUT/report.html"
