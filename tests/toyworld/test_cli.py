@@ -84,13 +84,14 @@ def test_pretrain_hands_its_options_over(toyworld: Any, monkeypatch: pytest.Monk
         return FitResult(7, True, {})
 
     monkeypatch.setattr(pretrain, "pretrain", fake)
-    result = toyworld(*PRETRAIN, "--steps", 7, "--seed", 2, "--max-minutes", 0.5)
+    options = ("--steps", 7, "--seed", 2, "--max-minutes", 0.5, "--precision", "bf16")
+    result = toyworld(*PRETRAIN, *options)
     assert result.code == 0
     assert "vae: 7 steps done; the weights are in m" in result.err
     assert calls == [
         (
             ("vae", [Path("a"), Path("b")], Path("m"), Path("r")),
-            {"seed": 2, "steps": 7, "max_seconds": 30, "size": "medium"},
+            {"seed": 2, "steps": 7, "max_seconds": 30, "size": "medium", "precision": "bf16"},
         )
     ]
 

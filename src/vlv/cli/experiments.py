@@ -49,6 +49,12 @@ KeyEnv = Annotated[
 Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight at the same time.")]
 PerMinute = Annotated[float | None, typer.Option(help="Most requests a minute.")]
 Timeout = Annotated[float, typer.Option(help="Seconds until an answer must be complete.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Of the weights that draw: auto, float32, float16 or bfloat16; auto is bfloat16 on a GPU."
+    ),
+]
 MaxRequests = Annotated[int | None, typer.Option(min=1, help="Requests that may be sent at most.")]
 
 
@@ -162,12 +168,7 @@ def reconstruction(
     seed: common.Seed = 1,
     batch_size: common.BatchSize = 16,
     device: common.Device = "auto",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Of the weights that draw: auto, float32, float16 or bfloat16; auto is bfloat16 on a GPU."
-        ),
-    ] = "auto",
+    dtype: Dtype = "auto",
     key_env: KeyEnv = None,
     concurrency: Concurrency = 8,
     requests_per_minute: PerMinute = None,
