@@ -460,7 +460,7 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
 def _pieces(images: Tensor) -> tuple[Tensor, ...]:
     """Images (B, 3, H, W) as the VAE encodes them together: on a CPU so many that its caches hold what the first layers make of them.
 
-    Beyond that the time of an image grows, by a tenth to a quarter at 192 pixels.
+    Beyond that the time of each image grows.
     """
     if images.device.type != "cpu":
         return (images,)

@@ -38,7 +38,7 @@ def arithmetic(device: torch.device, precision: str) -> torch.autocast:
 def attention_of(device: torch.device, precision: str) -> AbstractContextManager[Any]:
     """The arithmetic of attention within a step: under bf16 on a CPU it is that of `cpu_attention`.
 
-    PyTorch's backward pass of it takes up to 2.7 times as long in bfloat16 there as in float32.
+    PyTorch's backward pass of it is slower in bfloat16 there than in float32.
     The context has to enclose the backward pass too, which may recompute.
 
     Args:
