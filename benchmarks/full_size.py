@@ -1,48 +1,67 @@
 """What the real models do on a GPU: images per second, peak memory and use of the hardware, with random weights.
 
     python benchmarks/full_size.py --preset paper
-    python benchmarks/full_size.py --preset paper-0.5b --uses stage1 captioning --batch-size 16
+    python benchmarks/full_size.py --preset paper-0.5b --uses stage1 captioning --batch-size 16 --set loop.compile=auto
 
 Nothing is downloaded: the parts are built from their configurations alone, and speed does not depend on what they know.
-Measured are the steps of both stages (forward and backward pass, clipping, AdamW; bfloat16 with float32 masters),
-captioning (greedy, to the full length) and reconstruction (DPM-Solver++, guided). Warm-up is left out; every figure is the
-median of the repeats. Peak memory is what PyTorch's allocator held, beside what `vlv info` predicts. MFU is the least
-FLOPs that the result needs, over time and peak; for captions and pictures the FLOPs are those that were run. The report
-goes into benchmarks/results/. On a processor it runs too, for presets of miniature models, without memory and MFU.
+Both stages are trained by the loop of `vlv train` (bfloat16 with float32 masters, no recomputation unless asked for) on
+photographs of 512 pixels that its loader decodes meanwhile, with cached latents too for stage 1; the breakdown of a step
+comes with the figures. Captions are greedy and of the full length, pictures are guided and drawn by DPM-Solver++.
+Warm-up is left out; a step of training is the mean of --steps, everything else the median of --repeats. Peak memory is what
+PyTorch's allocator held, beside what `vlv info` predicts. MFU is the least FLOPs that the result needs, over time and peak;
+for captions and pictures the FLOPs are those that were run. The report goes into benchmarks/results/. On a processor it
+runs too, for presets of miniature models, without memory and MFU.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import io
 import json
+import multiprocessing
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlv.config import ModelPreset, RunConfig, load_config, load_models
+from vlv.data.batches import BatchLoader
+from vlv.data.records import TarShardWriter, find_records
 from vlv.jobs.memory_plan import STAGES, plan_captioning, plan_reconstruction, plan_training
-from vlv.models.architectures import Outline, outline
+from vlv.models.architectures import outline_caption_decoder, outline_decoder, outline_encoder
 from vlv.models.folder import part_dtype
-from vlv.training.assemble import Parts, make_objective, set_precision
-from vlv.training.flops import flops_per_image, peak_flops
+from vlv.training.arithmetic import fast_products
+from vlv.training.assemble import Parts, prepare
+from vlv.training.distributed import join_world
+from vlv.training.flops import peak_flops
 from vlv.training.journal import versions
-from vlv.training.memory import Footprint
-from vlv.training.objective import Objective
-from vlv.training.optim import Optimizer, trainable_parameters
-from vlv.training.weights import set_train_mode
+from vlv.training.profile import profile_training
 
-BATCHES = {"stage1": [64], "stage2": [16], "captioning": [1, 8, 64, 256], "reconstruction": [1, 16]}
+BATCHES = {
+    "stage1": [64],
+    "stage1-latents": [64],
+    "stage2": [16],
+    "captioning": [1, 8, 64, 256],
+    "reconstruction": [1, 16],
+}
 """Images together, for each use."""
 RESULTS = Path(__file__).parent / "results"
+SIDE = 512
+"""Of the photographs that training reads."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +72,15 @@ class Result:
     batch_size: int
     images_per_second: float
     seconds: float
-    """Of one step or batch, the median."""
+    """Of one step or batch."""
     flops_per_image: float
     mfu: float | None
     """Share of the peak; None where none is known."""
     peak_bytes: int | None
     """Highest that the allocator held; None on a processor."""
     predicted_bytes: int
+    parts: dict[str, float] | None = None
+    """Seconds of a training step by part."""
 
 
 class Tokens:
@@ -80,35 +101,165 @@ class Tokens:
 
 
 class Bench:
-    """The models of a preset on a device, and how they are timed."""
+    """The models of a preset on the device at hand, and how they are timed.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.device = options, torch.device(options.device)
+    Args:
+        options: See `--help`.
+        photographs: Folder of what training reads.
+        planners: Predict memory meanwhile, where the device need not wait for it.
+    """
+
+    def __init__(
+        self, options: argparse.Namespace, photographs: Path, planners: ProcessPoolExecutor
+    ) -> None:
+        self.options, self.photographs, self.planners = options, photographs, planners
+        self.device = join_world().device
         self.preset: ModelPreset = load_models(options.preset)
+        self.size = self.preset.data.image_size
         self.peak = peak_flops(self.device, options.peak_tflops)
 
-    def fresh(self) -> Outline:
-        """All parts with random weights, the same each time."""
+    def fresh(self, *, captions: bool = True) -> Parts:
+        """Parts with random weights, the same each time."""
         gc.collect()
         torch.manual_seed(0)
-        drawn = outline(self.preset, str(self.device))
-        vocabulary = drawn.caption_decoder.llm.config.vocab_size
+        model, device = self.preset.model, str(self.device)
+        assert model.florence is not None, "checked by ModelPreset"
+        assert model.llm is not None, "checked by ModelPreset"
+        decoder = outline_decoder(model.decoder, device)
+        side = self.options.input_size or model.input_size
+        encoder = outline_encoder(model.florence, decoder, model.num_queries, side, device)
+        if not captions:
+            return Parts(encoder, decoder)
+        caption_decoder = outline_caption_decoder(model.llm, decoder, device)
+        vocabulary = caption_decoder.llm.config.vocab_size
         tokens: Any = Tokens(self.options.tokens, vocabulary)
-        drawn.caption_decoder.tokenizer = tokens
-        return drawn
+        caption_decoder.tokenizer = tokens
+        return Parts(encoder, decoder, caption_decoder)
 
-    def pixels(self, count: int, size: int) -> Tensor:
+    def pixels(self, count: int) -> Tensor:
         """Random images (B, 3, H, W), uint8."""
-        return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=self.device)
+        shape = (count, 3, self.size, self.size)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
+
+    # --- training
+
+    def train(self, use: str, batch_size: int) -> Result:
+        """Steps of a stage, by the loop and its loader."""
+        stage, _, cached = use.partition("-")
+        name = stage.replace("stage", "stage ")
+        config = self.settings(name, batch_size)
+        plan = self.planners.submit(_plan_training, self.options.preset, name, config)
+        parts = self.fresh(captions=stage == "stage2")
+        if stage == "stage2":
+            parts.decoder.unet = parts.decoder.vae = None
+        objective = prepare(config, parts, self.device)
+        self._forget_peak()
+        with (
+            fast_products(tf32=config.loop.tf32),
+            self.loader(batch_size, extra=self.latents() if cached else None) as loader,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            found = profile_training(
+                objective, loader, config.loop, config.optim, Path(folder), self.options.steps
+            )
+        assert found.flops_per_image is not None, "random weights are counted as any others"
+        return Result(
+            use,
+            batch_size,
+            found.images_per_second,
+            found.step_seconds,
+            found.flops_per_image,
+            found.mfu,
+            self._held(),
+            plan.result(),
+            found.seconds,
+        )
+
+    def settings(self, name: str, batch_size: int) -> RunConfig:
+        """Of a run: the paper's, all of it trains from the first step, and nothing is computed twice."""
+        changes = [
+            f"loop.batch_size={batch_size}",
+            f"loop.global_batch_size={batch_size}",
+            "loop.precision=bf16",
+            "loop.recompute=never",
+        ]
+        if self.options.peak_tflops:
+            changes.append(f"loop.peak_tflops={self.options.peak_tflops}")
+        if name == "stage 2":
+            changes += [
+                f"stage2.max_caption_tokens={self.options.tokens}",
+                "stage2.frozen_llm_steps=0",
+                "stage2.frozen_encoder_steps=0",
+            ]
+        return load_config(STAGES[name], [*changes, *self.options.set])
+
+    def loader(self, batch_size: int, extra: dict[str, NDArray[Any]] | None) -> BatchLoader:
+        """Photographs, decoded again in every epoch."""
+        return BatchLoader(
+            find_records([self.photographs]),
+            batch_size,
+            self.size,
+            seed=0,
+            num_workers=self.options.workers,
+            keep_in_memory=False,
+            extra=extra,
+        )
+
+    def latents(self) -> dict[str, NDArray[Any]]:
+        """What a cache holds of the photographs, as random numbers."""
+        side = self.size // 8
+        draws = np.random.default_rng(0).standard_normal((self.options.num, 4, side, side))
+        means = draws.astype(np.float16)
+        return {"latents_mean": means, "latents_std": np.full_like(means, 0.1)}
+
+    # --- inference
+
+    @torch.no_grad()
+    def caption(self, use: str, batch_size: int) -> Result:
+        """Captions of the full length."""
+        tokens = self.options.tokens
+        plan = self.planners.submit(_plan_captions, self.options.preset, batch_size, tokens)
+        parts = self.fresh()
+        caption_decoder = parts.caption_decoder
+        assert caption_decoder is not None, "asked for"
+        for part in (parts.encoder, parts.decoder.text_encoder, caption_decoder):
+            part.to(torch.bfloat16)
+        pixels = self.pixels(batch_size)
+
+        def work(count: int = batch_size) -> None:
+            c = parts.decoder.context(parts.encoder(pixels[:count]))
+            caption_decoder.generate(c, max_new_tokens=tokens)
+
+        return self.time(use, batch_size, work, plan)
+
+    @torch.no_grad()
+    def reconstruct(self, use: str, batch_size: int) -> Result:
+        """Pictures from z."""
+        plan = self.planners.submit(_plan_pictures, self.options.preset, batch_size)
+        parts = self.fresh(captions=False)
+        decoder: Any = parts.decoder
+        for name in ("text_encoder", "unet", "vae"):
+            getattr(decoder, name).to(part_dtype(name, torch.bfloat16))
+        parts.encoder.to(torch.bfloat16)
+        pixels, side = self.pixels(batch_size), self.size
+
+        def work(count: int = batch_size) -> None:
+            c = decoder.context(parts.encoder(pixels[:count]))
+            steps, seeds = self.options.sampler_steps, list(range(count))
+            decoder.sample(c, seeds=seeds, steps=steps, null=c[:1], height=side, width=side)
+
+        return self.time(use, batch_size, work, plan)
 
     def time(
-        self, use: str, batch_size: int, work: Callable[[], object], flops: float, plan: Footprint
+        self, use: str, batch_size: int, work: Callable[..., None], plan: Future[int]
     ) -> Result:
         """Run `work` on a whole batch until the repeats are done."""
+        with FlopCounterMode(display=False) as counter:
+            work(1)
+        flops = float(counter.get_total_flops())
         work()  # the warm-up
         self._wait()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        self._forget_peak()
         times = []
         for _ in range(self.options.repeats):
             start = time.perf_counter()
@@ -117,158 +268,146 @@ class Bench:
             times.append(time.perf_counter() - start)
         seconds = statistics.median(times)
         rate = batch_size / seconds
-        held = None
-        if self.device.type == "cuda":
-            held = torch.cuda.max_memory_allocated(self.device)
         mfu = rate * flops / self.peak if self.peak else None
-        return Result(use, batch_size, rate, seconds, flops, mfu, held, plan.peak)
+        return Result(use, batch_size, rate, seconds, flops, mfu, self._held(), plan.result())
+
+    # --- the device
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    # --- uses
+    def _forget_peak(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
 
-    def train(self, stage: str, batch_size: int) -> Result:
-        """One step of a stage."""
-        changes = [f"loop.batch_size={batch_size}", "loop.accumulate=1", "loop.precision=bf16"]
-        if stage == "stage2":
-            changes.append(f"stage2.max_caption_tokens={self.options.tokens}")
-        name = stage.replace("stage", "stage ")
-        config = load_config(STAGES[name], changes)
-        drawn = self.fresh()
-        decoder = drawn.decoder
-        parts = Parts(drawn.encoder, decoder, drawn.caption_decoder if stage == "stage2" else None)
-        if stage == "stage2":
-            decoder.unet = decoder.vae = None
-        objective = make_objective(config, parts)
-        set_precision(config, parts, objective)
-        names = [str(row) for row in range(batch_size)]
-        batch = {"ids": names, "captions": names, "step": config.loop.steps - 1}
-        batch["pixels"] = self.pixels(batch_size, drawn.image_size)
-        step = _step(objective, batch, config, self.device)
-        flops = flops_per_image(objective, batch)
-        plan = plan_training(self.preset, name, config).footprint
-        return self.time(stage, batch_size, step, flops, plan)
-
-    @torch.no_grad()
-    def caption(self, batch_size: int) -> Result:
-        """Captions of the full length."""
-        drawn, tokens = self.fresh(), self.options.tokens
-        for part in (drawn.encoder, drawn.decoder.text_encoder, drawn.caption_decoder):
-            part.to(torch.bfloat16)
-        pixels = self.pixels(batch_size, drawn.image_size)
-
-        def work(count: int = batch_size) -> None:
-            c = drawn.decoder.context(drawn.encoder(pixels[:count]))
-            drawn.caption_decoder.generate(c, max_new_tokens=tokens)
-
-        plan = plan_captioning(self.preset, batch_size, torch.bfloat16, tokens).footprint
-        return self.time("captioning", batch_size, work, _flops(lambda: work(1)), plan)
-
-    @torch.no_grad()
-    def reconstruct(self, batch_size: int) -> Result:
-        """Pictures from z."""
-        drawn, size = self.fresh(), self.preset.data.image_size
-        decoder: Any = drawn.decoder
-        for name in ("text_encoder", "unet", "vae"):
-            getattr(decoder, name).to(part_dtype(name, torch.bfloat16))
-        drawn.encoder.to(torch.bfloat16)
-        pixels = self.pixels(batch_size, size)
-
-        def work(count: int = batch_size) -> None:
-            c = decoder.context(drawn.encoder(pixels[:count]))
-            steps, seeds = self.options.sampler_steps, list(range(count))
-            decoder.sample(c, seeds=seeds, steps=steps, null=c[:1], height=size, width=size)
-
-        plan = plan_reconstruction(self.preset, batch_size, torch.bfloat16).footprint
-        return self.time("reconstruction", batch_size, work, _flops(lambda: work(1)), plan)
+    def _held(self) -> int | None:
+        if self.device.type != "cuda":
+            return None
+        return torch.cuda.max_memory_allocated(self.device)
 
 
-def _step(
-    objective: Objective, batch: dict[str, Any], config: RunConfig, device: torch.device
-) -> Callable[[], None]:
-    """Forward and backward pass, clipping and AdamW, as the training loop does them."""
-    set_train_mode(objective.module)
-    parameters = trainable_parameters(objective.module)
-    optimizer = Optimizer(parameters, config.optim, config.loop.steps)
-    generator = torch.Generator().manual_seed(0)
-
-    def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = objective.loss(batch, generator).total
-        torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters.values(), config.optim.clip or float("inf"))
-        optimizer.step(0)
-        optimizer.zero_grad()
-
-    return step
+# --- predictions, in other processes
 
 
-def _flops(work: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    return float(counter.get_total_flops())
+def _plan_training(preset: str, stage: str, config: RunConfig) -> int:
+    return plan_training(load_models(preset), stage, config).footprint.peak
+
+
+def _plan_captions(preset: str, batch_size: int, tokens: int) -> int:
+    models = load_models(preset)
+    return plan_captioning(models, batch_size, torch.bfloat16, tokens).footprint.peak
+
+
+def _plan_pictures(preset: str, batch_size: int) -> int:
+    return plan_reconstruction(load_models(preset), batch_size, torch.bfloat16).footprint.peak
+
+
+# --- the script
+
+
+def write_photographs(folder: Path, num: int) -> None:
+    """A tar of JPEG files with captions."""
+    draws = np.random.default_rng(0)
+    with TarShardWriter(folder, per_shard=num) as writer:
+        for number in range(num):
+            rough = draws.integers(0, 256, (SIDE // 16, SIDE // 16, 3), dtype=np.uint8)
+            image = Image.fromarray(rough).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            buffer = io.BytesIO()
+            image.save(buffer, "JPEG", quality=90)
+            writer.write(f"{number:06d}", {"jpg": buffer.getvalue(), "txt": b"a caption"})
 
 
 def main() -> None:
     """Measure what was asked for, print it, and write the report."""
     options = _options()
-    bench = Bench(options)
-    uses: dict[str, Callable[[int], Result]] = {
-        "stage1": lambda size: bench.train("stage1", size),
-        "stage2": lambda size: bench.train("stage2", size),
+    spawning = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(2, mp_context=spawning) as planners,
+    ):
+        write_photographs(Path(folder), options.num)
+        measure(Bench(options, Path(folder), planners), options)
+
+
+def measure(bench: Bench, options: argparse.Namespace) -> None:
+    """One line after the other; what does not fit into memory is told, and loses nothing."""
+    uses: dict[str, Callable[[str, int], Result]] = {
+        "stage1": bench.train,
+        "stage1-latents": bench.train,
+        "stage2": bench.train,
         "captioning": bench.caption,
         "reconstruction": bench.reconstruct,
     }
-    name = (
-        torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else options.device
-    )
+    on_gpu = bench.device.type == "cuda"
+    name = torch.cuda.get_device_name(bench.device) if on_gpu else "cpu"
     print(f"{options.preset} on {name}, bfloat16, {options.tokens} tokens per caption")
     print(f"{'use':<16}{'batch':>6}{'images/s':>10}{'s':>9}{'GB':>8}{'predicted':>11}{'MFU':>8}")
     results = []
     for use in options.uses:
         for size in [options.batch_size] if options.batch_size else BATCHES[use]:
             try:
-                result = uses[use](size)
+                result = uses[use](use, size)
             except torch.OutOfMemoryError:
                 print(f"{use:<16}{size:>6}  does not fit into this device's memory", flush=True)
                 continue
             results.append(asdict(result))
             print(_line(result), flush=True)
-            _write(options, name, results)
+            _write(options, name, bench.peak, results)
 
 
 def _line(result: Result) -> str:
     held = "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e9:.2f}"
     mfu = "-" if result.mfu is None else f"{100 * result.mfu:.1f} %"
-    return (
+    line = (
         f"{result.use:<16}{result.batch_size:>6}{result.images_per_second:>10.2f}{result.seconds:>9.3f}"
         f"{held:>8}{result.predicted_bytes / 1e9:>11.2f}{mfu:>8}"
     )
+    if result.parts is None:
+        return line
+    shares = sorted(result.parts.items(), key=lambda item: -item[1])
+    return f"{line}\n    " + ", ".join(
+        f"{part} {seconds / result.seconds:.1%}" for part, seconds in shares
+    )
 
 
-def _write(options: argparse.Namespace, name: str, results: list[dict[str, Any]]) -> None:
-    """The report so far, so that a use that does not fit into memory loses nothing."""
+def _write(
+    options: argparse.Namespace, name: str, peak: float | None, results: list[dict[str, Any]]
+) -> None:
+    """The report so far."""
     file = options.json
     if file is None:
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"full_size-{Path(options.preset).stem}-{name.replace(' ', '_')}.json"
     settings = {key: value for key, value in vars(options).items() if key != "json"}
-    report = {"device": name, "settings": settings, "versions": versions(), "results": results}
+    report = {
+        "device": name,
+        "peak_flops": peak,
+        "settings": settings,
+        "versions": versions(),
+        "results": results,
+    }
     file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--preset", default="paper", help="models, or a YAML file that names them")
     parser.add_argument("--uses", nargs="+", choices=list(BATCHES), default=list(BATCHES))
     parser.add_argument("--batch-size", type=int, help="for every use; by default several")
+    parser.add_argument("--input-size", type=int, help="that Florence-2 sees, in pixels")
     parser.add_argument("--tokens", type=int, default=227, help="of a caption; the paper's mean")
     parser.add_argument("--sampler-steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default=device)
+    parser.add_argument("--steps", type=int, default=10, help="of training, after three to warm up")
+    parser.add_argument("--repeats", type=int, default=3, help="of captioning and reconstruction")
+    parser.add_argument("--num", type=int, default=512, help="photographs")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that decode")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        help="a setting of training, such as loop.compile=auto",
+    )
     parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16; MFU needs it")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()

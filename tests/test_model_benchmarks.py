@@ -34,11 +34,12 @@ def test_full_size_with_miniature_models(
     file, preset = tmp_path / "full_size.json", tmp_path / "models.yaml"
     preset.write_text(yaml.safe_dump(tiny_models.model_dump(mode="json", exclude_defaults=True)))
     settings = ["--batch-size", "2", "--repeats", "1", "--tokens", "9", "--sampler-steps", "2"]
-    settings += ["--device", "cpu", "--peak-tflops", "0.001", "--json", str(file)]
+    settings += ["--steps", "2", "--num", "4", "--workers", "1"]
+    settings += ["--peak-tflops", "0.001", "--json", str(file)]
     monkeypatch.setattr("sys.argv", ["full_size.py", "--preset", str(preset), *settings])
     runpy.run_path(str(BENCHMARKS / "full_size.py"), run_name="__main__")
     results = json.loads(file.read_text())["results"]
-    uses = ["stage1", "stage2", "captioning", "reconstruction"]
+    uses = ["stage1", "stage1-latents", "stage2", "captioning", "reconstruction"]
     assert [result["use"] for result in results] == uses
     for result in results:
         assert result["images_per_second"] == pytest.approx(2 / result["seconds"])
@@ -47,3 +48,6 @@ def test_full_size_with_miniature_models(
         assert result["flops_per_image"] > 1e5
         assert result["predicted_bytes"] > 1e5
         assert result["peak_bytes"] is None, "there is no GPU"
+        if "stage" in result["use"]:
+            assert sum(result["parts"].values()) == pytest.approx(result["seconds"])
+            assert ("VAE" in result["parts"]) == (result["use"] == "stage1")
