@@ -1,7 +1,7 @@
 """What the real models do on a GPU: images per second, peak memory and use of the hardware, with random weights.
 
     python benchmarks/full_size.py --preset paper
-    python benchmarks/full_size.py --preset paper-0.5b --uses stage1 captioning --batch-size 16 --set loop.compile=auto
+    python benchmarks/full_size.py --preset paper-0.5b --uses stage1:128 captioning:16 --set loop.compile=auto
 
 Nothing is downloaded: the parts are built from their configurations alone, and speed does not depend on what they know.
 Both stages are trained by the loop of `vlv train` (bfloat16 with float32 masters, no recomputation unless asked for) on
@@ -9,7 +9,7 @@ photographs of 512 pixels that its loader decodes meanwhile, with cached latents
 comes with the figures. Captions are greedy and of the full length, pictures are guided and drawn by DPM-Solver++.
 Warm-up is left out; a step of training is the mean of --steps, everything else the median of --repeats. Peak memory is what
 PyTorch's allocator held, beside what `vlv info` predicts. MFU is the least FLOPs that the result needs, over time and peak;
-for captions and pictures the FLOPs are those that were run. The report goes into benchmarks/results/. On a processor it
+for captions and pictures the FLOPs are those that were run. "data" is the loader alone. The report goes into benchmarks/results/. On a processor it
 runs too, for presets of miniature models, without memory and MFU.
 """
 
@@ -36,6 +36,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlv.config import ModelPreset, RunConfig, load_config, load_models
@@ -57,6 +58,7 @@ BATCHES = {
     "stage2": [16],
     "captioning": [1, 8, 64, 256],
     "reconstruction": [1, 16],
+    "data": [64],
 }
 """Images together, for each use."""
 RESULTS = Path(__file__).parent / "results"
@@ -73,12 +75,13 @@ class Result:
     images_per_second: float
     seconds: float
     """Of one step or batch."""
-    flops_per_image: float
+    flops_per_image: float | None
+    """None for the data alone."""
     mfu: float | None
     """Share of the peak; None where none is known."""
     peak_bytes: int | None
     """Highest that the allocator held; None on a processor."""
-    predicted_bytes: int
+    predicted_bytes: int | None
     parts: dict[str, float] | None = None
     """Seconds of a training step by part."""
 
@@ -175,6 +178,17 @@ class Bench:
             found.seconds,
         )
 
+    def read(self, use: str, batch_size: int) -> Result:
+        """The loader alone; its threads are at work already when the clock starts."""
+        count = 3 * self.options.num // batch_size
+        with self.loader(batch_size, extra=None) as loader:
+            next(loader)
+            start = time.perf_counter()
+            for _ in range(count):
+                next(loader)
+            seconds = (time.perf_counter() - start) / count
+        return Result(use, batch_size, batch_size / seconds, seconds, None, None, None, None)
+
     def settings(self, name: str, batch_size: int) -> RunConfig:
         """Of a run: the paper's, all of it trains from the first step, and nothing is computed twice."""
         changes = [
@@ -254,7 +268,8 @@ class Bench:
         self, use: str, batch_size: int, work: Callable[..., None], plan: Future[int]
     ) -> Result:
         """Run `work` on a whole batch until the repeats are done."""
-        with FlopCounterMode(display=False) as counter:
+        # Older versions of PyTorch cannot count fused attention with grouped heads.
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             work(1)
         flops = float(counter.get_total_flops())
         work()  # the warm-up
@@ -338,30 +353,33 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
         "stage2": bench.train,
         "captioning": bench.caption,
         "reconstruction": bench.reconstruct,
+        "data": bench.read,
     }
     on_gpu = bench.device.type == "cuda"
     name = torch.cuda.get_device_name(bench.device) if on_gpu else "cpu"
     print(f"{options.preset} on {name}, bfloat16, {options.tokens} tokens per caption")
     print(f"{'use':<16}{'batch':>6}{'images/s':>10}{'s':>9}{'GB':>8}{'predicted':>11}{'MFU':>8}")
     results = []
-    for use in options.uses:
-        for size in [options.batch_size] if options.batch_size else BATCHES[use]:
-            try:
-                result = uses[use](use, size)
-            except torch.OutOfMemoryError:
-                print(f"{use:<16}{size:>6}  does not fit into this device's memory", flush=True)
-                continue
-            results.append(asdict(result))
-            print(_line(result), flush=True)
-            _write(options, name, bench.peak, results)
+    for use, size in options.uses:
+        try:
+            result = uses[use](use, size)
+        except torch.OutOfMemoryError:
+            print(f"{use:<16}{size:>6}  does not fit into this device's memory", flush=True)
+            continue
+        results.append(asdict(result))
+        print(_line(result), flush=True)
+        _write(options, name, bench.peak, results)
 
 
 def _line(result: Result) -> str:
-    held = "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e9:.2f}"
+    held, predicted = (
+        "-" if count is None else f"{count / 1e9:.2f}"
+        for count in (result.peak_bytes, result.predicted_bytes)
+    )
     mfu = "-" if result.mfu is None else f"{100 * result.mfu:.1f} %"
     line = (
         f"{result.use:<16}{result.batch_size:>6}{result.images_per_second:>10.2f}{result.seconds:>9.3f}"
-        f"{held:>8}{result.predicted_bytes / 1e9:>11.2f}{mfu:>8}"
+        f"{held:>8}{predicted:>11}{mfu:>8}"
     )
     if result.parts is None:
         return line
@@ -393,8 +411,12 @@ def _write(
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--preset", default="paper", help="models, or a YAML file that names them")
-    parser.add_argument("--uses", nargs="+", choices=list(BATCHES), default=list(BATCHES))
-    parser.add_argument("--batch-size", type=int, help="for every use; by default several")
+    parser.add_argument(
+        "--uses",
+        nargs="+",
+        default=list(BATCHES),
+        help="each with a batch size, as stage1:128, or with several",
+    )
     parser.add_argument("--input-size", type=int, help="that Florence-2 sees, in pixels")
     parser.add_argument("--tokens", type=int, default=227, help="of a caption; the paper's mean")
     parser.add_argument("--sampler-steps", type=int, default=20)
@@ -410,7 +432,17 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16; MFU needs it")
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.uses = [pair for text in options.uses for pair in _uses(text, parser)]
+    return options
+
+
+def _uses(text: str, parser: argparse.ArgumentParser) -> list[tuple[str, int]]:
+    """A use with each of its batch sizes."""
+    use, _, size = text.partition(":")
+    if use not in BATCHES or not (size.isdigit() or not size):
+        parser.error(f"{text} is none of {', '.join(BATCHES)}, alone or with :IMAGES")
+    return [(use, count) for count in ([int(size)] if size else BATCHES[use])]
 
 
 if __name__ == "__main__":

@@ -52,6 +52,9 @@ class OptimConfig(Settings):
         return self
 
 
+CompiledPart = Literal["vision_tower", "language", "text_encoder", "unet", "vae", "llm"]
+
+
 class LoopConfig(Settings):
     """How long to train, in what portions, and when to look, log and save."""
 
@@ -69,7 +72,7 @@ class LoopConfig(Settings):
     """Parts whose activations are computed again in the backward pass; auto takes the fewest that fit the GPU's memory."""
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of U-Net and VAE; auto is on a GPU only, as a CPU gains nothing from it."""
-    compile: Literal["none", "auto"] | list[Literal["unet", "vae", "text_encoder", "llm"]] = "none"
+    compile: Literal["none", "auto"] | list[CompiledPart] = "none"
     """Parts that torch.compile translates first, which takes minutes; auto is all but llm, and on a GPU only."""
     tf32: bool = True
     """Let a GPU round the factors of float32 products to 10 bits, which the VAE and fp32 runs gain from."""

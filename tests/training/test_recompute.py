@@ -15,13 +15,14 @@ from tests.training.test_stages import generator, make_batch, stage1, stage2
 from vlv.errors import ConfigError
 from vlv.training import arithmetic as arithmetics
 from vlv.training.arithmetic import arithmetic, arrange, attention_of, fast_products
+from vlv.training.distributed import World
 from vlv.training.recompute import (
     cheapest_that_fits,
     choose_recomputation,
     predicted_peak,
     recompute,
 )
-from vlv.training.weights import set_train_mode
+from vlv.training.weights import set_train_mode, store_frozen
 
 MAKERS = {
     "stage1": stage1,
@@ -116,6 +117,28 @@ def test_memory_is_predicted_with_the_attention_of_a_gpu(precision: str) -> None
     assert (torch.bfloat16 in kinds) == half
 
 
+def test_memory_is_predicted_where_the_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(0, 1, torch.device("cuda"))
+    monkeypatch.setattr("vlv.training.run.join_world", lambda: world)
+    loop, optim = loop_config(precision="bf16"), optim_config(lr_scale={})
+    assert predicted_peak(stage2(), tiny.IMAGE_SIZE, loop, optim, "never") > 1e5
+
+
+@pytest.mark.parametrize("name", ["unet", "text_encoder", "vision_tower"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_what_is_held_in_bf16_computes_in_it(name: str, frozen: bool) -> None:
+    objective = stage1()
+    if frozen:
+        store_frozen(objective.module, torch.bfloat16, keep=[objective.decoder.vae])
+    florence = objective.encoder.backbone.model
+    part = florence.vision_tower if name == "vision_tower" else getattr(objective.decoder, name)
+    seen = set()
+    for module in part.modules():
+        module.register_forward_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    gradients(objective, "bf16")
+    assert seen == {not frozen}
+
+
 def test_tf32_is_set_for_the_time_being() -> None:
     before = torch.backends.cuda.matmul.allow_tf32
     with fast_products(tf32=not before):
@@ -126,28 +149,38 @@ def test_tf32_is_set_for_the_time_being() -> None:
 @pytest.mark.parametrize(("setting", "expected"), [("auto", False), (True, True), (False, False)])
 def test_channels_last(setting: Any, expected: bool) -> None:
     decoder = tiny.make_decoder()
-    arrange(loop_config(channels_last=setting), decoder, None, CPU)
+    arrange(loop_config(channels_last=setting), tiny.make_encoder(), decoder, None, CPU)
     weight = decoder.unet.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) is expected
 
 
 def test_nothing_is_compiled_on_a_cpu_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder, compiled = tiny.make_decoder(), []
+    encoder, decoder, compiled = tiny.make_encoder(), tiny.make_decoder(), []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
     monkeypatch.setattr(arithmetics, "_no_compiler", lambda _: "")
     for setting in ("none", "auto"):
-        arrange(loop_config(compile=setting), decoder, None, CPU)
+        arrange(loop_config(compile=setting), encoder, decoder, None, CPU)
     assert compiled == []
-    arrange(loop_config(compile=["unet", "text_encoder"]), decoder, None, CPU)
+    arrange(loop_config(compile=["unet", "text_encoder"]), encoder, decoder, None, CPU)
     assert compiled == [decoder.unet, decoder.text_encoder.encoder]
-    arrange(loop_config(compile="auto"), decoder, None, torch.device("cuda"))
-    assert len(compiled) == 5
+    compiled.clear()
+    arrange(loop_config(compile="auto"), encoder, decoder, None, torch.device("cuda"))
+    florence = encoder.backbone.model
+    language = florence.language_model
+    assert compiled == [
+        florence.vision_tower,
+        language.encoder,
+        language.decoder,
+        decoder.text_encoder.encoder,
+        decoder.unet,
+        decoder.vae.encoder,
+    ]
 
 
 def test_what_cannot_be_compiled_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoder = tiny.make_decoder()
+    encoder, decoder = tiny.make_encoder(), tiny.make_decoder()
     with pytest.raises(ConfigError, match="names llm, which this run does not have"):
-        arrange(loop_config(compile=["llm"]), decoder, None, CPU)
+        arrange(loop_config(compile=["llm"]), encoder, decoder, None, CPU)
     monkeypatch.setattr(arithmetics, "_no_compiler", lambda _: "no C++ compiler was found")
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found; set it to none"):
-        arrange(loop_config(compile=["unet"]), decoder, None, CPU)
+        arrange(loop_config(compile=["unet"]), encoder, decoder, None, CPU)

@@ -54,11 +54,19 @@ def _python() -> Finding:
 def requirements(extra: str | None = None) -> dict[str, str]:
     """Packages that vlv needs, or that one of its extras adds, and the versions that fit."""
     found = {}
-    for text in metadata.requires("vlv") or []:
+    for text in _declared():
         match = _REQUIREMENT.fullmatch(text.strip())
         if match and match[3] == extra:
             found[match[1]] = match[2].strip()
     return found
+
+
+def _declared() -> list[str]:
+    """What the installed vlv declares to need; nothing where it runs from its sources alone."""
+    try:
+        return metadata.requires("vlv") or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def version_of(package: str) -> str | None:
@@ -90,7 +98,9 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _packages() -> Iterator[Finding]:
-    yield Finding(True, f"vlv {version_of('vlv')}")
+    own = version_of("vlv")
+    mend = "" if own else ", so the versions it needs are not known; pip install -e ."
+    yield Finding(own is not None, f"vlv {own or 'is not installed'}{mend}")
     for package, wanted in requirements().items():
         version = version_of(package)
         good = version is not None and fits(version, wanted)

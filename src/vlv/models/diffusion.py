@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vlv.errors import ConfigError, MissingPartError
 from vlv.models.draws import rand, randn_like
 from vlv.models.pixels import as_float
+from vlv.models.precision import own_precision
 from vlv.models.text_tower import (
     contextualize,
     null_context,
@@ -324,7 +325,8 @@ class DiffusionDecoder(nn.Module):
             noise = randn_like(latents, generator)
         timesteps = timesteps.to(latents.device)
         noisy = self.add_noise(latents, noise, timesteps)
-        prediction = self._predict(noisy, self._clock(timesteps, latents), c)
+        with own_precision(self.denoiser):
+            prediction = self._predict(noisy, self._clock(timesteps, latents), c)
         target = self.target(latents, noise, timesteps)
         error = F.mse_loss(prediction.float(), target.float(), reduction="none")
         if weights is not None:

@@ -24,6 +24,7 @@ from vlv.errors import ConfigError
 from vlv.models.bottleneck import bottleneck_of
 from vlv.models.image_encoder import ImageEncoder
 from vlv.models.pixels import as_float
+from vlv.models.precision import own_precision
 from vlv.models.resizing import resize
 
 # What `<MORE_DETAILED_CAPTION>` becomes in Florence-2's processor; the authors' prompt.
@@ -148,8 +149,10 @@ class VLVEncoder(ImageEncoder):
             (B, N, d); token 0 is the spatial mean.
         """
         inputs = normalize(as_float(pixels), self.config)  # (B, 3, image_size, image_size)
-        inputs = inputs.to(next(self.vision()[0].parameters()).dtype)
-        return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
+        tower = self.vision()[0]
+        with own_precision(tower):
+            inputs = inputs.to(next(tower.parameters()).dtype)
+            return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
 
     def project_features(self, features: Tensor) -> Tensor:
         """From image tokens to the caption embedding before any bottleneck.
@@ -183,6 +186,11 @@ class VLVEncoder(ImageEncoder):
     def vision(self) -> tuple[nn.Module, ...]:
         """The vision tower and its projection."""
         return self.backbone.model.vision_tower, self.backbone.model.multi_modal_projector
+
+    def language(self) -> tuple[nn.Module, ...]:
+        """Florence-2's language encoder and decoder."""
+        language = self.backbone.model.language_model
+        return language.encoder, language.decoder
 
 
 def normalize(pixels: Tensor, config: Any) -> Tensor:

@@ -43,7 +43,11 @@ class ImageEncoder(PreTrainedModel):
 
     @abstractmethod
     def vision(self) -> tuple[nn.Module, ...]:
-        """The modules that read the image, which are frozen unless everything trains."""
+        """The modules that read the image, which are frozen unless everything trains; the first is called as such."""
+
+    @abstractmethod
+    def language(self) -> tuple[nn.Module, ...]:
+        """The transformers between the image tokens and the projector, each called as such."""
 
     @property
     def num_queries(self) -> int:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from vlv.models.precision import own_precision
+
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
@@ -41,10 +43,11 @@ def contextualize(text_encoder: CLIPTextModel, z: Tensor) -> Tensor:
         ValueError: z has another width or more tokens than the tower has positions.
     """
     _check_embeddings(text_encoder, z)
-    hidden = text_encoder.embeddings(inputs_embeds=z.to(text_encoder.dtype))  # positions added
-    mask = _causal_mask(hidden)
-    hidden = text_encoder.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-    return cast("Tensor", text_encoder.final_layer_norm(hidden))  # (B, Q, D)
+    with own_precision(text_encoder):
+        hidden = text_encoder.embeddings(inputs_embeds=z.to(text_encoder.dtype))  # positions added
+        mask = _causal_mask(hidden)
+        hidden = text_encoder.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+        return cast("Tensor", text_encoder.final_layer_norm(hidden))  # (B, Q, D)
 
 
 def token_embeddings(text_encoder: Tower, ids: Tensor) -> Tensor:
@@ -75,12 +78,13 @@ def penultimate_and_last(text_encoder: Tower, z: Tensor) -> tuple[Tensor, Tensor
     """
     _check_embeddings(text_encoder, z)
     tower: Any = getattr(text_encoder, "text_model", text_encoder)
-    hidden = tower.embeddings(inputs_embeds=z)
-    mask = _causal_mask(hidden)
-    *layers, last = tower.encoder.layers
-    for layer in layers:
-        hidden = layer(hidden, mask)
-    return hidden, tower.final_layer_norm(last(hidden, mask))
+    with own_precision(text_encoder):
+        hidden = tower.embeddings(inputs_embeds=z.to(text_encoder.dtype))
+        mask = _causal_mask(hidden)
+        *layers, last = tower.encoder.layers
+        for layer in layers:
+            hidden = layer(hidden, mask)
+        return hidden, tower.final_layer_norm(last(hidden, mask))
 
 
 def tokenize(

@@ -22,6 +22,7 @@ from vlv.models.bottleneck import bottleneck_of
 from vlv.models.encoder import draw_linear, normalize
 from vlv.models.image_encoder import ImageEncoder
 from vlv.models.pixels import as_float
+from vlv.models.precision import own_precision
 
 _HEAD_WIDTH = 64
 _CANNOT_READ = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -169,7 +170,8 @@ class VisionEncoder(ImageEncoder):
     def image_features(self, pixels: Tensor) -> Tensor:
         """The backbone's tokens, (B, N, d), of pixels (B, 3, H, W) in [0, 1] or uint8."""
         inputs = normalize(as_float(pixels), self.config)
-        return patch_tokens(self.backbone, inputs.to(self.queries.dtype))
+        with own_precision(self.backbone):
+            return patch_tokens(self.backbone, inputs.to(next(self.backbone.parameters()).dtype))
 
     def project_features(self, features: Tensor) -> Tensor:
         """From patch tokens (B, N, d) to the caption embedding before any bottleneck, (B, Q, D)."""
@@ -182,6 +184,10 @@ class VisionEncoder(ImageEncoder):
     def vision(self) -> tuple[nn.Module, ...]:
         """The backbone."""
         return (self.backbone,)
+
+    def language(self) -> tuple[nn.Module, ...]:
+        """The small transformer in whose place Florence-2 has its language model."""
+        return (self.reader["layers"],)
 
 
 def vision_tower(model: PreTrainedModel) -> Any:

@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from vlv.config import LoopConfig
     from vlv.models.captioner import CaptionDecoder
     from vlv.models.diffusion import DiffusionDecoder
+    from vlv.models.image_encoder import ImageEncoder
 
 logger = logging.getLogger(__name__)
-
-COMPILED_BY_DEFAULT = ("unet", "text_encoder", "vae")
 
 
 def arithmetic(device: torch.device, precision: str) -> torch.autocast:
@@ -77,6 +76,7 @@ def fast_products(*, tf32: bool) -> Iterator[None]:
 
 def arrange(
     config: LoopConfig,
+    encoder: ImageEncoder,
     decoder: DiffusionDecoder,
     caption_decoder: CaptionDecoder | None,
     device: torch.device,
@@ -85,7 +85,8 @@ def arrange(
 
     Args:
         config: `channels_last` and `compile`.
-        decoder: Its denoiser and VAE are what has convolutions.
+        encoder: Image to z.
+        decoder: Its denoiser and VAE are laid out, as they consist of convolutions.
         caption_decoder: None in stage 1.
         device: Where they are.
 
@@ -99,33 +100,35 @@ def arrange(
             if part is not None:
                 part.to(memory_format=torch.channels_last)
     # These modules are called as such; their owners are entered by other doors.
-    vae: Any = decoder.vae
-    parts: dict[str, nn.Module | None] = {
-        "unet": decoder.denoiser,
-        "vae": getattr(vae, "encoder", None),
-        "text_encoder": getattr(decoder.text_encoder, "encoder", None),
-        "llm": None if caption_decoder is None else caption_decoder.llm.base_model,
+    llm = None if caption_decoder is None else caption_decoder.llm.base_model
+    modules: dict[str, tuple[nn.Module | None, ...]] = {
+        "vision_tower": encoder.vision()[:1],
+        "language": encoder.language(),
+        "text_encoder": (getattr(decoder.text_encoder, "encoder", None),),
+        "unet": (decoder.denoiser,),
+        "vae": (getattr(decoder.vae, "encoder", None),),
+        "llm": (llm,),
     }
-    for name in _to_compile(config, parts, device):
-        compiled: Any = parts[name]
-        compiled.compile(dynamic=True if name == "llm" else None)
+    parts: dict[str, list[Any]] = {
+        name: found for name, (*found,) in modules.items() if None not in found
+    }
+    for name in _to_compile(config, list(parts), device):
+        for module in parts[name]:
+            module.compile(dynamic=True if name == "llm" else None)
 
 
-def _to_compile(
-    config: LoopConfig, parts: dict[str, nn.Module | None], device: torch.device
-) -> list[str]:
+def _to_compile(config: LoopConfig, parts: list[str], device: torch.device) -> list[str]:
     """Names of the parts to compile; there is a compiler for them."""
     if config.compile == "none" or (config.compile == "auto" and device.type != "cuda"):
         return []
     if config.compile == "auto":
-        names = [name for name in COMPILED_BY_DEFAULT if parts[name] is not None]
+        names = [name for name in parts if name != "llm"]
     else:
         names = list(config.compile)
         for name in names:
-            if parts[name] is None:
-                there = ", ".join(n for n, part in parts.items() if part is not None)
+            if name not in parts:
                 raise ConfigError(
-                    f"loop.compile names {name}, which this run does not have; it has {there}"
+                    f"loop.compile names {name}, which this run does not have; it has {', '.join(parts)}"
                 )
     if reason := _no_compiler(device):
         if config.compile == "auto":

@@ -391,7 +391,7 @@ def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage1 | S
     parts.to(device)
     objective = make_objective(config, parts)
     set_precision(config, parts, objective)
-    arrange(config.loop, parts.decoder, parts.caption_decoder, device)
+    arrange(config.loop, parts.encoder, parts.decoder, parts.caption_decoder, device)
     choose_recomputation(objective, config.data.image_size, config.loop, config.optim)
     return objective
 

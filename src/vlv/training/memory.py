@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vlv.training.distributed import World
 from vlv.training.run import Run
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ def rehearse_training(
         loop: Precision, accumulation, moving average.
         optim: The optimiser.
     """
-    run = Run(objective, cast("Loader", None), loop, optim, Path(), {})
+    device = next(objective.module.parameters()).device
+    run = Run(objective, cast("Loader", None), loop, optim, Path(), {}, World(0, 1, device))
     run.journal = cast("Journal", _Silent())
     run.passes.attention = nullcontext()
     run.set_train_mode()
