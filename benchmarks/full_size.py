@@ -1,7 +1,7 @@
 """What the real models do on a GPU: images per second, peak memory and use of the hardware, with random weights.
 
     python benchmarks/full_size.py --preset paper
-    python benchmarks/full_size.py --preset paper-0.5b --uses stage1:128 captioning:16 --set loop.compile=auto
+    python benchmarks/full_size.py --preset paper-0.5b --uses captioning:16 stage1:128+loop.compile=auto
 
 Nothing is downloaded: the parts are built from their configurations alone, and speed does not depend on what they know.
 Both stages are trained by the loop of `vlv train` (bfloat16 with float32 masters, no recomputation unless asked for) on
@@ -84,6 +84,17 @@ class Result:
     predicted_bytes: int | None
     parts: dict[str, float] | None = None
     """Seconds of a training step by part."""
+    settings: tuple[str, ...] = ()
+    """Of training, beside the paper's."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What is measured."""
+
+    name: str
+    batch_size: int
+    settings: tuple[str, ...] = ()
 
 
 class Tokens:
@@ -144,14 +155,34 @@ class Bench:
         shape = (count, 3, self.size, self.size)
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=self.device)
 
+    def plan(self, work: Callable[..., int], *details: Any) -> Future[int] | None:
+        """A prediction under way, if wanted."""
+        if self.options.no_predictions:
+            return None
+        return self.planners.submit(work, self.options.preset, *details)
+
+    def product(self) -> float | None:
+        """FLOP/s of a large product of bfloat16 matrices, which is what the device reaches; None on a processor."""
+        if self.device.type != "cuda":
+            return None
+        left, right = torch.randn(2, 8192, 8192, device=self.device, dtype=torch.bfloat16)
+        times = []
+        for _ in range(20):
+            self._wait()
+            start = time.perf_counter()
+            torch.mm(left, right)
+            self._wait()
+            times.append(time.perf_counter() - start)
+        return float(2 * 8192**3 / statistics.median(times))
+
     # --- training
 
-    def train(self, use: str, batch_size: int) -> Result:
+    def train(self, use: Use) -> Result:
         """Steps of a stage, by the loop and its loader."""
-        stage, _, cached = use.partition("-")
+        stage, _, cached = use.name.partition("-")
         name = stage.replace("stage", "stage ")
-        config = self.settings(name, batch_size)
-        plan = self.planners.submit(_plan_training, self.options.preset, name, config)
+        config = self.settings(name, use)
+        plan = self.plan(_plan_training, name, config)
         parts = self.fresh(captions=stage == "stage2")
         if stage == "stage2":
             parts.decoder.unet = parts.decoder.vae = None
@@ -159,41 +190,44 @@ class Bench:
         self._forget_peak()
         with (
             fast_products(tf32=config.loop.tf32),
-            self.loader(batch_size, extra=self.latents() if cached else None) as loader,
+            self.loader(use.batch_size, extra=self.latents() if cached else None) as loader,
             tempfile.TemporaryDirectory() as folder,
         ):
             found = profile_training(
                 objective, loader, config.loop, config.optim, Path(folder), self.options.steps
             )
         assert found.flops_per_image is not None, "random weights are counted as any others"
+        predicted = plan and plan.result()
         return Result(
-            use,
-            batch_size,
+            use.name,
+            use.batch_size,
             found.images_per_second,
             found.step_seconds,
             found.flops_per_image,
             found.mfu,
             self._held(),
-            plan.result(),
+            predicted,
             found.seconds,
+            use.settings,
         )
 
-    def read(self, use: str, batch_size: int) -> Result:
+    def read(self, use: Use) -> Result:
         """The loader alone; its threads are at work already when the clock starts."""
-        count = 3 * self.options.num // batch_size
-        with self.loader(batch_size, extra=None) as loader:
+        count = 3 * self.options.num // use.batch_size
+        with self.loader(use.batch_size, extra=None) as loader:
             next(loader)
             start = time.perf_counter()
             for _ in range(count):
                 next(loader)
             seconds = (time.perf_counter() - start) / count
-        return Result(use, batch_size, batch_size / seconds, seconds, None, None, None, None)
+        rate = use.batch_size / seconds
+        return Result(use.name, use.batch_size, rate, seconds, None, None, None, None)
 
-    def settings(self, name: str, batch_size: int) -> RunConfig:
+    def settings(self, name: str, use: Use) -> RunConfig:
         """Of a run: the paper's, all of it trains from the first step, and nothing is computed twice."""
         changes = [
-            f"loop.batch_size={batch_size}",
-            f"loop.global_batch_size={batch_size}",
+            f"loop.batch_size={use.batch_size}",
+            f"loop.global_batch_size={use.batch_size}",
             "loop.precision=bf16",
             "loop.recompute=never",
         ]
@@ -205,7 +239,7 @@ class Bench:
                 "stage2.frozen_llm_steps=0",
                 "stage2.frozen_encoder_steps=0",
             ]
-        return load_config(STAGES[name], [*changes, *self.options.set])
+        return load_config(STAGES[name], [*changes, *use.settings])
 
     def loader(self, batch_size: int, extra: dict[str, NDArray[Any]] | None) -> BatchLoader:
         """Photographs, decoded again in every epoch."""
@@ -229,10 +263,11 @@ class Bench:
     # --- inference
 
     @torch.no_grad()
-    def caption(self, use: str, batch_size: int) -> Result:
+    def caption(self, use: Use) -> Result:
         """Captions of the full length."""
+        batch_size = use.batch_size
         tokens = self.options.tokens
-        plan = self.planners.submit(_plan_captions, self.options.preset, batch_size, tokens)
+        plan = self.plan(_plan_captions, batch_size, tokens)
         parts = self.fresh()
         caption_decoder = parts.caption_decoder
         assert caption_decoder is not None, "asked for"
@@ -244,12 +279,13 @@ class Bench:
             c = parts.decoder.context(parts.encoder(pixels[:count]))
             caption_decoder.generate(c, max_new_tokens=tokens)
 
-        return self.time(use, batch_size, work, plan)
+        return self.time(use, work, plan)
 
     @torch.no_grad()
-    def reconstruct(self, use: str, batch_size: int) -> Result:
+    def reconstruct(self, use: Use) -> Result:
         """Pictures from z."""
-        plan = self.planners.submit(_plan_pictures, self.options.preset, batch_size)
+        batch_size = use.batch_size
+        plan = self.plan(_plan_pictures, batch_size)
         parts = self.fresh(captions=False)
         decoder: Any = parts.decoder
         for name in ("text_encoder", "unet", "vae"):
@@ -262,11 +298,9 @@ class Bench:
             steps, seeds = self.options.sampler_steps, list(range(count))
             decoder.sample(c, seeds=seeds, steps=steps, null=c[:1], height=side, width=side)
 
-        return self.time(use, batch_size, work, plan)
+        return self.time(use, work, plan)
 
-    def time(
-        self, use: str, batch_size: int, work: Callable[..., None], plan: Future[int]
-    ) -> Result:
+    def time(self, use: Use, work: Callable[..., None], plan: Future[int] | None) -> Result:
         """Run `work` on a whole batch until the repeats are done."""
         # Older versions of PyTorch cannot count fused attention with grouped heads.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -282,9 +316,11 @@ class Bench:
             self._wait()
             times.append(time.perf_counter() - start)
         seconds = statistics.median(times)
-        rate = batch_size / seconds
+        rate = use.batch_size / seconds
         mfu = rate * flops / self.peak if self.peak else None
-        return Result(use, batch_size, rate, seconds, flops, mfu, self._held(), plan.result())
+        predicted = plan and plan.result()
+        held = self._held()
+        return Result(use.name, use.batch_size, rate, seconds, flops, mfu, held, predicted)
 
     # --- the device
 
@@ -347,7 +383,7 @@ def main() -> None:
 
 def measure(bench: Bench, options: argparse.Namespace) -> None:
     """One line after the other; what does not fit into memory is told, and loses nothing."""
-    uses: dict[str, Callable[[str, int], Result]] = {
+    uses: dict[str, Callable[[Use], Result]] = {
         "stage1": bench.train,
         "stage1-latents": bench.train,
         "stage2": bench.train,
@@ -360,15 +396,19 @@ def measure(bench: Bench, options: argparse.Namespace) -> None:
     print(f"{options.preset} on {name}, bfloat16, {options.tokens} tokens per caption")
     print(f"{'use':<16}{'batch':>6}{'images/s':>10}{'s':>9}{'GB':>8}{'predicted':>11}{'MFU':>8}")
     results = []
-    for use, size in options.uses:
+    peaks = {"peak_flops": bench.peak, "product_flops": bench.product()}
+    for use in options.uses:
         try:
-            result = uses[use](use, size)
+            result = uses[use.name](use)
         except torch.OutOfMemoryError:
-            print(f"{use:<16}{size:>6}  does not fit into this device's memory", flush=True)
+            print(
+                f"{use.name:<16}{use.batch_size:>6}  does not fit into this device's memory",
+                flush=True,
+            )
             continue
         results.append(asdict(result))
         print(_line(result), flush=True)
-        _write(options, name, bench.peak, results)
+        _write(options, name, peaks, results)
 
 
 def _line(result: Result) -> str:
@@ -384,23 +424,25 @@ def _line(result: Result) -> str:
     if result.parts is None:
         return line
     shares = sorted(result.parts.items(), key=lambda item: -item[1])
-    return f"{line}\n    " + ", ".join(
-        f"{part} {seconds / result.seconds:.1%}" for part, seconds in shares
-    )
+    parts = ", ".join(f"{part} {seconds / result.seconds:.1%}" for part, seconds in shares)
+    return "\n    ".join([line, *result.settings, parts])
 
 
 def _write(
-    options: argparse.Namespace, name: str, peak: float | None, results: list[dict[str, Any]]
+    options: argparse.Namespace,
+    name: str,
+    peaks: dict[str, float | None],
+    results: list[dict[str, Any]],
 ) -> None:
     """The report so far."""
     file = options.json
     if file is None:
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"full_size-{Path(options.preset).stem}-{name.replace(' ', '_')}.json"
-    settings = {key: value for key, value in vars(options).items() if key != "json"}
+    settings = {key: value for key, value in vars(options).items() if key not in {"json", "uses"}}
     report = {
         "device": name,
-        "peak_flops": peak,
+        **peaks,
         "settings": settings,
         "versions": versions(),
         "results": results,
@@ -415,7 +457,7 @@ def _options() -> argparse.Namespace:
         "--uses",
         nargs="+",
         default=list(BATCHES),
-        help="each with a batch size, as stage1:128, or with several",
+        help="each with a batch size, as stage1:128, or with several; and settings of training, as stage1:128+loop.compile=auto",
     )
     parser.add_argument("--input-size", type=int, help="that Florence-2 sees, in pixels")
     parser.add_argument("--tokens", type=int, default=227, help="of a caption; the paper's mean")
@@ -424,25 +466,22 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="of captioning and reconstruction")
     parser.add_argument("--num", type=int, default=512, help="photographs")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="that decode")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        help="a setting of training, such as loop.compile=auto",
-    )
+    parser.add_argument("--no-predictions", action="store_true", help="of memory, which take time")
     parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16; MFU needs it")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    options.uses = [pair for text in options.uses for pair in _uses(text, parser)]
+    options.uses = [use for text in options.uses for use in _uses(text, parser)]
     return options
 
 
-def _uses(text: str, parser: argparse.ArgumentParser) -> list[tuple[str, int]]:
+def _uses(text: str, parser: argparse.ArgumentParser) -> list[Use]:
     """A use with each of its batch sizes."""
-    use, _, size = text.partition(":")
-    if use not in BATCHES or not (size.isdigit() or not size):
+    what, *settings = text.split("+")
+    name, _, size = what.partition(":")
+    if name not in BATCHES or not (size.isdigit() or not size):
         parser.error(f"{text} is none of {', '.join(BATCHES)}, alone or with :IMAGES")
-    return [(use, count) for count in ([int(size)] if size else BATCHES[use])]
+    sizes = [int(size)] if size else BATCHES[name]
+    return [Use(name, count, tuple(settings)) for count in sizes]
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ class LoopConfig(Settings):
     """Images of one optimiser step, in place of accumulate, which then follows from batch_size and the processes."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; the weights and the optimiser are always float32."""
+    vae_precision: Literal["fp32", "bf16"] = "fp32"
+    """What the VAE is held in and computes in; bf16 is faster, and its latents carry the rounding of it."""
     recompute: Literal["auto", "never", "unet", "all"] = "auto"
     """Parts whose activations are computed again in the backward pass; auto takes the fewest that fit the GPU's memory."""
     channels_last: Literal["auto"] | bool = "auto"

@@ -135,8 +135,9 @@ def _import_error(module: str) -> str | None:
 
 def _extras() -> Iterator[Finding]:
     """The optional packages; a missing one is no fault."""
-    names = metadata.metadata("vlv").get_all("Provides-Extra") or []
-    for extra in names:
+    installed = version_of("vlv") is not None
+    names = metadata.metadata("vlv").get_all("Provides-Extra") if installed else None
+    for extra in names or []:
         missing = [package for package in requirements(extra) if version_of(package) is None]
         state = f"without {', '.join(missing)}" if missing else "complete"
         yield Finding(True, f"extra [{extra}]: {state}")

@@ -187,7 +187,10 @@ class DiffusionDecoder(nn.Module):
         inputs = (as_float(pixels) * 2 - 1).to(vae.device, vae.dtype)
         with _full_precision(inputs):
             pieces = [vae.encode(piece).latent_dist for piece in _pieces(inputs)]
-        return Posterior(torch.cat([p.mean for p in pieces]), torch.cat([p.std for p in pieces]))
+        mean, std = (
+            torch.cat(parts) for parts in zip(*((p.mean, p.std) for p in pieces), strict=True)
+        )
+        return Posterior(mean.float(), std.float())
 
     def draw_latents(self, posterior: Posterior, generator: torch.Generator | None) -> Tensor:
         """Scaled latents from a posterior: a draw, or its mean where the generator is None.

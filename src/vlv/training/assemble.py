@@ -397,9 +397,12 @@ def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage1 | S
 
 
 def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None:
-    """Hold what is frozen in bfloat16 where the arithmetic is; the VAE and the weights that train stay in float32."""
+    """Hold what is frozen in bfloat16 where the arithmetic is; the weights that train stay in float32, and so does the VAE by default."""
+    vae: Any = parts.decoder.vae
     if config.loop.precision == "bf16":
-        store_frozen(objective.module, torch.bfloat16, keep=[parts.decoder.vae])
+        store_frozen(objective.module, torch.bfloat16, keep=[vae])
+    if config.loop.vae_precision == "bf16" and vae is not None:
+        store_frozen(vae, torch.bfloat16)
 
 
 def make_evaluation(
