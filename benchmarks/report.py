@@ -25,6 +25,8 @@ def table(file: Path) -> str:
     if not file.is_file():
         return f"Not measured yet: `benchmarks/results/{file.name}` does not exist.\n"
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if "results" in found:
+        return full_size(found)
     lines = []
     for contest in found["contests"]:
         more = [name for name in contest["rows"][0]["notes"] if name != "loss"]
@@ -43,6 +45,41 @@ def table(file: Path) -> str:
         f"{models}{found['threads']} threads, {versions['device']}, torch {versions['torch']}."
     )
     return "\n".join(lines) + "\n"
+
+
+def full_size(found: dict[str, Any]) -> str:
+    """The figures of full_size.py as Markdown."""
+    head = ["images", "images/s", "GFLOP each", "TFLOP/s", "MFU", "of 790", "GB", "GB predicted"]
+    lines = [f"| | {' | '.join(head)} |", f"|---|{'---:|' * len(head)}"]
+    notes = []
+    for row in found["results"]:
+        name = " ".join([row["use"], *(f"`{text}`" for text in row["settings"])])
+        lines.append(f"| {name} | {' | '.join(_full_size_line(row))} |")
+        if row["parts"]:
+            parts = sorted(row["parts"].items(), key=lambda part: -part[1])
+            shares = ", ".join(f"{part} {seconds / row['seconds']:.1%}" for part, seconds in parts)
+            notes += [f"{name}, {row['seconds']:.3f} s a step: {shares}.", ""]
+    product, versions = found.get("product_flops"), found["versions"]
+    reached = f" A product of 8192 x 8192 matrices reached {product / 1e12:.0f}." if product else ""
+    peak = f"MFU is of {found['peak_flops'] / 1e12:.1f} TFLOP/s, the data sheet's."
+    where = f"{found['device']}, torch {versions['torch']}, `python {versions['command']}`."
+    return "\n".join([*lines, "", *notes, f"{peak}{reached} {where}"]) + "\n"
+
+
+def _full_size_line(row: dict[str, Any]) -> list[str]:
+    flops = row["flops_per_image"]
+    rate = flops and flops * row["images_per_second"]
+    figures = [
+        (row["batch_size"], "{}"),
+        (row["images_per_second"], "{:.1f}"),
+        (flops and flops / 1e9, "{:.0f}"),
+        (rate and rate / 1e12, "{:.0f}"),
+        (row["mfu"], "{:.1%}"),
+        (rate and rate / 790e12, "{:.1%}"),
+        (row["peak_bytes"] and row["peak_bytes"] / 1e9, "{:.1f}"),
+        (row["predicted_bytes"] and row["predicted_bytes"] / 1e9, "{:.1f}"),
+    ]
+    return ["-" if value is None else form.format(value) for value, form in figures]
 
 
 def _line(row: dict[str, Any], more: list[str]) -> str:

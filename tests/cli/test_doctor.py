@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,19 @@ def test_a_package_that_does_not_fit(vlv: Vlv, monkeypatch: pytest.MonkeyPatch) 
     assert 'pip install "torch>=99"' in result.out
     assert "BAD  no-such-package is missing" in result.out
     assert "2 of" in result.err
+
+
+def test_running_from_the_sources_alone(vlv: Vlv, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> Any:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.undo()
+    for name in ("version", "requires", "metadata"):
+        monkeypatch.setattr(metadata, name, missing)
+    result = vlv("doctor")
+    assert result.code == 1
+    assert "BAD  vlv is not installed, so the versions it needs are not known" in result.out
+    assert "auto is" in result.out
 
 
 def test_a_torchvision_that_breaks_everything(

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from vlv.training.objective import Objective
 
 
-def assembled(stage: str, precision: str, **settings: Any) -> tuple[Parts, Objective]:
+def assembled(
+    stage: str, precision: str, *, vae: str = "fp32", **settings: Any
+) -> tuple[Parts, Objective]:
     first = stage == "stage1"
     config = RunConfig.model_validate(
         {
@@ -26,7 +28,7 @@ def assembled(stage: str, precision: str, **settings: Any) -> tuple[Parts, Objec
             "model": {"decoder": "d", "florence": "f"} | ({} if first else {"llm": "l"}),
             "data": {"inputs": ["i"], "image_size": tiny.IMAGE_SIZE},
             "optim": {"lr": 1e-3},
-            "loop": {"steps": 2, "batch_size": 2, "precision": precision},
+            "loop": {"steps": 2, "batch_size": 2, "precision": precision, "vae_precision": vae},
             stage: (Stage1Config if first else Stage2Config)(**settings),
         }
     )
@@ -52,6 +54,20 @@ def test_frozen_parts_lie_in_half_precision(stage: str, settings: dict[str, Any]
 def test_single_precision_leaves_all_as_it_is() -> None:
     _, objective = assembled("stage1", "fp32")
     assert {p.dtype for p in objective.module.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_vae_computes_in_half_precision_on_request(precision: str) -> None:
+    whole, _ = assembled("stage1", precision)
+    half, _ = assembled("stage1", precision, vae="bf16")
+    assert {p.dtype for p in half.decoder.vae.parameters()} == {torch.bfloat16}
+    assert half.encoder.queries.dtype == torch.float32
+    pixels = make_batch()["pixels"]
+    expected, found = whole.decoder.posterior(pixels), half.decoder.posterior(pixels)
+    for right, rounded in zip(expected, found, strict=True):
+        assert rounded.dtype == torch.float32, "what is drawn is not rounded again"
+        assert not torch.equal(rounded, right)
+        assert (rounded - right).norm() < 0.05 * right.norm()
 
 
 @pytest.mark.parametrize(("stage", "settings"), CASES)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+COMPILED_BY_DEFAULT = ("vision_tower", "vae")
+"""Forward passes without a gradient: they gain most, and are translated soonest."""
+
 
 def arithmetic(device: torch.device, precision: str) -> torch.autocast:
     """The arithmetic of the forward pass: bf16 is autocast.
@@ -122,7 +125,7 @@ def _to_compile(config: LoopConfig, parts: list[str], device: torch.device) -> l
     if config.compile == "none" or (config.compile == "auto" and device.type != "cuda"):
         return []
     if config.compile == "auto":
-        names = [name for name in parts if name != "llm"]
+        names = [name for name in COMPILED_BY_DEFAULT if name in parts]
     else:
         names = list(config.compile)
         for name in names:
