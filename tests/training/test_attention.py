@@ -52,6 +52,34 @@ def test_result_and_gradient(case: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_fewer_heads_of_keys_and_values(is_causal: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    sizes = (4, 2, 2, 4)
+    inputs = [torch.randn(3, h, 20, 8, generator=generator).bfloat16() for h in sizes]
+    inputs = [x.requires_grad_() for x in inputs]
+    whole = [x.detach().float().requires_grad_() for x in inputs]
+    options = {"is_causal": is_causal, "enable_gqa": True}
+    expected, exact = gradients(F.scaled_dot_product_attention, whole, **options)
+    out, found = gradients(cpu_attention, inputs, **options)
+    for mine, true in zip([out, *found], [expected, *exact], strict=True):
+        assert mine.shape == true.shape
+        assert mine.dtype == torch.bfloat16
+        assert (mine.float() - true).norm() < 0.01 * true.norm()
+    assert not torch.equal(out, expected.bfloat16()), "products are in bfloat16"
+
+
+def test_autocast_takes_float32_along() -> None:
+    inputs = make_inputs((20, 20))
+    mixed = [inputs[0].detach().float().requires_grad_(), *inputs[1:]]
+    expected, exact = gradients(cpu_attention, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        out, found = gradients(cpu_attention, mixed)
+    assert torch.equal(out, expected)
+    assert found[0].dtype == torch.float32
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(found, exact, strict=True))
+
+
 @pytest.mark.parametrize("added", [False, True])
 def test_a_query_that_sees_nothing_gets_zeros_and_no_gradient(added: bool) -> None:
     mask = torch.ones(20, 20, dtype=torch.bool)
@@ -80,5 +108,7 @@ def test_what_is_too_long_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(attention, "_LARGEST", 19)
     assert torch.equal(cpu_attention(*inputs[:3]), expected)
     with torch.no_grad():
+        assert not torch.equal(cpu_attention(*inputs[:3]), expected)
         monkeypatch.setattr(attention, "_LARGEST", 20)
+        monkeypatch.setattr(attention, "_LARGEST_WITHOUT", 19)
         assert torch.equal(cpu_attention(*inputs[:3]), expected)

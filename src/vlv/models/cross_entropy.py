@@ -41,27 +41,31 @@ def chunked_cross_entropy(
         chunk = max(1, logits // head.out_features)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        bias = None if head.bias is None else head.bias.to(dtype)
         loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden.to(dtype), head.weight.to(dtype), bias, targets, chunk
+            hidden.to(dtype), head.weight, head.bias, targets, chunk
         )
     return cast("Tensor", loss)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradient of a chunk is taken while its logits are there: softmax - one-hot."""
+    """The gradient of a chunk is taken while its logits are there: softmax - one-hot.
+
+    The head computes in the dtype of `hidden`; its gradients are float32 sums over the chunks. A vocabulary is wide, so
+    every pass over its matrix counts: none is filled with zeros or copied without need.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int
     ) -> Tensor:
         for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        weight = weight.to(hidden.dtype)
+        bias = None if bias is None else bias.to(hidden.dtype)
         total = hidden.new_zeros((), dtype=torch.float32)
         d_hidden = torch.empty_like(hidden) if for_hidden else None
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
-        d_bias = (
-            torch.zeros_like(bias, dtype=torch.float32) if for_bias and bias is not None else None
-        )
+        d_weight: Tensor | None = None
+        d_bias: Tensor | None = None
         for start in range(0, len(hidden), chunk):
             h, ids = hidden[start : start + chunk], targets[start : start + chunk, None]
             logits = F.linear(h, weight, bias).float()  # (chunk, V)
@@ -71,35 +75,35 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 continue
             gradient = logits.sub_(normalizer).exp_()
             gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1.0))
-            if d_bias is not None:
-                d_bias += gradient.sum(0)
+            if for_bias:
+                d_bias = gradient.sum(0) if d_bias is None else d_bias.add_(gradient.sum(0))
             gradient = gradient.to(hidden.dtype)
             if d_hidden is not None:
                 torch.mm(gradient, weight, out=d_hidden[start : start + chunk])
-            if d_weight is not None:
-                _add_product(d_weight, gradient, h)
+            if for_weight:
+                d_weight = _product(gradient, h, d_weight)
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        ctx.dtypes = (hidden.dtype, weight.dtype)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = outputs
-        of_hidden, of_weight = ctx.dtypes
+        of_weight, of_bias = ctx.dtypes
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         return (
-            None if d_hidden is None else d_hidden * scale.to(of_hidden),
+            None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * scale).to(of_weight),
-            None if d_bias is None else (d_bias * scale).to(of_weight),
+            None if d_bias is None else (d_bias * scale).to(of_bias),
             None,
             None,
         )
 
 
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """Add gradient^T hidden (V, E) to a float32 total."""
+def _product(gradient: Tensor, hidden: Tensor, total: Tensor | None) -> Tensor:
+    """gradient^T hidden (V, E) in float32, added to a total where there is one already."""
+    if total is None:
+        return (gradient.T @ hidden).float()
     if hidden.dtype == torch.float32:
-        torch.addmm(total, gradient.T, hidden, out=total)  # not addmm_, whose FLOPs are not counted
-    else:
-        total += gradient.T @ hidden
+        return torch.addmm(total, gradient.T, hidden, out=total)  # FLOPs of addmm_ are not counted
+    return total.add_(gradient.T @ hidden)

@@ -1,6 +1,6 @@
 """Attention of a training step in bf16 on a CPU, where PyTorch's own is slow.
 
-Shapes: B batch, h heads, N queries, M keys, d width of a head.
+Shapes: B batch, h heads, k heads of keys and values, N queries, M keys, d width of a head.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 _LARGEST = 1024
 """Up to this geometric mean of N and M the weights of attention are kept for the backward pass."""
+_LARGEST_WITHOUT = 256
+"""Up to this one it is written out where there is no backward pass."""
 
 _attention = F.scaled_dot_product_attention
 
@@ -25,27 +27,34 @@ def cpu_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """PyTorch's `scaled_dot_product_attention`; the result has the dtype of the query.
+    """PyTorch's `scaled_dot_product_attention`; the result has the dtype of the query, or that of autocast, as on a GPU.
 
-    Where bfloat16 inputs need a gradient it is written out: products in bfloat16, as all others of the step, and softmax
-    in float32 within. All else, and what is too long to keep its weights, is computed in float32 by PyTorch.
+    Bfloat16 inputs that need a gradient, or are short, have it written out: products in bfloat16, as all others of the step,
+    and softmax in float32 within. All else, and what is too long to keep its weights, is computed in float32 by PyTorch.
 
     Args:
         query: (B, h, N, d).
-        key: (B, h, M, d).
-        value: (B, h, M, d).
+        key: (B, k, M, d), k = h unless `enable_gqa`.
+        value: (B, k, M, d).
         attn_mask: Boolean (true is seen) or added to the scores; broadcast to (B, h, N, M).
         dropout_p: Share of weights that are dropped.
         is_causal: Query i sees the keys up to i.
         scale: Of the scores; d ** -0.5 by default.
-        enable_gqa: Keys and values have fewer heads.
+        enable_gqa: Keys and values may have fewer heads, k a divisor of h.
 
     Returns:
         (B, h, N, d).
     """
+    if torch.is_autocast_enabled("cpu"):  # rotary positions, for one, leave queries in float32
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value = (x.to(dtype) for x in (query, key, value))
     both = attn_mask is not None and is_causal  # PyTorch's error
-    if _is_plain(query, key, value, attn_mask) and not (dropout_p or enable_gqa or both):
+    if _is_plain(query, key, value, attn_mask) and not (dropout_p or both):
         scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if enable_gqa:
+            key, value = (
+                x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value)
+            )
         return _written_out(query, key, value, attn_mask, is_causal, scale)
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.float()
@@ -58,13 +67,12 @@ def cpu_attention(
 
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether there is a backward pass, in bfloat16, that may keep the weights."""
+    """Whether it is written out: in bfloat16, where a backward pass may keep the weights."""
     inputs = query, key, value
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return (
-        torch.is_grad_enabled()
-        and any(x.requires_grad for x in inputs)
-        and all(x.dtype == torch.bfloat16 for x in inputs)
-        and query.shape[-2] * key.shape[-2] <= _LARGEST**2
+        all(x.dtype == torch.bfloat16 for x in inputs)
+        and query.shape[-2] * key.shape[-2] <= (_LARGEST if learns else _LARGEST_WITHOUT) ** 2
         and (mask is None or not mask.requires_grad)
     )
 
