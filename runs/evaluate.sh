@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # All eight experiments in the toy world, with the shipped model. Run it again after an interruption: what is done stays.
 # NUM=48 GUIDANCES=2 ABLATIONS=0 runs/evaluate.sh tries it in minutes; figures to publish take NUM=1000 or more, and the ablations hours.
-# DTYPE=bfloat16 draws the pictures of the first faster, also on a processor; the result says so.
+# DTYPE=bfloat16 draws the pictures faster, also on a processor; the result says so.
 set -euo pipefail
 OUT=${OUT:-out/evaluation}
 NUM=${NUM:-1000}
@@ -34,7 +34,7 @@ vlv eval judge "$OUT/vqa" --judge parser
 vlv eval score "$OUT/vqa"
 
 # 7: mixes of embeddings
-vlv eval predict mixes --run "$OUT/mixes" --num "$NUM" --seed "$SEED" --model "$MODEL"
+vlv eval predict mixes --run "$OUT/mixes" --num "$NUM" --seed "$SEED" --model "$MODEL" --dtype "$DTYPE"
 vlv eval judge "$OUT/mixes" --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/mixes"
 

@@ -310,13 +310,17 @@ def mixes(
     seed: common.Seed = 1,
     batch_size: common.BatchSize = 16,
     device: common.Device = "auto",
+    dtype: Dtype = "auto",
 ) -> int:
     """Experiment 7: mixes of the embeddings of every sample and the next two (Figure 6)."""
     from vlv.evaluation.experiments import mixes as experiment
     from vlv.evaluation.experiments.run import Run
 
     data = data_set(split, seed, num, images, None)
-    run = Run.start(run_folder, experiment.NAME, data, experiment.settings(model, steps, guidance))
+    settings = experiment.settings(
+        model, steps, guidance, common.dtype_name(common.placement(device, dtype))
+    )
+    run = Run.start(run_folder, experiment.NAME, data, settings)
     with backends(device, batch_size, run.folder) as helpers, progress("mixing") as report:
         tally = experiment.predict(run, helpers, report)
     return close(tally, run, "judge")

@@ -40,6 +40,22 @@ def test_mixes_are_made_as_they_are_called() -> None:
     assert torch.equal(a[2], torch.full((2,), 1.2))  # nothing was changed in place
 
 
+def test_the_dtype_is_that_of_the_drawing(tmp_path: Path, tiny_folder: Path) -> None:
+    command = [
+        "eval",
+        "predict",
+        "mixes",
+        "--run",
+        str(tmp_path / "run"),
+        "--model",
+        str(tiny_folder),
+    ]
+    more = ["--num", "3", "--steps", "1", "--guidance", "1", "--device", "cpu", "--dtype"]
+    assert vlv([*command, *more, "bfloat16"]) == 0
+    assert Run.open(tmp_path / "run").settings["dtype"] == "bfloat16"
+    assert vlv([*command, *more, "float32"]) == 1, "a run has one dtype"
+
+
 @pytest.fixture
 def run(tmp_path: Path, tiny_folder: Path) -> Run:
     settings = mixes.settings(str(tiny_folder), 2, 2.0)

@@ -26,9 +26,20 @@ from vlv.evaluation.experiments.sources import (
     TrueCaptions,
 )
 from vlv.models.pipeline import VLVPipeline
+from vlv.models.placement import DTYPES
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.samples import Sample
+
+
+def with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Settings of a run that also name the dtype of what draws; one that names none, as older ones do, draws in float32."""
+    return settings if dtype == "float32" else settings | {"dtype": dtype}
+
+
+def dtype_of(settings: dict[str, Any]) -> torch.dtype:
+    """The dtype that settings name."""
+    return DTYPES[settings.get("dtype", "float32")]
 
 
 @dataclass

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vlv.data.images import load_image
 from vlv.errors import ConfigError, DataError
-from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.backends import Backends, dtype_of, with_dtype
 from vlv.evaluation.experiments.instruments import InspectorLook
 from vlv.evaluation.experiments.run import Emit, Key, Report, Run, add, batches, by_id, fill
 from vlv.evaluation.experiments.samples import Sample
@@ -48,11 +48,11 @@ _SPAN = re.compile(r"b@(\d+):(\d+)")
 _JOINED = re.compile(r"([abc])(\d+)")
 
 
-def settings(model: str, steps: int, guidance: float) -> dict[str, Any]:
-    """What the predictions depend on beside the data."""
+def settings(model: str, steps: int, guidance: float, dtype: str = "float32") -> dict[str, Any]:
+    """What the predictions depend on beside the data; `dtype` is that of the model, one of `DTYPES`."""
     if steps < 1 or guidance < 0:
         raise ConfigError(f"steps ({steps}) must be 1 or more and guidance ({guidance}) 0 or more")
-    return {"model": model, "steps": steps, "guidance": float(guidance)}
+    return with_dtype({"model": model, "steps": steps, "guidance": float(guidance)}, dtype)
 
 
 def mix_names(num_tokens: int) -> list[str]:
@@ -96,7 +96,7 @@ def predict(run: Run, backends: Backends, report: Report = lambda rows: None) ->
     samples = run.data.samples()
     if len(samples) < 3:
         raise ConfigError(f"mixes of three need three samples, got {len(samples)}")
-    pipe = backends.pipeline(run.settings["model"])
+    pipe = backends.pipeline(run.settings["model"], dtype_of(run.settings))
     names = mix_names(int(pipe.encoder.config.num_queries))
     place = {sample.id: row for row, sample in enumerate(samples)}
     total = Tally()

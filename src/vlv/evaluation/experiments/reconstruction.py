@@ -17,7 +17,7 @@ from PIL import Image
 
 from vlv.data.images import load_image
 from vlv.errors import ConfigError, DataError
-from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.backends import Backends, dtype_of, with_dtype
 from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
 from vlv.evaluation.experiments.boxes import measure as measure_boxes
 from vlv.evaluation.experiments.instruments import Instrument, Look
@@ -44,7 +44,6 @@ from vlv.evaluation.results import Figure
 from vlv.jobs.pictures import write_png
 from vlv.jobs.table import GrowingTable, Row
 from vlv.jobs.tally import Tally
-from vlv.models.placement import DTYPES
 
 NAME = "reconstruction"
 TITLE = "Pictures drawn from captions and from caption embeddings"
@@ -82,8 +81,7 @@ def settings(
         "steps": steps,
         "guidances": [float(g) for g in guidances],
     }
-    # a run that names no dtype, as older ones do, draws in float32
-    return found if dtype == "float32" else found | {"dtype": dtype}
+    return with_dtype(found, dtype)
 
 
 def sources_of(run: Run) -> list[Source]:
@@ -154,7 +152,7 @@ def _draw(
     report: Report,
 ) -> Tally:
     known, written = by_id(samples), captions_of(run, source.name)
-    steps, dtype = run.settings["steps"], DTYPES[run.settings.get("dtype", "float32")]
+    steps, dtype = run.settings["steps"], dtype_of(run.settings)
     wanted = [
         (s.id, source.name, guidance) for s in samples if source.kind == "z" or s.id in written
     ]
