@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests import tiny
 from vlv.errors import ConfigError
+from vlv.models import image_encoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig, normalize
 
 
@@ -172,3 +173,20 @@ def test_configurations_that_cannot_work_are_refused(
     config = VLVEncoderConfig(**(tiny_encoder.config.to_dict() | change))
     with pytest.raises(ConfigError, match=message):
         VLVEncoder(config)
+
+
+def test_a_frozen_tower_reads_a_few_images_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = tiny.make_encoder()
+    pixels = torch.rand(5, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE)
+    whole = encoder.image_features(pixels).detach()
+    seen: list[int] = []
+    encoder.vision()[0].register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    monkeypatch.setattr(image_encoder, "_PIXELS_AT_ONCE", 2 * tiny.IMAGE_SIZE**2 + 1)
+    encoder.trainable("language")
+    assert torch.allclose(encoder.image_features(pixels), whole, atol=1e-6)
+    assert seen == [2, 2, 1]
+    encoder.trainable("all")
+    encoder.image_features(pixels)
+    with torch.no_grad():
+        encoder.image_features(pixels)
+    assert seen[3:] == [5, 2, 2, 1], "where it learns, all are kept for the gradient anyway"

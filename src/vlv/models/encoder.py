@@ -139,15 +139,8 @@ class VLVEncoder(ImageEncoder):
         if isinstance(module, VLVEncoder):
             nn.init.normal_(module.queries)
 
-    def image_features(self, pixels: Tensor) -> Tensor:
-        """The image tokens of Florence-2's vision tower, projected to the language width.
-
-        Args:
-            pixels: (B, 3, H, W), float in [0, 1] or uint8, any size.
-
-        Returns:
-            (B, N, d); token 0 is the spatial mean.
-        """
+    def look(self, pixels: Tensor) -> Tensor:
+        """The image tokens of Florence-2's vision tower, projected to the language width, (B, N, d); token 0 is the spatial mean."""
         inputs = normalize(as_float(pixels), self.config)  # (B, 3, image_size, image_size)
         tower = self.vision()[0]
         with own_precision(tower):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Literal, Self
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 EncoderParts = Literal["none", "language", "all"]
+
+_PIXELS_AT_ONCE = 16 * 768 * 768
 
 
 class ImageEncoder(PreTrainedModel):
@@ -33,9 +36,28 @@ class ImageEncoder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
 
-    @abstractmethod
     def image_features(self, pixels: Tensor) -> Tensor:
-        """The image tokens, (B, N, d), of pixels (B, 3, H, W), float in [0, 1] or uint8, any size."""
+        """The image tokens of the vision tower.
+
+        Where no gradient passes through the tower it reads a few images at a time: what it makes of large images in between
+        fills a GPU long before the language models do.
+
+        Args:
+            pixels: (B, 3, H, W), float in [0, 1] or uint8, any size.
+
+        Returns:
+            (B, N, d).
+        """
+        learns = any(p.requires_grad for part in self.vision() for p in part.parameters())
+        if learns and torch.is_grad_enabled():
+            return self.look(pixels)
+        count = max(1, _PIXELS_AT_ONCE // self.config.image_size**2)
+        pieces = [self.look(piece) for piece in torch.split(pixels, count)]
+        return torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+
+    @abstractmethod
+    def look(self, pixels: Tensor) -> Tensor:
+        """`image_features` of all images at once."""
 
     @abstractmethod
     def project_features(self, features: Tensor) -> Tensor:

@@ -167,7 +167,7 @@ class VisionEncoder(ImageEncoder):
             _draw(module, generator)
             module.to(reference)
 
-    def image_features(self, pixels: Tensor) -> Tensor:
+    def look(self, pixels: Tensor) -> Tensor:
         """The backbone's tokens, (B, N, d), of pixels (B, 3, H, W) in [0, 1] or uint8."""
         inputs = normalize(as_float(pixels), self.config)
         with own_precision(self.backbone):
