@@ -328,7 +328,7 @@ class DiffusionDecoder(nn.Module):
             noise = randn_like(latents, generator)
         timesteps = timesteps.to(latents.device)
         noisy = self.add_noise(latents, noise, timesteps)
-        with own_precision(self.denoiser):
+        with own_precision(self._part(self.denoiser_name)):
             prediction = self._predict(noisy, self._clock(timesteps, latents), c)
         target = self.target(latents, noise, timesteps)
         error = F.mse_loss(prediction.float(), target.float(), reduction="none")
