@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -10,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def own_precision(module: nn.Module) -> torch.autocast:
+def own_precision(module: nn.Module) -> AbstractContextManager[Any]:
     """No autocast within a module whose weights are held in a half type, as frozen ones are in bfloat16 training.
 
     All of it computes in that type then, as it does when the model is used. Autocast would compute norms in float32 on a
@@ -20,5 +21,6 @@ def own_precision(module: nn.Module) -> torch.autocast:
         module: Its first parameter decides; one of float32 leaves autocast as it is.
     """
     first = next(module.parameters())
-    autocast = torch.is_autocast_enabled(first.device.type) and first.dtype == torch.float32
-    return torch.autocast(first.device.type, enabled=autocast)
+    if first.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(first.device.type, enabled=False)
