@@ -108,7 +108,5 @@ def test_what_is_too_long_is_computed_in_float32(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(attention, "_LARGEST", 19)
     assert torch.equal(cpu_attention(*inputs[:3]), expected)
     with torch.no_grad():
-        assert not torch.equal(cpu_attention(*inputs[:3]), expected)
         monkeypatch.setattr(attention, "_LARGEST", 20)
-        monkeypatch.setattr(attention, "_LARGEST_WITHOUT", 19)
         assert torch.equal(cpu_attention(*inputs[:3]), expected)

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 
 _LARGEST = 1024
 """Up to this geometric mean of N and M the weights of attention are kept for the backward pass."""
-_LARGEST_WITHOUT = 256
-"""Up to this one it is written out where there is no backward pass."""
 
 _attention = F.scaled_dot_product_attention
 
@@ -29,8 +27,8 @@ def cpu_attention(
 ) -> Tensor:
     """PyTorch's `scaled_dot_product_attention`; the result has the dtype of the query, or that of autocast, as on a GPU.
 
-    Bfloat16 inputs that need a gradient, or are short, have it written out: products in bfloat16, as all others of the step,
-    and softmax in float32 within. All else, and what is too long to keep its weights, is computed in float32 by PyTorch.
+    Where bfloat16 inputs need a gradient it is written out: products in bfloat16, as all others of the step, and softmax
+    in float32 within. All else, and what is too long to keep its weights, is computed in float32 by PyTorch.
 
     Args:
         query: (B, h, N, d).
@@ -67,12 +65,13 @@ def cpu_attention(
 
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether it is written out: in bfloat16, where a backward pass may keep the weights."""
+    """Whether there is a backward pass, in bfloat16, that may keep the weights."""
     inputs = query, key, value
-    learns = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
     return (
-        all(x.dtype == torch.bfloat16 for x in inputs)
-        and query.shape[-2] * key.shape[-2] <= (_LARGEST if learns else _LARGEST_WITHOUT) ** 2
+        torch.is_grad_enabled()
+        and any(x.requires_grad for x in inputs)
+        and all(x.dtype == torch.bfloat16 for x in inputs)
+        and query.shape[-2] * key.shape[-2] <= _LARGEST**2
         and (mask is None or not mask.requires_grad)
     )
 
