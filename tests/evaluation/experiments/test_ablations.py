@@ -174,7 +174,12 @@ def test_every_variant_has_settings_that_belong_together() -> None:
                 assert config.loop.steps == round(1000 * variant.share)
             config = ablations._second(variant, 1, plan, Path("encoder"))
             assert (config.loop.steps, config.loop.seed) == (300, 1)
-            assert not config.optim.lr_scale, "where the encoder stays as it is, it has no rate"
+            assert config.stage2 is not None
+            learns = config.stage2.trainable == "mlp+llm+encoder"
+            fresh = config.model.encoder is None
+            frozen, scale = config.stage2.frozen_encoder_steps, config.optim.lr_scale
+            assert (frozen > 0) == (learns and not fresh), "what has learnt is unfrozen last"
+            assert scale == ({"encoder": 0.6 if fresh else 0.1} if learns else {})
 
 
 @pytest.mark.parametrize(
