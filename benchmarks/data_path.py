@@ -14,7 +14,6 @@ that reads pixels. It should be 1.5 or more.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import statistics
 import tempfile
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 import torch
 from contest import Contest, Row, compete, note
 from contest import write as write_figures
+from photographs import photograph
 from PIL import Image
 
 from vlv.data.batches import BatchLoader
@@ -117,13 +117,10 @@ def write(folder: Path, num: int, side: int, size: int) -> None:
     files, raw = [], []
     (folder / "folder").mkdir()
     for number in range(num):
-        rough = draws.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8)
-        image = Image.fromarray(rough).resize((side, side), Image.Resampling.BICUBIC)
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=90)
-        files.append(buffer.getvalue())
+        image, file = photograph(draws, side)
+        files.append(file)
         raw.append(np.asarray(frame(image, size)).transpose(2, 0, 1).tobytes())
-        (folder / "folder" / f"{number:06d}.jpg").write_bytes(buffer.getvalue())
+        (folder / "folder" / f"{number:06d}.jpg").write_bytes(file)
     with TarShardWriter(folder / "tar", per_shard=-(-num // 2)) as writer:
         for number, data in enumerate(files):
             writer.write(f"{number:06d}", {"jpg": data})

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import io
 import json
 import multiprocessing
 import os
@@ -34,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from photographs import photograph
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -362,11 +361,8 @@ def write_photographs(folder: Path, num: int) -> None:
     draws = np.random.default_rng(0)
     with TarShardWriter(folder, per_shard=num) as writer:
         for number in range(num):
-            rough = draws.integers(0, 256, (SIDE // 16, SIDE // 16, 3), dtype=np.uint8)
-            image = Image.fromarray(rough).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            buffer = io.BytesIO()
-            image.save(buffer, "JPEG", quality=90)
-            writer.write(f"{number:06d}", {"jpg": buffer.getvalue(), "txt": b"a caption"})
+            _, file = photograph(draws, SIDE)
+            writer.write(f"{number:06d}", {"jpg": file, "txt": b"a caption"})
 
 
 def main() -> None:

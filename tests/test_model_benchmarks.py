@@ -43,6 +43,7 @@ def test_full_size_with_miniature_models(
     ]
     settings += ["--steps", "2", "--num", "4", "--workers", "1"]
     settings += ["--peak-tflops", "0.001", "--json", str(file)]
+    monkeypatch.syspath_prepend(BENCHMARKS)
     monkeypatch.setattr("sys.argv", ["full_size.py", "--preset", str(preset), *settings])
     runpy.run_path(str(BENCHMARKS / "full_size.py"), run_name="__main__")
     results = json.loads(file.read_text())["results"]
