@@ -63,16 +63,18 @@ def compete(
     contestants: dict[str, Callable[[], Any]],
     *,
     repeats: int = 3,
+    calls: int = 1,
     clock: Callable[[], float] = time.perf_counter,
     notes: dict[str, dict[str, float]] | None = None,
 ) -> Contest:
-    """Time every contestant once per round, after a warm-up of all; the first one is the measure of the others.
+    """Time every contestant in every round, after a warm-up of all; the first one is the measure of the others.
 
     Args:
         title: Of the contest.
         unit: What one call does.
         contestants: Names, and what is called.
         repeats: Rounds.
+        calls: Of each contestant in a round, one after the other; the seconds are those of one.
         clock: `time.process_time` where others use the machine too.
         notes: What else is known of some of them.
     """
@@ -81,9 +83,10 @@ def compete(
         for name, action in contestants.items():
             print(f"{title}: {name}, round {number} of {repeats}", file=sys.stderr)
             start = clock()
-            action()
+            for _ in range(calls):
+                action()
             if number:
-                seconds[name].append(clock() - start)
+                seconds[name].append((clock() - start) / calls)
     first = next(iter(seconds.values()))
     rows = [
         Row(

@@ -79,9 +79,11 @@ class Sizes:
     """Images of a step of stage 1."""
     captions: int
     """Images of a step of stage 2."""
+    steps: int = 1
+    """Steps of a round; short ones are timed several at a time."""
 
 
-SIZES = {"mid": Sizes(192, 384, 8, 4), "miniature": Sizes(64, 64, 32, 16)}
+SIZES = {"mid": Sizes(192, 384, 8, 4), "miniature": Sizes(64, 64, 32, 16, steps=5)}
 
 
 @dataclass(frozen=True)

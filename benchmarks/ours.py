@@ -20,6 +20,8 @@ import torch
 
 from models import SIZES, Models, make_batch, make_models
 from vlv.config import LoopConfig, OptimConfig, Stage1Config, Stage2Config
+from vlv.training.allocator import kept_memory
+from vlv.training.arithmetic import arrange
 from vlv.training.distributed import World, join_world
 from vlv.training.optim import Optimizer, trainable_parameters
 from vlv.training.passes import Forward, Passes, num_rows, rows_of
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 STEP = 10**6
 """The number of every step, so that all draw the same noise."""
+COMPILED = ("vision_tower", "language", "text_encoder", "unet")
 ALONE = World(0, 1, torch.device("cpu"))
 
 
@@ -43,6 +46,9 @@ class Variant:
     stage: int
     precision: str
     batching: str = "auto"
+    vae_precision: str = "fp32"
+    compiled: bool = False
+    """All parts of stage 1 but the VAE, which takes minutes in the first step."""
     seed: int = 0
     """Of images, captions and noise."""
 
@@ -52,7 +58,7 @@ class Ours:
 
     Args:
         objective: Stage 1 or stage 2.
-        precision: fp32 or bf16.
+        precision: fp32 or bf16; in bf16 the VAE keeps the precision in which it comes.
         batches: Global batches by name; every process takes its rows.
         world: The processes.
         seed: Of the noise.
@@ -108,9 +114,14 @@ def make_ours(models: Models, variant: Variant, world: World = ALONE) -> Ours:
     """A contestant with weights of its own."""
     own = copy.deepcopy(models)
     batches = make_batches(own, variant)
+    if variant.vae_precision == "bf16":
+        own.decoder.vae.to(torch.bfloat16)
     objective: Stage1 | Stage2
     if variant.stage == 1:
         objective = Stage1(own.encoder, own.decoder, Stage1Config())
+        if variant.compiled:
+            loop = LoopConfig(steps=1, batch_size=1, compile=COMPILED)
+            arrange(loop, own.encoder, own.decoder, None, world.device)
     else:
         own.decoder.unet = own.decoder.vae = None
         settings = Stage2Config(batching=variant.batching)  # type: ignore[arg-type]
@@ -119,7 +130,7 @@ def make_ours(models: Models, variant: Variant, world: World = ALONE) -> Ours:
 
 
 class Processes:
-    """A contestant of several processes, started as `torchrun` starts them; they sleep between the steps.
+    """A contestant of one or more processes, started as `torchrun` starts them; they sleep between the steps.
 
     Args:
         variant: What they do.
@@ -138,7 +149,7 @@ class Processes:
             "WORLD_SIZE": str(count),
             "LOCAL_WORLD_SIZE": str(count),
             "OMP_NUM_THREADS": str(threads),
-            "OMP_WAIT_POLICY": "PASSIVE",
+            **({"OMP_WAIT_POLICY": "PASSIVE"} if count > 1 else {}),
         }
         self._processes = [
             subprocess.Popen(
@@ -176,9 +187,11 @@ def _reply(process: Any) -> float:
 
 def work(variant: Variant) -> None:
     """One of the processes: a step for every line that comes in, until there are no more."""
-    ours = make_ours(make_models(variant.models), variant, join_world())
-    for line in sys.stdin:
-        print(f"loss {float(ours.step(line.strip()))!r}", flush=True)
+    world = join_world()
+    ours = make_ours(make_models(variant.models), variant, world)
+    with kept_memory(world.device):
+        for line in sys.stdin:
+            print(f"loss {float(ours.step(line.strip()))!r}", flush=True)
 
 
 if __name__ == "__main__":

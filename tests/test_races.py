@@ -113,8 +113,9 @@ def test_contestants_take_turns(load: Any, tmp_path: Path) -> None:
         return act
 
     actions = {"a": who("a", 6.0), "b": who("b", 2.0)}
-    found = contest.compete("title", "unit", actions, repeats=2, clock=lambda: now[0])
-    assert turns == ["a", "b"] * 3
+    found = contest.compete("title", "unit", actions, repeats=2, calls=2, clock=lambda: now[0])
+    assert turns == ["a", "a", "b", "b"] * 3
+    assert found.rows[0].seconds == [6.0, 6.0]
     assert found.rows[1].ratios == [3.0, 3.0]
     assert "3.00 x" in str(found)
     contest.write(tmp_path / "results" / "x.json", "mid", [found])

@@ -27,8 +27,8 @@ def cpu_attention(
 ) -> Tensor:
     """PyTorch's `scaled_dot_product_attention`; the result has the dtype of the query, or that of autocast, as on a GPU.
 
-    Where bfloat16 inputs need a gradient it is written out: products in bfloat16, as all others of the step, and softmax
-    in float32 within. All else, and what is too long to keep its weights, is computed in float32 by PyTorch.
+    For bfloat16 it is written out: products in bfloat16, as all others of the step, and softmax in float32 within. All
+    else, and what is too long to keep its weights, is computed in float32 by PyTorch.
 
     Args:
         query: (B, h, N, d).
@@ -53,7 +53,8 @@ def cpu_attention(
             key, value = (
                 x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value)
             )
-        return _written_out(query, key, value, attn_mask, is_causal, scale)
+        added, nothing = _masks(query, key, attn_mask, is_causal)
+        return _written_out(query, key, value, added, nothing, scale)
     if attn_mask is not None and attn_mask.is_floating_point():
         attn_mask = attn_mask.float()
     whole = query.float(), key.float(), value.float()
@@ -65,35 +66,42 @@ def cpu_attention(
 
 
 def _is_plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
-    """Whether there is a backward pass, in bfloat16, that may keep the weights."""
-    inputs = query, key, value
+    """Whether it is written out: in bfloat16, with weights that are not too many to keep."""
     return (
-        torch.is_grad_enabled()
-        and any(x.requires_grad for x in inputs)
-        and all(x.dtype == torch.bfloat16 for x in inputs)
+        all(x.dtype == torch.bfloat16 for x in (query, key, value))
         and query.shape[-2] * key.shape[-2] <= _LARGEST**2
         and (mask is None or not mask.requires_grad)
     )
+
+
+def _masks(
+    query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """What is added to the scores, and which queries see nothing, (..., N, 1); these get zeros, as PyTorch's do."""
+    if mask is None:
+        if not is_causal:
+            return None, None
+        square = query.new_full((query.shape[-2], key.shape[-2]), float("-inf"))
+        return square.triu_(1)[None, None], None
+    if mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
+    mask = mask.to(query.dtype)[(None,) * (4 - mask.ndim)]
+    nothing = (mask == float("-inf")).all(-1, keepdim=True)
+    return mask.masked_fill(nothing, 0.0), nothing
 
 
 def _written_out(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
-    is_causal: bool,
+    added: Tensor | None,
+    nothing: Tensor | None,
     scale: float,
 ) -> Tensor:
-    scores = (query * scale) @ key.transpose(-1, -2)  # (B, h, N, M)
-    if is_causal:
-        later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-        scores = scores.masked_fill(later, float("-inf"))
-    if mask is None:
-        return scores.softmax(-1) @ value
-    hidden = ~mask if mask.dtype == torch.bool else mask == float("-inf")
-    nothing = hidden.all(-1, keepdim=True)  # queries that see nothing get zeros, as PyTorch's do
-    if mask.dtype == torch.bool:
-        scores = scores.masked_fill(hidden & ~nothing, float("-inf"))
-    else:
-        scores = scores + mask.masked_fill(nothing, 0.0).to(scores.dtype)
-    return scores.softmax(-1).masked_fill(nothing, 0.0) @ value
+    """softmax(query key^T scale + added) value; zeros for a query that sees nothing."""
+    is_narrow = query.shape[-1] < key.shape[-2]  # the smaller one of the two is scaled
+    scores = (query * scale) @ key.mT if is_narrow else (query @ key.mT) * scale  # (B, h, N, M)
+    if added is not None:
+        scores += added
+    weights = scores.softmax(-1)
+    return (weights if nothing is None else weights.masked_fill(nothing, 0.0)) @ value

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlv.errors import ConfigError
+from vlv.training.allocator import kept_memory
 from vlv.training.distributed import join_world
 from vlv.training.interrupt import Interrupted, StopRequests, lock
 from vlv.training.objective import Evaluate, FitResult, Loader, Losses, Objective, Sample
@@ -75,6 +76,7 @@ def fit(
             if world.is_main:
                 stack.enter_context(lock(run_dir))
         stack.enter_context(preserved_rng())
+        stack.enter_context(kept_memory(world.device))
         stop = stack.enter_context(StopRequests(max_seconds))
         with world.together():
             run = Run(objective, loader, config, optim, run_dir, resolved, world)

@@ -1,0 +1,69 @@
+"""Memory that is freed stays with the process for as long as it trains."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from tests.training.support import Denoiser, train
+from vlv.training.allocator import kept_memory
+from vlv.training.loop import Losses
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
+
+CPU = torch.device("cpu")
+
+
+def pages_filled() -> int:
+    """Pages that the system hands out while 64 MB are taken and freed ten times, after once before."""
+    torch.ones(2**24)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+FRESH = 10 * 2**26 // 2**21
+"""What `pages_filled` counts at least, with pages of 2 MB, where memory comes from the system each time."""
+
+
+def test_freed_memory_is_found_again_within_and_given_back_afterwards() -> None:
+    with kept_memory(CPU) as is_kept:
+        assert is_kept
+        assert pages_filled() < FRESH / 4
+    assert pages_filled() >= FRESH
+
+
+class Counting(Denoiser):
+    """Counts pages in its last step."""
+
+    found = FRESH
+
+    def loss(self, batch: Any, generator: torch.Generator) -> Losses:
+        self.found = pages_filled()
+        return super().loss(batch, generator)
+
+
+def test_the_training_loop_keeps_memory(tmp_path: Path) -> None:
+    objective = Counting()
+    train(tmp_path, objective)
+    assert objective.found < FRESH / 4
+
+
+@pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_the_users_own_setting_stands(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(name, "1")
+    with kept_memory(CPU) as is_kept:
+        assert not is_kept
+
+
+def test_a_gpu_has_its_own_allocator() -> None:
+    with kept_memory(torch.device("cuda")) as is_kept:
+        assert not is_kept
