@@ -100,6 +100,18 @@ def compete(
     return Contest(title, unit, rows)
 
 
+def joined(contests: list[Contest]) -> Contest:
+    """Contests of the same work, in each of which the first contestant is the same, as one."""
+    firsts = [contest.rows[0] for contest in contests]
+    first = replace(
+        firsts[0],
+        seconds=[second for row in firsts for second in row.seconds],
+        ratios=[ratio for row in firsts for ratio in row.ratios],
+    )
+    rest = [row for contest in contests for row in contest.rows[1:]]
+    return replace(contests[0], rows=[first, *rest])
+
+
 def note(contest: Contest, notes: Callable[[Row], dict[str, float]]) -> Contest:
     """The contest with something more about every row, which becomes columns of its table."""
     rows = [replace(row, notes={**row.notes, **notes(row)}) for row in contest.rows]

@@ -14,14 +14,14 @@ each. Where the arithmetic is the same (fp32), the first losses have to agree to
 from __future__ import annotations
 
 import argparse
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from baseline import BaselineStage1, BaselineStage2
-from contest import Contest, compete, others, write
+from contest import Contest, compete, joined, others, write
 from ours import STEP, Processes, Variant, make_batches
 
 from models import SIZES, Models, make_models
@@ -57,25 +57,30 @@ def stage(models: Models, base: Variant, repeats: int, threads: int) -> Contest:
     title = f"stage {base.stage}"
     batches = make_batches(models, base)
     batch = batches["live"]
-    rows = num_rows(batch)
+    rows, calls = num_rows(batch), SIZES[base.models].steps
     baseline = (BaselineStage1 if base.stage == 1 else BaselineStage2)(models)
-    actions: dict[str, Callable[[], object]] = {
+    first: dict[str, Callable[[], object]] = {
         "baseline": lambda: baseline.step(batch, draws(base.seed, rows))
     }
-    losses = {"baseline": baseline.step(batch, draws(base.seed, rows))}
-    with ExitStack() as stack:
-        for name, variant, count in variants(base, threads):
-            who = stack.enter_context(closing(Processes(variant, count, threads // count)))
-            losses[name] = who.step("live")
+    expected = baseline.step(batch, draws(base.seed, rows))
+    notes, contests = {"baseline": {"loss": expected}}, []
+    for name, variant, count in variants(base, threads):
+        # Only one at a time is there beside the baseline: short memory would slow down who needs fresh pages.
+        with closing(Processes(variant, count, threads // count)) as who:
+            loss = who.step("live")
+            notes[name] = {"loss": loss}
             if variant.precision == "fp32":
-                agree(f"{title}, {name}", losses[name], losses["baseline"])
-            for kind in batches:
-                if kind == "live" or variant.vae_precision == "fp32":  # caches are of the fp32 VAE
-                    actions[name + CACHES[kind]] = lambda who=who, kind=kind: who.step(kind)
-        notes = {name: {"loss": loss} for name, loss in losses.items()}
-        unit = f"a step of {rows} images"
-        calls = SIZES[base.models].steps
-        return compete(title, unit, actions, repeats=repeats, calls=calls, notes=notes)
+                agree(f"{title}, {name}", loss, expected)
+            actions = first | {
+                name + CACHES[kind]: lambda who=who, kind=kind: who.step(kind)
+                for kind in batches
+                if kind == "live" or variant.vae_precision == "fp32"  # caches are of the fp32 VAE
+            }
+            unit = f"a step of {rows} images"
+            contests.append(
+                compete(title, unit, actions, repeats=repeats, calls=calls, notes=notes)
+            )
+    return joined(contests)
 
 
 def variants(base: Variant, threads: int) -> list[tuple[str, Variant, int]]:

@@ -118,6 +118,13 @@ def test_contestants_take_turns(load: Any, tmp_path: Path) -> None:
     assert found.rows[0].seconds == [6.0, 6.0]
     assert found.rows[1].ratios == [3.0, 3.0]
     assert "3.00 x" in str(found)
+    other = contest.compete(
+        "title", "unit", {"a": who("a", 8.0), "c": who("c", 1.0)}, clock=lambda: now[0]
+    )
+    both = contest.joined([found, other])
+    assert [row.name for row in both.rows] == ["a", "b", "c"]
+    assert both.rows[0].seconds == [6.0, 6.0, 8.0, 8.0, 8.0]
+    assert both.rows[2].ratios == [8.0] * 3
     contest.write(tmp_path / "results" / "x.json", "mid", [found])
     assert (
         json.loads((tmp_path / "results" / "x.json").read_text())["contests"][0]["title"] == "title"
