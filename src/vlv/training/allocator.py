@@ -1,7 +1,7 @@
 """The memory of a CPU that a step frees stays with the process, so that the next step finds it.
 
 The C library gives large blocks back to the system at once. Every step then asks for them anew, and the system has to
-fill each page with zeros before it is written, which is up to a sixth of a step.
+fill each page with zeros before it is written.
 """
 
 from __future__ import annotations
