@@ -15,6 +15,7 @@ from tests.training.test_stages import generator, make_batch, stage1, stage2
 from vlv.errors import ConfigError
 from vlv.training import arithmetic as arithmetics
 from vlv.training.arithmetic import arithmetic, arrange, attention_of, fast_products
+from vlv.training.attention import cpu_attention
 from vlv.training.distributed import World
 from vlv.training.recompute import (
     cheapest_that_fits,
@@ -87,15 +88,18 @@ def test_a_cpu_recomputes_nothing_unless_told_to() -> None:
 
 
 @pytest.mark.parametrize("mask", [None, torch.zeros(3, 3), torch.ones(3, 3).tril().bool()])
-def test_attention_on_a_cpu_stays_in_float32(mask: torch.Tensor | None) -> None:
-    q = torch.randn(1, 2, 3, 4)
+def test_attention_on_a_cpu_is_exchanged_within_a_step(mask: torch.Tensor | None) -> None:
+    q = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     half = q.bfloat16()
     with attention_of(CPU, "bf16"), arithmetic(CPU, "bf16"):
         out = F.scaled_dot_product_attention(half, half, half, attn_mask=mask)
         assert (q[0, 0] @ q[0, 0].T).dtype == torch.bfloat16
+    assert torch.equal(out, cpu_attention(half, half, half, attn_mask=mask))
     exact = [half.float()] * 3
     expected = F.scaled_dot_product_attention(*exact, attn_mask=mask)
-    assert torch.equal(out, expected.bfloat16())
+    assert expected.dtype == torch.float32, "afterwards it is PyTorch's again"
+    assert not torch.equal(out, expected.bfloat16()), "products are in bfloat16"
+    assert (out.float() - expected).norm() < 0.01 * expected.norm()
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
