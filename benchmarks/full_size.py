@@ -1,7 +1,7 @@
 """What the real models do on a GPU: images per second, peak memory and use of the hardware, with random weights.
 
     python benchmarks/full_size.py --preset paper
-    python benchmarks/full_size.py --preset paper-0.5b --uses captioning:16 stage1:128+loop.compile=auto
+    python benchmarks/full_size.py --preset paper-0.5b --uses captioning:16+compile stage1:128+loop.compile=auto
 
 Nothing is downloaded: the parts are built from their configurations alone, and speed does not depend on what they know.
 Both stages are trained by the loop of `vlv train` (bfloat16 with float32 masters, no recomputation unless asked for) on
@@ -43,7 +43,9 @@ from vlv.data.batches import BatchLoader
 from vlv.data.records import TarShardWriter, find_records
 from vlv.jobs.memory_plan import STAGES, plan_captioning, plan_reconstruction, plan_training
 from vlv.models.architectures import outline_caption_decoder, outline_decoder, outline_encoder
+from vlv.models.compilation import lay_out
 from vlv.models.folder import part_dtype
+from vlv.models.placement import compile_parts
 from vlv.training.arithmetic import fast_products
 from vlv.training.assemble import Parts, prepare
 from vlv.training.distributed import join_world
@@ -61,6 +63,8 @@ BATCHES = {
 }
 """Images together, for each use."""
 RESULTS = Path(__file__).parent / "results"
+COMPILED = "compile"
+"""The setting of captioning and reconstruction: as their commands' --compile."""
 SIDE = 512
 """Of the photographs that training reads."""
 
@@ -84,7 +88,7 @@ class Result:
     parts: dict[str, float] | None = None
     """Seconds of a training step by part."""
     settings: tuple[str, ...] = ()
-    """Of training, beside the paper's."""
+    """Of training, beside the paper's; of captions and pictures, whether parts are compiled."""
 
 
 @dataclass(frozen=True)
@@ -274,11 +278,18 @@ class Bench:
             part.to(torch.bfloat16)
         pixels = self.pixels(batch_size)
 
-        def work(count: int = batch_size) -> None:
+        def work(count: int = batch_size, length: int = tokens) -> None:
             c = parts.decoder.context(parts.encoder(pixels[:count]))
-            caption_decoder.generate(c, max_new_tokens=tokens)
+            caption_decoder.generate(c, max_new_tokens=length)
 
-        return self.time(use, work, plan)
+        caption_decoder.records_steps = False  # replays are not counted
+        # Each further token costs as much more than the one before.
+        one, two, three = (self.flops(lambda n=n: work(1, n)) for n in (1, 2, 3))  # type: ignore[misc]
+        step, growth, steps = two - one, three - 2 * two + one, tokens - 1
+        flops = one + steps * step + growth * steps * (steps - 1) / 2
+        caption_decoder.records_steps = True
+        self.compile(use, parts.encoder)
+        return self.time(use, work, flops, plan)
 
     @torch.no_grad()
     def reconstruct(self, use: Use) -> Result:
@@ -290,6 +301,8 @@ class Bench:
         for name in ("text_encoder", "unet", "vae"):
             getattr(decoder, name).to(part_dtype(name, torch.bfloat16))
         parts.encoder.to(torch.bfloat16)
+        if self.device.type == "cuda":
+            lay_out((decoder.unet, decoder.vae))
         pixels, side = self.pixels(batch_size), self.size
 
         def work(count: int = batch_size) -> None:
@@ -297,14 +310,28 @@ class Bench:
             steps, seeds = self.options.sampler_steps, list(range(count))
             decoder.sample(c, seeds=seeds, steps=steps, null=c[:1], height=side, width=side)
 
-        return self.time(use, work, plan)
+        flops = self.flops(lambda: work(1))
+        self.compile(use, parts.encoder, unet=decoder.unet, vae=decoder.vae)
+        return self.time(use, work, flops, plan)
 
-    def time(self, use: Use, work: Callable[..., None], plan: Future[int] | None) -> Result:
-        """Run `work` on a whole batch until the repeats are done."""
+    def compile(self, use: Use, encoder: Any, unet: Any = None, vae: Any = None) -> None:
+        """As --compile of the commands does, if asked for."""
+        if COMPILED in use.settings:
+            compile_parts(
+                SimpleNamespace(encoder=encoder, unet=unet, transformer=None, vae=vae), self.device
+            )
+
+    def flops(self, work: Callable[[], None]) -> float:
+        """FLOPs that are run."""
         # Older versions of PyTorch cannot count fused attention with grouped heads.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            work(1)
-        flops = float(counter.get_total_flops())
+            work()
+        return float(counter.get_total_flops())
+
+    def time(
+        self, use: Use, work: Callable[[], None], flops: float, plan: Future[int] | None
+    ) -> Result:
+        """Run `work` on a whole batch, for each image of which it does so many FLOPs, until the repeats are done."""
         work()  # the warm-up
         self._wait()
         self._forget_peak()
@@ -319,7 +346,17 @@ class Bench:
         mfu = rate * flops / self.peak if self.peak else None
         predicted = plan and plan.result()
         held = self._held()
-        return Result(use.name, use.batch_size, rate, seconds, flops, mfu, held, predicted)
+        return Result(
+            use.name,
+            use.batch_size,
+            rate,
+            seconds,
+            flops,
+            mfu,
+            held,
+            predicted,
+            settings=use.settings,
+        )
 
     # --- the device
 
@@ -453,7 +490,7 @@ def _options() -> argparse.Namespace:
         "--uses",
         nargs="+",
         default=list(BATCHES),
-        help="each with a batch size, as stage1:128, or with several; and settings of training, as stage1:128+loop.compile=auto",
+        help="each with a batch size, as stage1:128, or with several; and settings of training, as stage1:128+loop.compile=auto, or compiled, as captioning:16+compile",
     )
     parser.add_argument("--input-size", type=int, help="that Florence-2 sees, in pixels")
     parser.add_argument("--tokens", type=int, default=227, help="of a caption; the paper's mean")

@@ -75,7 +75,7 @@ class LoopConfig(Settings):
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of U-Net and VAE; auto is on a GPU only, as a CPU gains nothing from it."""
     compile: Literal["none", "auto"] | list[CompiledPart] = "none"
-    """Parts that torch.compile translates first, which takes minutes; auto is vision tower and VAE, and on a GPU only."""
+    """Parts that torch.compile translates first, which takes minutes; auto is all but the text tower, and on a GPU only."""
     tf32: bool = True
     """Let a GPU round the factors of float32 products to 10 bits, which the VAE and fp32 runs gain from."""
     parallel: Literal["ddp", "fsdp"] | None = None

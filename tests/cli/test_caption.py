@@ -15,6 +15,7 @@ import pytest
 from tests.cli.conftest import Vlv, write_image
 from vlv.jobs.caption import COLUMNS
 from vlv.jobs.table import Row, read_parquet
+from vlv.models import placement
 from vlv.models.pipeline import VLVPipeline
 
 SHORT = ("--max-new-tokens", 5)
@@ -272,6 +273,24 @@ def test_wrong_options(
     result = vlv(*args, *options)
     assert result.code == 1
     assert message in result.err
+
+
+@pytest.mark.parametrize("command", ["caption", "reconstruct", "embed"])
+def test_parts_are_compiled_if_asked_for(
+    vlv: Vlv,
+    photos: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+) -> None:
+    monkeypatch.setattr(placement, "why_no_compiler", lambda _: "no C++ compiler was found")
+    output = tmp_path / {"caption": "out.jsonl", "reconstruct": "out"}.get(command, "z.safetensors")
+    args = (command, photos, "--model", tiny_folder, "-o", output, "--device", "cpu")
+    result = vlv(*args, "--compile")
+    assert result.code == 1
+    assert "no C++ compiler was found; leave --compile out" in result.err
+    assert vlv(*args, "--limit", 1).code == 0
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,50 @@ def test_the_vae_in_pieces(
     )
 
 
+# --- compiling and layouts -------------------------------------------------------------------------
+
+
+def test_what_gains_most_is_compiled_and_gives_the_same(
+    tiny_folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = VLVPipeline.from_pretrained(tiny_folder)
+    image = pixels[0]
+    before = pipe.caption(image, max_new_tokens=3), pipe.reconstruct(image, steps=2)
+    compiled, compile_module = [], torch.nn.Module.compile
+
+    def without_translation(module: torch.nn.Module) -> None:
+        compiled.append(module)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_translation)
+    monkeypatch.setattr(placements, "why_no_compiler", lambda _: "")
+    place(pipe, Placement(device="cpu", compile=True))
+    assert compiled == [*pipe.encoder.vision()[:1], pipe.unet, pipe.vae.decoder]
+    assert pipe.caption(image, max_new_tokens=3) == before[0]
+    assert pipe.reconstruct(image, steps=2) == before[1]
+
+
+def test_compiling_without_a_compiler_is_refused(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = VLVPipeline.from_pretrained(tiny_folder, parts=["embed"])
+    monkeypatch.setattr(placements, "why_no_compiler", lambda _: "no C++ compiler was found")
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found; leave --compile out"):
+        place(pipe, Placement(device="cpu", compile=True))
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda", True)])
+def test_convolutions_of_a_gpu_have_channels_last(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, expected: bool
+) -> None:
+    pipe = VLVPipeline.from_pretrained(tiny_folder, parts=["reconstruct"])
+    monkeypatch.setattr(placements, "pick_device", lambda name: name)
+    monkeypatch.setattr(VLVPipeline, "to", lambda *_: None)
+    place(pipe, Placement(device=device))
+    for layer in (pipe.unet.conv_in, pipe.vae.decoder.conv_in):
+        assert layer.weight.is_contiguous(memory_format=torch.channels_last) is expected
+
+
 # --- fewer bits ------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,6 +15,7 @@ from tests import tiny
 from tests.training.support import loop_config, optim_config
 from tests.training.test_stages import generator, make_batch, stage1, stage2
 from vlv.errors import ConfigError
+from vlv.models.compilation import repeated_layers
 from vlv.training import arithmetic as arithmetics
 from vlv.training.arithmetic import arithmetic, arrange, attention_of, fast_products
 from vlv.training.attention import cpu_attention
@@ -161,25 +164,60 @@ def test_channels_last(setting: Any, expected: bool) -> None:
 def test_nothing_is_compiled_on_a_cpu_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder, compiled = tiny.make_encoder(), tiny.make_decoder(), []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
-    monkeypatch.setattr(arithmetics, "_no_compiler", lambda _: "")
+    monkeypatch.setattr(arithmetics, "why_no_compiler", lambda _: "")
     for setting in ("none", "auto"):
         arrange(loop_config(compile=setting), encoder, decoder, None, CPU)
     assert compiled == []
     arrange(loop_config(compile=["unet", "text_encoder"]), encoder, decoder, None, CPU)
-    assert compiled == [decoder.unet, decoder.text_encoder.encoder]
+    assert compiled == [decoder.unet, *decoder.text_encoder.encoder.layers]
     compiled.clear()
     arrange(loop_config(compile="auto"), encoder, decoder, None, torch.device("cuda"))
     florence = encoder.backbone.model
-    assert compiled == [florence.vision_tower, decoder.vae.encoder]
-    compiled.clear()
-    arrange(loop_config(compile=["language"]), encoder, decoder, None, CPU)
-    assert compiled == [florence.language_model.encoder, florence.language_model.decoder]
+    language = florence.language_model
+    layers = [*language.encoder.layers, *language.decoder.layers]
+    assert compiled == [florence.vision_tower, decoder.vae.encoder, decoder.unet, *layers]
+
+
+def test_like_layers_share_a_translation_and_captions_are_written_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch._dynamo.reset()
+    translations, compile_module = CompileCounter(), torch.nn.Module.compile  # type: ignore[no-untyped-call]
+
+    def counted(module: torch.nn.Module, dynamic: bool | None) -> None:
+        compile_module(module, backend=translations, dynamic=dynamic)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", counted)
+    monkeypatch.setattr(arithmetics, "why_no_compiler", lambda _: "")
+    plain, decoder = tiny.make_caption_decoder(), tiny.make_caption_decoder()
+    arrange(loop_config(compile=["llm"]), tiny.make_encoder(), tiny.make_decoder(), decoder, CPU)
+    assert len(repeated_layers(decoder.llm)) == decoder.llm.config.num_hidden_layers == 2
+    c = torch.randn(2, tiny.NUM_QUERIES, tiny.TEXT_WIDTH)
+    for texts in (["a red cube", "a sphere"], ["a", "a small blue sphere on the floor"]):
+        torch.testing.assert_close(decoder.loss(c, texts), plain.loss(c, texts))
+    assert (
+        translations.frame_count == 2
+    )  # one where transformers makes a mask, one where it makes none
+    with torch.no_grad():
+        assert decoder.generate(c, max_new_tokens=4) == plain.generate(c, max_new_tokens=4)
+    assert translations.frame_count == 2
+
+
+def test_rows_of_layers_are_found_wherever_they_stand() -> None:
+    rows = torch.nn.ModuleDict(
+        {
+            "one": torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)]),
+            "mixed": torch.nn.ModuleList([torch.nn.Linear(2, 2), torch.nn.ReLU()]),
+            "deep": torch.nn.Sequential(torch.nn.ModuleList([torch.nn.ReLU()])),
+        }
+    )
+    assert repeated_layers(rows) == [*rows["one"], *rows["deep"][0]]
 
 
 def test_what_cannot_be_compiled_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder = tiny.make_encoder(), tiny.make_decoder()
     with pytest.raises(ConfigError, match="names llm, which this run does not have"):
         arrange(loop_config(compile=["llm"]), encoder, decoder, None, CPU)
-    monkeypatch.setattr(arithmetics, "_no_compiler", lambda _: "no C++ compiler was found")
+    monkeypatch.setattr(arithmetics, "why_no_compiler", lambda _: "no C++ compiler was found")
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found; set it to none"):
         arrange(loop_config(compile=["unet"]), encoder, decoder, None, CPU)

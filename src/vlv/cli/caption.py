@@ -56,6 +56,7 @@ def caption(
     dtype: common.DType = "auto",
     offload: common.Offload = False,
     llm_bits: common.LLMBits = None,
+    compiled: common.Compile = False,
     batch_size: common.BatchSize = 8,
     max_new_tokens: MaxNewTokens = None,
     num_beams: NumBeams = 1,
@@ -76,7 +77,7 @@ def caption(
     """
     from vlv.jobs.caption import CaptionJob, CaptionSettings
 
-    where = common.placement(device, dtype, offload, llm_bits=llm_bits)
+    where = common.placement(device, dtype, offload, llm_bits=llm_bits, compiled=compiled)
     load = partial(common.load_pipeline, model, ["caption"], revision=revision, placement=where)
     table = None if output in {None, "-"} else Path(str(output))
     job = CaptionJob(

@@ -50,6 +50,12 @@ Offload = Annotated[
     bool,
     typer.Option("--offload", help="For small GPUs: each part is there only while it works."),
 ]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile", help="Translate the slowest parts first: a minute or two, for many images."
+    ),
+]
 VAEMode = Literal["whole", "sliced", "tiled"]
 VAE = Annotated[
     VAEMode, typer.Option(help="sliced decodes one image at a time, tiled in pieces: less memory.")
@@ -162,6 +168,7 @@ def placement(
     offload: bool = False,
     vae: VAEMode = "whole",
     llm_bits: int | None = None,
+    compiled: bool = False,
 ) -> Placement:
     """The options of a command as a Placement; wrong ones are refused before anything is loaded."""
     from vlv.errors import ConfigError
@@ -171,7 +178,7 @@ def placement(
     if llm_bits not in (None, 4, 8):
         raise ConfigError(f"--llm-bits is {llm_bits}; choose 8 or 4, or leave it out")
     bits: Any = llm_bits
-    return Placement(device, dtype, offload, vae, bits)
+    return Placement(device, dtype, offload, vae, bits, compiled)
 
 
 def dtype_name(placement: Placement) -> str:

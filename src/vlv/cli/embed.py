@@ -27,6 +27,7 @@ def embed(
     device: common.Device = "auto",
     dtype: common.DType = "auto",
     offload: common.Offload = False,
+    compiled: common.Compile = False,
     batch_size: common.BatchSize = 16,
     recursive: common.Recursive = True,
     limit: common.Limit = None,
@@ -35,7 +36,7 @@ def embed(
     """Save the caption embeddings of images: the tensor z, (images, queries, width)."""
     from vlv.jobs.embed import EmbedJob, EmbedSettings
 
-    placement = common.placement(device, dtype, offload)
+    placement = common.placement(device, dtype, offload, compiled=compiled)
     job = EmbedJob(
         common.find_inputs(inputs, recursive, limit, image_column),
         EmbedSettings(model=model, revision=revision, dtype=store_dtype),

@@ -29,6 +29,7 @@ def reconstruct(
     dtype: common.DType = "auto",
     offload: common.Offload = False,
     vae: common.VAE = "whole",
+    compiled: common.Compile = False,
     batch_size: common.BatchSize = 4,
     steps: common.Steps = 20,
     guidance: common.Guidance = 2.0,
@@ -41,7 +42,7 @@ def reconstruct(
     """Rebuild images from nothing but their caption embeddings."""
     from vlv.jobs.reconstruct import ReconstructJob, SampleSettings
 
-    placement = common.placement(device, dtype, offload, vae)
+    placement = common.placement(device, dtype, offload, vae, compiled=compiled)
     job = ReconstructJob(
         common.find_inputs(inputs, recursive, limit, image_column),
         SampleSettings(model, revision, steps, guidance, sampler, seed),

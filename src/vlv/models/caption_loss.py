@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlv.errors import ConfigError
+from vlv.models.compilation import untranslated
 from vlv.models.cross_entropy import chunked_cross_entropy
 from vlv.models.packing import Packed, can_pack, enable_packing, near_lengths
 
@@ -169,8 +170,9 @@ def plain_head(llm: PreTrainedModel) -> nn.Linear | None:
     modes = {module: module.training for module in llm.modules()}
     llm.eval()
     try:
-        expected = llm(inputs_embeds=inputs, use_cache=False).logits
-        found = head(body(inputs_embeds=inputs, use_cache=False).last_hidden_state)
+        with untranslated(llm):
+            expected = llm(inputs_embeds=inputs, use_cache=False).logits
+            found = head(body(inputs_embeds=inputs, use_cache=False).last_hidden_state)
     finally:
         for module, mode in modes.items():
             module.training = mode

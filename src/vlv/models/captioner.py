@@ -27,6 +27,8 @@ from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.caption_loss import Batching, caption_loss, has_numbers, padding_share, plain_head
+from vlv.models.compilation import untranslated
+from vlv.models.decoding import can_record, greedy_search
 from vlv.models.encoder import draw_linear
 from vlv.models.tidying import tidy_caption
 
@@ -95,6 +97,8 @@ class CaptionDecoder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     tokenizer: PreTrainedTokenizerBase
+    records_steps = True
+    """Whether greedy search on a GPU records its step where it can, which changes nothing but its speed."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__(config)
@@ -363,12 +367,23 @@ class CaptionDecoder(PreTrainedModel):
     def _search(self, prefix: Tensor, settings: GenerationConfig, seed: int) -> Tensor:
         """Generated ids, (B, up to max_new_tokens); leaves mode and global generator alone."""
         sampling = bool(settings.do_sample)
+        is_greedy = not sampling and settings.num_beams == 1 and settings.repetition_penalty == 1.0
         devices = [prefix.device] if prefix.device.type == "cuda" else []
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
         training = self.training
         self.train(False)
         try:
-            with torch.random.fork_rng(devices=devices, enabled=sampling):
+            if is_greedy and self.records_steps and can_record(self.llm):
+                return greedy_search(
+                    self.llm,
+                    prefix,
+                    max_new_tokens=cast("int", settings.max_new_tokens),
+                    end=cast("int", settings.eos_token_id),
+                    pad=cast("int", settings.pad_token_id),
+                )
+            # What training has compiled would be translated anew for each layer and length of the cache.
+            no_draws_outside = torch.random.fork_rng(devices=devices, enabled=sampling)
+            with untranslated(self.llm), no_draws_outside:
                 if sampling:
                     torch.manual_seed(seed)
                 ids = self.llm.generate(

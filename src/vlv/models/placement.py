@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from vlv.errors import ConfigError
+from vlv.models.compilation import lay_out, why_no_compiler
 from vlv.models.quantize import quantize_llm
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Placement:
     """"sliced" decodes image by image, "tiled" piece by piece: slower, in less memory."""
     llm_bits: Literal[4, 8] | None = None
     """Bits of the caption decoder's weights; None leaves them as they are."""
+    compile: bool = False
+    """Translate with torch.compile what gains most: vision tower, denoiser, the VAE's decoder; it takes minutes."""
 
 
 def pick_device(device: str) -> str:
@@ -82,9 +85,13 @@ def place(pipe: Any, placement: Placement) -> None:
     """Quantise, slice and move a pipeline as the placement says; its dtype was given to `from_pretrained`.
 
     Raises:
-        ConfigError: The device cannot be used, a package is missing, or offloading has nowhere to go.
+        ConfigError: The device cannot be used, a package or a compiler is missing, or offloading has nowhere to go.
     """
     device = pick_device(placement.device)
+    if placement.compile:
+        compile_parts(pipe, torch.device(device))
+    if device.startswith("cuda"):
+        lay_out((pipe.unet, pipe.vae))
     if placement.llm_bits is not None and pipe.caption_decoder is not None:
         quantize_llm(pipe.caption_decoder, placement.llm_bits)
     if pipe.vae is not None and placement.vae != "whole":
@@ -97,6 +104,24 @@ def place(pipe: Any, placement: Placement) -> None:
     if device == "cpu":
         raise ConfigError("--offload frees a GPU, but there is none in use; leave it out")
     pipe.offload_device = torch.device(device)
+
+
+def compile_parts(pipe: Any, device: torch.device) -> None:
+    """Have vision tower, denoiser and the VAE's decoder translated, each when it is first used.
+
+    Args:
+        pipe: A pipeline, or whatever has some of its parts.
+        device: Where they will work.
+
+    Raises:
+        ConfigError: There is no compiler.
+    """
+    if reason := why_no_compiler(device):
+        raise ConfigError(f"nothing can be compiled here: {reason}; leave --compile out")
+    towers = () if pipe.encoder is None else pipe.encoder.vision()[:1]
+    for part in (*towers, pipe.unet, pipe.transformer, getattr(pipe.vae, "decoder", None)):
+        if part is not None:
+            part.compile()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from vlv.errors import ConfigError
+from vlv.models.compilation import compile_layers, lay_out, repeated_layers, why_no_compiler
 from vlv.training.attention import cpu_attention
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-COMPILED_BY_DEFAULT = ("vision_tower", "vae")
-"""Forward passes without a gradient: they gain most, and are translated soonest."""
+COMPILED_BY_DEFAULT = ("vision_tower", "vae", "unet", "language", "llm")
+"""All that takes a good part of a step."""
+TRANSFORMERS = ("language", "text_encoder", "llm")
+"""Rows of like layers, of which one translation serves all."""
 
 
 def arithmetic(device: torch.device, precision: str) -> torch.autocast:
@@ -98,11 +101,8 @@ def arrange(
     """
     wanted = config.channels_last
     if wanted is True or (wanted == "auto" and device.type == "cuda"):
-        convolutional: tuple[Any, ...] = (decoder.denoiser, decoder.vae)
-        for part in convolutional:
-            if part is not None:
-                part.to(memory_format=torch.channels_last)
-    # These modules are called as such; their owners are entered by other doors.
+        lay_out((decoder.denoiser, decoder.vae))
+    # These modules are called as such; their owners are entered by other doors. Of transformers it is their layers.
     llm = None if caption_decoder is None else caption_decoder.llm.base_model
     modules: dict[str, tuple[nn.Module | None, ...]] = {
         "vision_tower": encoder.vision()[:1],
@@ -117,7 +117,8 @@ def arrange(
     }
     for name in _to_compile(config, list(parts), device):
         for module in parts[name]:
-            module.compile(dynamic=True if name == "llm" else None)
+            layers = repeated_layers(module) if name in TRANSFORMERS else [module]
+            compile_layers(layers, dynamic=True if name == "llm" else None)
 
 
 def _to_compile(config: LoopConfig, parts: list[str], device: torch.device) -> list[str]:
@@ -133,24 +134,9 @@ def _to_compile(config: LoopConfig, parts: list[str], device: torch.device) -> l
                 raise ConfigError(
                     f"loop.compile names {name}, which this run does not have; it has {', '.join(parts)}"
                 )
-    if reason := _no_compiler(device):
+    if reason := why_no_compiler(device):
         if config.compile == "auto":
             logger.warning("nothing is compiled: %s", reason)
             return []
         raise ConfigError(f"loop.compile is {names}, but {reason}; set it to none")
     return names
-
-
-def _no_compiler(device: torch.device) -> str:
-    """Why nothing can be compiled here; empty where it can."""
-    if device.type == "cuda":
-        from torch.utils._triton import has_triton
-
-        return "" if has_triton() else "Triton is not installed, or does not know this GPU"
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError as error:  # InvalidCxxCompiler
-        return f"no C++ compiler was found ({str(error).splitlines()[0]})"
-    return ""

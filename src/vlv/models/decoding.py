@@ -1,0 +1,146 @@
+"""Greedy search with the step of one token recorded: on a GPU one launch per token in place of a thousand.
+
+The kernels of a step are the same for each token, as the cache of keys and values has its full length from the start and
+what is not written yet is masked. `transformers` writes the same tokens, but has to start each kernel anew.
+Shapes: B captions, Q positions of the prefix, T tokens at most, E width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import StaticCache
+
+from vlv.models.compilation import is_compiled
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_LOOK_EVERY = 16
+"""Tokens after which it is asked whether all captions have ended, which waits for the GPU."""
+_ALIGNED = 8
+"""The length of the cache is a multiple, which fused attention wants of a mask."""
+
+
+def can_record(llm: PreTrainedModel) -> bool:
+    """Whether the step of this language model can be recorded: on a GPU, plain weights, rotary positions, full attention.
+
+    Whatever is sharded, quantised, compiled or under autocast is left to transformers.
+    """
+    if not is_steady(llm) or torch.is_autocast_enabled("cuda"):
+        return False
+    devices = {parameter.device for parameter in llm.parameters()}
+    return len(devices) == 1 and devices.pop().type == "cuda"
+
+
+def is_steady(llm: PreTrainedModel) -> bool:
+    """Whether each step of this language model does the same, wherever it is."""
+    config = llm.config.get_text_config(decoder=True)
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in llm.parameters())
+    return (
+        bool(llm._can_compile_fullgraph)
+        and config._attn_implementation == "sdpa"
+        and rope.get("rope_type") == "default"
+        and kinds == {"full_attention"}
+        and plain
+        and not is_compiled(llm)
+    )
+
+
+@torch.no_grad()
+def greedy_search(
+    llm: PreTrainedModel, prefix: Tensor, *, max_new_tokens: int, end: int, pad: int
+) -> Tensor:
+    """The likeliest token after the other, as ``llm.generate`` without sampling and beams.
+
+    On a GPU the step is recorded, elsewhere it is repeated.
+
+    Args:
+        llm: A causal language model that `is_steady`, in evaluation mode.
+        prefix: (B, Q, E), on its device.
+        max_new_tokens: T.
+        end: Id of the token that ends a caption.
+        pad: Id of what follows it.
+
+    Returns:
+        Ids, (B, T), ``pad`` after the end; where all end early, the last columns are ``pad``.
+    """
+    search = _Search(llm, prefix, max_new_tokens, end, pad)
+    remaining = max_new_tokens - 1
+    if remaining and prefix.is_cuda:
+        advance = search.record()
+        remaining -= 1
+    else:
+        advance = search.advance
+    for count in range(remaining):
+        if count % _LOOK_EVERY == 0 and bool(search.ended.all()):
+            break
+        advance()
+    return search.ids
+
+
+class _Search:
+    """The captions so far; what a step reads and writes stays in the same places.
+
+    Args: as of `greedy_search`.
+    """
+
+    def __init__(
+        self, llm: PreTrainedModel, prefix: Tensor, max_new_tokens: int, end: int, pad: int
+    ) -> None:
+        batch_size, num_prefix, _ = prefix.shape
+        device = prefix.device
+        length = num_prefix + max_new_tokens - 1
+        length += -length % _ALIGNED
+        self._llm: Any = llm
+        self._end, self._pad = end, pad
+        self._cache = StaticCache(config=llm.config, max_cache_len=length)
+        self._places = torch.arange(length, device=device)
+        self._place = torch.tensor([num_prefix], device=device)  # of the token that is read next
+        self._count = torch.zeros(1, dtype=torch.long, device=device)  # tokens so far
+        self._last = torch.empty(batch_size, 1, dtype=torch.long, device=device)
+        self.ids = torch.full((batch_size, max_new_tokens), pad, device=device)
+        self.ended = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        self._take(self._read(inputs_embeds=prefix))
+
+    def advance(self) -> None:
+        """One token more."""
+        seen = self._places <= self._place  # (Q + T,)
+        logits = self._read(
+            input_ids=self._last,
+            position_ids=self._place[None],
+            attention_mask=seen[None, None, None],
+        )
+        self._place += 1
+        self._take(logits)
+
+    def record(self) -> Any:
+        """One token more, and the function that writes each further one."""
+        device = self.ids.device
+        with torch.cuda.device(device):
+            here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(here)
+            with torch.cuda.stream(aside):  # kernels load and choose themselves with the first call
+                self.advance()
+            here.wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self.advance()
+        return graph.replay
+
+    def _read(self, **inputs: Tensor) -> Tensor:
+        """Logits of the last position, (B, V)."""
+        found = self._llm(past_key_values=self._cache, use_cache=True, logits_to_keep=1, **inputs)
+        return cast("Tensor", found.logits[:, -1])
+
+    def _take(self, logits: Tensor) -> None:
+        """Write down the likeliest token, (B, V)."""
+        token = logits.argmax(-1).masked_fill(self.ended, self._pad)  # (B,)
+        self._last.copy_(token[:, None])
+        self.ids.index_copy_(1, self._count, token[:, None])
+        self._count += 1
+        self.ended |= token == self._end
