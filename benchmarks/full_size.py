@@ -272,6 +272,7 @@ class Bench:
         tokens = self.options.tokens
         plan = self.plan(_plan_captions, batch_size, tokens)
         parts = self.fresh()
+        parts.decoder.unet = parts.decoder.vae = None
         caption_decoder = parts.caption_decoder
         assert caption_decoder is not None, "asked for"
         for part in (parts.encoder, parts.decoder.text_encoder, caption_decoder):

@@ -128,7 +128,8 @@ class _Search:
                 self.advance()
             here.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # Another thread may pin memory for the next batch meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.advance()
         return graph.replay
 
