@@ -220,7 +220,9 @@ def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path:
         tmp_path / "1.yaml", ingredients, "stage1", stage1={"warm_start_steps": 2}
     )
     run = tmp_path / "run"
-    assert vlv("train", "stage1", "--config", config, "--run", run).code == 0
+    result = vlv("train", "stage1", "--config", config, "--run", run)
+    assert result.code == 0
+    assert "own captions: 100%" in result.err
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "warm_start" in lines[0]
     assert (run / "own_ids.npy").exists()

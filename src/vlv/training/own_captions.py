@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
@@ -37,7 +38,7 @@ def own_captions(
     on_bad: Callable[[BadRecord], None] | None = None,
     batch_size: int = 32,
 ) -> list[str]:
-    """Caption all records with the encoder's backbone; a record that cannot be read gets an empty caption.
+    """Caption all records with the encoder's backbone, with a bar on stderr; a record that cannot be read gets an empty caption.
 
     Args:
         encoder: Fresh from `VLVEncoder.from_florence`.
@@ -52,7 +53,9 @@ def own_captions(
         N captions.
     """
     captions = [""] * len(records)
-    for batch in epoch_batches(records, batch_size, image_size, on_bad=on_bad, framing=framing):
+    batches = epoch_batches(records, batch_size, image_size, on_bad=on_bad, framing=framing)
+    total = -(-len(records) // batch_size)
+    for batch in tqdm(batches, desc="own captions", unit="batch", total=total):
         ids = _write(encoder, batch["pixels"].to(encoder.device))
         texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
         for index, text in zip(batch["index"].tolist(), texts, strict=True):
