@@ -195,9 +195,8 @@ def test_like_layers_share_a_translation_and_captions_are_written_without(
     c = torch.randn(2, tiny.NUM_QUERIES, tiny.TEXT_WIDTH)
     for texts in (["a red cube", "a sphere"], ["a", "a small blue sphere on the floor"]):
         torch.testing.assert_close(decoder.loss(c, texts), plain.loss(c, texts))
-    assert (
-        translations.frame_count == 2
-    )  # one where transformers makes a mask, one where it makes none
+    # one where transformers makes a mask, one where it makes none
+    assert translations.frame_count == 2
     with torch.no_grad():
         assert decoder.generate(c, max_new_tokens=4) == plain.generate(c, max_new_tokens=4)
     assert translations.frame_count == 2
