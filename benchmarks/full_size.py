@@ -48,10 +48,11 @@ from vlv.models.folder import part_dtype
 from vlv.models.placement import compile_parts
 from vlv.training.arithmetic import fast_products
 from vlv.training.assemble import Parts, prepare
-from vlv.training.distributed import join_world
+from vlv.training.distributed import World, join_world
 from vlv.training.flops import peak_flops
 from vlv.training.journal import versions
 from vlv.training.profile import profile_training
+from vlv.training.recompute import choose_recomputation
 
 BATCHES = {
     "stage1": [64],
@@ -190,6 +191,8 @@ class Bench:
         if stage == "stage2":
             parts.decoder.unet = parts.decoder.vae = None
         objective = prepare(config, parts, self.device)
+        alone = World(0, 1, self.device)
+        choose_recomputation(objective, config.data.image_size, config.loop, config.optim, alone)
         self._forget_peak()
         with (
             fast_products(tf32=config.loop.tf32),

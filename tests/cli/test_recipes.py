@@ -17,6 +17,7 @@ from tests.cli.test_train import write_config
 from tests.tiny import IMAGE_SIZE, NUM_QUERIES
 from vlv.config import load_config
 from vlv.curation.settings import load_filter
+from vlv.jobs.run_plan import plan_run
 from vlv.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +147,23 @@ def test_a_plan_of_stage2_from_finished_parts(
     assert result.code == 0
     assert "caption_decoder" in result.out
     assert "hours: not known before the run has begun" in result.out
+
+
+def test_a_plan_counts_one_share_of_what_is_dealt_out(
+    ingredients: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    model = {"encoder": str(tiny_folder)}
+    config = load_config(str(write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model)))
+    footprints = {}
+    for parallel in ("ddp", "fsdp"):
+        loop = config.loop.model_copy(update={"parallel": parallel})
+        run = config.model_copy(update={"loop": loop})
+        footprints[parallel] = plan_run(run, tmp_path / "run", num_processes=8).footprint
+    whole, part = footprints["ddp"], footprints["fsdp"]
+    assert whole is not None
+    assert part is not None
+    assert part.gradients == whole.gradients // 8
+    assert part.peak < whole.peak - whole.gradients
 
 
 def test_a_plan_of_what_is_not_there_yet(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 import torch
@@ -10,7 +12,10 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from tests import tiny
-from vlv.config import ModelPreset, RunConfig, load_config
+from tests.training.ranks import run_ranks
+from tests.training.support import loop_config, optim_config
+from tests.training.test_stages import make_batch, stage1, stage2
+from vlv.config import LoopConfig, ModelPreset, RunConfig, load_config
 from vlv.jobs.memory_plan import (
     describe_parts,
     plan_captioning,
@@ -20,7 +25,10 @@ from vlv.jobs.memory_plan import (
 )
 from vlv.models.pipeline import VLVPipeline
 from vlv.training.assemble import Parts, make_objective, set_precision
-from vlv.training.memory import num_bytes, rehearse_training
+from vlv.training.distributed import join_world
+from vlv.training.memory import num_bytes, rehearse_training, sum_of_bytes
+from vlv.training.run import Run
+from vlv.training.sharding import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,9 +36,9 @@ if TYPE_CHECKING:
 BATCH_SIZE, TOKENS = 6, 24
 
 
-def measured(modules: list[nn.Module], work: Callable[[], Any]) -> int:
-    """Bytes of the modules, and the most that `work` had allocated on top of them."""
-    weights = num_bytes(nn.ModuleList(modules))
+def measured(held: list[torch.Tensor], work: Callable[[], Any]) -> int:
+    """Bytes of what is held, and the most that `work` had allocated on top of it."""
+    weights = sum_of_bytes(held)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         work()
     events = record.profiler.kineto_results.events()
@@ -40,6 +48,12 @@ def measured(modules: list[nn.Module], work: Callable[[], Any]) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return weights + peak
+
+
+def tensors_of(*modules: nn.Module) -> list[torch.Tensor]:
+    """Parameters and buffers."""
+    group = nn.ModuleList(modules)
+    return [*group.parameters(), *group.buffers()]
 
 
 def config(stage: str, precision: str, **loop: Any) -> RunConfig:
@@ -87,7 +101,7 @@ def test_training(
     set_precision(run, parts, objective)
     pixels = torch.zeros(BATCH_SIZE, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, dtype=torch.uint8)
     peak = measured(
-        [objective.module],
+        tensors_of(objective.module),
         lambda: rehearse_training(objective, training_batch(pixels), run.loop, run.optim),
     )
     assert predicted.peak == pytest.approx(peak, rel=0.10), predicted
@@ -97,18 +111,58 @@ def test_training(
     assert predicted.optimizer == pytest.approx(moments * trained, rel=0.01)
 
 
+def dealt_out(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
+    """Memory of one of two processes among which what trains is dealt out: predicted whole, predicted, measured."""
+    del rank
+    make, optim = {"stage1": stage1, "stage2": stage2}[stage], optim_config(lr_scale={})
+    whole, share_only = (
+        rehearse_training(make(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2)
+    )
+    run = Run(make(), cast("Any", None), loop, optim, Path(), {}, join_world())
+    run.journal = cast("Any", SimpleNamespace(tick=lambda: None))
+    run.set_train_mode()
+    batches = [run.passes.counted(make_batch()) for _ in range(loop.accumulate)]
+    run.learn(batches)  # now the optimiser has its state
+    frozen = num_bytes(run.module) - sum(p.numel() * 4 for p in run.parameters.values())
+    averages = run.average.averages.values() if run.average else ()
+    held = [*map(share, run.parameters.values()), *averages, *run.optimizer.tensors().values()]
+    run.step = loop.steps - 1
+    peak = measured(held, lambda: run.learn(batches))
+    return whole.peak, share_only.peak, frozen + peak
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+@pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "ema": 0.9}])
+def test_training_of_a_share(stage: str, changes: dict[str, Any]) -> None:
+    loop = loop_config(batch_size=2, parallel="fsdp", **changes)
+    for whole, predicted, found in run_ranks(2, dealt_out, stage, loop):
+        assert predicted == pytest.approx(found, rel=0.025)
+        assert whole > 1.03 * found, "with no more than a prediction for one process it would fail"
+
+
+def test_each_process_of_ddp_holds_its_gradients_all_the_time() -> None:
+    loop, optim = loop_config(batch_size=2), optim_config(lr_scale={})
+    alone, beside = (
+        rehearse_training(stage2(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2)
+    )
+    assert beside.peak - alone.peak == alone.gradients == beside.gradients
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inference(tiny_models: ModelPreset, tiny_folder: Any, dtype: torch.dtype) -> None:
     pipe = VLVPipeline.from_pretrained(tiny_folder, dtype=dtype)
     pixels = list(torch.rand(BATCH_SIZE, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE))
     reading = [pipe.encoder, pipe.text_encoder, pipe.caption_decoder]
     peak = measured(
-        reading, lambda: pipe.caption(pixels, batch_size=BATCH_SIZE, max_new_tokens=TOKENS)
+        tensors_of(*reading),
+        lambda: pipe.caption(pixels, batch_size=BATCH_SIZE, max_new_tokens=TOKENS),
     )
     predicted = plan_captioning(tiny_models, BATCH_SIZE, dtype, TOKENS).footprint
     assert predicted.peak == pytest.approx(peak, rel=0.10), predicted
     drawing = [pipe.encoder, pipe.text_encoder, pipe.unet, pipe.vae]
-    peak = measured(drawing, lambda: pipe.reconstruct(pixels, batch_size=BATCH_SIZE, steps=2))
+    peak = measured(
+        tensors_of(*drawing), lambda: pipe.reconstruct(pixels, batch_size=BATCH_SIZE, steps=2)
+    )
     predicted = plan_reconstruction(tiny_models, BATCH_SIZE, dtype).footprint
     assert predicted.peak == pytest.approx(peak, rel=0.10), predicted
     assert predicted.weights == pytest.approx(num_bytes(nn.ModuleList(drawing)), rel=0.01)

@@ -87,6 +87,12 @@ def losses(run_dir: Path) -> torch.Tensor:
     return torch.tensor([[line[name] for name in names] for line in steps], dtype=torch.float64)
 
 
+def flops(run_dir: Path) -> float:
+    """Of an image, told by the last line of the log of two processes with a peak of 1,000 FLOP/s each."""
+    line = [line for line in read_metrics(run_dir / "metrics.jsonl") if "mfu" in line][-1]
+    return float(line["mfu"] * 2000 / line["images_per_second"])
+
+
 @pytest.mark.parametrize(("num_ranks", "accumulate"), [(2, 1), (2, 2), (1, 4)])
 def test_the_curve_does_not_depend_on_the_cut(
     tmp_path: Path, num_ranks: int, accumulate: int
@@ -126,6 +132,7 @@ def dealt_out(rank: int, run_dir: Path, parallel: str, interrupted: bool) -> Any
                 log_every=1,
                 ema=0.9,
                 parallel=parallel,
+                peak_tflops=1e-9,
                 max_seconds=0 if interrupted else None,
             )
         except Interrupted:
@@ -147,6 +154,7 @@ def test_what_trains_may_be_dealt_out(tmp_path: Path) -> None:
             assert torch.equal(again[rank][0][name], shares[rank][0][name]), name
     for name, value in whole[0][1].items():  # what the first process saw while it evaluated
         torch.testing.assert_close(shares[0][1][name], value, atol=1e-5, rtol=1e-5)
+    assert flops(tmp_path / "fsdp") == pytest.approx(flops(tmp_path / "ddp"), rel=0.01)
 
 
 def test_a_run_may_go_on_dealt_out_otherwise(tmp_path: Path) -> None:

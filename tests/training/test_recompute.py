@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
+from tests.training.ranks import run_ranks
 from tests.training.support import loop_config, optim_config
 from tests.training.test_stages import generator, make_batch, stage1, stage2
 from vlv.errors import ConfigError
@@ -19,7 +20,8 @@ from vlv.models.compilation import repeated_layers
 from vlv.training import arithmetic as arithmetics
 from vlv.training.arithmetic import arithmetic, arrange, attention_of, fast_products
 from vlv.training.attention import cpu_attention
-from vlv.training.distributed import World
+from vlv.training.distributed import World, join_world
+from vlv.training.memory import num_bytes
 from vlv.training.recompute import (
     cheapest_that_fits,
     choose_recomputation,
@@ -85,9 +87,29 @@ def test_the_least_recomputation_that_fits_is_chosen(stage: str, saver: str) -> 
 def test_a_cpu_recomputes_nothing_unless_told_to() -> None:
     objective, optim = stage1(), optim_config(lr_scale={})
     size = tiny.IMAGE_SIZE
-    assert choose_recomputation(objective, size, loop_config(), optim) == "never"
-    assert choose_recomputation(objective, size, loop_config(recompute="unet"), optim) == "unet"
+    for setting, expected in (("auto", "never"), ("unet", "unet")):
+        loop = loop_config(recompute=setting)
+        assert choose_recomputation(objective, size, loop, optim, World(0, 1, CPU)) == expected
     assert objective.decoder.unet.is_gradient_checkpointing
+
+
+def chosen(rank: int, free: list[float]) -> str:
+    """What a process with some of the undivided step's memory free, beside its weights, chooses for FSDP."""
+    objective, optim = stage2(), optim_config(lr_scale={})
+    loop = loop_config(batch_size=2, parallel="fsdp")
+    whole = predicted_peak(objective, tiny.IMAGE_SIZE, loop, optim, "never")
+    room = int(free[rank] * whole) - num_bytes(objective.module)
+    torch.cuda.mem_get_info = lambda _: (room, room)  # type: ignore[assignment]
+    world = World(rank, 2, torch.device("cuda"), join_world().hosts)
+    return choose_recomputation(objective, tiny.IMAGE_SIZE, loop, optim, world)
+
+
+@pytest.mark.parametrize(("free", "choice"), [([1.07, 1.2], "never"), ([9.0, 0.1], "all")])
+def test_processes_choose_alike_by_the_least_room_and_count_a_share(
+    free: list[float], choice: str
+) -> None:
+    """A step of stage 2 whose weights are dealt out takes 92 % of an undivided one here, which would not fit."""
+    assert run_ranks(2, chosen, free) == [choice, choice]
 
 
 @pytest.mark.parametrize("mask", [None, torch.zeros(3, 3), torch.ones(3, 3).tril().bool()])

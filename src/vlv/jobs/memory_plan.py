@@ -166,15 +166,25 @@ def plan_training(preset: ModelPreset, name: str, config: RunConfig) -> Use:
     return plan_step(parts, name, config, drawn.image_size)
 
 
-def plan_step(parts: Parts, name: str, config: RunConfig, image_size: int) -> Use:
-    """Memory of a run's step with parts of the meta device, which are changed; every caption is as long as it may be."""
+def plan_step(
+    parts: Parts, name: str, config: RunConfig, image_size: int, *, num_ranks: int = 1
+) -> Use:
+    """Memory of a run's step in one of its processes; every caption is as long as it may be.
+
+    Args:
+        parts: Of the meta device; they are changed.
+        name: Of the use.
+        config: The run.
+        image_size: Side of the images in pixels.
+        num_ranks: Processes that train together.
+    """
     loop = config.loop
     objective = outlined_objective(config, parts)
     with imagined():
         hollow(objective.module)
         set_precision(config, parts, objective)
         batch = training_batch(_pixels(loop.batch_size, image_size))
-        footprint = rehearse_training(objective, batch, loop, config.optim)
+        footprint = rehearse_training(objective, batch, loop, config.optim, num_ranks=num_ranks)
     return Use(name, loop.batch_size, loop.precision, footprint)
 
 

@@ -116,10 +116,10 @@ def plan_run(config: RunConfig, run_dir: Path, *, num_processes: int = 1) -> Run
         if estimate:
             measured, basis = num_processes * estimate, f"at {ASSUMED_MFU:.0%} of the GPU's peak"
         size = config.data.image_size
-        footprint = plan_step(outline_parts(config), config.stage, config, size).footprint
+        use = plan_step(outline_parts(config), config.stage, config, size, num_ranks=num_processes)
     except ModelFolderError as error:
         return RunPlan(*known, unknown=str(error), images_per_second=measured, basis=basis)
-    return RunPlan(*known, described, "", footprint, measured, basis)
+    return RunPlan(*known, described, "", use.footprint, measured, basis)
 
 
 def outline_parts(config: RunConfig) -> Parts:

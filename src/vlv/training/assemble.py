@@ -110,6 +110,7 @@ def train(
         held_out = find_held_out(config)
         parts = load_parts(config)
         objective = prepare(config, parts, world.device)
+    choose_recomputation(objective, config.data.image_size, config.loop, config.optim, world)
     with (
         fast_products(tf32=config.loop.tf32),
         world.main_first(lambda: feed(config, parts, found, run_dir, world)) as loader,
@@ -387,12 +388,11 @@ def make_objective(config: RunConfig, parts: Parts) -> Stage1 | Stage2:
 
 
 def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage1 | Stage2:
-    """The objective on its device, as exact and as fast as the settings say."""
+    """The objective on its device, as exact and as fast as the settings say; what is recomputed is still to be chosen."""
     parts.to(device)
     objective = make_objective(config, parts)
     set_precision(config, parts, objective)
     arrange(config.loop, parts.encoder, parts.decoder, parts.caption_decoder, device)
-    choose_recomputation(objective, config.data.image_size, config.loop, config.optim)
     return objective
 
 

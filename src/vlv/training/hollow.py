@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from vlv.training.objective import Objective
+
+ObjectiveT = TypeVar("ObjectiveT", bound="Objective")
 
 
 @contextmanager
@@ -44,6 +49,19 @@ def _hollow_copy(
     cast_it = dtype_of is not None and isinstance(tensor, nn.Parameter)
     dtype = dtype_of(name) if cast_it and dtype_of is not None else tensor.dtype
     empty = torch.empty(tensor.shape, dtype=dtype, device="cpu")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
+
+
+def without_numbers(objective: ObjectiveT) -> ObjectiveT:
+    """A copy of an objective whose parameters and buffers are on the meta device, so that it takes no memory."""
+    tensors = (*objective.module.parameters(), *objective.module.buffers())
+    return copy.deepcopy(objective, {id(tensor): _on_meta(tensor) for tensor in tensors})
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    empty = torch.empty_like(tensor, device="meta")
     if isinstance(tensor, nn.Parameter):
         return nn.Parameter(empty, requires_grad=tensor.requires_grad)
     return empty

@@ -1,15 +1,17 @@
 """Memory before it is needed: the real step on tensors that have shapes and no numbers, with every byte counted.
 
 Parts from the meta device become fake tensors (`hollow`); the run's own forward pass, backward pass and optimiser
-work on them while `LiveBytes` follows which storages are alive. What it cannot see are the workspaces inside a kernel,
-the allocator's rounding, and what a GPU's driver takes for itself (half a gigabyte or so).
+work on them while `LiveBytes` follows which storages are alive. Of what is dealt out to several processes (FSDP) one
+share counts, and what the exchanges put together at a time is added. What it cannot see are the workspaces inside a
+kernel, the allocator's rounding, and what a GPU's driver takes for itself (half a gigabyte or so).
 """
 
 from __future__ import annotations
 
 import weakref
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -21,9 +23,10 @@ from torch.utils._pytree import tree_leaves
 
 from vlv.training.distributed import World
 from vlv.training.run import Run
+from vlv.training.sharding import bytes_put_together, units, uses_fsdp
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from vlv.config import LoopConfig, OptimConfig
     from vlv.training.journal import Journal
@@ -58,24 +61,29 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
-        self._known: set[int] = set()
+        self._sizes: dict[int, int] = {}
 
-    def add(self, tensor: Any) -> None:
-        """Count a tensor's storage for as long as it lives."""
+    def add(self, tensor: Any, shares: int = 1) -> None:
+        """Count a tensor's storage, or one of several shares of it, for as long as it lives."""
         if not isinstance(tensor, Tensor):
             return
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known:
+        key, size = storage._cdata, storage.nbytes() // shares
+        if key in self._sizes:
             return
-        self._known.add(key)
+        self._sizes[key] = size
         self.now += size
         self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._freed, key, size)
+        weakref.finalize(storage, self._freed, key)
 
-    def _freed(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+    def deal_out(self, tensor: Tensor, shares: int) -> None:
+        """From now on count one of several shares of a tensor's storage, which counted whole."""
+        key, size = tensor.untyped_storage()._cdata, tensor.untyped_storage().nbytes() // shares
+        self.now += size - self._sizes[key]
+        self._sizes[key] = size
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -88,45 +96,64 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def num_bytes(module: nn.Module) -> int:
     """Bytes of parameters and buffers; shared ones count once."""
-    tensors = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    return sum(t.numel() * t.element_size() for t in tensors.values())
+    return sum_of_bytes({id(t): t for t in (*module.parameters(), *module.buffers())}.values())
+
+
+def sum_of_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, one by one."""
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def rehearse_training(
-    objective: Objective, batch: Batch, loop: LoopConfig, optim: OptimConfig
+    objective: Objective,
+    batch: Batch,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    *,
+    num_ranks: int = 1,
 ) -> Footprint:
-    """Memory of the training step, at the end of the run, when nothing is frozen for the time being.
+    """Memory of the training step in one process, at the end of the run, when nothing is frozen for the time being.
 
     It is a GPU's step: attention has the precision of all else, as it has not on a CPU.
 
     Args:
         objective: Its module holds real or fake tensors; real ones are changed.
         batch: `loop.batch_size` rows; fake ones for a fake module.
-        loop: Precision, accumulation, moving average.
+        loop: Precision, accumulation, moving average, and whether what trains is dealt out to the processes.
         optim: The optimiser.
+        num_ranks: Processes that train together.
     """
     device = next(objective.module.parameters()).device
+    shares = num_ranks if uses_fsdp(loop, World(0, num_ranks, device)) else 1
     run = Run(objective, cast("Loader", None), loop, optim, Path(), {}, World(0, 1, device))
     run.journal = cast("Journal", _Silent())
     run.passes.attention = nullcontext()
     run.set_train_mode()
-    weights = num_bytes(run.module)
-    gradients = sum(p.numel() * p.element_size() for p in run.parameters.values())
-    with LiveBytes() as live:
-        for tensor in (*run.module.parameters(), *run.module.buffers()):
+    _fill_optimizer(run)
+    averages = run.average.averages if run.average is not None else {}
+    states = (*averages.values(), *run.optimizer.tensors().values())
+    trained = list(run.parameters.values())
+    # gradients are there before the pass where another one went before, and in the buckets of DDP
+    if loop.passes_per_step(num_ranks) > 1 or num_ranks > shares:
+        _fill_gradients(run)
+    with LiveBytes() as live, ExitStack() as hooks:
+        for tensor in (*trained, *states, *(p.grad for p in trained)):
+            live.add(tensor, shares)
+        for tensor in (*run.module.parameters(), *run.module.buffers(), *batch.values()):
             live.add(tensor)
-        averages = run.average.averages if run.average is not None else {}
-        for tensor in (*averages.values(), *batch.values()):
-            live.add(tensor)
-        _fill_optimizer(run)
-        if loop.passes_per_step() > 1:  # the pass meets the gradients of the one before
-            _fill_gradients(run)
+        if shares > 1:  # what lies in no block has whole gradients until the end of the pass
+            for parameter in chain(*units(run.module)[:-1]):
+                hook: Any = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    lambda p: live.deal_out(p.grad, shares)
+                )
+                hooks.callback(hook.remove)
         run.step = loop.steps - 1
         run.learn([run.passes.counted(batch)])
-    states = (*averages.values(), *run.optimizer.tensors().values())
-    optimizer = sum(t.numel() * t.element_size() for t in states)
-    rest = live.peak - weights - gradients - optimizer
-    return Footprint(weights, gradients, optimizer, max(0, rest))
+    gradients = sum_of_bytes(trained) // shares
+    weights = num_bytes(run.module) - sum_of_bytes(trained) + gradients
+    optimizer = sum_of_bytes(states) // shares
+    peak = live.peak + bytes_put_together(run.module, shares)
+    return Footprint(weights, gradients, optimizer, max(0, peak - weights - gradients - optimizer))
 
 
 def _fill_gradients(run: Run) -> None:

@@ -28,6 +28,7 @@ from vlv.training.flops import FlopMeter, peak_flops
 from vlv.training.journal import write_text
 from vlv.training.loop import fit
 from vlv.training.objective import Batch, Loader, Losses
+from vlv.training.recompute import choose_recomputation
 
 if TYPE_CHECKING:
     from vlv.config import LoopConfig, OptimConfig, RunConfig
@@ -306,6 +307,7 @@ def profile_run(config: RunConfig, run_dir: Path, steps: int, *, trace: bool = F
         )
     found, parts = find_data(config.data), load_parts(config)
     objective = prepare(config, parts, world.device)
+    choose_recomputation(objective, config.data.image_size, config.loop, config.optim, world)
     with (
         fast_products(tf32=config.loop.tf32),
         feed(config, parts, found, run_dir, world) as loader,

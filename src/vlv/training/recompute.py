@@ -17,6 +17,7 @@ from vlv.training.memory import FullLength, num_bytes, rehearse_training, traini
 
 if TYPE_CHECKING:
     from vlv.config import LoopConfig, OptimConfig
+    from vlv.training.distributed import World
     from vlv.training.stages import Stage1, Stage2
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,11 @@ _ROOM = 0.92
 
 
 def choose_recomputation(
-    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig
+    objective: Stage1 | Stage2,
+    image_size: int,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    world: World,
 ) -> Choice:
     """Follow `loop.recompute`; for "auto", find the cheapest choice that fits into the device, and say why.
 
@@ -38,15 +43,28 @@ def choose_recomputation(
         image_size: Side of the images in pixels.
         loop: The setting, batch size and precision.
         optim: The optimiser.
+        world: The processes; all of them call this, and all choose the same.
 
     Returns:
         What was chosen.
+
+    Raises:
+        OtherProcessError: The prediction failed in the first process, or another one ended.
     """
     choice: Choice
     if loop.recompute != "auto":
         choice = loop.recompute
+    elif world.device.type != "cuda":
+        choice = "never"
     else:
-        choice = _cheapest(objective, image_size, loop, optim)
+        free, _ = torch.cuda.mem_get_info(world.device)
+        # the weights are there already, and in the prediction
+        least = min(row[0] for row in world.exchange([free + num_bytes(objective.module)]))
+        choice = world.on_main(
+            lambda: cheapest_that_fits(
+                objective, image_size, loop, optim, int(least), num_ranks=world.num_ranks
+            )
+        )
     recompute(objective, choice)
     return choice
 
@@ -78,26 +96,19 @@ def recompute(objective: Stage1 | Stage2, choice: Choice) -> None:
             language.gradient_checkpointing_disable()
 
 
-def _cheapest(
-    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig
-) -> Choice:
-    device = next(objective.module.parameters()).device
-    if device.type != "cuda":
-        return "never"
-    free, _ = torch.cuda.mem_get_info(device)
-    room = free + num_bytes(
-        objective.module
-    )  # the weights are there already, and in the prediction
-    return cheapest_that_fits(objective, image_size, loop, optim, room)
-
-
 def cheapest_that_fits(
-    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig, room: int
+    objective: Stage1 | Stage2,
+    image_size: int,
+    loop: LoopConfig,
+    optim: OptimConfig,
+    room: int,
+    *,
+    num_ranks: int = 1,
 ) -> Choice:
     """The choice with the least recomputation whose predicted peak leaves some of `room` (bytes), or else "all"."""
     choices: tuple[Choice, ...] = ("never", "unet", "all")
     for choice in choices:
-        peak = predicted_peak(objective, image_size, loop, optim, choice)
+        peak = predicted_peak(objective, image_size, loop, optim, choice, num_ranks=num_ranks)
         fits = peak <= _ROOM * room
         logger.info(
             "recomputation %s: a step is predicted to need %.1f GB of %.1f GB%s",
@@ -118,8 +129,10 @@ def predicted_peak(
     loop: LoopConfig,
     optim: OptimConfig,
     choice: Choice,
+    *,
+    num_ranks: int = 1,
 ) -> int:
-    """Bytes of a step with a choice, from shapes alone; the objective stays as it is."""
+    """Bytes of a step in one of several processes with a choice, from shapes alone; the objective stays as it is."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         with FakeCopyMode(mode):
             imagined = copy.deepcopy(objective)
@@ -131,4 +144,4 @@ def predicted_peak(
             caption_decoder.tokenizer = FullLength(longest)
         shape = (loop.batch_size, 3, image_size, image_size)
         batch = training_batch(torch.zeros(shape, dtype=torch.uint8))
-        return rehearse_training(imagined, batch, loop, optim).peak
+        return rehearse_training(imagined, batch, loop, optim, num_ranks=num_ranks).peak

@@ -24,6 +24,7 @@ from vlv.training.checkpoint import (
 from vlv.training.clock import Clock
 from vlv.training.distributed import World, join_world, others_may_end
 from vlv.training.flops import FlopMeter, peak_flops
+from vlv.training.hollow import without_numbers
 from vlv.training.journal import Journal, Meter, SilentJournal
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample
 from vlv.training.optim import BadSteps, MovingAverage, Optimizer, trainable_parameters
@@ -60,7 +61,10 @@ class Run:
         self.run_dir, self.settings = run_dir, settings
         self.module = on_device(objective.module, self.world.device)
         self.model = Forward(objective)
-        if uses_fsdp(config, self.world):
+        is_dealt_out = uses_fsdp(config, self.world)
+        # a share of the weights cannot be counted, nor can the first process compute without the others
+        self.flops = FlopMeter(without_numbers(objective) if is_dealt_out else objective)
+        if is_dealt_out:
             shard(self.model, self.world)
         self.parameters = trainable_parameters(self.module)
         self.passes = Passes(
@@ -74,7 +78,6 @@ class Run:
         self.best: dict[str, Any] | None = None
         self.num_passes = config.passes_per_step(self.world.num_ranks)
         self.clock = Clock(config.steps, self.world.num_ranks, config.usd_per_gpu_hour)
-        self.flops = FlopMeter(objective)
         self.example: Batch = {}
         self.last_save = time.monotonic()
 
@@ -132,9 +135,10 @@ class Run:
     def _mfu(self, images_per_second: float) -> dict[str, float]:
         """The share of the devices' peak that the images took; nothing where the peak or the FLOPs are not known."""
         peak = peak_flops(self.world.device, self.config.peak_tflops)
-        if peak is None or not self.world.is_main or self.passes.is_sharded:
+        if peak is None or not self.world.is_main:
             return {}
-        flops = self.flops.per_image(self.example | {"step": self.step - 1})
+        whole = {"step": self.step - 1, "target_weight": 1.0}  # as a pass has them
+        flops = self.flops.per_image(self.example | whole)
         if flops is None:
             return {}
         return {"mfu": round(flops * images_per_second / (peak * self.world.num_ranks), 4)}

@@ -38,8 +38,36 @@ def shard(model: nn.Module, world: World) -> None:
         "mesh": init_device_mesh(world.device.type, (world.num_ranks,)),
         "ignored_params": {p for p in model.parameters() if not p.requires_grad},
     }
-    for block in [*reversed(_blocks(model)), model]:
+    for block in _dealt_out_by_itself(model):
         fully_shard(block, **options)
+
+
+def units(model: nn.Module) -> list[list[nn.Parameter]]:
+    """What is put together at a time: what trains in each block, and last what lies in none."""
+    taken: set[nn.Parameter] = set()
+    found = []
+    for block in _dealt_out_by_itself(model):
+        found.append([p for p in block.parameters() if p.requires_grad and p not in taken])
+        taken.update(found[-1])
+    return found
+
+
+def bytes_put_together(model: nn.Module, shares: int) -> int:
+    """Most bytes that a process holds beside its share while blocks are computed; 0 where nothing is dealt out.
+
+    What lies in no block stays together from the forward pass to the end of the backward pass. Of the blocks, one is
+    computed while the next is fetched, and the gradient of one is put in order and sent.
+    """
+    if shares == 1:
+        return 0
+    *blocks, rest = [sum(p.numel() * p.element_size() for p in unit) for unit in units(model)]
+    largest = max(blocks, default=0)
+    return (rest + 2 * largest) * (shares - 1) // shares + 2 * largest
+
+
+def _dealt_out_by_itself(model: nn.Module) -> list[nn.Module]:
+    """The blocks, inner ones first, and last the model."""
+    return [*reversed(_blocks(model)), model]
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
