@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -76,26 +76,61 @@ def test_refused_when_something_differs(records: list[Record], tmp_path: Path) -
         cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
 
 
-def test_interrupted_computation_is_begun_again(
+def interrupted(decoder: Any, records: list[Record], folder: Path, **options: Any) -> None:
+    """One batch of a cache."""
+    plain = decoder.posterior
+    answers = iter([plain])
+    decoder.posterior = lambda pixels: next(answers)(pixels)
+    with pytest.raises(StopIteration):
+        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2, **options)
+    decoder.posterior = plain
+
+
+def test_an_interrupted_computation_goes_on(
     records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder, folder = tiny.make_decoder(), tmp_path / "cache"
-    plain, calls = decoder.posterior, []
-
-    def stop(pixels: torch.Tensor) -> object:
-        calls.append(len(pixels))
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return plain(pixels)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(decoder, "posterior", stop)
-        with pytest.raises(KeyboardInterrupt):
-            cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2)
+    monkeypatch.setattr("vlv.training.latents.SAVE_SECONDS", 0.0)
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    decoder, folder, bad = tiny.make_decoder(), tmp_path / "cache", []
+    options = {"on_bad": bad.append}
+    whole = cache_latents(
+        decoder, records, tiny.IMAGE_SIZE, tmp_path / "whole", batch_size=2, **options
+    )
+    interrupted(decoder, records, folder, **options)
     assert not (folder / "manifest.json").exists()
-    assert np.isfinite(
-        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)["latents_mean"]
-    ).all()
+    plain, sizes = decoder.posterior, []
+    decoder.posterior = lambda pixels: (sizes.append(len(pixels)), plain(pixels))[1]
+    found = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2, **options)
+    assert sizes == [2]  # b and c were done
+    for name, array in whole.items():
+        assert np.array_equal(found[name], array, equal_nan=True)
+    assert [record.id for record in bad] == 3 * [records[0].id]  # told of in each of the calls
+    assert {file.name for file in folder.iterdir()} == {
+        file.name for file in (tmp_path / "whole").iterdir()
+    }
+
+
+@pytest.mark.parametrize("change", ["an image", "the VAE", "the VAE, and back", "nothing saved"])
+def test_an_interrupted_computation_of_something_else_is_begun_again(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    decoder, folder = tiny.make_decoder(), tmp_path / "cache"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "vlv.training.latents.SAVE_SECONDS", 60.0 if change == "nothing saved" else 0.0
+        )
+        interrupted(decoder, records, folder)
+    assert (folder / "progress.json").exists() == (change != "nothing saved")
+    if change == "an image":
+        Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    if change.startswith("the VAE"):
+        first, decoder.vae = decoder.vae, tiny.make_vae(seed=9)
+        if change.endswith("back"):
+            interrupted(decoder, records, folder)
+            decoder.vae = first
+    found = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2)
+    fresh = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "fresh", batch_size=2)
+    assert np.array_equal(found["latents_mean"], fresh["latents_mean"])
 
 
 def test_bad_image_leaves_a_row_that_cannot_be_used(records: list[Record], tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def cache_latents(
 ) -> int:
     """Compute the VAE's posteriors (mean and deviation, float16) of images, for data.latents.
 
-    A repeated command goes on with the shard that it was at. About 37 GB per million images of 384 pixels.
+    A repeated command goes on where it was, or with the shard that it was at. About 37 GB per million images of 384 pixels.
     """
     return _fill("latents", inputs, config, output, overrides, batch_size)
 

@@ -6,6 +6,8 @@ The VAE's posteriors as latents, and the tokens of a frozen vision tower as feat
 from __future__ import annotations
 
 import hashlib
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from vlv.errors import DataError
 from vlv.training.cache_parts import (
     FORMAT,
     content_hash,
+    file_of,
     hashed,
     ids_hash,
     open_part,
@@ -35,6 +38,7 @@ from vlv.training.cache_parts import (
     write_manifest,
 )
 from vlv.training.checkpoint import sync
+from vlv.training.journal import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +51,8 @@ if TYPE_CHECKING:
     from vlv.models.encoder import VLVEncoder
     from vlv.models.vision_encoder import VisionEncoder
 
+SAVE_SECONDS = 60.0
+"""How much work on single images an interruption may cost."""
 LATENTS = ("latents_mean", "latents_std")
 FEATURES = ("features",)
 Compute = Callable[[Tensor], "tuple[Tensor, ...]"]
@@ -118,7 +124,7 @@ def fill_cache(
     """Compute a cache of a data set part by part, or open what was computed before.
 
     Every .tar or .parquet file is a part in a folder of its own, named after it; all other images are one.
-    An interrupted computation goes on with the part that it was at.
+    An interrupted computation goes on with the part that it was at, and among single images where it was.
 
     Args:
         cache: What to compute.
@@ -179,7 +185,8 @@ def fill_part(
 ) -> dict[str, NDArray[np.float16]]:
     """Compute the arrays of all records, or open them where they were computed before.
 
-    The manifest is written last, so an interrupted computation is begun again rather than taken for complete.
+    The manifest is written last, so an interrupted computation is not taken for complete. That of single images goes on
+    with the batch that it was at, or loses `SAVE_SECONDS`; that of a shard, whose images have to be hashed, is begun again.
 
     Args:
         cache: What to compute.
@@ -203,26 +210,91 @@ def fill_part(
         return open_part(folder, cache.names)
     folder.mkdir(parents=True, exist_ok=True)
     kept = [hashed(record) for record in records]
+    growing = _Growing(folder, cache.names, identity, records)
+    places = growing.places()
     images = epoch_batches(
-        kept, batch_size, image_size, num_workers=num_workers, on_bad=on_bad, framing=framing
+        [kept[place] for place in places],
+        batch_size,
+        image_size,
+        num_workers=num_workers,
+        on_bad=on_bad,
+        framing=framing,
     )
-    arrays: list[Any] = []
-    total = -(-len(records) // batch_size)
-    for chunk in tqdm(images, desc=folder.name, unit="batch", total=total):
+    total, left = (-(-n // batch_size) for n in (len(records), len(places)))
+    for chunk in tqdm(images, desc=folder.name, unit="batch", total=total, initial=total - left):
         computed = [value.float().cpu().numpy() for value in cache.compute(chunk["pixels"])]
-        if not arrays:
-            files = [folder / f"{name}.npy" for name in cache.names]
-            arrays = [_create(*pair, len(records)) for pair in zip(files, computed, strict=True)]
-        for array, values in zip(arrays, computed, strict=True):
-            array[chunk["index"].numpy()] = values
-    if not arrays:
+        growing.put(places[chunk["index"].numpy()], computed)
+        growing.save_now_and_then()
+    if not growing.arrays:
         raise DataError(f"none of {len(records)} images for {folder} can be read")
-    for array, name in zip(arrays, cache.names, strict=True):
-        array.flush()
-        sync(folder / f"{name}.npy")
+    growing.flush()
     write_hashes(folder, kept)
     write_manifest(folder, identity, records)
+    growing.progress.unlink(missing_ok=True)
     return open_part(folder, cache.names)
+
+
+class _Growing:
+    """The arrays of a part while they are computed; those of an interrupted computation of the very same grow on.
+
+    Args:
+        folder: Of the part.
+        names: Of the arrays.
+        identity: What they are made of.
+        records: N records; where they lie in shards, whose hashes would be lost, nothing is saved on the way.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        identity: dict[str, Any],
+        records: Sequence[Record],
+    ) -> None:
+        self.files = [folder / f"{name}.npy" for name in names]
+        self.progress = folder / "progress.json"
+        self.arrays: list[Any] = []
+        self._identity, self._count, self._done = identity, len(records), 0
+        self._saved = time.monotonic()
+        self._in_shards = any(file_of(record) is not None for record in records)
+        try:
+            found = json.loads(self.progress.read_text())
+            arrays = [np.load(file, mmap_mode="r+") for file in self.files]
+        except (OSError, EOFError, ValueError):
+            return
+        if {key: found.get(key) for key in identity} == identity:
+            self.arrays, self._done = arrays, found["done"]
+
+    def places(self) -> NDArray[np.int64]:
+        """The records that are still to be computed; those that could not be read are tried, and told of, again."""
+        rest = np.arange(self._done, self._count)
+        if not self.arrays:
+            return rest
+        done = self.arrays[0][: self._done].reshape(self._done, -1)
+        return np.concatenate([np.flatnonzero(np.isnan(done[:, 0])), rest])
+
+    def put(self, rows: NDArray[np.int64], values: Sequence[NDArray[np.float32]]) -> None:
+        """Set some rows of each array; the arrays are made with the first ones."""
+        if not self.arrays:
+            self.progress.unlink(missing_ok=True)  # it tells of other arrays
+            pairs = zip(self.files, values, strict=True)
+            self.arrays = [_create(*pair, self._count) for pair in pairs]
+        for array, value in zip(self.arrays, values, strict=True):
+            array[rows] = value
+        self._done = max(self._done, int(rows[-1]) + 1)
+
+    def flush(self) -> None:
+        """Force the arrays to the disk."""
+        for array, file in zip(self.arrays, self.files, strict=True):
+            array.flush()
+            sync(file)
+
+    def save_now_and_then(self) -> None:
+        """Every `SAVE_SECONDS` write down how far it is."""
+        if not self._in_shards and time.monotonic() - self._saved >= SAVE_SECONDS:
+            self.flush()
+            write_text(self.progress, json.dumps(self._identity | {"done": self._done}))
+            self._saved = time.monotonic()
 
 
 def _create(file: Path, example: NDArray[np.float32], count: int) -> NDArray[np.float16]:
