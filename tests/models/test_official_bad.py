@@ -21,7 +21,7 @@ from vlv.models.official_parts import Components
 State = dict[str, torch.Tensor]
 
 
-def refuses(error: type[VLVError], message: str, load: Callable[[], Any]) -> None:
+def assert_refuses(error: type[VLVError], message: str, load: Callable[[], Any]) -> None:
     with pytest.raises(error, match=message) as caught:
         load()
     assert "\n" not in str(caught.value)
@@ -62,7 +62,7 @@ def saved(tmp_path: Path) -> Callable[[State], Path]:
 )
 def test_stage_1_without_a_part(saved: Any, part: str, message: str) -> None:
     path = saved(without(tensors("stage1"), part))
-    refuses(CheckpointError, message, lambda: load_stage1(path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(path, COMPONENTS))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_stage_1_without_a_part(saved: Any, part: str, message: str) -> None:
 )
 def test_stage_2_without_a_part(saved: Any, part: str, message: str) -> None:
     path = saved(without(tensors("stage2"), part))
-    refuses(CheckpointError, message, lambda: load_stage2(path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage2(path, COMPONENTS))
 
 
 @pytest.mark.parametrize(
@@ -91,32 +91,34 @@ def test_stage_2_without_a_part(saved: Any, part: str, message: str) -> None:
 )
 def test_tensors_of_another_shape(saved: Any, key: str, shape: Any, message: str) -> None:
     path = saved(tensors("stage1") | {key: torch.zeros(shape)})
-    refuses(CheckpointError, message, lambda: load_stage1(path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(path, COMPONENTS))
 
 
 def test_whole_numbers_are_no_weights(saved: Any) -> None:
     key = "language_proj.0.bias"
     path = saved(tensors("stage1") | {key: torch.zeros(32, dtype=torch.int8)})
-    refuses(CheckpointError, r"\(32,\) int8, expected", lambda: load_stage1(path, COMPONENTS))
+    assert_refuses(
+        CheckpointError, r"\(32,\) int8, expected", lambda: load_stage1(path, COMPONENTS)
+    )
 
 
 def test_the_other_stage() -> None:
     message = "is a checkpoint of stage 2; load it with load_stage2"
-    refuses(CheckpointError, message, lambda: load_stage1(STAGE2, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(STAGE2, COMPONENTS))
     message = "is a checkpoint of stage 1; load it with load_stage1"
-    refuses(CheckpointError, message, lambda: load_stage2(STAGE1, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage2(STAGE1, COMPONENTS))
 
 
 def test_another_model(saved: Any) -> None:
     path = saved({"encoder.weight": torch.zeros(2), "model.norm.weight": torch.zeros(2)})
     message = r"none of the 2 tensors .*such as encoder\.weight.* authors' VLV"
-    refuses(CheckpointError, message, lambda: load_official(path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_official(path, COMPONENTS))
 
 
 def test_the_same_tensor_twice(saved: Any) -> None:
     path = saved(tensors("stage1") | {"module.query_embed": torch.zeros(1, 77, 32)})
     message = "holds (module.)?query_embed and (module.)?query_embed, which are the same tensor"
-    refuses(CheckpointError, message, lambda: load_official(path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_official(path, COMPONENTS))
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -136,7 +138,7 @@ def test_a_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
     for zipped in (True, False):
         torch.save({"query_embed": Code()}, "model.pt", _use_new_zipfile_serialization=zipped)
         message = "model.pt is no pickle of tensors alone: it is damaged or would run code"
-        refuses(CheckpointError, message, lambda: read_tensors(Path("model.pt")))
+        assert_refuses(CheckpointError, message, lambda: read_tensors(Path("model.pt")))
     assert not Path("harmed").exists()
 
 
@@ -145,9 +147,9 @@ def test_a_huge_pickle_is_not_opened(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(100 * 2**30)  # a hole: it takes no room
     message = r"is a pickle of 107\.4 GB, above the limit of 68\.7 GB; convert it to safetensors"
-    refuses(CheckpointError, message, lambda: load_stage1(path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(path, COMPONENTS))
     torch.save({"x": torch.zeros(9)}, path)
-    refuses(CheckpointError, "above the limit", lambda: read_tensors(path, max_bytes=99))
+    assert_refuses(CheckpointError, "above the limit", lambda: read_tensors(path, max_bytes=99))
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.pt", "model.bin", "model.json"])
@@ -155,7 +157,7 @@ def test_a_huge_pickle_is_not_opened(tmp_path: Path) -> None:
 def test_damaged_files(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     message = "is damaged|no pickle of tensors|no index of shards"
-    refuses(CheckpointError, message, lambda: read_tensors(tmp_path / name))
+    assert_refuses(CheckpointError, message, lambda: read_tensors(tmp_path / name))
 
 
 def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
@@ -164,28 +166,34 @@ def test_a_file_that_was_cut_off(tmp_path: Path) -> None:
         state = {"x": torch.zeros(10_000)}
         torch.save(state, path) if name == "model.pt" else save_file(state, path)
         path.write_bytes(path.read_bytes()[:20_000])
-        refuses(CheckpointError, "is damaged|no pickle", lambda path=path: read_tensors(path))
+        assert_refuses(
+            CheckpointError, "is damaged|no pickle", lambda path=path: read_tensors(path)
+        )
 
 
 def test_no_checkpoint_at_all(tmp_path: Path) -> None:
     message = "there is no checkpoint .*nothing.pt; name a .safetensors"
-    refuses(CheckpointError, message, lambda: load_stage1(tmp_path / "nothing.pt", COMPONENTS))
+    assert_refuses(
+        CheckpointError, message, lambda: load_stage1(tmp_path / "nothing.pt", COMPONENTS)
+    )
     message = r"holds no single checkpoint \(weights found: none\)"
-    refuses(CheckpointError, message, lambda: load_stage1(tmp_path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(tmp_path, COMPONENTS))
     for name in ("a.pt", "b.pt"):
         (tmp_path / name).touch()
     message = r"holds no single checkpoint \(weights found: a.pt, b.pt\); name the file"
-    refuses(CheckpointError, message, lambda: load_stage1(tmp_path, COMPONENTS))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(tmp_path, COMPONENTS))
     torch.save([1, 2], tmp_path / "a.pt")
     message = "holds no tensors .it holds a list.; name a file of weights"
-    refuses(CheckpointError, message, lambda: read_tensors(tmp_path / "a.pt"))
+    assert_refuses(CheckpointError, message, lambda: read_tensors(tmp_path / "a.pt"))
 
 
 def test_deepspeeds_own_shards_are_named(tmp_path: Path) -> None:
     (tmp_path / "global_step3").mkdir()
     (tmp_path / "global_step3" / "mp_rank_00_model_states.pt").touch()
     for folder in (tmp_path, tmp_path / "global_step3"):
-        refuses(CheckpointError, "zero_to_fp32.py", lambda folder=folder: read_tensors(folder))
+        assert_refuses(
+            CheckpointError, "zero_to_fp32.py", lambda folder=folder: read_tensors(folder)
+        )
 
 
 @pytest.mark.parametrize(
@@ -202,7 +210,7 @@ def test_broken_indices(tmp_path: Path, index: Any, message: str) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors")
     path = tmp_path / "model.safetensors.index.json"
     path.write_text(json.dumps(index))
-    refuses(CheckpointError, message, lambda: read_tensors(path))
+    assert_refuses(CheckpointError, message, lambda: read_tensors(path))
 
 
 # --- components -----------------------------------------------------------------------------------
@@ -230,11 +238,11 @@ def test_components_that_are_missing_or_damaged(tmp_path: Path, name: str) -> No
         shutil.rmtree(path)
     else:
         path.write_text('{"x": 1}' if "tokenizer" not in name else "{")
-        refuses(ModelFolderError, message, lambda: load_official(checkpoint, parts))
+        assert_refuses(ModelFolderError, message, lambda: load_official(checkpoint, parts))
         path.unlink()
         if path.name == "tokenizer.json":
             (path.parent / "vocab.json").unlink()
-    refuses(ModelFolderError, message, lambda: load_official(checkpoint, parts))
+    assert_refuses(ModelFolderError, message, lambda: load_official(checkpoint, parts))
 
 
 def test_components_of_other_sizes(tmp_path: Path) -> None:
@@ -242,20 +250,20 @@ def test_components_of_other_sizes(tmp_path: Path) -> None:
     path = parts / "stable-diffusion-2-1-base" / "text_encoder" / "config.json"
     path.write_text(path.read_text().replace('"hidden_size": 32', '"hidden_size": 64'))
     message = "writes embeddings of width 32, but the text tower .* reads 64"
-    refuses(CheckpointError, message, lambda: load_stage1(STAGE1, parts))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(STAGE1, parts))
     path = parts / "Florence2large" / "config.json"
     path.write_text(path.read_text().replace('"decoder_layers": 3', '"decoder_layers": 4'))
     message = r"lacks .*decoder\.layers\.3\..*, which was trained"
-    refuses(CheckpointError, message, lambda: load_stage1(STAGE1, parts))
+    assert_refuses(CheckpointError, message, lambda: load_stage1(STAGE1, parts))
 
 
 def test_no_components_at_all(tmp_path: Path) -> None:
     message = "there is no folder .*gone; name the one that holds Florence2large"
-    refuses(ModelFolderError, message, lambda: load_stage1(STAGE1, tmp_path / "gone"))
+    assert_refuses(ModelFolderError, message, lambda: load_stage1(STAGE1, tmp_path / "gone"))
     parts = Components.at(COMPONENTS)
     no_llm = Components(parts.florence, parts.diffusion)
     message = "no folder of the language model was given"
-    refuses(ModelFolderError, message, lambda: load_stage2(STAGE2, no_llm))
+    assert_refuses(ModelFolderError, message, lambda: load_stage2(STAGE2, no_llm))
 
 
 def test_nothing_is_written_when_something_is_wrong(saved: Any, tmp_path: Path) -> None:
@@ -264,5 +272,5 @@ def test_nothing_is_written_when_something_is_wrong(saved: Any, tmp_path: Path) 
         convert_official(path, COMPONENTS, tmp_path / "out")
     assert [child.name for child in tmp_path.iterdir()] == ["model.safetensors"]
     message = "exists and is no model folder"
-    refuses(OutputError, message, lambda: convert_official(STAGE1, COMPONENTS, tmp_path))
-    refuses(OutputError, message, lambda: convert_official(STAGE1, COMPONENTS, path))
+    assert_refuses(OutputError, message, lambda: convert_official(STAGE1, COMPONENTS, tmp_path))
+    assert_refuses(OutputError, message, lambda: convert_official(STAGE1, COMPONENTS, path))

@@ -67,7 +67,7 @@ def weights(block: torch.nn.Module) -> dict[str, Tensor]:
     return dict(block.state_dict())
 
 
-def close(a: Tensor, b: Tensor) -> None:
+def assert_close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
@@ -84,7 +84,7 @@ def test_block_a(model: FIDInception) -> None:
         ),
         run(w, average_without_padding(x), one("branch_pool")),
     ]  # fmt: skip
-    close(block(x), torch.cat(expected, 1))
+    assert_close(block(x), torch.cat(expected, 1))
 
 
 def test_block_b(model: FIDInception) -> None:
@@ -95,7 +95,7 @@ def test_block_b(model: FIDInception) -> None:
         run(w, x, one("branch3x3dbl_1"), one("branch3x3dbl_2", pad=(1, 1)), one("branch3x3dbl_3", 2)),
         x.unfold(2, 3, 2).unfold(3, 3, 2).amax((-1, -2)),
     ]  # fmt: skip
-    close(model.Mixed_6a(x), torch.cat(expected, 1))
+    assert_close(model.Mixed_6a(x), torch.cat(expected, 1))
 
 
 def test_block_c(model: FIDInception) -> None:
@@ -112,7 +112,7 @@ def test_block_c(model: FIDInception) -> None:
         ),
         run(w, average_without_padding(x), one("branch_pool")),
     ]  # fmt: skip
-    close(block(x), torch.cat(expected, 1))
+    assert_close(block(x), torch.cat(expected, 1))
 
 
 def test_block_d(model: FIDInception) -> None:
@@ -127,7 +127,7 @@ def test_block_d(model: FIDInception) -> None:
         ),
         x.unfold(2, 3, 2).unfold(3, 3, 2).amax((-1, -2)),
     ]  # fmt: skip
-    close(block(x), torch.cat(expected, 1))
+    assert_close(block(x), torch.cat(expected, 1))
 
 
 @pytest.mark.parametrize(("name", "channels"), [("Mixed_7b", 1280), ("Mixed_7c", 2048)])
@@ -149,7 +149,7 @@ def test_block_e(model: FIDInception, name: str, channels: int) -> None:
         run(w, double, one("branch3x3dbl_3b", pad=(1, 0))),
         run(w, pooled, one("branch_pool")),
     ]
-    close(block(x), torch.cat(expected, 1))
+    assert_close(block(x), torch.cat(expected, 1))
 
 
 def test_sizes_on_the_way(model: FIDInception) -> None:
@@ -181,7 +181,7 @@ def test_the_whole_is_its_blocks_in_order(model: FIDInception) -> None:
         y = F.max_pool2d(y, 3, 2)
         for name in ["5b", "5c", "5d", "6a", "6b", "6c", "6d", "6e", "7a", "7b", "7c"]:
             y = getattr(model, f"Mixed_{name}")(y)
-    close(found, F.adaptive_avg_pool2d(y, 1).flatten(1))
+    assert_close(found, F.adaptive_avg_pool2d(y, 1).flatten(1))
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
