@@ -14,6 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own layer and from the layers before it.
 LAYERS = [
     ("errors",),
+    ("storage",),
     ("config_files",),
     ("config_sections",),
     ("config",),

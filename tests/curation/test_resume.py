@@ -159,10 +159,10 @@ def test_disk_full_while_a_table_is_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("vlv.jobs.files.os.fsync", full)
+        patch.setattr("vlv.storage.os.fsync", full)
         with pytest.raises(OutputError, match=r"out: cannot be written \(No space left"):
             run(make_job(shards, tmp_path / "out"))
-        patch.setattr("vlv.jobs.files.os.fsync", lambda descriptor: next(calls) > 2 and full())
+        patch.setattr("vlv.storage.os.fsync", lambda descriptor: next(calls) > 2 and full())
         with pytest.raises(OutputError, match="No space left"):
             run(make_job(shards, tmp_path / "out"))
     assert run(make_job(shards, tmp_path / "out")).kept > 0

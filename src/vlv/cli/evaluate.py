@@ -132,8 +132,8 @@ def _write(
     results: Results, json_file: Path | None, records: Path | None, sheet: Path | None
 ) -> None:
     from vlv.evaluation.toyworld import example_sheet
-    from vlv.jobs.files import write_text
     from vlv.jobs.pictures import write_png
+    from vlv.storage import write_text
 
     if json_file is not None:
         write_text(json_file, json.dumps(results.to_dict(), indent=2) + "\n")

@@ -454,7 +454,7 @@ def report(
     """One HTML page of several runs: claims, tables, plots, pictures, and the paper's figures beside them."""
     from vlv.evaluation.report.document import read_results
     from vlv.evaluation.report.page import make_page
-    from vlv.jobs.files import write_text
+    from vlv.storage import write_text
 
     results = read_results(runs)
     folders = {run.name: run for run in runs if (run / "run.json").is_file()}
@@ -471,7 +471,7 @@ def results(
 ) -> int:
     """Write docs/results.md from result files: the claims, every figure, and the paper's."""
     from vlv.evaluation.report.document import make_document, read_results
-    from vlv.jobs.files import write_text
+    from vlv.storage import write_text
 
     folder = files[0].as_posix()
     write_text(output, make_document(read_results(files), folder))

@@ -17,7 +17,7 @@ from vlv.curation.settings import FilterConfig
 from vlv.curation.shards import INDEX_NAME
 from vlv.curation.tables import INDEX, arrow, read_groups
 from vlv.errors import DataError, OutputError, VLVError
-from vlv.jobs.files import write_text
+from vlv.storage import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

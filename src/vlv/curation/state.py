@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vlv.errors import OutputError
-from vlv.jobs.files import write_text
+from vlv.storage import remove_temporaries, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -132,8 +132,7 @@ class OutputFolder:
     def clean(self) -> None:
         """Remove the folder of work, and what a killed run has left half written."""
         shutil.rmtree(self.work, ignore_errors=True)
-        for path in self.folder.rglob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        remove_temporaries(self.folder)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from vlv.curation.caption_stats import PAPER_MEAN, PAPER_RANGE
 from vlv.curation.stats import RATIO_STEPS, SIDE_STEP
 from vlv.errors import OutputError
-from vlv.jobs.files import write_text
+from vlv.storage import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlv.curation import items, rules
 from vlv.errors import OutputError
-from vlv.jobs.files import writing
+from vlv.storage import replacing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -138,7 +138,7 @@ def draw(summary: Summary, path: Path) -> None:
     axes.set_xlabel("images: left after each rule, and taken by it")
     axes.spines[["top", "right"]].set_visible(False)
     try:
-        with writing(path) as temporary, rc_context({"svg.hashsalt": "vlv"}):
+        with replacing(path) as temporary, rc_context({"svg.hashsalt": "vlv"}):
             figure.savefig(temporary, format="svg", metadata={"Date": None})
     except OSError as error:
         raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error

@@ -20,7 +20,7 @@ from vlv.curation.state import OutputFolder
 from vlv.curation.summary import PLOT_NAME, REASONS, Summary, draw
 from vlv.curation.tables import arrow, read_groups, write_table
 from vlv.errors import ConfigError, DataError
-from vlv.jobs.files import writing
+from vlv.storage import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -149,7 +149,7 @@ def filter_table(task: TableTask) -> int:
     )
     counts: dict[str, int] = {}
     total = 0
-    with writing(task.kept) as kept_path, writing(task.dropped) as dropped_path:
+    with replacing(task.kept) as kept_path, replacing(task.dropped) as dropped_path:
         kept = pyarrow.parquet.ParquetWriter(kept_path, schema, compression="zstd")
         dropped = pyarrow.parquet.ParquetWriter(dropped_path, more, compression="zstd")
         with kept, dropped:

@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 from vlv.errors import OutputError
-from vlv.jobs.files import writing
+from vlv.storage import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -127,7 +127,7 @@ def writing_table(path: Path, columns: Mapping[str, str]) -> Iterator[TableWrite
         OutputError: It cannot be written.
     """
     try:
-        with writing(path) as temporary:
+        with replacing(path) as temporary:
             table = TableWriter(temporary, columns)
             try:
                 yield table

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlv.demo.claims import mark_claims
 from vlv.errors import ModelFolderError, OutputError
 from vlv.evaluation.results import format_value
-from vlv.jobs.files import write_text
+from vlv.storage import write_text
 from vlv.toyworld.language import compare, parse
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vlv.errors import ConfigError, OutputError
-from vlv.jobs.files import write_text, writing
 from vlv.jobs.inputs import file_name, good_images, open_batches
 from vlv.jobs.tally import Tally
+from vlv.storage import replacing, write_text
 from vlv.training.latents import weights_hash
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ class EmbedJob:
 
     def _write(self, path: Path, rows: Rows) -> None:
         header = {"settings": vars(self.settings), "files": rows.files}
-        with writing(path) as temporary:
+        with replacing(path) as temporary:
             save_file({"z": rows.z.contiguous()}, temporary, {"vlv": json.dumps(header)})
 
     def _join(self, model_hash: str) -> None:

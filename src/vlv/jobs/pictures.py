@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, PngImagePlugin
 
 from vlv.errors import OutputError
-from vlv.jobs.files import writing
+from vlv.storage import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ def write_png(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> No
     chunk = PngImagePlugin.PngInfo()
     chunk.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
     try:
-        with writing(path) as temporary:
+        with replacing(path) as temporary:
             image.save(temporary, format="PNG", pnginfo=chunk)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from vlv.data.images import IMAGE_SUFFIXES
 from vlv.errors import OutputError
-from vlv.jobs.files import write_text
 from vlv.jobs.inputs import file_name
+from vlv.storage import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlv.errors import OutputError
-from vlv.jobs.files import write_text, writing
+from vlv.storage import replacing, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -145,7 +145,7 @@ class GrowingTable:
     def start(self) -> None:
         """Write the header and the rows that stay, and open the file for more."""
         self._write_header()
-        with writing(self.path) as temporary:
+        with replacing(self.path) as temporary:
             temporary.write_bytes(_to_lines(self.rows))
         self._file = self.path.open("ab")
 
@@ -247,5 +247,5 @@ def write_parquet(path: Path, columns: Mapping[str, type], rows: Sequence[Row]) 
     arrow, parquet = import_pyarrow()
     types = {str: arrow.string(), int: arrow.int64()}
     schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
-    with writing(path) as temporary:
+    with replacing(path) as temporary:
         parquet.write_table(arrow.Table.from_pylist(list(rows), schema=schema), temporary)

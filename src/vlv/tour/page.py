@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from vlv.errors import OutputError
-from vlv.jobs.files import write_text
 from vlv.jobs.pictures import write_png
+from vlv.storage import write_text
 from vlv.tour import pictures
 from vlv.tour.text import TOUR
 from vlv.tour.trace import NUM_DRAWS, Captioning, Drawing, Encoding, caption, draw, encode

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from vlv.data.shards import TarShardWriter, shard_path
 from vlv.errors import ConfigError, OutputError
-from vlv.jobs.files import write_text
+from vlv.storage import write_text
 from vlv.toyworld.language import describe
 from vlv.toyworld.render import image_box, render
 from vlv.toyworld.scene import SPLITS, Scene, Split, sample_scene

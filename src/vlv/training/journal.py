@@ -20,6 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from vlv.errors import CheckpointError, OutputError
+from vlv.storage import write_text
 from vlv.training.trackers import open_trackers
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ class Journal:
 
         try:
             write_summary(self._file.parent)
-        except OSError as error:
+        except (OSError, OutputError) as error:
             logger.warning("the summary could not be written: %s", error)
 
     def tick(self) -> None:
@@ -250,13 +251,6 @@ def versions() -> dict[str, str]:
         "command": shlex.join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(text)
-    temporary.replace(file)
 
 
 def _installed(package: str) -> bool:

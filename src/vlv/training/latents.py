@@ -22,6 +22,7 @@ from tqdm import tqdm
 from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import DataError
+from vlv.storage import write_text
 from vlv.training.cache_parts import (
     FORMAT,
     content_hash,
@@ -38,7 +39,6 @@ from vlv.training.cache_parts import (
     write_manifest,
 )
 from vlv.training.checkpoint import sync
-from vlv.training.journal import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

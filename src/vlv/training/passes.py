@@ -20,8 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from vlv.errors import ConfigError, DataError
 from vlv.models.draws import RowGenerator, mixed_seed
+from vlv.storage import write_text
 from vlv.training.arithmetic import arithmetic, attention_of
-from vlv.training.journal import write_text
 from vlv.training.objective import Batch, Objective, to_device
 from vlv.training.rng import seed_everything
 from vlv.training.weights import changing_buffers

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vlv.errors import ConfigError
+from vlv.storage import write_text
 from vlv.training.curves import line_chart, number_text
-from vlv.training.journal import read_metrics, write_text
+from vlv.training.journal import read_metrics
 from vlv.training.samples import read_rows
 
 if TYPE_CHECKING:

@@ -35,8 +35,8 @@ from vlv.evaluation.scenes import Inspection, World, make_world
 from vlv.evaluation.sections import recall_columns
 from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
 from vlv.evaluation.study import Settings, Study
-from vlv.jobs.files import write_text
 from vlv.models.pipeline import VLVPipeline
+from vlv.storage import write_text
 from vlv.toyworld.inspector import Inspector
 from vlv.training.assemble import train
 from vlv.training.journal import versions

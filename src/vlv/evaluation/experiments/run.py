@@ -22,9 +22,9 @@ from typing import Any
 
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.evaluation.experiments.samples import DataSet, Sample
-from vlv.jobs.files import write_text
 from vlv.jobs.table import GrowingTable, Row, parse_rows
 from vlv.jobs.tally import Tally
+from vlv.storage import write_text
 from vlv.training.journal import versions
 
 Key = tuple[Any, ...]

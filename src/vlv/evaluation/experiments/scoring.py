@@ -19,7 +19,7 @@ from vlv.evaluation.experiments.samples import read_rows
 from vlv.evaluation.metrics.sentences import MAX_N, bleu
 from vlv.evaluation.results import Figure, Section, Table, Unit, number
 from vlv.evaluation.statistics import Paired, Statistic, estimate, paired_test
-from vlv.jobs.files import write_text
+from vlv.storage import write_text
 from vlv.training.journal import versions
 
 STATISTICS: dict[str, Statistic] = {

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlv.data.records import Span
 from vlv.endpoint import utf8
 from vlv.errors import DataError, OutputError
-from vlv.jobs.files import write_text, writing
 from vlv.jobs.inputs import file_name
 from vlv.jobs.sidecars import Sidecars
 from vlv.jobs.table import import_pyarrow
+from vlv.storage import replacing, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -117,7 +117,7 @@ class Shards:
         mark.unlink(missing_ok=True)
         try:
             if good:
-                with writing(path) as temporary:
+                with replacing(path) as temporary:
                     self._write(temporary, good)
             else:
                 path.unlink(missing_ok=True)
@@ -267,7 +267,10 @@ def _root(records: Sequence[Record]) -> Path:
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     try:
-        with writing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as out:
+        with (
+            replacing(path) as temporary,
+            temporary.open("w", encoding="utf-8", newline="\n") as out,
+        ):
             for row in rows:
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
     except OSError as error:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlv.endpoint import KeyedStore
 from vlv.errors import OutputError
-from vlv.jobs.files import write_text
 from vlv.jobs.inputs import file_name
+from vlv.storage import write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
