@@ -160,7 +160,7 @@ def test_disk_full_while_a_table_is_written(
 
     with monkeypatch.context() as patch:
         patch.setattr("vlv.storage.os.fsync", full)
-        with pytest.raises(OutputError, match=r"out: cannot be written \(No space left"):
+        with pytest.raises(OutputError, match=r"cannot be written \(No space left"):
             run(make_job(shards, tmp_path / "out"))
         patch.setattr("vlv.storage.os.fsync", lambda descriptor: next(calls) > 2 and full())
         with pytest.raises(OutputError, match="No space left"):
@@ -234,7 +234,7 @@ def test_kill_minus_9(shards: Path, tmp_path: Path) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    (tmp_path / "out" / ".index.parquet.123.tmp").write_bytes(b"half")
+    (tmp_path / "out" / ".0123456789ab.vlv-tmp").write_bytes(b"half")
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert not list((tmp_path / "out").glob(".*"))
     kept = {row["id"] for row in index_of(tmp_path / "out")}
