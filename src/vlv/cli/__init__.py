@@ -91,9 +91,11 @@ def run(arguments: Sequence[str]) -> int:
         if common.is_to_be_told(error):
             common.say(f"vlv: {' '.join(str(error).split())}")
         return 1
-    except typer.TyperException as error:  # wrong usage; without a message the help was shown
-        if message := error.format_message():
-            common.say(f"vlv: {message} (see vlv {_command(arguments)}--help)")
+    except typer.TyperException as error:
+        message = error.format_message()
+        if not message:  # nothing was asked for, so the help was shown
+            return 0
+        common.say(f"vlv: {message} (see vlv {_command(arguments)}--help)")
         return 1
     if code == INTERRUPTED:
         common.say("vlv: interrupted")

@@ -3,108 +3,140 @@
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vlv.cli import common
+from vlv.cli.options import option_group, options, takes_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vlv.jobs.caption import CaptionJob
+    from vlv.jobs.caption import CaptionJob, CaptionSettings
     from vlv.jobs.table import Row
 
-Output = Annotated[
-    str | None,
-    typer.Option("--output", "-o", help="FILE.jsonl or FILE.parquet; - prints JSON lines."),
-]
-Sidecar = Annotated[
-    str | None, typer.Option(help="Write a text file with this suffix beside each image: .txt")
-]
-OnExisting = Annotated[
-    Literal["skip", "overwrite", "append", "error"],
-    typer.Option(help="What to do with captions that are there already."),
-]
-MaxNewTokens = Annotated[
-    int | None,
-    typer.Option(help="Longest caption, in tokens; by default 300, or as many as the model has."),
-]
-NumBeams = Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")]
-Temperature = Annotated[float | None, typer.Option(help="Draw the tokens at this temperature.")]
-EarlyStopping = Annotated[
-    bool, typer.Option("--early-stopping", help="End the search with the first finished beams.")
-]
-Tidy = Annotated[
-    bool | None,
-    typer.Option(help="Drop repeated and unfinished sentences; by default where a model needs it."),
-]
-TopP = Annotated[float | None, typer.Option(help="Draw among the likeliest tokens only.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only list what would be captioned.")]
+
+@option_group("Output")
+class OutputOptions:
+    """Where captions go."""
+
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", help="FILE.jsonl or FILE.parquet; - prints JSON lines."),
+    ] = None
+    sidecar: Annotated[
+        str | None,
+        typer.Option(help="Write a text file with this suffix beside each image: .txt"),
+    ] = None
+    on_existing: Annotated[
+        Literal["skip", "overwrite", "append", "error"],
+        typer.Option(help="What to do with captions that exist already."),
+    ] = "skip"
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be captioned.")
+    ] = False
+
+    @property
+    def table(self) -> Path | None:
+        """The file of the table; None prints the captions instead."""
+        return None if self.output in {None, "-"} else Path(str(self.output))
 
 
-def caption(
-    inputs: common.Inputs,
-    output: Output = None,
-    sidecar: Sidecar = None,
-    on_existing: OnExisting = "skip",
-    model: common.Model = common.SHIPPED_MODEL,
-    revision: common.Revision = None,
-    device: common.Device = "auto",
-    dtype: common.DType = "auto",
-    offload: common.Offload = False,
-    llm_bits: common.LLMBits = None,
-    compiled: common.Compile = False,
-    batch_size: common.BatchSize = 8,
-    max_new_tokens: MaxNewTokens = None,
-    num_beams: NumBeams = 1,
-    early_stopping: EarlyStopping = False,
-    tidy: Tidy = None,
-    temperature: Temperature = None,
-    top_p: TopP = None,
-    recursive: common.Recursive = True,
-    limit: common.Limit = None,
-    image_column: common.ImageColumn = None,
-    dry_run: DryRun = False,
-    seed: common.Seed = 0,
-) -> int:
+@option_group("Captions")
+class TextOptions:
+    """How captions are decoded."""
+
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest caption in tokens; by default 300, or as many as the model has."
+        ),
+    ] = None
+    num_beams: Annotated[int, typer.Option(help="Beams of the search; 1 is greedy.")] = 1
+    early_stopping: Annotated[
+        bool,
+        typer.Option("--early-stopping", help="End the search with the first finished beams."),
+    ] = False
+    tidy: Annotated[
+        bool | None,
+        typer.Option(
+            help="Drop repeated and unfinished sentences; by default where a model needs it."
+        ),
+    ] = None
+    temperature: Annotated[
+        float | None, typer.Option(help="Sample the tokens at this temperature.")
+    ] = None
+    top_p: Annotated[float | None, typer.Option(help="Sample from the likeliest tokens only.")] = (
+        None
+    )
+    llm_bits: Annotated[
+        int | None,
+        typer.Option(help=r"8 or 4 bits for the language model's weights (vlv\[quant])."),
+    ] = None
+    seed: common.Seed = 0
+
+
+@options
+class CaptionOptions:
+    """Options of ``vlv caption``."""
+
+    source: common.InputOptions
+    to: OutputOptions
+    text: TextOptions
+    model: common.ModelOptions
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images processed together.", rich_help_panel="Captions")
+    ] = 8
+
+    def settings(self, dtype: str) -> CaptionSettings:
+        """Everything that a caption depends on, besides the image."""
+        from vlv.jobs.caption import CaptionSettings
+
+        return CaptionSettings(
+            self.model.model,
+            self.model.revision,
+            self.text.max_new_tokens,
+            self.text.num_beams,
+            self.text.temperature,
+            self.text.top_p,
+            self.text.seed,
+            early_stopping=self.text.early_stopping,
+            tidy=self.text.tidy,
+            dtype=dtype,
+            llm_bits=self.text.llm_bits,
+        )
+
+
+@takes_options
+def caption(given: CaptionOptions) -> int:
     """Describe images in words.
 
     Captions go to stdout, or to a table (--output), or to text files beside the images (--sidecar).
     An interrupted run goes on where it stopped when the same command is given again.
     """
-    from vlv.jobs.caption import CaptionJob, CaptionSettings
+    from vlv.jobs.caption import CaptionJob
 
-    where = common.placement(device, dtype, offload, llm_bits=llm_bits, compiled=compiled)
-    load = partial(common.load_pipeline, model, ["caption"], revision=revision, placement=where)
-    table = None if output in {None, "-"} else Path(str(output))
+    placement = given.model.placement(llm_bits=given.text.llm_bits)
+    to = given.to
     job = CaptionJob(
-        common.find_inputs(inputs, recursive, limit, image_column),
-        CaptionSettings(
-            model,
-            revision,
-            max_new_tokens,
-            num_beams,
-            temperature,
-            top_p,
-            seed,
-            early_stopping=early_stopping,
-            tidy=tidy,
-            dtype=common.dtype_name(where),
-            llm_bits=where.llm_bits,
-        ),
-        output=table,
-        sidecar=sidecar,
-        on_existing=on_existing,
+        given.source.find(),
+        given.settings(common.dtype_name(placement)),
+        output=to.table,
+        sidecar=to.sidecar,
+        on_existing=to.on_existing,
     )
-    if dry_run:
+    if to.dry_run:
         return _list(job)
-    printer = _Printer(job, as_json=output == "-", silent=bool(table or sidecar))
+    printer = _Printer(job, as_json=to.output == "-", silent=bool(to.table or to.sidecar))
     with printer.progress:
-        tally = job.run(load, batch_size=batch_size, report=printer.report)
-    return common.close(tally, table)
+        tally = job.run(
+            lambda: given.model.load(["caption"], placement),
+            batch_size=given.batch_size,
+            report=printer.report,
+        )
+    return common.close(tally, to.table)
 
 
 def _list(job: CaptionJob) -> int:

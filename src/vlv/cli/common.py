@@ -5,19 +5,24 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
 
 import typer
 from tqdm import tqdm
 
+from vlv.cli.options import option_group
 from vlv.errors import OtherProcessError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlv.data.records import Record
+    from vlv.endpoint import Budget, Endpoint, Prices
     from vlv.errors import VLVError
+    from vlv.jobs.reconstruct import SampleSettings
     from vlv.jobs.tally import Tally
     from vlv.models.folder import Task
     from vlv.models.pipeline import VLVPipeline
@@ -41,53 +46,165 @@ Model = Annotated[
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
 Device = Annotated[
-    str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU where there is one.")
+    str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
 ]
 DType = Annotated[
     str, typer.Option(help="auto, float32, float16 or bfloat16; auto is bfloat16 on a GPU.")
 ]
-Offload = Annotated[
-    bool,
-    typer.Option("--offload", help="For small GPUs: each part is there only while it works."),
-]
-Compile = Annotated[
-    bool,
-    typer.Option(
-        "--compile", help="Translate the slowest parts first: a minute or two, for many images."
-    ),
-]
 VAEMode = Literal["whole", "sliced", "tiled"]
-VAE = Annotated[
-    VAEMode, typer.Option(help="sliced decodes one image at a time, tiled in pieces: less memory.")
-]
-LLMBits = Annotated[
-    int | None, typer.Option(help="8 or 4 bits for the language model's weights (vlv[quant]).")
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images worked on together.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images processed together.")]
 Recursive = Annotated[bool, typer.Option(help="Look into subfolders.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")]
-ImageColumn = Annotated[
-    str | None,
-    typer.Option(help="What the image is called in tables; the usual names by default."),
-]
 CaptionColumn = Annotated[
     str | None,
     typer.Option(
-        help="What the caption is called in tables, or its suffix or metadata field in tars; the usual names by default."
+        help="Name of the caption in tables, or its suffix or metadata field in tars; the usual names by default.",
+        rich_help_panel="Images",
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Denoising steps.")]
 Guidance = Annotated[float, typer.Option(min=0, help="Guidance scale; 1 is none.")]
-Sampler = Annotated[
-    Literal["dpm", "ddim", "ddpm"],
-    typer.Option(help="dpm is DPM-Solver++; ddpm draws noise at every step."),
+OnExisting = Annotated[
+    Literal["skip", "overwrite", "error"],
+    typer.Option(help="What to do with results that exist already."),
 ]
 
 
+@option_group("Images")
+class InputOptions:
+    """Which images a command works on."""
+
+    inputs: Inputs
+    recursive: Recursive = True
+    limit: Limit = None
+    image_column: Annotated[
+        str | None,
+        typer.Option(help="Name of the image in tables; the usual names by default."),
+    ] = None
+
+    def find(self, caption_column: str | None = None) -> list[Record]:
+        """Records of the inputs, in order."""
+        from vlv.data.records import Columns, find_records
+
+        columns = Columns(self.image_column, caption_column)
+        return find_records(self.inputs, recursive=self.recursive, columns=columns)[: self.limit]
+
+
+@option_group("Model and device")
+class ModelOptions:
+    """Which model a command uses, and where it runs."""
+
+    model: Model = SHIPPED_MODEL
+    revision: Revision = None
+    device: Device = "auto"
+    dtype: DType = "auto"
+    offload: Annotated[
+        bool,
+        typer.Option("--offload", help="For small GPUs: load each part only while it works."),
+    ] = False
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="Compile the slowest parts first: a minute or two, for many images."
+        ),
+    ] = False
+
+    def placement(self, vae: VAEMode = "whole", llm_bits: int | None = None) -> Placement:
+        """Where and how the model runs; wrong values are refused before anything is loaded."""
+        return placement(self.device, self.dtype, self.offload, vae, llm_bits, self.compiled)
+
+    def load(self, parts: Sequence[Task], placement: Placement | None = None) -> VLVPipeline:
+        """Load the parts of the model that a command needs, and place them."""
+        return load_pipeline(
+            self.model, parts, revision=self.revision, placement=placement or self.placement()
+        )
+
+
+@option_group("Sampling")
+class SamplingOptions:
+    """How the diffusion decoder samples images."""
+
+    steps: Steps = 20
+    guidance: Guidance = 2.0
+    sampler: Annotated[
+        Literal["dpm", "ddim", "ddpm"],
+        typer.Option(help="dpm is DPM-Solver++; ddpm adds noise at every step."),
+    ] = "dpm"
+    vae: Annotated[
+        VAEMode,
+        typer.Option(help="sliced decodes one image at a time, tiled in pieces: less memory."),
+    ] = "whole"
+    seed: Seed = 0
+
+    def settings(self, model: ModelOptions) -> SampleSettings:
+        """Everything that a sampled image depends on."""
+        from vlv.jobs.reconstruct import SampleSettings
+
+        return SampleSettings(
+            model.model, model.revision, self.steps, self.guidance, self.sampler, self.seed
+        )
+
+
+@option_group("Endpoint")
+class EndpointOptions:
+    """How an OpenAI-compatible endpoint is asked, and what may be spent."""
+
+    key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds the endpoint's key.")
+    ] = None
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests in flight at a time.")] = 16
+    requests_per_minute: Annotated[float | None, typer.Option(help="Most requests a minute.")] = (
+        None
+    )
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Most tokens a minute.")] = None
+    endpoint_settings: Annotated[
+        list[str],
+        typer.Option(
+            "--set",
+            help="More settings: timeout=60, retries=3, 'extra={reasoning_effort: none}' (repeatable).",
+        ),
+    ] = field(default_factory=list)
+    price_in: Annotated[float, typer.Option(help="USD per million prompt tokens.")] = 0.0
+    price_out: Annotated[float, typer.Option(help="USD per million answer tokens.")] = 0.0
+    max_requests: Annotated[int | None, typer.Option(help="Budget in requests, over all runs.")] = (
+        None
+    )
+    max_total_tokens: Annotated[
+        int | None, typer.Option(help="Budget in tokens, over all runs.")
+    ] = None
+    max_usd: Annotated[float | None, typer.Option(help="Budget in USD, over all runs.")] = None
+
+    def endpoint(self, url: str, model: str) -> Endpoint:
+        """The endpoint at an address."""
+        from vlv.endpoint import Endpoint, read_changes
+
+        return Endpoint(
+            url,
+            model,
+            key_env=self.key_env,
+            concurrency=self.concurrency,
+            requests_per_minute=self.requests_per_minute,
+            tokens_per_minute=self.tokens_per_minute,
+            **read_changes(self.endpoint_settings),
+        )
+
+    def budget(self) -> Budget:
+        """What may be spent."""
+        from vlv.endpoint import Budget
+
+        return Budget(self.max_requests, self.max_total_tokens, self.max_usd)
+
+    def prices(self) -> Prices:
+        """What tokens cost."""
+        from vlv.endpoint import Prices
+
+        return Prices(self.price_in, self.price_out)
+
+
 def say(message: str) -> None:
-    """Write one line to stderr."""
-    typer.echo(message, err=True)
+    """Write one line to stderr, above a progress bar where there is one."""
+    tqdm.write(message, file=sys.stderr)
 
 
 def say_once(message: str) -> None:
@@ -108,6 +225,13 @@ def _is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+class _Say(logging.Handler):
+    """Shows warnings of vlv as lines of their own, so that none runs into a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
 def quieten() -> None:
     """Silence what third-party libraries say on import; it concerns no user of the command line.
 
@@ -116,24 +240,13 @@ def quieten() -> None:
     """
     for library in _TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)
+    logger = logging.getLogger("vlv")
+    if not any(isinstance(handler, _Say) for handler in logger.handlers):
+        logger.addHandler(_Say())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
-
-def find_inputs(
-    inputs: Sequence[str],
-    recursive: bool,
-    limit: int | None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-) -> list[Record]:
-    """Records of the inputs, in order."""
-    from vlv.data.records import Columns, find_records
-
-    columns = Columns(image_column, caption_column)
-    return find_records(list(inputs), recursive=recursive, columns=columns)[:limit]
 
 
 def load_pipeline(
@@ -177,7 +290,7 @@ def placement(
     pick_dtype(dtype, pick_device(device))
     if llm_bits not in (None, 4, 8):
         raise ConfigError(f"--llm-bits is {llm_bits}; choose 8 or 4, or leave it out")
-    bits: Any = llm_bits
+    bits = cast("Literal[4, 8] | None", llm_bits)
     return Placement(device, dtype, offload, vae, bits, compiled)
 
 
@@ -190,36 +303,87 @@ def dtype_name(placement: Placement) -> str:
 
 
 class Progress:
-    """A bar on stderr, and the names of bad files.
+    """How far a command is, on stderr: a bar on a terminal, elsewhere a line every 30 seconds.
 
     Args:
-        total: Number of inputs.
+        total: Number of inputs; None where it is not known.
+        what: What is being done, in front of the numbers.
+        unit: What is counted.
         resumable: Whether the same command goes on after an interruption.
     """
 
-    def __init__(self, total: int, *, resumable: bool = True) -> None:
-        self._bar = tqdm(total=total, unit="image", disable=not sys.stderr.isatty())
-        self._resumable = resumable
+    EVERY = 30.0  # seconds
+
+    def __init__(
+        self,
+        total: int | None = None,
+        *,
+        what: str = "",
+        unit: str = "image",
+        resumable: bool = True,
+    ) -> None:
+        self._unit, self._resumable = unit, resumable
         self._seen = 0
+        self._postfix = ""
+        self._start(what, total, 0)
+
+    def _start(self, what: str, total: int | None, done: int) -> None:
+        self._what, self._total, self._first, self._done = what, total, done, done
+        self._began = self._told = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=what or None,
+            unit=self._unit,
+            disable=not sys.stderr.isatty(),
+        )
 
     def report(self, errors: Sequence[str | None]) -> None:
-        """Name the bad files of a batch, one entry per file, and move the bar."""
+        """Name the bad files of a batch, one entry per file, and move on by so many."""
         for error in errors:
             if error is not None:
-                with self._bar.external_write_mode(sys.stderr):
-                    say(f"failed: {error}")
-        self._seen += len(errors)
-        self._bar.update(len(errors))
+                say(f"failed: {error}")
+        self.advance(len(errors))
+
+    def advance(self, count: int) -> None:
+        """So many more are done."""
+        self._seen += count
+        self._done += count
+        self._bar.update(count)
+        if self._bar.disable and time.monotonic() - self._told >= self.EVERY:
+            self._told = time.monotonic()
+            say(self._line())
+
+    def _line(self) -> str:
+        seconds = time.monotonic() - self._began
+        speed = (self._done - self._first) / max(seconds, 1e-9)
+        of = "" if self._total is None else f"/{self._total}"
+        text = f"{self._what or 'progress'}: {self._done}{of} {self._unit}s, {speed:.2g}/s"
+        if self._total is not None and speed > 0:
+            left = max(0, self._total - self._done) / speed
+            text += f", about {tqdm.format_interval(left)} left"
+        return f"{text}, {self._postfix}" if self._postfix else text
+
+    def stage(self, what: str, done: int, total: int) -> None:
+        """So many of a stage are done; a new name begins a new stage."""
+        if what != self._what:
+            self._bar.close()
+            self._start(what, total, done)
+        else:
+            self.advance(done - self._done)
 
     def skip(self) -> None:
-        """Move the bar past one whose result is there; it does not count for the speed."""
+        """Pass one whose result is there; it does not count for the speed."""
+        self._first += 1
+        self._done += 1
         if not self._bar.disable:
             self._bar.initial += 1
             self._bar.n += 1
             self._bar.last_print_n += 1
 
     def postfix(self, text: str) -> None:
-        """Show something behind the bar."""
+        """Show something behind the numbers."""
+        self._postfix = text
         self._bar.set_postfix_str(text, refresh=False)
 
     def __enter__(self) -> Self:

@@ -2,276 +2,221 @@
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from vlv.cli import common
+from vlv.cli.options import changed, option_group, options, takes_options
 from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from vlv.data.records import Record
     from vlv.endpoint import Ledger
-    from vlv.jobs.teacher.job import Teacher, TeacherJob
+    from vlv.jobs.teacher.job import Asking, Teacher, TeacherJob
     from vlv.jobs.teacher.local import BatchModel
     from vlv.jobs.teacher.outputs import Form
+    from vlv.jobs.teacher.prompts import Prompt
     from vlv.jobs.teacher.remote import EndpointTeacher
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder of the captions; created.")]
-EndpointUrl = Annotated[
-    str | None,
-    typer.Option("--endpoint", help="OpenAI-compatible address, before /chat/completions."),
-]
-VLM = Annotated[
-    str | None,
-    typer.Option("--vlm", help="Instead: a vision-language model of transformers, folder or id."),
-]
-ModelName = Annotated[
-    str, typer.Option("--model", "-m", help="The endpoint's model; without one, a model of vlv.")
-]
-KeyEnv = Annotated[
-    str | None, typer.Option(help="Environment variable that holds the endpoint's key.")
-]
-Prompts = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--prompt",
-        help="exhaustive, short, tags, @FILE, or the text, with {alt}, {tags}, {field|default}. Repeatable.",
-    ),
-]
-MaxTokens = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Longest answer, in the teacher's tokens; 512, or what a vlv model allows."
-    ),
-]
-Temperature = Annotated[float | None, typer.Option(min=0, help="Of the draws.")]
-Tries = Annotated[int, typer.Option(min=1, help="How often to ask before an answer has failed.")]
-Language = Annotated[str, typer.Option(help="en, de, fr, es, it, pt, nl, or any.")]
-MinWords = Annotated[int, typer.Option(min=1, help="Fewest words of a caption.")]
-MaxWords = Annotated[int | None, typer.Option(help="Most words of a caption.")]
-MaxSide = Annotated[int, typer.Option(help="Images are sent with at most this many pixels a side.")]
-Quality = Annotated[int, typer.Option(help="JPEG quality of the images that are sent.")]
-Concurrency = Annotated[int, typer.Option(min=1, help="Requests in flight at the same time.")]
-PerMinute = Annotated[float | None, typer.Option(help="Most requests a minute.")]
-TokensPerMinute = Annotated[float | None, typer.Option(help="Most tokens a minute.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="More of the endpoint: timeout=60, retries=3, 'extra={reasoning_effort: none}'.",
-    ),
-]
-PriceIn = Annotated[float, typer.Option(help="USD for a million tokens of prompts.")]
-PriceOut = Annotated[float, typer.Option(help="USD for a million tokens of answers.")]
-MaxRequests = Annotated[int | None, typer.Option(help="Budget in requests, over all runs.")]
-MaxTotalTokens = Annotated[int | None, typer.Option(help="Budget in tokens, over all runs.")]
-MaxUSD = Annotated[float | None, typer.Option(help="Budget in USD, over all runs.")]
-Forms = Annotated[
-    list[str] | None,
-    typer.Option("--form", help="parquet, jsonl, txt, webdataset, imagefolder. Repeatable."),
-]
-Images = Annotated[
-    Literal["bytes", "path"], typer.Option(help="What the Parquet column image holds.")
-]
-ShardSize = Annotated[int, typer.Option(min=1, help="Images of a Parquet shard.")]
-OnExisting = Annotated[
-    Literal["skip", "overwrite", "error"],
-    typer.Option(help="What to do with captions that are there; paid answers are kept."),
-]
-RetryFailed = Annotated[
-    bool, typer.Option("--retry-failed", help="Ask again about what has failed.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show the first prompt and the cost; send nothing.")
-]
+
+@option_group("Teacher")
+class TeacherOptions:
+    """Who writes the captions."""
+
+    url: Annotated[
+        str | None,
+        typer.Option("--endpoint", help="OpenAI-compatible address, before /chat/completions."),
+    ] = None
+    vlm: Annotated[
+        str | None,
+        typer.Option(help="Instead: a vision-language model of transformers, folder or id."),
+    ] = None
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="The endpoint's model; without one, a model of vlv."),
+    ] = common.SHIPPED_MODEL
+    revision: common.Revision = None
+    device: common.Device = "auto"
+    dtype: common.DType = "auto"
+    batch_size: common.BatchSize = 8
+
+    @property
+    def takes_prompts(self) -> bool:
+        """Whether the teacher is asked in words; a model of vlv is not."""
+        return self.url is not None or self.vlm is not None
 
 
-def caption(
-    context: typer.Context,
-    inputs: common.Inputs,
-    output: Output,
-    endpoint: EndpointUrl = None,
-    vlm: VLM = None,
-    model: ModelName = common.SHIPPED_MODEL,
-    revision: common.Revision = None,
-    key_env: KeyEnv = None,
-    prompt: Prompts = None,
-    max_tokens: MaxTokens = None,
-    temperature: Temperature = None,
-    tries: Tries = 2,
-    language: Language = "en",
-    min_words: MinWords = 1,
-    max_words: MaxWords = None,
-    max_side: MaxSide = 1024,
-    jpeg_quality: Quality = 90,
-    concurrency: Concurrency = 16,
-    requests_per_minute: PerMinute = None,
-    tokens_per_minute: TokensPerMinute = None,
-    settings: Set = None,
-    price_in: PriceIn = 0.0,
-    price_out: PriceOut = 0.0,
-    max_requests: MaxRequests = None,
-    max_total_tokens: MaxTotalTokens = None,
-    max_usd: MaxUSD = None,
-    form: Forms = None,
-    images: Images = "bytes",
-    shard_size: ShardSize = 2000,
-    on_existing: OnExisting = "skip",
-    retry_failed: RetryFailed = False,
-    device: common.Device = "auto",
-    dtype: common.DType = "auto",
-    batch_size: common.BatchSize = 8,
-    recursive: common.Recursive = True,
-    limit: common.Limit = None,
-    image_column: common.ImageColumn = None,
-    caption_column: common.CaptionColumn = None,
-    dry_run: DryRun = False,
-    seed: common.Seed = 0,
-) -> int:
+@option_group("Captions")
+class AskingOptions:
+    """What is asked, and what counts as a caption."""
+
+    prompt: Annotated[
+        list[str],
+        typer.Option(
+            help="exhaustive, short, tags, @FILE, or the text, with {alt}, {tags}, {field|default} (repeatable)."
+        ),
+    ] = field(default_factory=list)
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Longest answer, in the teacher's tokens; 512, or what a vlv model allows.",
+        ),
+    ] = None
+    temperature: Annotated[float | None, typer.Option(min=0, help="Sampling temperature.")] = None
+    tries: Annotated[
+        int, typer.Option(min=1, help="How often to ask before an answer has failed.")
+    ] = 2
+    language: Annotated[str, typer.Option(help="en, de, fr, es, it, pt, nl, or any.")] = "en"
+    min_words: Annotated[int, typer.Option(min=1, help="Fewest words of a caption.")] = 1
+    max_words: Annotated[int | None, typer.Option(help="Most words of a caption.")] = None
+    seed: common.Seed = 0
+
+    def asking(self, default_tokens: int | None) -> Asking:
+        """How the teacher is asked."""
+        from vlv.jobs.teacher.checks import Wanted
+        from vlv.jobs.teacher.job import Asking
+
+        wanted = Wanted(self.language, self.min_words, self.max_words)
+        longest = self.max_tokens or default_tokens
+        return Asking(longest, self.temperature, self.seed, self.tries, wanted)
+
+
+@option_group("Output")
+class FileOptions:
+    """What is written."""
+
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the captions; created.")]
+    form: Annotated[
+        list[str],
+        typer.Option(help="parquet, jsonl, txt, webdataset, imagefolder (repeatable)."),
+    ] = field(default_factory=lambda: ["parquet"])
+    images: Annotated[
+        Literal["bytes", "path"], typer.Option(help="What the Parquet column image holds.")
+    ] = "bytes"
+    shard_size: Annotated[int, typer.Option(min=1, help="Images per Parquet shard.")] = 2000
+    on_existing: Annotated[
+        Literal["skip", "overwrite", "error"],
+        typer.Option(help="What to do with captions that exist; paid answers are kept."),
+    ] = "skip"
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask again about what has failed.")
+    ] = False
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the first prompt and the cost; send nothing.")
+    ] = False
+
+    @property
+    def forms(self) -> list[Form]:
+        """The forms asked for, in a fixed order."""
+        from vlv.jobs.teacher.outputs import FORMS
+
+        if unknown := sorted({*self.form} - {*FORMS}):
+            raise ConfigError(f"there is no form {unknown[0]!r}; choose among {', '.join(FORMS)}")
+        return [cast("Form", name) for name in FORMS if name in self.form]
+
+
+@option_group("Images sent to an endpoint")
+class ShrinkOptions:
+    """How images are made smaller before they are sent."""
+
+    max_side: Annotated[int, typer.Option(help="Most pixels a side.")] = 1024
+    jpeg_quality: Annotated[int, typer.Option(help="JPEG quality.")] = 90
+
+
+@options
+class TeacherCaptionOptions:
+    """Options of ``vlv data caption``."""
+
+    source: common.InputOptions
+    caption_column: common.CaptionColumn = None
+    to: FileOptions
+    teacher: TeacherOptions
+    ask: AskingOptions
+    endpoint: common.EndpointOptions
+    shrink: ShrinkOptions
+
+
+@takes_options
+def caption(given: TeacherCaptionOptions) -> int:
     """Let a teacher caption images: an endpoint, a model of transformers, or a model of vlv.
 
     Writes Parquet shards (image, caption, ...) that stage 2 reads. An interrupted run goes on where it
     stopped when the same command is given again, and no answer is paid for twice.
     """
-    records = common.find_inputs(inputs, recursive, limit, image_column, caption_column)
-    job = _job(context.params, records)
-    return _show(job) if dry_run else _run(job, output)
+    job = _job(given)
+    return _show(job) if given.to.dry_run else _run(job, given.to.output)
 
 
-def _job(given: dict[str, Any], records: list[Record]) -> TeacherJob:
+def _job(given: TeacherCaptionOptions) -> TeacherJob:
     """The job that the options describe."""
-    from vlv.jobs.teacher.checks import Wanted
-    from vlv.jobs.teacher.job import Asking, TeacherJob
+    from vlv.jobs.teacher.job import TeacherJob
+
+    to, is_asked = given.to, given.teacher.takes_prompts
+    return TeacherJob(
+        given.source.find(given.caption_column),
+        _prompts(given),
+        given.ask.asking(512 if is_asked else None),
+        _local(given.teacher, given.endpoint) if given.teacher.url is None else _remote(given),
+        to.output,
+        forms=to.forms,
+        images=to.images,
+        shard_size=to.shard_size,
+        on_existing=to.on_existing,
+        retry_failed=to.retry_failed,
+    )
+
+
+def _prompts(given: TeacherCaptionOptions) -> list[Prompt]:
     from vlv.jobs.teacher.prompts import Prompt, read_prompts
 
-    wanted = Wanted(given["language"], given["min_words"], given["max_words"])
-    texts = given["prompt"] or []
-    if given["endpoint"] is not None:
-        teacher: Teacher = _remote(given)
-    else:
-        _refuse(given, _ENDPOINT_ONLY, "--endpoint")
-        teacher = _local(given)
-    takes_prompts = given["endpoint"] is not None or given["vlm"] is not None
-    longest = given["max_tokens"] or (512 if takes_prompts else None)
-    drawing = (longest, given["temperature"], given["seed"], given["tries"])
-    if texts and not takes_prompts:
+    texts = given.ask.prompt
+    if given.teacher.takes_prompts:
+        return read_prompts(texts or ["exhaustive"])
+    if texts:
         raise ConfigError(
             "--prompt has no effect on a model of vlv; name --endpoint or --vlm, or leave it out"
         )
-    prompts = read_prompts(texts or ["exhaustive"]) if takes_prompts else [Prompt("vlv", "-")]
-    return TeacherJob(
-        records,
-        prompts,
-        Asking(*drawing, wanted),
-        teacher,
-        Path(given["output"]),
-        forms=_forms(given["form"]),
-        images=given["images"],
-        shard_size=given["shard_size"],
-        on_existing=given["on_existing"],
-        retry_failed=given["retry_failed"],
-    )
+    return [Prompt("vlv", "-")]
 
 
-_ENDPOINT_ONLY = (
-    "key_env",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "settings",
-    "max_requests",
-    "max_total_tokens",
-    "max_usd",
-)
-
-
-def _refuse(given: dict[str, Any], names: Sequence[str], needed: str) -> None:
-    """Options that would have no effect are errors."""
-    for name in names:
-        if given[name]:
-            option = "--set" if name == "settings" else f"--{name.replace('_', '-')}"
-            raise ConfigError(f"{option} has no effect without {needed}")
-
-
-def _forms(given: list[str] | None) -> list[Form]:
-    from vlv.jobs.teacher.outputs import FORMS
-
-    if unknown := sorted({*(given or ())} - {*FORMS}):
-        raise ConfigError(f"there is no form {unknown[0]!r}; choose among {', '.join(FORMS)}")
-    return [cast("Form", name) for name in FORMS if name in (given or ["parquet"])]
-
-
-def _remote(given: dict[str, Any]) -> EndpointTeacher:
-    from vlv.endpoint import Budget, Endpoint, Prices
+def _remote(given: TeacherCaptionOptions) -> EndpointTeacher:
     from vlv.jobs.teacher.remote import EndpointTeacher
     from vlv.jobs.teacher.sending import Shrink
 
-    if given["vlm"] is not None:
+    teacher = given.teacher
+    if teacher.vlm is not None:
         raise ConfigError("--endpoint and --vlm name two teachers; leave one out")
-    if given["model"] == common.SHIPPED_MODEL:
+    if teacher.model == common.SHIPPED_MODEL:
         raise ConfigError("name the endpoint's model with --model")
-    _refuse(given, ("revision",), "--vlm or a model of vlv")
-    options = ("key_env", "concurrency", "requests_per_minute", "tokens_per_minute")
-    endpoint = Endpoint(
-        given["endpoint"],
-        given["model"],
-        **{name: given[name] for name in options},
-        **_more(given["settings"] or []),
-    )
+    if teacher.revision is not None:
+        raise ConfigError("--revision has no effect without --vlm or a model of vlv")
     return EndpointTeacher(
-        endpoint,
-        Shrink(given["max_side"], given["jpeg_quality"]),
-        Budget(given["max_requests"], given["max_total_tokens"], given["max_usd"]),
-        Prices(given["price_in"], given["price_out"]),
-        given["seed"],
+        given.endpoint.endpoint(str(teacher.url), teacher.model),
+        Shrink(given.shrink.max_side, given.shrink.jpeg_quality),
+        given.endpoint.budget(),
+        given.endpoint.prices(),
+        given.ask.seed,
     )
 
 
-_MORE = {
-    "connect_timeout": float,
-    "timeout": float,
-    "retries": int,
-    "backoff": float,
-    "max_backoff": float,
-    "patience": float,
-    "failures_in_a_row": int,
-    "token_field": str,
-    "extra": dict,
-}
-
-
-def _more(changes: Sequence[str]) -> dict[str, Any]:
-    """Further settings of the endpoint, from NAME=VALUE."""
-    import yaml
-
-    values: dict[str, Any] = {}
-    for change in changes:
-        name, equals, text = change.partition("=")
-        if not equals or name not in _MORE:
-            raise ConfigError(f"--set {change}: name one of {', '.join(_MORE)}, as in timeout=60")
-        try:
-            values[name] = _MORE[name](yaml.safe_load(text))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
-            raise ConfigError(f"--set {change}: this is no {_MORE[name].__name__}") from error
-    return values
-
-
-def _local(given: dict[str, Any]) -> Teacher:
+def _local(given: TeacherOptions, endpoint: common.EndpointOptions) -> Teacher:
     from vlv.jobs.teacher.local import LocalTeacher, TransformersModel, VLVModel
 
-    where = common.placement(given["device"], given["dtype"])
-    name, revision = given["vlm"] or given["model"], given["revision"]
+    if unused := changed(endpoint):
+        raise ConfigError(f"{unused[0]} has no effect without --endpoint")
+    where = common.placement(given.device, given.dtype)
+    name = given.vlm or given.model
 
     def load() -> BatchModel:
-        if given["vlm"] is not None:
-            return TransformersModel(name, revision, where.device, where.dtype)
-        pipe = common.load_pipeline(name, ["caption"], revision=revision, placement=where)
+        if given.vlm is not None:
+            return TransformersModel(name, given.revision, where.device, where.dtype)
+        pipe = common.load_pipeline(name, ["caption"], revision=given.revision, placement=where)
         return VLVModel(pipe, name)
 
-    return LocalTeacher(name, load, given["batch_size"], {"revision": revision})
+    return LocalTeacher(name, load, given.batch_size, {"revision": given.revision})
 
 
 def _show(job: TeacherJob) -> int:

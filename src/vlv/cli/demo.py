@@ -4,44 +4,50 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlv.cli import common
+from vlv.cli.options import options, takes_options
 
 if TYPE_CHECKING:
     from vlv.demo.cases import Demo, Picture
 
 DEFAULT_NUM = 6
 
-More = Annotated[
-    list[str] | None, typer.Argument(metavar="[FILE]...", help="More images of your own.")
-]
-Own = Annotated[
-    list[str] | None,
-    typer.Option("--images", metavar="FILE", help="Show your own images instead of scenes."),
-]
-Output = Annotated[Path, typer.Option("--output", "-o", help="The page; replaced if it exists.")]
-Num = Annotated[
-    int | None, typer.Option(min=1, help=f"Held-out scenes to show.  [default: {DEFAULT_NUM}]")
-]
+
+@options
+class DemoOptions:
+    """Options of ``vlv demo``."""
+
+    files: Annotated[
+        list[str] | None, typer.Argument(metavar=r"\[FILE]...", help="More images of your own.")
+    ] = None
+    images: Annotated[
+        list[str],
+        typer.Option(metavar="FILE", help="Show your own images instead of scenes."),
+    ] = field(default_factory=list)
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The page; replaced if it exists.")
+    ] = Path("demo.html")
+    num: Annotated[
+        int | None,
+        typer.Option(min=1, help=f"Held-out scenes to show; {DEFAULT_NUM} by default."),
+    ] = None
+    model: common.Model = common.SHIPPED_MODEL
+    revision: common.Revision = None
+    device: common.Device = "auto"
+    steps: common.Steps = 20
+    guidance: common.Guidance = 2.0
+    seed: common.Seed = 0
 
 
-def demo(
-    files: More = None,
-    images: Own = None,
-    output: Output = Path("demo.html"),
-    num: Num = None,
-    model: common.Model = common.SHIPPED_MODEL,
-    revision: common.Revision = None,
-    device: common.Device = "auto",
-    steps: common.Steps = 20,
-    guidance: common.Guidance = 2.0,
-    seed: common.Seed = 0,
-) -> int:
-    """Write one HTML page: images, rebuilt, described, drawn again from the words, and mixed.
+@takes_options
+def demo(given: DemoOptions) -> int:
+    """Write one HTML page: images, reconstructed, captioned, generated from the captions, and mixed.
 
     The images are freshly rendered scenes of the toy world that no training has seen, or your own (--images).
     Captions also go to stdout.
@@ -52,15 +58,20 @@ def demo(
     from vlv.models.folder import find_folder
 
     started = time.monotonic()
+    model, output = given.model, given.output
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name the page, such as {output / 'demo.html'}")
-    pictures, num_failed = _pictures([*(images or []), *(files or [])], num, seed)
+    files = [*given.images, *(given.files or [])]
+    pictures, num_failed = _pictures(files, given.num, given.seed)
     pipe = common.load_pipeline(
-        model, ["caption", "reconstruct"], revision=revision, placement=common.placement(device)
+        model,
+        ["caption", "reconstruct"],
+        revision=given.revision,
+        placement=common.placement(given.device),
     )
-    sampling = Sampling(seed=seed, steps=steps, guidance=guidance)
+    sampling = Sampling(seed=given.seed, steps=given.steps, guidance=given.guidance)
     result = run(pipe, pictures, sampling, progress=sys.stderr.isatty())
-    folder = find_folder(model, revision=revision, local_files_only=True)
+    folder = find_folder(model, revision=given.revision, local_files_only=True)
     page = make_page(result, model, sampling, notes=_notes(model), folder=folder)
     save_page(output, page)
     _print(result)
@@ -70,6 +81,7 @@ def demo(
 
 def _pictures(inputs: list[str], num: int | None, seed: int) -> tuple[list[Picture], int]:
     """The images to show, and how many files were bad."""
+    from vlv.data.records import find_records
     from vlv.demo.cases import held_out_pictures, own_pictures
     from vlv.errors import ConfigError, DataError
 
@@ -79,7 +91,7 @@ def _pictures(inputs: list[str], num: int | None, seed: int) -> tuple[list[Pictu
         raise ConfigError(
             "--num counts rendered scenes and has no effect on --images; leave it out"
         )
-    pictures, errors = own_pictures(common.find_inputs(inputs, recursive=True, limit=None))
+    pictures, errors = own_pictures(find_records(inputs))
     for error in errors:
         common.say(f"failed: {error}")
     if not pictures:

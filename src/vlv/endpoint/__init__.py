@@ -4,7 +4,7 @@ from vlv.endpoint.budget import Budget, Ledger, Prices
 from vlv.endpoint.client import Client
 from vlv.endpoint.messages import Answer, ChatRequest, image_part, system, user, utf8
 from vlv.endpoint.run import run, stream
-from vlv.endpoint.settings import Endpoint
+from vlv.endpoint.settings import Endpoint, read_changes
 from vlv.endpoint.store import KeyedStore
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Ledger",
     "Prices",
     "image_part",
+    "read_changes",
     "run",
     "stream",
     "system",

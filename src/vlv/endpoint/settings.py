@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
+
+import yaml
 
 from vlv.errors import ConfigError
 
@@ -115,3 +117,37 @@ class Endpoint:
                 "the key travels unencrypted to %s; https would protect it", parts.netloc
             )
         return key
+
+
+CHANGEABLE: dict[str, type] = {
+    "connect_timeout": float,
+    "timeout": float,
+    "retries": int,
+    "backoff": float,
+    "max_backoff": float,
+    "patience": float,
+    "failures_in_a_row": int,
+    "token_field": str,
+    "extra": dict,
+}
+"""The settings of an `Endpoint` that `read_changes` takes."""
+
+
+def read_changes(changes: Sequence[str]) -> dict[str, Any]:
+    """Further settings of an `Endpoint` from texts such as ``timeout=60``.
+
+    Raises:
+        ConfigError: A name is none of `CHANGEABLE`, or its value has the wrong type.
+    """
+    values: dict[str, Any] = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or name not in CHANGEABLE:
+            raise ConfigError(
+                f"--set {change}: name one of {', '.join(CHANGEABLE)}, as in timeout=60"
+            )
+        try:
+            values[name] = CHANGEABLE[name](yaml.safe_load(text))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ConfigError(f"--set {change}: this is no {CHANGEABLE[name].__name__}") from error
+    return values
