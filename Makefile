@@ -11,7 +11,7 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ONE    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt setup
+.PHONY: help demo test check fmt setup pages
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 ##/p' $(MAKEFILE_LIST) | awk -F ' ##' '{printf "  make %-8s%s\n", $$1, $$2}'
@@ -30,6 +30,11 @@ check: $(VENV)/.dev  ## format, lint and types
 fmt: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+pages: $(VENV)/.dev  ## write the generated pages: docs/tour.md, docs/settings.md, the README's figures
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tools.tour
+	$(BIN)/python -m tools.settings_page
+	$(BIN)/python -m tools.figures README.md src/vlv/weights/tiny/evaluation.json
 
 setup: $(VENV)/.dev  ## install everything into .venv
 

@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("errors",),
     ("storage",),
+    ("pages",),
     ("config_files",),
     ("config_sections",),
     ("config",),
@@ -27,7 +28,6 @@ LAYERS = [
     ("toyworld",),
     ("evaluation",),
     ("demo",),
-    ("tour",),
     ("serving",),
     ("cli",),
 ]

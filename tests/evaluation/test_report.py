@@ -105,8 +105,9 @@ def test_a_page_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     page = tmp_path / "report.html"
     assert vlv(["eval", "report", str(folder), "-o", str(page)]) == 0
     text = page.read_text("utf-8")
-    assert text.count("<img") >= 3  # a grid, and curves of claims and FID
-    assert not re.search(r'<script|(?:src|href)="(?!data:)', text)
+    assert text.count("<img") == 1, "the images"
+    assert text.count("<svg") >= 2, "curves of claims and FID"
+    assert not re.search(r'<script|(?:src|href)="(?!data:|#)', text)
     for words in (
         "Not ours, and of another data set",
         "true, guidance 2: FID",

@@ -25,7 +25,6 @@ from vlv.cli import (
     images,
     info,
     push,
-    tour,
     toyworld,
     train,
 )
@@ -57,7 +56,6 @@ app.command()(images.generate)
 app.command()(images.mix)
 app.command()(embed.embed)
 app.command()(demo.demo)
-app.command()(tour.tour)
 app.command()(info.info)
 app.command()(push.push)
 app.command()(info.doctor)

@@ -108,16 +108,16 @@ def _run(name: str, folder: Path, plan: Plan, device: str) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from vlv.evaluation.experiments.ablations import run_ablation
-    from vlv.evaluation.report.page import ablation_plot
+    from vlv.evaluation.report.page import ablation_chart
     from vlv.evaluation.results import Results, format_results
-    from vlv.jobs.pictures import write_png
     from vlv.models.placement import pick_device
 
     disable_progress_bar()
     where = torch.device(pick_device(device))
     section = run_ablation(name, folder, plan, where, progress=sys.stderr.isatty())
-    about = {"ablation": name, "seeds": plan.seeds, "num": plan.num}
-    write_png(folder / "plot.png", ablation_plot(section.to_dict()["figures"]), about)
+    about = {"ablation": name, "seeds": str(plan.seeds), "num": str(plan.num)}
+    plot = ablation_chart(section.to_dict()["figures"])
+    plot.savefig(folder / "plot.png", dpi=110, facecolor="white", metadata=about)
     typer.echo(format_results(Results({}, (section,))))
 
 

@@ -1,10 +1,7 @@
-"""The figures of a collection as one HTML page that needs nothing else: plots and images lie inside."""
+"""The page of `vlv data stats`: the figures of a collection, with charts and some of its images."""
 
 from __future__ import annotations
 
-import base64
-import io
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +9,7 @@ import numpy as np
 from vlv.curation.caption_stats import PAPER_MEAN, PAPER_RANGE
 from vlv.curation.stats import RATIO_STEPS, SIDE_STEP
 from vlv.errors import OutputError
+from vlv.pages import charts, render
 from vlv.storage import write_text
 
 if TYPE_CHECKING:
@@ -20,35 +18,28 @@ if TYPE_CHECKING:
 
     from vlv.curation.stats import Stats
 
-_COLOURS = ("#4a6fa5", "#c8553d", "#3b7d4f", "#8a5fa0")
 _BINS = 60
 
 
 def make_page(stats: Stats, inputs: Sequence[str], title: str = "Image collection") -> str:
-    """The page as text.
+    """Write the page as text.
 
     Raises:
-        OutputError: jinja2 or matplotlib is not installed.
+        ConfigError: Jinja or matplotlib is not installed.
     """
-    try:
-        import jinja2
-        import matplotlib.figure  # noqa: F401 - complain now
-    except ImportError:
-        raise OutputError('the page needs jinja2 and matplotlib; pip install "vlv[data]"') from None
     figures = stats.to_dict()
-    template = (resources.files("vlv.curation") / "stats.html.jinja").read_text("utf-8")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(
+    return render(
+        "stats.html.jinja",
         title=title,
         inputs=inputs,
         facts=_facts(figures),
-        lengths=figures["lengths"] if figures["captions"] else {},
-        low=PAPER_RANGE[0],
-        high=PAPER_RANGE[1],
-        paper=figures["paper"],
-        words=figures["commonest_words"],
-        openings=figures["commonest_openings"],
-        plots={"lengths": _lengths(stats) if figures["captions"] else "", "sizes": _sizes(stats)},
+        lengths=_lengths(stats, figures) if figures["captions"] else None,
+        words=[(word, f"{count:,}") for word, count in figures["commonest_words"].items()],
+        openings=[
+            (f"{text} ...", f"{count:,}") for text, count in figures["commonest_openings"].items()
+        ],
+        sizes=_size_chart(stats),
+        ratios=_ratio_chart(stats),
         samples=stats.samples,
     )
 
@@ -87,73 +78,82 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _lengths(stats: Stats) -> str:
-    """Histogram of the lengths in every tokenizer, with the paper's mean and range."""
-    from matplotlib.figure import Figure
+def _lengths(stats: Stats, figures: dict[str, Any]) -> dict[str, Any]:
+    """Lengths of the captions in every tokenizer beside the paper's, as a table and a chart."""
+    low, high = PAPER_RANGE
+    rows = [
+        (
+            name,
+            f"{row['mean']:.1f}",
+            *(str(row[key]) for key in ("median", "p5", "p95", "max")),
+            _percent(row["share_170_to_280"]),
+        )
+        for name, row in figures["lengths"].items()
+    ]
+    paper = figures["paper"]
+    name = "the paper's 6 million captions (its figure 8; tokenizer not stated)"
+    rows.append((name, str(paper["mean"]), str(paper["median"]), "", "", "", "most"))
+    share = f"in {low} to {high}"
+    columns = ("tokenizer", "mean", "median", "5 %", "95 %", "longest", share)
+    return {"columns": columns, "rows": rows, "chart": _length_chart(stats)}
+
+
+def _length_chart(stats: Stats) -> str:
     from matplotlib.ticker import MaxNLocator
 
     lengths = stats.captions.lengths
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, (axes,) = charts.new_chart()
     longest = max((max(counts, default=0) for counts in lengths.values()), default=0)
     edges = np.linspace(0, max(longest, PAPER_RANGE[1]) + 1, _BINS).tolist()
-    for (name, counts), colour in zip(lengths.items(), _COLOURS * len(lengths), strict=False):
+    for number, (name, counts) in enumerate(lengths.items()):
         axes.hist(
             list(counts),
             edges,
             weights=list(counts.values()),
             histtype="step",
-            color=colour,
+            color=charts.COLOURS[number % len(charts.COLOURS)],
             label=name,
             linewidth=1.6,
         )
-    axes.axvspan(*PAPER_RANGE, color="#dde4ee", zorder=0, label="most of the paper's")
-    axes.axvline(
-        PAPER_MEAN, color="#5c6675", linestyle="--", label=f"the paper's mean, {PAPER_MEAN}"
-    )
-    axes.set_xlabel("tokens of a caption")
-    axes.set_ylabel("captions")
+    axes.axvspan(*PAPER_RANGE, color="#7d8590", alpha=0.2, label="most of the paper's")
+    axes.axvline(PAPER_MEAN, color="#7d8590", linestyle="--", label=f"paper's mean, {PAPER_MEAN}")
+    axes.set(xlabel="tokens of a caption", ylabel="captions")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-    return _png(figure)
+    figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+    return charts.svg(figure)
 
 
-def _sizes(stats: Stats) -> str:
-    """Width against height, and the aspect ratios."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    figure = Figure(figsize=(10, 3.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def _size_chart(stats: Stats) -> str:
+    figure, (axes,) = charts.new_chart(height=3.4)
     points = np.array([*stats.sides], float).reshape(-1, 2) + SIDE_STEP / 2
     counts = np.array([*stats.sides.values()], float)
     if len(counts):
-        left.scatter(
-            *points.T, s=8 + 240 * counts / counts.max(), color=_COLOURS[0], alpha=0.6, linewidths=0
-        )
+        areas = 8 + 240 * counts / counts.max()
+        axes.scatter(points[:, 0], points[:, 1], areas, alpha=0.6, linewidths=0)
     most = max(points.max(initial=0) * 1.1, 600)
-    left.plot([0, most / 2, most / 2], [0, most, most], color="#aab4c2", linewidth=1)
-    left.plot([0, most], [0, most / 2], color="#aab4c2", linewidth=1, label="2 : 1")
-    left.plot(
-        [512, 512, most], [most, 512, 512], color=_COLOURS[1], linewidth=1, label="shorter side 512"
+    axes.plot([0, most / 2, most / 2], [0, most, most], color="#7d8590", linewidth=1)
+    axes.plot([0, most], [0, most / 2], color="#7d8590", linewidth=1, label="2 : 1")
+    limit = charts.COLOURS[1]
+    axes.plot(
+        [512, 512, most], [most, 512, 512], color=limit, linewidth=1, label="shorter side 512"
     )
-    left.set(
+    axes.set(
         xlim=(0, most), ylim=(0, most), xlabel="width in pixels", ylabel="height", aspect="equal"
     )
-    left.legend(frameon=False, loc="upper left")
-    steps = [*stats.ratios]
-    right.bar(steps, [stats.ratios[step] for step in steps], color=_COLOURS[0])
-    right.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper left", fontsize=8)
+    return charts.svg(figure)
+
+
+def _ratio_chart(stats: Stats) -> str:
+    from matplotlib.ticker import MaxNLocator
+
+    figure, (axes,) = charts.new_chart(height=3.4)
+    axes.bar([*stats.ratios], [*stats.ratios.values()])
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     ticks = [RATIO_STEPS * power for power in range(-3, 4)]
-    right.set_xticks(ticks, ["1:8", "1:4", "1:2", "1:1", "2:1", "4:1", "8:1"])
-    right.set(xlabel="width : height", ylabel="images", xlim=(ticks[0], ticks[-1]))
-    return _png(figure)
-
-
-def _png(figure: Any) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    axes.set_xticks(ticks, ["1:8", "1:4", "1:2", "1:1", "2:1", "4:1", "8:1"])
+    axes.set(xlabel="width : height", ylabel="images", xlim=(ticks[0], ticks[-1]))
+    return charts.svg(figure)
 
 
 def check_path(path: Path) -> None:

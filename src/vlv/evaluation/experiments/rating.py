@@ -11,7 +11,6 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from vlv.evaluation.experiments.reconstruction import captions_of, sources_of
 from vlv.evaluation.experiments.run import Run, by_id
 from vlv.evaluation.experiments.sources import png
 from vlv.jobs.table import GrowingTable, Row
+from vlv.pages import render
 
 MAX_BODY = 10_000
 _HOSTS = ("127.0.0.1", "localhost")
@@ -103,8 +103,9 @@ class RatingServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, ballot: Ballot, port: int = 0) -> None:
-        page = (resources.files("vlv.evaluation.experiments") / "rating.html").read_text("utf-8")
-        page = page.replace("$CRITERIA", CRITERIA).replace("$SCALE", SCALE)
+        page = render(
+            "rating.html.jinja", title="Rate descriptions", criteria=CRITERIA, scale=SCALE
+        )
         self.ballot, self.page = ballot, page.encode()
         try:
             super().__init__(("127.0.0.1", port), _Handler)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any
 
-from vlv.errors import OutputError
-from vlv.tour.page import save
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-BEGIN = "<!-- figures: written by `vlv tour` -->"
+BEGIN = "<!-- figures: written by `make pages` -->"
 END = "<!-- end of figures -->"
 
 _LABELS = {
@@ -67,24 +64,27 @@ def with_figures(page: str, evaluation: dict[str, Any]) -> str:
     """A page with the table between its two marks renewed.
 
     Raises:
-        OutputError: It has no such marks.
+        ValueError: It has no such marks.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise OutputError(f"the page has no lines {BEGIN} and {END}; add them where the figures go")
+        raise ValueError(f"the page has no lines {BEGIN} and {END}; add them where the figures go")
     return f"{before}{BEGIN}\n{figures_table(evaluation)}\n{END}{after}"
 
 
-def write_figures(page: Path, evaluation: Path) -> Path:
-    """Renew the table in a page.
+def main(arguments: list[str] | None = None) -> int:
+    """Renew the table in a page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("page", type=Path, help="Markdown with the two marks")
+    parser.add_argument("evaluation", type=Path, help="JSON of `vlv eval toyworld`")
+    options = parser.parse_args(arguments)
+    results = json.loads(options.evaluation.read_text("utf-8"))
+    page = with_figures(options.page.read_text("utf-8"), results)
+    options.page.write_text(page, encoding="utf-8")
+    print(options.page)
+    return 0
 
-    Args:
-        page: Markdown with the marks `BEGIN` and `END`.
-        evaluation: JSON of `vlv eval toyworld`.
 
-    Raises:
-        OutputError: The page has no marks or cannot be written.
-    """
-    results = json.loads(evaluation.read_text("utf-8"))
-    return save(page, with_figures(page.read_text("utf-8"), results))
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from string import Template
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from vlv.errors import OutputError
-from vlv.jobs.pictures import write_png
-from vlv.storage import write_text
-from vlv.tour import pictures
-from vlv.tour.text import TOUR
-from vlv.tour.trace import NUM_DRAWS, Captioning, Drawing, Encoding, caption, draw, encode
+from tools.tour import pictures
+from tools.tour.trace import NUM_DRAWS, Captioning, Drawing, Encoding, caption, draw, encode
 from vlv.toyworld.language import describe
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor
 
     from vlv.models.pipeline import VLVPipeline
 
 TOUR_NAME = "tour.md"
+TEMPLATE = Path(__file__).with_name("template.md")
 PICTURES = "images/tour"
 SCENE_INDEX = 2
 """The scene of the split "test" that is followed: two solids, in colour."""
@@ -55,9 +52,6 @@ def write_tour(pipe: VLVPipeline, folder: Path, settings: TourSettings) -> Path:
 
     Returns:
         The page.
-
-    Raises:
-        OutputError: A file cannot be written.
     """
     scene = sample_scene(settings.seed, SCENE_INDEX, "test")
     truth = describe(scene, "detailed", np.random.default_rng(settings.seed))
@@ -72,10 +66,11 @@ def write_tour(pipe: VLVPipeline, folder: Path, settings: TourSettings) -> Path:
         steps=settings.steps,
         guidance=settings.guidance,
     )
+    (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     for name, picture in _pictures(image, encoding, words, drawing).items():
-        write_png(folder / PICTURES / f"{name}.png", picture, {"model": settings.model})
+        picture.save(folder / PICTURES / f"{name}.png")
     parts = _encoding_part(encoding) | _words_part(words) | _drawing_part(drawing)
-    text = TOUR.substitute(
+    text = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         parts,
         model=settings.model,
         letters=_letters(encoding, words, drawing),
@@ -86,20 +81,9 @@ def write_tour(pipe: VLVPipeline, folder: Path, settings: TourSettings) -> Path:
         steps=settings.steps,
         guidance=f"{settings.guidance:g}",
     )
-    return save(folder / TOUR_NAME, text)
-
-
-def save(path: Path, text: str) -> Path:
-    """Write a page, whole or not at all.
-
-    Raises:
-        OutputError: The file cannot be written.
-    """
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    return path
+    page = folder / TOUR_NAME
+    page.write_text(text, encoding="utf-8")
+    return page
 
 
 def tensor_table(*tensors: tuple[str, str, Tensor]) -> str:

@@ -13,19 +13,21 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
+from tools.figures import BEGIN, END, with_figures
+from tools.figures import main as write_figures
+from tools.settings_page import main as write_settings
+from tools.settings_page import settings_page
+from tools.tour import pictures, trace
+from tools.tour.__main__ import main as tour
+from tools.tour.page import TourSettings, tensor_table, write_tour
 from vlv.config import RunConfig
 from vlv.curation.settings import EmbeddingRule, FilterConfig, ScoreRule
-from vlv.errors import OutputError
 from vlv.models.folder import find_folder, shipped_models
 from vlv.models.pipeline import VLVPipeline
-from vlv.tour import pictures, trace
-from vlv.tour.figures import BEGIN, END, with_figures
-from vlv.tour.page import TourSettings, save, tensor_table, write_tour
-from vlv.tour.settings import settings_page
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 TRUTH = "A photo of a red cube."
 SHIPPED = "vlv-tiny"
 
@@ -179,10 +181,12 @@ def test_tensor_table() -> None:
     ]
 
 
-def test_page_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "docs").write_text("")
-    with pytest.raises(OutputError, match="cannot be written"):
-        save(tmp_path / "docs" / "tour.md", "")
+def test_the_command_writes_the_page(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tour(["--model", str(tiny_folder), "--steps", "2", "-o", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'tour.md'}\n"
+    assert f"the model `{tiny_folder}`" in (tmp_path / "tour.md").read_text(encoding="utf-8")
 
 
 @needs_weights
@@ -192,8 +196,8 @@ def test_the_committed_tour_is_up_to_date(tmp_path: Path) -> None:
     now = write_tour(pipe, tmp_path, TourSettings(SHIPPED)).read_text(encoding="utf-8")
     lines, numbers = skeleton(now)
     old_lines, old_numbers = skeleton((DOCS / "tour.md").read_text(encoding="utf-8"))
-    assert lines == old_lines, "run `vlv tour`"
-    assert numbers == pytest.approx(old_numbers, rel=0.02, abs=0.01), "run `vlv tour`"
+    assert lines == old_lines, "run `make pages`"
+    assert numbers == pytest.approx(old_numbers, rel=0.02, abs=0.01), "run `make pages`"
     for picture in (tmp_path / "images/tour").iterdir():
         assert (DOCS / "images/tour" / picture.name).is_file()
 
@@ -228,14 +232,14 @@ def test_every_setting_is_in_the_table() -> None:
 
 
 def test_the_committed_settings_are_up_to_date() -> None:
-    assert (DOCS / "settings.md").read_text(encoding="utf-8") == settings_page(), "run `vlv tour`"
+    assert (DOCS / "settings.md").read_text(encoding="utf-8") == settings_page(), "run `make pages`"
 
 
 @needs_weights
 def test_the_readmes_figures_are_those_of_the_shipped_evaluation() -> None:
     readme = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     evaluation = json.loads((find_folder(SHIPPED) / "evaluation.json").read_text(encoding="utf-8"))
-    assert with_figures(readme, evaluation) == readme, "run `vlv tour`"
+    assert with_figures(readme, evaluation) == readme, "run `make pages`"
 
 
 def test_a_table_of_figures() -> None:
@@ -264,7 +268,7 @@ def test_a_table_of_figures() -> None:
 
 
 def test_a_page_without_marks() -> None:
-    with pytest.raises(OutputError, match="the page has no lines"):
+    with pytest.raises(ValueError, match="the page has no lines"):
         with_figures("text", {"settings": {}, "sections": {}})
 
 
@@ -274,3 +278,15 @@ def test_links_of_the_documentation(page: Path) -> None:
         target = page.parent / link
         written_from_weights = target.resolve() == (DOCS / "tour.md").resolve()
         assert target.exists() or (written_from_weights and SHIPPED not in shipped_models()), link
+
+
+def test_the_commands_write_their_pages(tmp_path: Path) -> None:
+    write_settings([str(tmp_path / "settings.md")])
+    assert (tmp_path / "settings.md").read_text(encoding="utf-8") == settings_page()
+    page, evaluation = tmp_path / "page.md", tmp_path / "evaluation.json"
+    page.write_text(f"a\n{BEGIN}\nold\n{END}\nb")
+    settings = {"num": 8, "seed": 1, "steps": 20, "guidance": 2.0}
+    evaluation.write_text(json.dumps({"settings": settings, "sections": {}}))
+    write_figures([str(page), str(evaluation)])
+    assert "8 held-out scenes" in page.read_text(encoding="utf-8")
+    assert "old" not in page.read_text(encoding="utf-8")

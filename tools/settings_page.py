@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
@@ -10,18 +12,14 @@ from pydantic_core import PydanticUndefined
 
 from vlv.config import RunConfig, preset_names
 from vlv.curation import settings as filters
-from vlv.tour.page import save
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pydantic.fields import FieldInfo
 
-SETTINGS_NAME = "settings.md"
-
 _HEAD = """\
-<!-- Written by `vlv tour`. Do not edit: change the docstrings in src/vlv/config_sections.py and run the command again. -->
+<!-- Written by `make pages`. Do not edit: change the docstrings in src/vlv/config_sections.py and run the command again. -->
 
 # Settings of a training run
 
@@ -47,15 +45,6 @@ _FILTER_SECTIONS: dict[str, type[BaseModel]] = {
 }
 
 _TABLE_HEAD = "| setting | type | default | meaning |\n|---|---|---|---|\n"
-
-
-def write_settings(folder: Path) -> Path:
-    """Write ``settings.md``.
-
-    Raises:
-        OutputError: It cannot be written.
-    """
-    return save(folder / SETTINGS_NAME, settings_page())
 
 
 def settings_page() -> str:
@@ -127,3 +116,15 @@ def _name(annotation: Any) -> str:
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(
         annotation.__name__, "path, or {path, subfolder, revision, variant}"
     )
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page to the file named, docs/settings.md by default."""
+    (page,) = arguments or ["docs/settings.md"]
+    Path(page).write_text(settings_page(), encoding="utf-8")
+    print(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
