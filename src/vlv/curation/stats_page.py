@@ -119,7 +119,7 @@ def _length_chart(stats: Stats) -> str:
     axes.axvline(PAPER_MEAN, color="#7d8590", linestyle="--", label=f"paper's mean, {PAPER_MEAN}")
     axes.set(xlabel="tokens of a caption", ylabel="captions")
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+    charts.add_legend(figure)
     return charts.svg(figure)
 
 
@@ -140,7 +140,7 @@ def _size_chart(stats: Stats) -> str:
     axes.set(
         xlim=(0, most), ylim=(0, most), xlabel="width in pixels", ylabel="height", aspect="equal"
     )
-    axes.legend(loc="upper left", fontsize=8)
+    charts.add_legend(figure)
     return charts.svg(figure)
 
 

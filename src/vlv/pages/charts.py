@@ -27,8 +27,6 @@ _STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.labelcolor": _INK,
     **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "axes.titlecolor"], _INK),
     **dict.fromkeys(["xtick.color", "ytick.color", "text.color"], _INK),
 }
@@ -57,6 +55,13 @@ def new_chart(
         one.grid(axis="y", color=_LINE, linewidth=0.6)
         one.set_axisbelow(True)
     return figure, axes
+
+
+def add_legend(figure: Figure) -> None:
+    """Name the series above the axes."""
+    figure.legend(
+        loc="outside upper left", ncols=2, fontsize=8, frameon=False, labelcolor=_INK
+    )
 
 
 def has_charts() -> bool:
@@ -105,7 +110,7 @@ def line_chart(series: Mapping[str, Points], *, percent: bool = False) -> str:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("step")
     if len(drawn) > 1:
-        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        add_legend(figure)
     return svg(figure)
 
 

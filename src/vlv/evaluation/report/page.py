@@ -183,7 +183,7 @@ def _guidance_charts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             x = [guidance for guidance, _ in ordered]
             charts.error_bars(axes, x, [f for _, f in ordered], source)
         axes.set(xlabel="guidance", ylabel=title)
-        figure.legend(loc="outside upper left", ncols=2, fontsize=8)
+        charts.add_legend(figure)
         yield f"{title} by guidance, with 95 % intervals", charts.svg(figure)
 
 
