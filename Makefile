@@ -11,7 +11,7 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ONE    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt setup pages
+.PHONY: help demo test check fmt setup pages docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*##/\1 ##/p' $(MAKEFILE_LIST) | awk -F ' ##' '{printf "  make %-8s%s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ pages: $(VENV)/.dev  ## write the generated pages: docs/tour.md, docs/settings.m
 	$(BIN)/python -m tools.settings_page
 	$(BIN)/python -m tools.figures README.md src/vlv/weights/tiny/evaluation.json
 
+docs: $(VENV)/.docs  ## build the documentation's site into build/site; broken links are errors
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo build/site/index.html
+
 setup: $(VENV)/.dev  ## install everything into .venv
 
 $(VENV)/.torch: constraints.txt
@@ -51,3 +55,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 	$(PIP) --editable ".[train,data,eval,quant,scale,dev]"
 	@touch $@ $(VENV)/.demo
+
+$(VENV)/.docs: $(VENV)/.dev
+	$(PIP) --editable ".[docs]"
+	@touch $@
