@@ -11,7 +11,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
-BESIDE = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+BESIDE = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+}
 """Files of the repository and the page of the site that stands for each."""
 
 
@@ -42,6 +46,6 @@ def cli_page() -> str:
     from vlv.cli import app
 
     command = get_command(app)
-    with typer.Context(command, info_name="vlv") as context:
-        text = get_docs_for_click(obj=command, ctx=context, name="vlv", title="Command line")
+    context = typer.Context(command, info_name="vlv")
+    text = get_docs_for_click(obj=command, ctx=context, name="vlv", title="Command line")
     return re.sub(r"^(#+) `(.*)`$", r"\1 \2", text, flags=re.MULTILINE)

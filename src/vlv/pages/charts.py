@@ -59,9 +59,7 @@ def new_chart(
 
 def add_legend(figure: Figure) -> None:
     """Name the series above the axes."""
-    figure.legend(
-        loc="outside upper left", ncols=2, fontsize=8, frameon=False, labelcolor=_INK
-    )
+    figure.legend(loc="outside upper left", ncols=2, fontsize=8, frameon=False, labelcolor=_INK)
 
 
 def has_charts() -> bool:
