@@ -29,10 +29,9 @@ from contest import write as write_figures
 from photographs import photograph
 from PIL import Image
 
-from vlv.data.batches import BatchLoader
 from vlv.data.framing import frame
+from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed
 from vlv.data.records import TarShardWriter, find_records
-from vlv.data.streaming import StreamLoader
 from vlv.data.streams import list_shards
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -170,9 +169,8 @@ def listed(
 ) -> Iterator[torch.Tensor]:
     """An epoch of the loader of listed records."""
     records = find_records([folder])
-    with BatchLoader(
-        records, options.batch_size, size, seed=0, num_workers=threads, keep_in_memory=False
-    ) as loader:
+    settings = LoaderSettings(batch_size=options.batch_size, image_size=size, num_workers=threads)
+    with Loader(Listed(records, keep_in_memory=False), settings) as loader:
         for _ in range(len(records) // options.batch_size):
             yield next(loader)["pixels"]
 
@@ -182,9 +180,8 @@ def streamed(
 ) -> Iterator[torch.Tensor]:
     """An epoch of the loader of streams."""
     shards = list_shards([folder])
-    with StreamLoader(
-        shards, options.batch_size, size, seed=0, buffer=64, num_workers=threads
-    ) as loader:
+    settings = LoaderSettings(batch_size=options.batch_size, image_size=size, num_workers=threads)
+    with Loader(Streamed(shards, buffer=64), settings) as loader:
         for _ in range(options.num // options.batch_size):
             yield next(loader)["pixels"]
 

@@ -39,7 +39,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlv.config import ModelPreset, RunConfig, load_config, load_models
-from vlv.data.batches import BatchLoader
+from vlv.data.loader import Listed, Loader, LoaderSettings
 from vlv.data.records import TarShardWriter, find_records
 from vlv.jobs.memory_plan import STAGES, plan_captioning, plan_reconstruction, plan_training
 from vlv.models.architectures import outline_caption_decoder, outline_decoder, outline_encoder
@@ -247,17 +247,13 @@ class Bench:
             ]
         return load_config(STAGES[name], [*changes, *use.settings])
 
-    def loader(self, batch_size: int, extra: dict[str, NDArray[Any]] | None) -> BatchLoader:
+    def loader(self, batch_size: int, extra: dict[str, NDArray[Any]] | None) -> Loader:
         """Photographs, decoded again in every epoch."""
-        return BatchLoader(
-            find_records([self.photographs]),
-            batch_size,
-            self.size,
-            seed=0,
-            num_workers=self.options.workers,
-            keep_in_memory=False,
-            extra=extra,
+        settings = LoaderSettings(
+            batch_size=batch_size, image_size=self.size, num_workers=self.options.workers
         )
+        records = find_records([self.photographs])
+        return Loader(Listed(records, extra or {}, keep_in_memory=False), settings)
 
     def latents(self) -> dict[str, NDArray[Any]]:
         """What a cache holds of the photographs, as random numbers."""

@@ -227,9 +227,9 @@ class DataConfig(Settings):
     streaming: bool | Literal["auto"] = "auto"
     """Read shards one after the other without listing them; auto does where an input is remote or very large."""
     shuffle_buffer: PositiveInt | None = None
-    """Of a stream: records that are read and shuffled together, on each strand; null is 1000."""
-    strands: PositiveInt | None = None
-    """Of a stream: independent readers, a multiple of every number of processes to resume with; null is one for each."""
+    """Of a stream: records that are read and shuffled together, by each partition; null is 1000."""
+    partitions: PositiveInt | None = None
+    """Of a stream: parts that are read independently, a multiple of every number of processes to resume with; null is one for each."""
     image_column: str | None = None
     """What the image is called in tables; null tries the usual names."""
     caption_column: str | None = None
@@ -251,7 +251,7 @@ class DataConfig(Settings):
 
     @model_validator(mode="after")
     def _stream_settings_have_effect(self) -> DataConfig:
-        for name in ("shuffle_buffer", "strands"):
+        for name in ("shuffle_buffer", "partitions"):
             if getattr(self, name) is not None and self.streaming is False:
                 raise ValueError(
                     f"data.{name} has no effect while data.streaming is false; remove it"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.cli.conftest import Vlv
 from tests.cli.test_train import weights, write_config
-from vlv.data import reader
+from vlv.data import decoding
 
 
 def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
@@ -56,7 +56,7 @@ def test_caches_beside_shards_serve_streamed_and_listed_runs(
         assert f"{kind} of 6 images, 0 failed -> beside the shards" in result.err
 
     decoded: list[Image.Image] = []
-    monkeypatch.setattr(reader, "frame", lambda image, *_: decoded.append(image))
+    monkeypatch.setattr(decoding, "frame", lambda image, *_: decoded.append(image))
     assert vlv(*train, tmp_path / "cached", *beside).code == 0
     live, cached = (weights(tmp_path / name / "model") for name in ("live", "cached"))
     for name, value in live.items():
@@ -81,8 +81,8 @@ def test_what_both_caches_hold_is_not_decoded_again(
         assert "6 images, 1 failed" in result.err
 
     decoded: list[Image.Image] = []
-    frame = reader.frame
-    monkeypatch.setattr(reader, "frame", lambda i, *rest: (decoded.append(i), frame(i, *rest))[1])
+    frame = decoding.frame
+    monkeypatch.setattr(decoding, "frame", lambda i, *rest: (decoded.append(i), frame(i, *rest))[1])
     train = ["train", "stage1", "--config", config, "--set", f"data.latents={latents}", "--run"]
     both = ["--set", f"data.features={features}"]
     assert vlv(*train, tmp_path / "both", *both).code == 0

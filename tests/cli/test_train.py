@@ -401,7 +401,7 @@ def test_settings_that_a_stream_does_not_allow(vlv: Vlv, ingredients: Path, tmp_
     result = vlv(*train, "data.inputs=[pipe:cat x.tar]", "--set", "stage1.warm_start_steps=2")
     assert result.code == 1
     assert "stage1.warm_start_steps captions every image" in result.err
-    result = vlv(*train, "data.streaming=false", "--set", "data.strands=2")
-    assert "data.strands has no effect while data.streaming is false" in result.err
+    result = vlv(*train, "data.streaming=false", "--set", "data.partitions=2")
+    assert "data.partitions has no effect while data.streaming is false" in result.err
     result = vlv(*train, "data.streaming=true")
     assert "no shard was given to stream" in result.err

@@ -13,11 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.data import files
-from vlv.data.batches import BatchLoader
+from tests.data import files, loading
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Columns, Record, TarShardWriter, find_records
-from vlv.data.streaming import StreamLoader
 from vlv.data.streams import list_shards, stream_records
 from vlv.data.tables import GUESSED
 from vlv.data.values import load_bytes
@@ -149,9 +147,9 @@ def test_fields_of_jsonl_and_tars_by_name(tmp_path):
 def test_a_missing_cell_is_one_bad_record(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"image": [png(PIXELS), None, png(PIXELS)]}), path)
-    listed = BatchLoader(find_records([path]), 2, 8, seed=0, max_bad_share=1)
+    listed = loading.listed(find_records([path]), 2, 8, seed=0, max_bad_share=1)
     assert len(next(listed)["ids"]) == 2
-    passing = StreamLoader(list_shards([path]), 2, 8, seed=0, max_bad_share=1, shuffle=False)
+    passing = loading.streamed(list_shards([path]), 2, 8, seed=0, max_bad_share=1, shuffle=False)
     assert next(passing)["ids"] == [f"{path}/00000-000000", f"{path}/00000-000002"]
     (bad,) = passing.quarantine.bad.values()
     assert bad.reason.endswith("row group 0, row 1: the cell holds no image bytes")
@@ -163,7 +161,7 @@ def test_a_truncated_parquet(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet"):
         find_records([path])
-    loader = StreamLoader(list_shards([tmp_path]), 10, 8, seed=0, max_bad_share=1)
+    loader = loading.streamed(list_shards([tmp_path]), 10, 8, seed=0, max_bad_share=1)
     assert {name.split("/")[-2] for name in next(loader)["ids"]} == {"b.parquet"}
     next(loader)
     assert list(loader.quarantine.bad) == [str(path)]
@@ -176,7 +174,7 @@ def test_a_parquet_that_is_damaged_in_the_middle(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 3 : len(content) // 3 + 3000] = bytes(3000)
     path.write_bytes(bytes(content))
-    listed = BatchLoader(find_records([path]), 4, 16, seed=0, max_bad_share=1)
+    listed = loading.listed(find_records([path]), 4, 16, seed=0, max_bad_share=1)
     for _ in range(100):
         next(listed)
     assert listed.quarantine.bad
@@ -198,7 +196,7 @@ def test_a_wrong_hash_is_a_bad_record(tmp_path):
     lines[3].pop("sha256")
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     records = find_records([tmp_path / "a.jsonl"], columns=Columns(sha256="sha256"))
-    loader = BatchLoader(records, 2, 8, seed=0, max_bad_share=1)
+    loader = loading.listed(records, 2, 8, seed=0, max_bad_share=1)
     seen = {name for _ in range(8) for name in next(loader)["ids"]}
     assert seen == {"0.png", "1.png"}
     for name in ("2.png", "3.png"):
@@ -276,7 +274,7 @@ def test_commands(memory, tmp_path):
 
 def test_a_loader_of_urls_is_that_of_files(memory, tmp_path):
     def batches(text: str) -> list[list[int]]:
-        loader = StreamLoader(list_shards([text]), 4, 16, seed=0, buffer=5)
+        loader = loading.streamed(list_shards([text]), 4, 16, seed=0, buffer=5)
         return [next(loader)["pixels"][:, 0, 0, 0].tolist() for _ in range(6)]
 
     assert batches("memory://set/y.parquet") == batches(str(tmp_path / "y.parquet"))
@@ -322,10 +320,10 @@ def test_a_folder_of_save_to_disk(saved_set):
 def test_a_loader_of_a_dataset(saved_set):
     shards = list_shards([saved_set / "set"])
     assert [shard.name for shard in shards] == ["set#0", "set#1", "set#2"]
-    with StreamLoader(shards, 11, 8, seed=0, num_workers=2) as loader:
+    with loading.streamed(shards, 11, 8, seed=0, num_workers=2) as loader:
         batch = next(loader)
     assert sorted(batch["captions"]) == sorted(f"about {i}" for i in range(11))
-    listed = BatchLoader(find_records([saved_set / "set"]), 11, 8, seed=0)
+    listed = loading.listed(find_records([saved_set / "set"]), 11, 8, seed=0)
     by_caption = dict(zip(batch["captions"], batch["pixels"], strict=True))
     other = next(listed)
     for caption, pixels in zip(other["captions"], other["pixels"], strict=True):

@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 
 from tests.data import files
-from vlv.data.batches import BatchLoader
+from tests.data.loading import listed, streamed
 from vlv.data.records import TarShardWriter, find_records
-from vlv.data.streaming import StreamLoader
 from vlv.data.streams import list_shards
 
 BAD = {(0, 3), (2, 5)}
@@ -56,10 +55,10 @@ def test_the_stream_of_samples_is_the_recorded_one(folder, kind, num_ranks, num_
     for rank in range(num_ranks):
         if kind == "listed":
             records = find_records([f"{folder}/{{0..4}}.tar"])
-            ranks.append(BatchLoader(records, batch_size, 8, rank=rank, **options))
+            ranks.append(listed(records, batch_size, 8, rank=rank, **options))
         else:
-            options |= {"buffer": 4, "num_strands": 2}
-            ranks.append(StreamLoader(list_shards([folder]), batch_size, 8, rank=rank, **options))
+            options |= {"buffer": 4, "num_partitions": 2}
+            ranks.append(streamed(list_shards([folder]), batch_size, 8, rank=rank, **options))
     batches = [next(rank) for _ in range(20) for rank in ranks]
     for rank in ranks:
         rank.close()

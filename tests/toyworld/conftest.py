@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import BartTokenizer, CLIPTokenizer, Qwen2Tokenizer
 
-from vlv.data.batches import BatchLoader
+from vlv.data.loader import Loader, LoaderSettings
 from vlv.data.records import find_records
 from vlv.toyworld import components
 from vlv.toyworld.dataset import render_shards
@@ -28,7 +28,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def batch(shards: Path) -> Batch:
     """Six rendered pictures."""
-    with BatchLoader(find_records([shards]), 6, components.IMAGE_SIZE, seed=0) as loader:
+    settings = LoaderSettings(batch_size=6, image_size=components.IMAGE_SIZE)
+    with Loader(find_records([shards]), settings) as loader:
         return next(loader)
 
 

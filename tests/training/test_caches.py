@@ -12,8 +12,8 @@ import torch
 
 from tests import tiny
 from tests.data import files
+from tests.data.loading import listed
 from vlv.config import Stage1Config
-from vlv.data.batches import BatchLoader
 from vlv.data.records import Record, TarShardWriter, find_records
 from vlv.errors import CacheError, DataError
 from vlv.training.cache_parts import BESIDE
@@ -50,7 +50,7 @@ def test_each_row_is_what_the_frozen_part_makes_of_its_record(
         "shard-00000.tar",
         "shard-00001.tar",
     ]
-    with BatchLoader(records, 8, SIZE, seed=2, extra=filled, num_workers=1) as loader:
+    with listed(records, 8, SIZE, seed=2, arrays=filled, num_workers=1) as loader:
         batch = next(loader)
     for name, expected in zip(cache.names, cache.compute(batch["pixels"]), strict=True):
         assert batch[name].dtype == torch.float16
@@ -124,8 +124,8 @@ def test_training_draws_as_it_does_live(folder: Path, tmp_path: Path) -> None:
     extra: dict[str, Any] = {}
     for cache, name in ((latents_cache(decoder), "l"), (features_cache(encoder), "f")):
         extra |= fill_cache(cache, records, SIZE, tmp_path / name)
-    live = next(BatchLoader(records, 4, SIZE, seed=0))
-    cached = next(BatchLoader(records, 4, None, seed=0, extra=extra))
+    live = next(listed(records, 4, SIZE, seed=0))
+    cached = next(listed(records, 4, None, seed=0, arrays=extra))
     assert "pixels" not in cached
     losses = []
     for batch in (live, cached):

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data.loading import listed
 from tests.training.ranks import Ranks, run_ranks
 from tests.training.support import Denoiser, loop_config, optim_config
-from vlv.data.batches import BatchLoader
 from vlv.data.records import Record, find_records
 from vlv.models.draws import randn_like
 from vlv.training.journal import read_metrics
@@ -50,7 +50,7 @@ class Seeing(Denoiser):
 def training(rank: int, run_dir: Path, records: list[Record], num_workers: int) -> Any:
     run_dir.mkdir(exist_ok=True)
     objective = Seeing(run_dir / f"stream-{rank}.txt")
-    loader = BatchLoader(
+    loader = listed(
         records,
         BATCH,
         SIDE,

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests import tiny
-from vlv.data.batches import BatchLoader
+from tests.data.loading import listed
 from vlv.data.records import find_records
 from vlv.errors import DataError
 from vlv.training.latents import cache_latents, weights_hash
@@ -35,7 +35,7 @@ def test_rows_belong_to_records(records: list[Record], tmp_path: Path) -> None:
     cached = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache", batch_size=2)
     assert cached["latents_mean"].shape == (5, *tiny.LATENT_SHAPE)
     assert cached["latents_mean"].dtype == np.float16
-    loader = BatchLoader(records, 3, tiny.IMAGE_SIZE, seed=4, extra=cached)
+    loader = listed(records, 3, tiny.IMAGE_SIZE, seed=4, arrays=cached)
     drawn = next(iter(loader))
     mean, std = decoder.posterior(drawn["pixels"])
     torch.testing.assert_close(drawn["latents_mean"].float(), mean, atol=2e-3, rtol=2e-3)

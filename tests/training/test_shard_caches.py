@@ -13,9 +13,9 @@ from torch import Tensor
 
 from tests import tiny
 from tests.data import files
-from vlv.data.batches import merge_states
+from tests.data.loading import streamed
+from vlv.data.loader import Loader, merge_states
 from vlv.data.records import TarShardWriter
-from vlv.data.streaming import StreamLoader
 from vlv.data.streams import Shard, list_shards
 from vlv.errors import CacheError, DataError
 from vlv.training.cache_parts import BESIDE
@@ -62,9 +62,9 @@ def rows_of(
 
 def loader(
     shards: list[Shard], more: ShardRows | None, size: int | None = None, **options: Any
-) -> StreamLoader:
-    options = {"batch_size": 4, "seed": 3, "buffer": 3, "num_strands": 2} | options
-    return StreamLoader(shards, image_size=size, more=more, **options)
+) -> Loader:
+    options = {"batch_size": 4, "seed": 3, "buffer": 3, "num_partitions": 2} | options
+    return streamed(shards, image_size=size, rows_of=more, **options)
 
 
 def draws(batch: dict[str, Any], seed: int = 0) -> Tensor:
@@ -171,7 +171,7 @@ def test_moved_shards_keep_their_cache_and_lost_pictures_are_skipped(tmp_path: P
     assert len(bad) == 1
     moved = folder.rename(tmp_path / "moved")
     rows = rows_of(moved)
-    with loader(list_shards([moved]), rows, num_strands=1, max_bad_share=1.0) as stream:
+    with loader(list_shards([moved]), rows, num_partitions=1, max_bad_share=1.0) as stream:
         ids = next(stream)["ids"]
         assert sorted(Path(name).name for name in ids) == ["0", "1", "3", "4"]
         next(stream)

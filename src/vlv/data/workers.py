@@ -22,7 +22,7 @@ class Task(Generic[T]):
     """A call that a thread of a `Pool` makes."""
 
     def __init__(self, call: Callable[[], T], pool: Pool) -> None:
-        self._call = call
+        self._call: Callable[[], T] | None = call
         self._pool = pool
         self._done = threading.Event()
         self._started: float | None = None
@@ -33,8 +33,13 @@ class Task(Generic[T]):
     def run(self) -> None:
         """Make the call; the outcome is kept."""
         self._thread, self._started = threading.current_thread(), time.monotonic()
+        call, self._call = (
+            self._call,
+            None,
+        )  # or a task would keep its loader, which keeps its tasks
         try:
-            self._value = self._call()
+            assert call is not None, "a task is run once"
+            self._value = call()
         except BaseException as error:  # noqa: BLE001 -- raised where the result is asked for
             self._error = error
         self._done.set()

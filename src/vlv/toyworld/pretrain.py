@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from vlv.config import LoopConfig, OptimConfig
-from vlv.data.batches import BatchLoader
+from vlv.data.loader import Listed, Loader, LoaderSettings
 from vlv.data.records import Record, find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.diffusion import DiffusionDecoder
@@ -140,14 +140,13 @@ def pretrain(
     recipe = RECIPES[part]
     about = {"part": part if size == "medium" else f"{part}-{size}"}
     loop, optim = recipe.settings(seed, steps, precision)
-    loader = BatchLoader(
-        records,
-        recipe.batch_size,
-        None if part in ("llm", "unet") else components.IMAGE_SIZE,
+    settings = LoaderSettings(
+        batch_size=recipe.batch_size,
+        image_size=None if part in ("llm", "unet") else components.IMAGE_SIZE,
         seed=seed,
         num_workers=1,
-        extra=extra,
     )
+    loader = Loader(Listed(records, extra or {}), settings)
     result = fit(objective, loader, loop, optim, run_dir, max_seconds=max_seconds, settings=about)
     save(records)
     return result
@@ -186,7 +185,8 @@ def _vae_decoder(models: Path, records: list[Record], seed: int) -> Prepared:
 @torch.no_grad()
 def _latent_std(vae: Any, records: list[Record], num_images: int = 1024) -> float:
     """Standard deviation of the latents: its inverse is the latent scale."""
-    loader = BatchLoader(records[:num_images], 64, components.IMAGE_SIZE, seed=0)
+    settings = LoaderSettings(batch_size=64, image_size=components.IMAGE_SIZE)
+    loader = Loader(records[:num_images], settings)
     batches = (next(loader)["pixels"] for _ in range(max(1, len(records[:num_images]) // 64)))
     means = [vae.encode(b.float() / 127.5 - 1).latent_dist.mean for b in batches]
     return float(torch.cat(means).std())

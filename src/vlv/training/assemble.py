@@ -17,8 +17,8 @@ from transformers import (
     Florence2ForConditionalGeneration,
 )
 
-from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
+from vlv.data.loader import Loader, LoaderSettings, epoch_batches
 from vlv.data.records import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from vlv.config import PartSource, RunConfig
-    from vlv.data.ahead import ClosableLoader
     from vlv.data.records import Record
     from vlv.models.card import Provenance
     from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
@@ -139,7 +138,7 @@ def train(
 
 def feed(
     config: RunConfig, parts: Parts, found: TrainingData, run_dir: Path, world: World
-) -> ClosableLoader:
+) -> Loader:
     """The loader of this process."""
     return make_loader(
         config,
@@ -425,13 +424,13 @@ def make_evaluation(
 def _held_out_batches(
     config: RunConfig, records: Sequence[Record], batch_size: int
 ) -> Iterator[Batch]:
-    return epoch_batches(
-        records,
-        batch_size,
-        config.data.image_size,
+    settings = LoaderSettings(
+        batch_size=batch_size,
+        image_size=config.data.image_size,
         num_workers=config.data.num_workers,
         framing=framing_of(config),
     )
+    return epoch_batches(list(records), settings)
 
 
 def make_samples(config: RunConfig, parts: Parts, held_out: Sequence[Record]) -> Sample | None:

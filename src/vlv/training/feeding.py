@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlv.data.ahead import Ahead
-from vlv.data.batches import BatchLoader
 from vlv.data.framing import DEFAULT_FRAMING, Framing
+from vlv.data.loader import Listed, Loader, LoaderData, LoaderSettings, Streamed
 from vlv.data.records import Columns, Record, find_records
-from vlv.data.streaming import DEFAULT_BUFFER, StreamLoader
 from vlv.data.streams import Shard, list_shards, must_stream
 from vlv.errors import ConfigError
 from vlv.models.encoder import VLVEncoder
@@ -67,7 +65,7 @@ def make_loader(
     rank: int = 0,
     num_ranks: int = 1,
     device: str = "cpu",
-) -> Ahead | BatchLoader | StreamLoader:
+) -> Loader:
     """Endless batches, with cached latents and the encoder's own captions where the settings ask for them.
 
     Args:
@@ -87,30 +85,23 @@ def make_loader(
         CacheError: What was computed before is missing (of a stream), or that of other images, another model or crop.
     """
     data = config.data
-    image_size = data.image_size if _needs_pixels(config) else None
-    options: dict[str, Any] = {"rank": rank, "num_ranks": num_ranks, "framing": framing}
-    options |= _options_of(config, quarantine_file(run_dir, rank))
+    what: LoaderData
     if found.shards:
         _check_streamed(config)
-        loader: BatchLoader | StreamLoader = StreamLoader(
-            found.shards,
-            config.loop.batch_size,
-            image_size,
-            buffer=data.shuffle_buffer or DEFAULT_BUFFER,
-            num_strands=data.strands,
-            more=_rows_of_shards(config, encoder, decoder, found.shards, framing),
-            **options,
-        )
+        rows_of = _rows_of_shards(config, encoder, decoder, found.shards, framing)
+        what = Streamed(found.shards, data.shuffle_buffer, data.partitions, rows_of)
     else:
-        extra = _computed_before(
+        arrays = _computed_before(
             config, encoder, decoder, found.records, run_dir, load_tokenizer, framing
         )
-        loader = BatchLoader(
-            found.records, config.loop.batch_size, image_size, extra=extra, **options
-        )
-    if not data.num_workers:
-        return loader
-    return Ahead(loader, 1, pin=device.startswith("cuda"))
+        what = Listed(found.records, arrays)
+    return Loader(
+        what,
+        loader_settings(config, framing, pin_memory=device.startswith("cuda")),
+        rank=rank,
+        num_ranks=num_ranks,
+        quarantine=quarantine_file(run_dir, rank),
+    )
 
 
 def _needs_pixels(config: RunConfig) -> bool:
@@ -119,18 +110,21 @@ def _needs_pixels(config: RunConfig) -> bool:
     return config.data.features is None or (denoises and config.data.latents is None)
 
 
-def _options_of(config: RunConfig, quarantine: Path) -> dict[str, Any]:
-    """What the settings say to either loader."""
+def loader_settings(config: RunConfig, framing: Framing, *, pin_memory: bool) -> LoaderSettings:
+    """The settings of a run's loader."""
     data = config.data
-    return {
-        "seed": config.loop.seed,
-        "num_workers": data.num_workers,
-        "prefetch": data.prefetch,
-        "timeout_seconds": data.read_timeout_seconds,
-        "quarantine": quarantine,
-        "max_bad_share": data.max_bad_share,
-        "need_captions": config.stage == "stage2",
-    }
+    return LoaderSettings(
+        batch_size=config.loop.batch_size,
+        image_size=data.image_size if _needs_pixels(config) else None,
+        seed=config.loop.seed,
+        framing=framing,
+        need_captions=config.stage == "stage2",
+        num_workers=data.num_workers,
+        prefetch=data.prefetch,
+        pin_memory=pin_memory,
+        timeout_seconds=data.read_timeout_seconds,
+        max_bad_share=data.max_bad_share,
+    )
 
 
 def _check_streamed(config: RunConfig) -> None:

@@ -19,8 +19,8 @@ from numpy.lib.format import open_memmap
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
+from vlv.data.loader import LoaderSettings, epoch_batches
 from vlv.errors import DataError
 from vlv.storage import write_text
 from vlv.training.cache_parts import (
@@ -134,7 +134,7 @@ def fill_cache(
         options: As for `fill_part`.
 
     Returns:
-        Name to rows, for the `extra` argument of `BatchLoader`: row i belongs to record i.
+        Name to rows, for `Listed`: row i belongs to record i.
 
     Raises:
         DataError: As `fill_part`, or two files have the same name.
@@ -199,7 +199,7 @@ def fill_part(
         on_bad: Told of each record that cannot be read; its row is NaN, which the loader skips and counts.
 
     Returns:
-        For each name an array for the `extra` argument of `BatchLoader`: memory-mapped float16 (N, ...).
+        For each name an array for `Listed`: memory-mapped float16 (N, ...).
 
     Raises:
         DataError: The folder holds what another model, data set, image size or framing gave; or a record cannot be read
@@ -214,11 +214,10 @@ def fill_part(
     places = growing.places()
     images = epoch_batches(
         [kept[place] for place in places],
-        batch_size,
-        image_size,
-        num_workers=num_workers,
+        LoaderSettings(
+            batch_size=batch_size, image_size=image_size, num_workers=num_workers, framing=framing
+        ),
         on_bad=on_bad,
-        framing=framing,
     )
     total, left = (-(-n // batch_size) for n in (len(records), len(places)))
     for chunk in tqdm(images, desc=folder.name, unit="batch", total=total, initial=total - left):

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vlv.data.batches import epoch_batches
 from vlv.data.framing import DEFAULT_FRAMING, Framing
+from vlv.data.loader import LoaderSettings, epoch_batches
 from vlv.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def own_captions(
         N captions.
     """
     captions = [""] * len(records)
-    batches = epoch_batches(records, batch_size, image_size, on_bad=on_bad, framing=framing)
+    settings = LoaderSettings(batch_size=batch_size, image_size=image_size, framing=framing)
+    batches = epoch_batches(list(records), settings, on_bad=on_bad)
     total = -(-len(records) // batch_size)
     for batch in tqdm(batches, desc="own captions", unit="batch", total=total):
         ids = _write(encoder, batch["pixels"].to(encoder.device))

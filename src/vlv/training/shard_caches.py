@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from vlv.data.batches import checked_row
 from vlv.data.framing import DEFAULT_FRAMING, Framing
+from vlv.data.loader import finite_row
 from vlv.data.records import find_records
 from vlv.data.tables import Absent, Held
 from vlv.errors import CacheError
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vlv.data.records import Record
     from vlv.data.streams import Shard
 
-_OPEN_PARTS = 64  # a few for each strand; each holds some files and 100 bytes per record
+_OPEN_PARTS = 64  # a few for each partition; each holds some files and 100 bytes per record
 
 
 def fill_shards(
@@ -70,7 +70,7 @@ def fill_shards(
 
 
 class ShardRows:
-    """For `StreamLoader`: record to its rows in the caches.
+    """For `Streamed`: record to its rows in the caches.
 
     Args:
         caches: What was computed, each with its folder or `BESIDE`.
@@ -120,7 +120,7 @@ class ShardRows:
                     f"delete the folder and run vlv data cache-{cache.kind} again"
                 )
             for name, array in arrays.items():
-                rows[name] = checked_row(np.array(array[place]), name, record)
+                rows[name] = finite_row(np.array(array[place]), name, record)
         return rows
 
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.data import files
-from vlv.data.batches import merge_states
+from tests.data.loading import streamed
 from vlv.data.images import center_crop_resize, to_tensor
+from vlv.data.loader import Loader, merge_states
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Record, TarShardWriter, find_records
-from vlv.data.streaming import StreamLoader
 from vlv.data.streams import Shard, list_shards, must_stream, stream_records
 from vlv.errors import DataError
 
@@ -63,19 +63,15 @@ def sound(shard: Shard) -> set[str]:
     return {item.id for item in shard.read() if isinstance(item, Record)}
 
 
-def loaders(
-    shards: list[Shard], num_ranks: int, global_batch: int = 12, **options
-) -> list[StreamLoader]:
-    options = {"seed": 3, "buffer": 7, "max_bad_share": 1, "num_strands": 4, **options}
+def loaders(shards: list[Shard], num_ranks: int, global_batch: int = 12, **options) -> list[Loader]:
+    options = {"seed": 3, "buffer": 7, "max_bad_share": 1, "num_partitions": 4, **options}
     return [
-        StreamLoader(
-            shards, global_batch // num_ranks, None, rank=r, num_ranks=num_ranks, **options
-        )
+        streamed(shards, global_batch // num_ranks, None, rank=r, num_ranks=num_ranks, **options)
         for r in range(num_ranks)
     ]
 
 
-def take(ranks: list[StreamLoader], count: int) -> list[list[str]]:
+def take(ranks: list[Loader], count: int) -> list[list[str]]:
     """Ids of global batches."""
     return [list(itertools.chain(*(next(rank)["ids"] for rank in ranks))) for _ in range(count)]
 
@@ -97,8 +93,8 @@ def test_tables_beside_tars_and_hidden_files_are_no_shards(tmp_path):
 def test_a_batch(folder, shards, num_workers):
     options = {"seed": 0, "shuffle": False, "num_workers": num_workers}
     listed = find_records([folder])
-    with StreamLoader(
-        shards, 5, SIZE, more=lambda _, r: {"n": torch.tensor(len(r.id)).numpy()}, **options
+    with streamed(
+        shards, 5, SIZE, rows_of=lambda _, r: {"n": torch.tensor(len(r.id)).numpy()}, **options
     ) as loader:
         batch = next(loader)
     assert batch["ids"] == [f"{folder}/0.tar/0-{i:02d}" for i in range(5)]
@@ -110,18 +106,18 @@ def test_a_batch(folder, shards, num_workers):
 
 
 def test_without_shuffling_the_order_is_that_of_the_files(folder, shards):
-    loader = StreamLoader(shards, 17, SIZE, seed=0, shuffle=False)
+    loader = streamed(shards, 17, SIZE, seed=0, shuffle=False)
     listed = [f"{record.source.path}/{record.id}" for record in find_records([folder])]
     assert take([loader], 4) == [listed[:17], listed[17:34], listed[:17], listed[17:34]]
 
 
 def test_shuffling_moves_records_and_shards(shards):
-    loader = StreamLoader(shards, 34, SIZE, seed=0, buffer=8)
+    loader = streamed(shards, 34, SIZE, seed=0, buffer=8)
     first, second = take([loader], 2)
     assert sorted(first) == sorted(second)
     assert first != second
     assert first != sorted(first)
-    (again,) = take([StreamLoader(shards, 34, SIZE, seed=0, buffer=8)], 1)
+    (again,) = take([streamed(shards, 34, SIZE, seed=0, buffer=8)], 1)
     assert again == first
 
 
@@ -141,12 +137,12 @@ def test_every_record_comes_once_per_epoch(counts, num_ranks, buffer, num_worker
     batches = take(ranks, 60)
     for rank in ranks:
         rank.close()
-    plan, seen = ranks[0].plan, []
-    for strand in range(4):
-        rows = [name for batch in batches for name in batch[3 * strand : 3 * strand + 3]]
+    plan, seen = ranks[0].sampler, []
+    for partition in range(4):
+        rows = [name for batch in batches for name in batch[3 * partition : 3 * partition + 3]]
         for epoch in range(2):
             wanted = set()
-            for shard, part, num_parts in plan.shards_of(epoch, strand):
+            for shard, part, num_parts in plan.shards_of(epoch, partition):
                 items = itertools.islice(shard.read(), part, None, num_parts)
                 wanted |= {item.id for item in items if isinstance(item, Record)}
             if len(wanted) <= len(rows):
@@ -157,14 +153,14 @@ def test_every_record_comes_once_per_epoch(counts, num_ranks, buffer, num_worker
         assert set(seen) == set.union(*(sound(shard) for shard in shards))
 
 
-def test_an_epoch_over_all_strands_holds_every_record_once():
+def test_an_epoch_over_all_partitions_holds_every_record_once():
     shards = given_shards([10, 20, 30, 5, 15])
-    plan = loaders(shards, 2)[0].plan
+    plan = loaders(shards, 2)[0].sampler
     for epoch in range(3):
-        units = [unit for strand in range(4) for unit in plan.shards_of(epoch, strand)]
+        units = [unit for partition in range(4) for unit in plan.shards_of(epoch, partition)]
         assert sorted(str(shard) for shard, _, _ in units) == sorted(str(s) for s in shards)
-    few = loaders(given_shards([40, 8]), 1)[0].plan
-    units = [unit for strand in range(4) for unit in few.shards_of(0, strand)]
+    few = loaders(given_shards([40, 8]), 1)[0].sampler
+    units = [unit for partition in range(4) for unit in few.shards_of(0, partition)]
     assert sorted((str(s), part, n) for s, part, n in units) == [
         (name, part, 2) for name in ("0x40", "1x8") for part in (0, 1)
     ]
@@ -203,8 +199,8 @@ def test_resuming_with_other_ranks_and_workers_equals_going_on(
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_resuming_from_files(shards, num_workers):
-    def loader(workers: int) -> StreamLoader:
-        return StreamLoader(shards, 4, SIZE, seed=1, buffer=6, num_workers=workers)
+    def loader(workers: int) -> Loader:
+        return streamed(shards, 4, SIZE, seed=1, buffer=6, num_workers=workers)
 
     whole, states, batches = loader(num_workers), [], []
     for _ in range(25):
@@ -228,7 +224,7 @@ def test_resuming_from_files(shards, num_workers):
         ({"seed": 4}, "seed"),
         ({"buffer": 8}, "buffer"),
         ({"shuffle": False}, "shuffle"),
-        ({"num_strands": 2}, "num_strands"),
+        ({"num_partitions": 2}, "num_partitions"),
         ({"global_batch": 24}, "global_batch"),
     ],
 )
@@ -247,16 +243,16 @@ def test_the_state_of_another_rank_is_refused():
         second.load_state_dict(first.state_dict())
 
 
-def test_strands_must_fit():
-    for num_ranks, num_strands in ((2, 3), (1, 5), (4, 2)):
-        with pytest.raises(DataError, match=f"{num_strands} strands do not fit"):
-            loaders(given_shards([9]), num_ranks, num_strands=num_strands)
+def test_partitions_must_fit():
+    for num_ranks, num_partitions in ((2, 3), (1, 5), (4, 2)):
+        with pytest.raises(DataError, match=f"{num_partitions} partitions do not fit"):
+            loaders(given_shards([9]), num_ranks, num_partitions=num_partitions)
 
 
 # Bad records
 
 
-def read_all(loader: StreamLoader, count: int) -> set[str]:
+def read_all(loader: Loader, count: int) -> set[str]:
     return {name.rpartition("/")[2] for batch in take([loader], count) for name in batch}
 
 
@@ -280,7 +276,7 @@ def test_bad_records_are_named_and_the_batch_keeps_its_size(tmp_path, num_worker
         writer.write("odd3", {"png": files.noise_png(1), "txt": "good"})
     quarantine = tmp_path / "q.jsonl"
     options = {"seed": 0, "max_bad_share": 1, "num_workers": num_workers, "need_captions": True}
-    with StreamLoader(list_shards([tmp_path]), 4, SIZE, quarantine=quarantine, **options) as loader:
+    with streamed(list_shards([tmp_path]), 4, SIZE, quarantine=quarantine, **options) as loader:
         seen = read_all(loader, 20)
     assert {f"whole{key}" for key in keys} < seen
     assert seen - {f"whole{key}" for key in keys} - {f"cut{key}" for key in keys} == {"odd3"}
@@ -328,14 +324,16 @@ def test_the_run_stops_above_the_allowed_share():
 def test_shards_without_a_readable_record():
     nothing = [Given("4x0")]
     with pytest.raises(DataError, match="the 1 shards hold no records"):
-        next(StreamLoader(nothing, 1, None, seed=0))
+        next(streamed(nothing, 1, None, seed=0))
 
     class Bad(Shard):
         def read(self, start: int = 0) -> Iterator[BadRecord]:
             yield from [BadRecord("x", "x", "it is bad")][start:]
 
-    with pytest.raises(DataError, match=r"whole epochs of 1 shards gave no record .* it is bad"):
-        next(StreamLoader([Bad("1")], 1, None, seed=0, max_bad_share=1))
+    with pytest.raises(
+        DataError, match=r"epochs gave no record that can be read; the latest: it is bad"
+    ):
+        next(streamed([Bad("1")], 1, None, seed=0, max_bad_share=1))
 
 
 def test_a_hung_shard_is_a_bad_record(tmp_path):
@@ -349,7 +347,7 @@ def test_a_hung_shard_is_a_bad_record(tmp_path):
     shards = [Given("0x3"), Hung("1x3"), Given("2x3")]
     quarantine = tmp_path / "q.jsonl"
     options = {"shuffle": False, "max_bad_share": 1, "timeout_seconds": 1.0, "num_workers": 1}
-    with StreamLoader(shards, 6, None, seed=0, quarantine=quarantine, **options) as loader:
+    with streamed(shards, 6, None, seed=0, quarantine=quarantine, **options) as loader:
         assert next(loader)["ids"] == ["0x3-0", "0x3-1", "0x3-2", "2x3-0", "2x3-1", "2x3-2"]
     go.set()
     assert "reading took longer than 1 seconds" in quarantined(quarantine)["1x3"]
@@ -384,7 +382,7 @@ def test_memory_does_not_grow_with_the_number_of_records(num_workers):
         gc.collect()
         Counted.most = before = Counted.alive
         shards = [Many(f"{count}")] * 4
-        with StreamLoader(shards, 8, None, seed=0, buffer=32, num_workers=num_workers) as loader:
+        with streamed(shards, 8, None, seed=0, buffer=32, num_workers=num_workers) as loader:
             take([loader], count)  # two epochs
         return Counted.most - before
 
