@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests import tiny
+from tests.data import files
+from vlv.data.loader import LoaderSettings
+from vlv.data.quarantine import BadRecord
+from vlv.data.records import Record, find_records
 from vlv.errors import DataError
 from vlv.models.encoder import VLVEncoder, normalize
-from vlv.training.own_captions import _write, cached_ids
+from vlv.training import own_captions
+from vlv.training.own_captions import _write, own_caption_ids
 
 
 def test_same_tokens_as_florence_with_its_ordinary_inputs(
@@ -30,12 +36,60 @@ def test_same_tokens_as_florence_with_its_ordinary_inputs(
     assert torch.equal(_write(tiny_encoder, pixels), expected)
 
 
-def test_ids_are_made_once(tmp_path: Path) -> None:
-    tokenizer, cache = tiny.make_clip_tokenizer(), tmp_path / "run" / "ids.npy"
-    first = cached_ids(cache, 2, lambda: ["a red cube", ""], tokenizer, 8)
-    assert first.shape == (2, 8)
-    assert first[0, 0] == tokenizer.bos_token_id
-    again = cached_ids(cache, 2, lambda: pytest.fail("made twice"), tokenizer, 8)
-    assert np.array_equal(first, again)
-    with pytest.raises(DataError, match="2 captions for 3 images"):
-        cached_ids(cache, 3, list, tokenizer, 8)
+def captions(encoder: VLVEncoder, records: list[Record], journal: Path, **options: Any) -> Any:
+    settings = LoaderSettings(batch_size=2, image_size=tiny.IMAGE_SIZE)
+    return own_caption_ids(
+        encoder,
+        tiny.make_florence_tokenizer,
+        tiny.make_clip_tokenizer(),
+        records,
+        settings,
+        journal,
+        **options,
+    )
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    for number in range(5):
+        (tmp_path / f"{number}.png").write_bytes(files.noise_png(number, tiny.IMAGE_SIZE))
+    return find_records([tmp_path])
+
+
+def test_captions_are_written_once_and_go_on_after_an_interruption(
+    tiny_encoder: VLVEncoder,
+    records: list[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = captions(tiny_encoder, records, tmp_path / "whole.jsonl")
+    assert whole.shape == (5, tiny_encoder.num_queries)
+    assert (whole[:, 0] == tiny.make_clip_tokenizer().bos_token_id).all()
+    answers = iter([own_captions._write])
+    with monkeypatch.context() as patch:
+        patch.setattr(own_captions, "_write", lambda *arguments: next(answers)(*arguments))
+        with pytest.raises(StopIteration):
+            captions(tiny_encoder, records, tmp_path / "run" / "own.jsonl")
+    sizes: list[int] = []
+    plain = own_captions._write
+    monkeypatch.setattr(
+        own_captions, "_write", lambda e, pixels: (sizes.append(len(pixels)), plain(e, pixels))[1]
+    )
+    assert np.array_equal(captions(tiny_encoder, records, tmp_path / "run" / "own.jsonl"), whole)
+    assert sizes == [2, 1]  # the first two were done
+    assert np.array_equal(captions(tiny_encoder, records, tmp_path / "run" / "own.jsonl"), whole)
+    assert sizes == [2, 1]
+
+
+def test_an_image_that_cannot_be_read_has_an_empty_caption(
+    tiny_encoder: VLVEncoder, records: list[Record], tmp_path: Path
+) -> None:
+    (tmp_path / "1.png").write_bytes(b"no image")
+    bad: list[BadRecord] = []
+    ids = captions(tiny_encoder, records, tmp_path / "own.jsonl", on_bad=bad.append)
+    assert [record.id for record in bad] == ["1.png"]
+    tokenizer = tiny.make_clip_tokenizer()
+    empty = tokenizer([""], padding="max_length").input_ids[0][: tiny_encoder.num_queries]
+    assert ids[1].tolist() == empty
+    with pytest.raises(DataError, match=r"1\.png"):
+        captions(tiny_encoder, records, tmp_path / "strict.jsonl")

@@ -11,8 +11,8 @@ from tests.training.support import loop_config, optim_config
 from vlv.config import Stage1Config, Stage2Config
 from vlv.errors import DataError
 from vlv.models.draws import randn_like
+from vlv.models.hashing import weights_hash
 from vlv.models.text_tower import token_embeddings
-from vlv.training.latents import weights_hash
 from vlv.training.loop import fit, load_trained
 from vlv.training.stages import Stage1, Stage2, warm_start_share
 

@@ -67,11 +67,11 @@ def _fill(
     import torch
 
     from vlv.config import load_config
+    from vlv.data.loader import Streamed
     from vlv.training.assemble import framing_of, load_decoder, load_encoder
     from vlv.training.cache_parts import BESIDE
-    from vlv.training.feeding import find_data
-    from vlv.training.latents import features_cache, fill_cache, latents_cache
-    from vlv.training.shard_caches import fill_shards
+    from vlv.training.caches import features_cache, fill_cache, fill_shards, latents_cache
+    from vlv.training.feeding import find_data, one_pass_settings
 
     settings = load_config(config, overrides or [])
     found = find_data(settings.data.model_copy(update={"inputs": inputs}))
@@ -89,16 +89,11 @@ def _fill(
         common.say(f"failed: {bad.reason}")
 
     where = BESIDE if output is None else output
-    options: dict[str, Any] = {
-        "framing": framing_of(settings),
-        "batch_size": batch_size,
-        "num_workers": settings.data.num_workers,
-        "on_bad": report,
-    }
-    if found.shards:
-        count = fill_shards(cache, found.shards, settings.data.image_size, where, **options)
+    once = one_pass_settings(settings, framing_of(settings), batch_size=batch_size)
+    if isinstance(found, Streamed):
+        count = fill_shards(cache, found.shards, where, once, on_bad=report)
     else:
-        fill_cache(cache, found.records, settings.data.image_size, where, **options)
+        fill_cache(cache, found.records, where, once, on_bad=report)
         count = len(found.records)
     place = "beside the shards" if output is None else output
     common.say(f"{kind} of {count - len(failed)} images, {len(failed)} failed -> {place}")

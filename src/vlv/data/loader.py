@@ -28,6 +28,7 @@ from vlv.data.sampling import MAX_EMPTY_EPOCHS, ListSampler, Partition, Sampler,
 from vlv.data.streams import Shard
 from vlv.data.workers import Pool, Task
 from vlv.errors import DataError
+from vlv.storage import check_settings
 
 _STATE_VERSION = 3
 _BUFFER = 1000
@@ -80,6 +81,16 @@ class LoaderSettings:
             )
 
 
+class Rows(Protocol):
+    """A precomputed array whose row i belongs to record i, in memory or on the disk."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def __getitem__(self, index: int, /) -> NDArray[Any]:
+        """One row."""
+
+
 class LoaderData(Protocol):
     """What a loader reads: `Listed` or `Streamed`."""
 
@@ -108,7 +119,7 @@ class Listed:
     """
 
     records: Sequence[Record]
-    arrays: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, Rows] = field(default_factory=dict)
     keep_in_memory: bool | None = None
 
     def __post_init__(self) -> None:
@@ -471,12 +482,13 @@ def _joined(ranges: Sequence[Sequence[int]]) -> list[list[int]]:
 
 
 def _check_identity(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    for name, value in wanted.items():
-        if state.get(name) != value:
-            raise DataError(
-                f"cannot resume: the saved data position has {name} {state.get(name)}, this "
-                f"run has {value}; name the same data and settings, or start a new run"
-            )
+    check_settings(
+        "cannot resume: the saved data position",
+        {name: state.get(name) for name in wanted},
+        wanted,
+        mend="name the same data and settings, or start a new run",
+        error=DataError,
+    )
 
 
 def _check_rows(state: Mapping[str, Any], rows: range) -> None:

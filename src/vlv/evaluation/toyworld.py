@@ -18,10 +18,10 @@ from vlv.evaluation.sections import SECTIONS, Experiment, measure
 from vlv.evaluation.shelf import Shelf
 from vlv.evaluation.study import Settings, Study
 from vlv.models.folder import COMPONENTS
+from vlv.models.hashing import weights_hash
 from vlv.models.pipeline import VLVPipeline
 from vlv.toyworld.inspector import Inspector
 from vlv.training.journal import versions
-from vlv.training.latents import weights_hash
 
 
 def evaluate_toyworld(

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from vlv.errors import ConfigError, OutputError
 from vlv.jobs.inputs import file_name, good_images, open_batches
 from vlv.jobs.tally import Tally
+from vlv.models.hashing import weights_hash
 from vlv.storage import replacing, write_text
-from vlv.training.latents import weights_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlv.data.loader import Listed
 from vlv.errors import ModelFolderError
 from vlv.jobs.memory_plan import outlined_objective, plan_step
 from vlv.models.architectures import (
@@ -107,7 +108,8 @@ def plan_run(config: RunConfig, run_dir: Path, *, num_processes: int = 1) -> Run
     steps_done = lines[-1]["step"] if lines else 0
     measured = lines[-1]["images_per_second"] if lines else None
     basis = "as its last log line says" if lines else ""
-    num_records = len(find_data(config.data).records) or None
+    found = find_data(config.data)
+    num_records = len(found.records) if isinstance(found, Listed) else None
     known = config, num_processes, num_records, steps_done
     try:
         parts = outline_parts(config)

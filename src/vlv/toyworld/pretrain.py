@@ -208,7 +208,7 @@ def _text(models: Path, records: list[Record], seed: int) -> Prepared:
 
 
 def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
-    from vlv.training.latents import cache_latents
+    from vlv.training.caches import fill_cache, latents_cache
 
     tower = CLIPTextModel.from_pretrained(_need(models, "text_encoder"))
     tokenizer = CLIPTokenizer.from_pretrained(_need(models, "tokenizer"))
@@ -216,7 +216,8 @@ def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
     unet = components.make_unet(seed)
     scheduler: Any = components.make_scheduler()
     decoder = DiffusionDecoder(tower, tokenizer, unet, vae, scheduler)
-    cached = cache_latents(decoder, records, components.IMAGE_SIZE, models / "latents")
+    settings = LoaderSettings(batch_size=64, image_size=components.IMAGE_SIZE)
+    cached = fill_cache(latents_cache(decoder), records, models / "latents", settings)
 
     def save(_: list[Record]) -> None:
         _save(unet, models / "unet")

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from vlv.data.framing import DEFAULT_FRAMING, Framing
-from vlv.data.loader import Loader, LoaderSettings, epoch_batches
+from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed, epoch_batches
 from vlv.data.records import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
@@ -41,7 +41,7 @@ from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.arithmetic import arrange, fast_products
 from vlv.training.distributed import World, join_world
-from vlv.training.feeding import TrainingData, columns_of, find_data, make_loader
+from vlv.training.feeding import columns_of, find_data, make_loader
 from vlv.training.loop import fit
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.provenance import provenance
@@ -128,7 +128,7 @@ def train(
     known = provenance(
         config,
         run_dir,
-        num_images=len(found.records) or None,
+        num_images=len(found.records) if isinstance(found, Listed) else None,
         num_held_out=len(held_out),
         learnt_from=encoder_folder(config),
     )
@@ -137,20 +137,17 @@ def train(
 
 
 def feed(
-    config: RunConfig, parts: Parts, found: TrainingData, run_dir: Path, world: World
+    config: RunConfig, parts: Parts, found: Listed | Streamed, run_dir: Path, world: World
 ) -> Loader:
     """The loader of this process."""
     return make_loader(
         config,
-        parts.encoder,
-        parts.decoder,
+        parts,
         found,
         run_dir,
+        world,
+        framing_of(config),
         lambda: florence_tokenizer(config),
-        framing=framing_of(config),
-        rank=world.rank,
-        num_ranks=world.num_ranks,
-        device=str(world.device),
     )
 
 

@@ -1,4 +1,4 @@
-"""The encoder's own captions, written before training by the Florence-2 that it is made of.
+"""The encoder's own captions for the warm start, written before training by the Florence-2 that it is made of.
 
 Shapes: B batch, N image tokens, P prompt tokens, L ids of the text tower, d Florence width.
 """
@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from vlv.data.framing import DEFAULT_FRAMING, Framing
-from vlv.data.loader import LoaderSettings, epoch_batches
-from vlv.errors import DataError
+from vlv.data.loader import LoaderSettings, OnBad, epoch_batches
+from vlv.storage import Journal, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,70 +22,59 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from vlv.data.quarantine import BadRecord
     from vlv.data.records import Record
     from vlv.models.encoder import VLVEncoder
 
+_CHUNK = 10_000  # captions that are tokenized together
 
-def own_captions(
+
+def own_caption_ids(
     encoder: VLVEncoder,
-    tokenizer: PreTrainedTokenizerBase,
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase],
+    text_tokenizer: Any,
     records: Sequence[Record],
+    settings: LoaderSettings,
+    journal: Path,
     *,
-    image_size: int,
-    framing: Framing = DEFAULT_FRAMING,
-    on_bad: Callable[[BadRecord], None] | None = None,
-    batch_size: int = 32,
-) -> list[str]:
-    """Caption all records with the encoder's backbone, with a bar on stderr; a record that cannot be read gets an empty caption.
+    on_bad: OnBad | None = None,
+) -> NDArray[np.int64]:
+    """Caption all records with the encoder's backbone; the same call goes on after an interruption.
 
     Args:
         encoder: Fresh from `VLVEncoder.from_florence`.
-        tokenizer: Florence-2's.
+        load_tokenizer: Gives Florence-2's tokenizer, if there is something left to caption.
+        text_tokenizer: Tokenizer of the text tower.
         records: N records.
-        image_size: Side of the images in pixels.
-        framing: How an image becomes a square, see `frame`.
-        on_bad: Told of each record that cannot be read; without it that is an error.
-        batch_size: Images captioned together.
+        settings: Image size, framing, and how many images are captioned together.
+        journal: JSONL file that keeps the captions.
+        on_bad: Told of each record that cannot be read, whose caption is then empty; without it that is an error.
 
     Returns:
-        N captions.
+        Ids of the captions for the text tower, padded to its length and cut to the number of queries, (N, L).
     """
-    captions = [""] * len(records)
-    settings = LoaderSettings(batch_size=batch_size, image_size=image_size, framing=framing)
-    batches = epoch_batches(list(records), settings, on_bad=on_bad)
-    total = -(-len(records) // batch_size)
-    for batch in tqdm(batches, desc="own captions", unit="batch", total=total):
-        ids = _write(encoder, batch["pixels"].to(encoder.device))
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        for index, text in zip(batch["index"].tolist(), texts, strict=True):
-            captions[index] = text.strip()
-    return captions
+    known = {row["id"]: row["caption"] for row in read_journal(journal)}
+    missing = [record for record in records if record.id not in known]
+    if missing:
+        tokenizer = load_tokenizer()
+        batches = epoch_batches(missing, settings, on_bad=on_bad)
+        total = -(-len(missing) // settings.batch_size)
+        with Journal(journal) as file:
+            for batch in tqdm(batches, desc="own captions", unit="batch", total=total):
+                ids = _write(encoder, batch["pixels"].to(encoder.device))
+                texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+                new = dict(zip(batch["ids"], (text.strip() for text in texts), strict=True))
+                file.append({"id": name, "caption": text} for name, text in new.items())
+                known |= new
+    captions = [known.get(record.id, "") for record in records]
+    chunks = [captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK)]
+    length = encoder.num_queries
+    return np.concatenate([_ids_of(chunk, text_tokenizer)[:, :length] for chunk in chunks])
 
 
-def cached_ids(
-    cache: Path, count: int, make: Callable[[], Sequence[str]], tokenizer: Any, length: int
-) -> NDArray[np.int64]:
-    """Ids of ``count`` captions for the text tower, padded to its length and cut to ``length``: (count, L).
-
-    They are made once and kept in ``cache``.
-
-    Raises:
-        DataError: The file belongs to other data.
-    """
-    if not cache.exists():
-        captions = list(make())
-        ids = tokenizer(
-            captions, padding="max_length", truncation=True, return_tensors="np"
-        ).input_ids
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        temporary = cache.with_suffix(".tmp.npy")
-        np.save(temporary, ids[:, :length].astype(np.int64))
-        temporary.replace(cache)
-    loaded: NDArray[np.int64] = np.load(cache)
-    if len(loaded) != count:
-        raise DataError(f"{cache} has {len(loaded)} captions for {count} images; remove it")
-    return loaded
+def _ids_of(captions: list[str], tokenizer: Any) -> NDArray[np.int64]:
+    padded = tokenizer(captions, padding="max_length", truncation=True, return_tensors="np")
+    ids: NDArray[np.int64] = padded.input_ids.astype(np.int64)
+    return ids
 
 
 @torch.no_grad()

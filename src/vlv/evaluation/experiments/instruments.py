@@ -35,9 +35,9 @@ from vlv.evaluation.metrics.features import (
     stack,
 )
 from vlv.evaluation.pixels import psnr
+from vlv.models.hashing import weights_hash
 from vlv.toyworld.inspector import Inspector
 from vlv.toyworld.language import compare
-from vlv.training.latents import weights_hash
 
 if TYPE_CHECKING:
     from PIL import Image

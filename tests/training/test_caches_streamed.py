@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,13 +16,12 @@ from torch import Tensor
 from tests import tiny
 from tests.data import files
 from tests.data.loading import streamed
-from vlv.data.loader import Loader, merge_states
+from vlv.data.loader import Loader, LoaderSettings, merge_states
 from vlv.data.records import TarShardWriter
 from vlv.data.streams import Shard, list_shards
 from vlv.errors import CacheError, DataError
 from vlv.training.cache_parts import BESIDE
-from vlv.training.latents import features_cache, latents_cache
-from vlv.training.shard_caches import ShardRows, fill_shards
+from vlv.training.caches import ShardRows, features_cache, fill_shards, latents_cache
 from vlv.training.stages import latents_of
 
 if TYPE_CHECKING:
@@ -37,12 +38,16 @@ def write_shards(folder: Path, first: int = 0) -> Path:
     return folder
 
 
+def once(size: int = SIZE, **options: Any) -> LoaderSettings:
+    return LoaderSettings(batch_size=64, image_size=size, **options)
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards with latents beside them."""
     folder = write_shards(tmp_path_factory.mktemp("made") / "shards")
     cache = latents_cache(tiny.make_decoder())
-    assert fill_shards(cache, list_shards([folder]), SIZE, BESIDE) == 12
+    assert fill_shards(cache, list_shards([folder]), BESIDE, once()) == 12
     return folder
 
 
@@ -57,7 +62,7 @@ def rows_of(
 ) -> ShardRows:
     """The latents beside the shards of a folder."""
     cache = latents_cache(decoder or tiny.make_decoder())
-    return ShardRows([(cache, BESIDE)], list_shards([folder]), size, **options)
+    return ShardRows([(cache, BESIDE)], list_shards([folder]), once(size, **options))
 
 
 def loader(
@@ -116,8 +121,8 @@ def test_a_resumed_stream_gives_the_same_rows_by_any_split(made: Path) -> None:
 def test_features_and_latents_come_together(made: Path, tmp_path: Path) -> None:
     encoder, shards = tiny.make_encoder().eval(), list_shards([made])
     features, latents = features_cache(encoder), latents_cache(tiny.make_decoder())
-    fill_shards(features, shards, SIZE, tmp_path / "features")
-    rows = ShardRows([(latents, BESIDE), (features, str(tmp_path / "features"))], shards, SIZE)
+    fill_shards(features, shards, tmp_path / "features", once())
+    rows = ShardRows([(latents, BESIDE), (features, str(tmp_path / "features"))], shards, once())
     with loader(shards, rows, SIZE) as both:
         batch = next(both)
     [expected] = features.compute(batch["pixels"])
@@ -129,19 +134,21 @@ def test_what_does_not_match_is_refused_before_the_run(folder: Path, tmp_path: P
     decoder = tiny.make_decoder()
     with torch.no_grad():
         next(decoder.vae.encoder.parameters()).add_(1)
-    with pytest.raises(CacheError, match=r"vae_encoder .*run vlv data cache-latents"):
+    with pytest.raises(CacheError, match=r"vae_encoder was .*run vlv data cache-latents"):
         rows_of(folder, decoder=decoder)
-    with pytest.raises(CacheError, match="was made with framing cut, this run has resize"):
+    with pytest.raises(CacheError, match="framing was cut, now resize"):
         rows_of(folder, framing="resize")
-    with pytest.raises(CacheError, match="was made with image_size 32, this run has 16"):
+    with pytest.raises(CacheError, match="image_size was 32, now 16"):
         rows_of(folder, size=16)
     cache, shards = latents_cache(decoder), list_shards([folder])
     command = rf"run vlv data cache-latents \S+shard-00000\.tar -o {tmp_path}/no with"
     with pytest.raises(CacheError, match=command):
-        ShardRows([(cache, str(tmp_path / "no"))], shards, SIZE)
+        ShardRows([(cache, str(tmp_path / "no"))], shards, once())
     with (folder / "shard-00001.tar").open("ab") as shard:
         shard.write(bytes(512))
-    with pytest.raises(CacheError, match=r"shard-00001\.tar was made with bytes \d+, this run has"):
+    with pytest.raises(
+        CacheError, match=r"shard-00001\.tar was made with other settings \(bytes was \d+, now"
+    ):
         rows_of(folder)
 
 
@@ -167,7 +174,7 @@ def test_moved_shards_keep_their_cache_and_lost_pictures_are_skipped(tmp_path: P
             data = b"no image" if number == 2 else files.noise_png(number, SIZE)
             writer.write(f"{number}", {"png": data})
     bad: list[Any] = []
-    fill_shards(cache, list_shards([folder]), SIZE, BESIDE, on_bad=bad.append)
+    fill_shards(cache, list_shards([folder]), BESIDE, once(), on_bad=bad.append)
     assert len(bad) == 1
     moved = folder.rename(tmp_path / "moved")
     rows = rows_of(moved)
@@ -178,12 +185,37 @@ def test_moved_shards_keep_their_cache_and_lost_pictures_are_skipped(tmp_path: P
         assert "not finite" in next(iter(stream.quarantine.bad.values())).reason
 
 
+def test_an_interrupted_shard_goes_on_with_the_hashes_of_its_images(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlv.training.cache_parts.SAVE_SECONDS", 0.0)
+    where, two = tmp_path / "cache", replace(once(), batch_size=2)
+    cache, sizes = latents_cache(tiny.make_decoder()), []
+    answers = iter([cache.compute])
+    broken = replace(cache, compute=lambda pixels: next(answers)(pixels))
+    with pytest.raises(StopIteration):
+        fill_shards(broken, list_shards([folder]), where, two)
+    watched = replace(cache, compute=lambda p: (sizes.append(len(p)), cache.compute(p))[1])
+    fill_shards(watched, list_shards([folder]), where, two)
+    assert sizes == [2, 2, 2, 2, 2]  # the first two images were done
+    for shard in range(3):
+        part = f"shard-{shard:05d}.tar"
+        for name in ("hashes", "latents_mean", "latents_std"):
+            found, whole = (
+                where / part / f"{name}.npy",
+                folder / ".vlv-latents" / part / f"{name}.npy",
+            )
+            np.testing.assert_allclose(np.load(found), np.load(whole), atol=2e-3)
+
+
 def test_two_shards_of_one_name_share_no_folder(tmp_path: Path) -> None:
     shards = list_shards([write_shards(tmp_path / name) for name in "ab"])
     with pytest.raises(CacheError, match="have the same name"):
-        fill_shards(latents_cache(tiny.make_decoder()), shards, SIZE, tmp_path / "cache")
+        fill_shards(latents_cache(tiny.make_decoder()), shards, tmp_path / "cache", once())
     with pytest.raises(CacheError, match="cannot be streamed"):
-        fill_shards(latents_cache(tiny.make_decoder()), [Shard("hf:a/b")], SIZE, tmp_path / "cache")
+        fill_shards(
+            latents_cache(tiny.make_decoder()), [Shard("hf:a/b")], tmp_path / "cache", once()
+        )
 
 
 def test_a_shard_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
@@ -192,5 +224,5 @@ def test_a_shard_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
     shards = list_shards([tmp_path / "images"])
     with pytest.raises(DataError, match=r"none of 1 images for \S+ can be read"):
         fill_shards(
-            latents_cache(tiny.make_decoder()), shards, SIZE, BESIDE, on_bad=lambda bad: None
+            latents_cache(tiny.make_decoder()), shards, BESIDE, once(), on_bad=lambda bad: None
         )

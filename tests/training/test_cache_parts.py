@@ -9,9 +9,10 @@ from PIL import Image
 
 from tests import tiny
 from tests.data.loading import listed
+from vlv.data.loader import LoaderSettings
 from vlv.data.records import find_records
 from vlv.errors import DataError
-from vlv.training.latents import cache_latents, weights_hash
+from vlv.training.caches import fill_cache, latents_cache
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,9 +31,17 @@ def records(tmp_path: Path) -> list[Record]:
     return find_records([folder])
 
 
+def cache_latents(
+    decoder: Any, records: list[Record], folder: Path, on_bad: Any = None, **options: Any
+) -> dict[str, Any]:
+    settings = {"batch_size": 2, "image_size": tiny.IMAGE_SIZE, **options}
+    cache = latents_cache(decoder)
+    return fill_cache(cache, records, folder, LoaderSettings(**settings), on_bad=on_bad)
+
+
 def test_rows_belong_to_records(records: list[Record], tmp_path: Path) -> None:
     decoder = tiny.make_decoder()
-    cached = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache", batch_size=2)
+    cached = cache_latents(decoder, records, tmp_path / "cache")
     assert cached["latents_mean"].shape == (5, *tiny.LATENT_SHAPE)
     assert cached["latents_mean"].dtype == np.float16
     loader = listed(records, 3, tiny.IMAGE_SIZE, seed=4, arrays=cached)
@@ -46,34 +55,36 @@ def test_reused_when_everything_agrees(
     records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = tiny.make_decoder()
-    first = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache")
+    first = cache_latents(decoder, records, tmp_path / "cache")
     monkeypatch.delattr(type(decoder), "posterior")
-    again = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache")
+    again = cache_latents(decoder, records, tmp_path / "cache")
     assert np.array_equal(first["latents_std"], again["latents_std"])
 
 
 def test_reused_when_only_the_vae_decoder_differs(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
-    first = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    first = cache_latents(decoder, records, folder)
     with torch.no_grad():
         decoder.vae.decoder.conv_out.weight.add_(1)
-    again = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    again = cache_latents(decoder, records, folder)
     assert np.array_equal(first["latents_mean"], again["latents_mean"])
 
 
 def test_refused_when_something_differs(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
-    cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
-    with pytest.raises(DataError, match=r"made with records .*delete the folder or name another"):
-        cache_latents(decoder, records[:4], tiny.IMAGE_SIZE, folder)
-    with pytest.raises(DataError, match="made with image_size 32, this run has 16"):
-        cache_latents(decoder, records, 16, folder)
+    cache_latents(decoder, records, folder)
+    with pytest.raises(
+        DataError, match=r"records was \w+, now .*; delete the folder or name another"
+    ):
+        cache_latents(decoder, records[:4], folder)
+    with pytest.raises(DataError, match="image_size was 32, now 16"):
+        cache_latents(decoder, records, folder, image_size=16)
     decoder.vae = tiny.make_vae(seed=9)
-    with pytest.raises(DataError, match="made with vae_encoder "):
-        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    with pytest.raises(DataError, match="vae_encoder was "):
+        cache_latents(decoder, records, folder)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="is damaged"):
-        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+        cache_latents(decoder, records, folder)
 
 
 def interrupted(decoder: Any, records: list[Record], folder: Path, **options: Any) -> None:
@@ -82,25 +93,23 @@ def interrupted(decoder: Any, records: list[Record], folder: Path, **options: An
     answers = iter([plain])
     decoder.posterior = lambda pixels: next(answers)(pixels)
     with pytest.raises(StopIteration):
-        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2, **options)
+        cache_latents(decoder, records, folder, **options)
     decoder.posterior = plain
 
 
 def test_an_interrupted_computation_goes_on(
     records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlv.training.latents.SAVE_SECONDS", 0.0)
+    monkeypatch.setattr("vlv.training.cache_parts.SAVE_SECONDS", 0.0)
     (tmp_path / "images" / "a.png").write_bytes(b"no image")
     decoder, folder, bad = tiny.make_decoder(), tmp_path / "cache", []
     options = {"on_bad": bad.append}
-    whole = cache_latents(
-        decoder, records, tiny.IMAGE_SIZE, tmp_path / "whole", batch_size=2, **options
-    )
+    whole = cache_latents(decoder, records, tmp_path / "whole", **options)
     interrupted(decoder, records, folder, **options)
     assert not (folder / "manifest.json").exists()
     plain, sizes = decoder.posterior, []
     decoder.posterior = lambda pixels: (sizes.append(len(pixels)), plain(pixels))[1]
-    found = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2, **options)
+    found = cache_latents(decoder, records, folder, **options)
     assert sizes == [2]  # b and c were done
     for name, array in whole.items():
         assert np.array_equal(found[name], array, equal_nan=True)
@@ -117,7 +126,7 @@ def test_an_interrupted_computation_of_something_else_is_begun_again(
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "vlv.training.latents.SAVE_SECONDS", 60.0 if change == "nothing saved" else 0.0
+            "vlv.training.cache_parts.SAVE_SECONDS", 60.0 if change == "nothing saved" else 0.0
         )
         interrupted(decoder, records, folder)
     assert (folder / "progress.json").exists() == (change != "nothing saved")
@@ -128,8 +137,8 @@ def test_an_interrupted_computation_of_something_else_is_begun_again(
         if change.endswith("back"):
             interrupted(decoder, records, folder)
             decoder.vae = first
-    found = cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, batch_size=2)
-    fresh = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "fresh", batch_size=2)
+    found = cache_latents(decoder, records, folder)
+    fresh = cache_latents(decoder, records, tmp_path / "fresh")
     assert np.array_equal(found["latents_mean"], fresh["latents_mean"])
 
 
@@ -137,8 +146,8 @@ def test_bad_image_leaves_a_row_that_cannot_be_used(records: list[Record], tmp_p
     (tmp_path / "images" / "b.png").write_bytes(b"no image")
     decoder, bad = tiny.make_decoder(), []
     with pytest.raises(DataError):
-        cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "strict")
-    cached = cache_latents(decoder, records, tiny.IMAGE_SIZE, tmp_path / "cache", on_bad=bad.append)
+        cache_latents(decoder, records, tmp_path / "strict")
+    cached = cache_latents(decoder, records, tmp_path / "cache", on_bad=bad.append)
     assert [record.id for record in bad] == [records[1].id]
     broken = [bool(np.isnan(row).all()) for row in cached["latents_mean"]]
     assert broken == [False, True, False, False, False]
@@ -146,19 +155,14 @@ def test_bad_image_leaves_a_row_that_cannot_be_used(records: list[Record], tmp_p
 
 def test_missing_file_is_named(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
-    cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
+    cache_latents(decoder, records, folder)
     (folder / "latents_std.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot be read .*delete the folder"):
-        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
-
-
-def test_weights_hash_sees_names_and_values() -> None:
-    one, same, other = tiny.make_vae(), tiny.make_vae(), tiny.make_vae(seed=8)
-    assert weights_hash(one) == weights_hash(same) != weights_hash(other)
+        cache_latents(decoder, records, folder)
 
 
 def test_another_framing_is_refused(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
-    cache_latents(decoder, records, tiny.IMAGE_SIZE, folder)
-    with pytest.raises(DataError, match="made with framing cut, this run has resize"):
-        cache_latents(decoder, records, tiny.IMAGE_SIZE, folder, framing="resize")
+    cache_latents(decoder, records, folder)
+    with pytest.raises(DataError, match="framing was cut, now resize"):
+        cache_latents(decoder, records, folder, framing="resize")
