@@ -138,9 +138,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """What a part was made of; None where it is not complete.
 
     Raises:
-        OutputError: The manifest is damaged.
+        CacheError: The manifest is damaged.
     """
-    return read_settings(folder / "manifest.json", mend="delete the folder")
+    try:
+        return read_settings(folder / "manifest.json", mend="delete the folder")
+    except OutputError as error:
+        raise CacheError(str(error)) from error
 
 
 def check_part(
