@@ -17,7 +17,8 @@ from PIL import Image
 from tests.data import files
 from tests.data.loading import listed
 from vlv.data.images import ImageLimits, center_crop_resize, to_tensor
-from vlv.data.loader import Loader, LoaderSettings, epoch_batches, merge_states
+from vlv.data.loader import Loader, LoaderSettings, epoch_batches
+from vlv.data.positions import merge_states
 from vlv.data.records import Record, find_records
 from vlv.data.sampling import fingerprint
 from vlv.errors import DataError, OutputError

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.data import files
 from tests.data.loading import streamed
 from vlv.data.images import center_crop_resize, to_tensor
-from vlv.data.loader import Loader, merge_states
+from vlv.data.loader import Loader
+from vlv.data.positions import merge_states
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Record, TarShardWriter, find_records
 from vlv.data.streams import Shard, list_shards, must_stream, stream_records

@@ -16,7 +16,8 @@ from torch import Tensor
 from tests import tiny
 from tests.data import files
 from tests.data.loading import streamed
-from vlv.data.loader import Loader, LoaderSettings, merge_states
+from vlv.data.loader import Loader, LoaderSettings
+from vlv.data.positions import merge_states
 from vlv.data.records import TarShardWriter
 from vlv.data.streams import Shard, list_shards
 from vlv.errors import CacheError, DataError

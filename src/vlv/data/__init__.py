@@ -8,8 +8,8 @@ from vlv.data.loader import (
     LoaderSettings,
     Streamed,
     epoch_batches,
-    merge_states,
 )
+from vlv.data.positions import merge_states
 from vlv.data.quarantine import BadRecord
 from vlv.data.records import Record, Span, TarShardWriter, find_records, shard_path
 

@@ -22,17 +22,16 @@ from numpy.typing import NDArray
 from vlv.data.decoding import Decoded, Decoder, RowsOf, fits_in_memory
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.images import DEFAULT_LIMITS, ImageLimits
+from vlv.data.positions import check_identity, check_rows, load_counts
 from vlv.data.quarantine import BadRecord, Quarantine
 from vlv.data.records import Record
 from vlv.data.sampling import MAX_EMPTY_EPOCHS, ListSampler, Partition, Sampler, ShardSampler
 from vlv.data.streams import Shard
 from vlv.data.workers import Pool, Task
 from vlv.errors import DataError
-from vlv.storage import check_settings
 
 _STATE_VERSION = 3
 _BUFFER = 1000
-_OWN_STATE = ("rows", "positions", "num_checked", "num_bad")  # differs from rank to rank
 
 Batch = dict[str, Any]  # see Loader
 OnBad = Callable[[BadRecord], None]
@@ -89,19 +88,6 @@ class Rows(Protocol):
 
     def __getitem__(self, index: int, /) -> NDArray[Any]:
         """One row."""
-
-
-class LoaderData(Protocol):
-    """What a loader reads: `Listed` or `Streamed`."""
-
-    def sampler(self, settings: LoaderSettings, num_ranks: int) -> Sampler:
-        """The order of the records."""
-
-    def decoder(self, settings: LoaderSettings, known_bad: Mapping[str, BadRecord]) -> Decoder:
-        """What decodes them."""
-
-    def num_judged(self, settings: LoaderSettings, num_ranks: int) -> int:
-        """Records of one rank after which the share of bad ones is judged."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +220,7 @@ class Loader:
 
     def __init__(
         self,
-        data: LoaderData | list[Record],
+        data: Listed | Streamed | list[Record],
         settings: LoaderSettings,
         *,
         rank: int = 0,
@@ -321,11 +307,11 @@ class Loader:
                 another rank.
         """
         self._pool.close()  # it waits for the batch in the making
-        _check_identity(state, self._identity())
+        check_identity(state, self._identity())
         rows = range(self._first_row, self._first_row + self.settings.batch_size)
-        _check_rows(state, rows)
+        check_rows(state, rows)
         self._num_batches = int(state["batches"])
-        _load_counts(self.quarantine, state, rows)
+        load_counts(self.quarantine, state, rows)
         usual = self.sampler.usual_position(self._num_batches)
         for partition in self._partitions:
             partition.go_to(tuple(state["positions"].get(str(partition.number), usual)))
@@ -444,67 +430,3 @@ def finite_row(row: NDArray[Any], name: str, record: Record) -> NDArray[Any]:
             "exceed the range of their type"
         )
     return row
-
-
-# Saved positions ---------------------------------------------------------------------------------
-
-
-def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The states of all ranks as one, which any rank of any split of the same global batch can load.
-
-    Args:
-        states: What `state_dict` of every rank's loader returned after the same batch.
-
-    Raises:
-        DataError: They were taken at different batches or of different data.
-    """
-    first = states[0]
-    for state in states:
-        _check_identity(state, {k: v for k, v in first.items() if k not in _OWN_STATE})
-    return {
-        **first,
-        "rows": _joined(sorted(rows for state in states for rows in state["rows"])),
-        "positions": {k: v for state in states for k, v in state["positions"].items()},
-        "num_checked": sum(int(state["num_checked"]) for state in states),
-        "num_bad": sum(int(state["num_bad"]) for state in states),
-    }
-
-
-def _joined(ranges: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Ranges that touch as one."""
-    joined: list[list[int]] = []
-    for start, stop in ranges:
-        if joined and joined[-1][1] == start:
-            joined[-1][1] = stop
-        else:
-            joined.append([start, stop])
-    return joined
-
-
-def _check_identity(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    check_settings(
-        "cannot resume: the saved data position",
-        {name: state.get(name) for name in wanted},
-        wanted,
-        mend="name the same data and settings, or start a new run",
-        error=DataError,
-    )
-
-
-def _check_rows(state: Mapping[str, Any], rows: range) -> None:
-    for row in rows:
-        if not any(first <= row < last for first, last in state["rows"]):
-            raise DataError(
-                f"cannot resume: the saved data position is that of the rows {state['rows']} of a global batch, "
-                f"and row {row} is needed; merge the states of all ranks"
-            )
-
-
-def _load_counts(quarantine: Quarantine, state: Mapping[str, Any], rows: range) -> None:
-    """Take over the part of what was counted that falls to some rows of the global batch."""
-    covered = sum(last - first for first, last in state["rows"])
-    begin = min(first for first, _ in state["rows"])
-    for name in ("num_checked", "num_bad"):
-        count = int(state[name])
-        share = count * (rows.stop - begin) // covered - count * (rows.start - begin) // covered
-        setattr(quarantine, name, share)

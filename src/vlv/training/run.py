@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlv.config import FORMER_SETTINGS, FREE_ON_RESUME, LoopConfig, OptimConfig, default_of
-from vlv.data.loader import merge_states
+from vlv.data.positions import merge_states
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
 from vlv.training.checkpoint import (
     Checkpoint,
