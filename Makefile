@@ -11,15 +11,18 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 ONE    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt setup pages docs
+.PHONY: help demo test test-all check fmt setup pages docs
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*##/\1 ##/p' $(MAKEFILE_LIST) | awk -F ' ##' '{printf "  make %-8s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*##/\1 ##/p' $(MAKEFILE_LIST) | awk -F ' ##' '{printf "  make %-9s%s\n", $$1, $$2}'
 
 demo: $(VENV)/.demo  ## caption, rebuild and mix images with the shipped model; writes demo.html
 	HF_HUB_OFFLINE=1 $(BIN)/vlv demo --output demo.html
 
-test: $(VENV)/.dev  ## run the tests
+test: $(VENV)/.dev  ## run the quick tests
+	$(ONE) $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev  ## run all tests: kills, ranks, Ray, faults and combinations too
 	$(ONE) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint and types
