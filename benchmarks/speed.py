@@ -219,7 +219,7 @@ def make_batch(world: World, size: int) -> Batch:
 
 
 def cached_latents(decoder: DiffusionDecoder, world: World) -> dict[str, Tensor]:
-    """What `vlv.training.latents` would have stored."""
+    """What `vlv data cache-latents` would have stored."""
     posterior = decoder.posterior(world.floats(slice(None)))
     return {"latents_mean": posterior.mean, "latents_std": posterior.std}
 
