@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_a_pickle_with_code_is_not_opened(tmp_path: Path, monkeypatch: pytest.Mo
         message = "model.pt is no pickle of tensors alone: it is damaged or would run code"
         assert_refuses(CheckpointError, message, lambda: read_tensors(Path("model.pt")))
     assert not Path("harmed").exists()
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.9.1+cu128"])
+def test_pickles_are_refused_below_torch_2_10(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "model.pt")
+    assert read_tensors(tmp_path / "model.pt").keys() == {"a"}
+    monkeypatch.setattr(torch, "__version__", version)
+    message = rf"torch {re.escape(version)} .*CVE-2026-24747.* update torch to 2\.10 or convert"
+    assert_refuses(CheckpointError, message, lambda: read_tensors(tmp_path / "model.pt"))
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    assert read_tensors(tmp_path / "model.safetensors").keys() == {"a"}
 
 
 def test_a_huge_pickle_is_not_opened(tmp_path: Path) -> None:

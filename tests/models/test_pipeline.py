@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import shutil
@@ -11,6 +13,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests import tiny
 from vlv.errors import (
@@ -234,6 +237,47 @@ def test_the_image_size_is_kept_or_derived(copy_of: Path) -> None:
 # --- folders that are no models -------------------------------------------------------------------
 
 
+def as_pickle(folder: Path) -> None:
+    """Put the same weights into a pickle, which is not opened."""
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+
+
+def spoil_a_weight(folder: Path) -> None:
+    path = folder / "encoder" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["queries"][0, 0, 0] = float("nan")
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize("part", ["caption_decoder/tokenizer", "caption_decoder", "encoder"])
+def test_code_in_a_model_folder_is_never_run(
+    copy_of: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence = copy_of.parent / "evil.txt"
+    folder = copy_of / part
+    name = "tokenizer_config.json" if part.endswith("tokenizer") else "config.json"
+    config = json.loads((folder / name).read_text())
+    if "llm_config" in config:
+        config["llm_config"]["auto_map"] = {"AutoModelForCausalLM": "evil.Evil"}
+    config["auto_map"] = {
+        "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+        **dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "evil.Evil"),
+    }
+    config["tokenizer_class"] = "Evil"
+    (folder / name).write_text(json.dumps(config))
+    for place in (folder, folder.parent):
+        (place / "evil.py").write_text(
+            f"open({str(evidence)!r}, 'w')\nclass Evil:\n    from_pretrained = None\n"
+        )
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    with contextlib.suppress(ModelFolderError):
+        VLVPipeline.from_pretrained(copy_of)
+    assert not evidence.exists()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -263,6 +307,20 @@ def test_the_image_size_is_kept_or_derived(copy_of: Path) -> None:
             lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"),
             "the part scheduler in .* cannot be loaded",
         ),
+        (
+            lambda f: (f / "scheduler/scheduler_config.json").write_text(
+                '{"_class_name": "AutoencoderKL"}'
+            ),
+            "the scheduler AutoencoderKL is none of diffusers",
+        ),
+        (lambda f: as_pickle(f / "encoder"), "the part encoder in .* cannot be loaded"),
+        (
+            lambda f: (f / "unet/model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "../../secret.safetensors"}}'
+            ),
+            "outside its folder",
+        ),
+        (spoil_a_weight, "the weight queries holds NaN or infinity"),
     ],
 )
 def test_damaged_folders_say_what_is_wrong(copy_of: Path, damage: Any, message: str) -> None:

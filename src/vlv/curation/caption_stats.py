@@ -182,7 +182,7 @@ def counter_of(name: str) -> Callable[[list[str]], list[int]]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(_folder_of(name))
+        tokenizer = AutoTokenizer.from_pretrained(_folder_of(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise ConfigError(f"the tokenizer {name} cannot be loaded ({line})") from error

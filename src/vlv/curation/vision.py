@@ -33,7 +33,9 @@ class _Model:
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
         auto = getattr(transformers, kind)
         try:
-            self.net = auto.from_pretrained(folder, use_safetensors=True).eval()
+            self.net = auto.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False
+            ).eval()
         except (OSError, ValueError) as error:
             line = str(error).splitlines()[0]
             raise ModelFolderError(f"{source} cannot be loaded as {kind} ({line})") from error

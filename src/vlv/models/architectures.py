@@ -20,6 +20,7 @@ from vlv.errors import ModelFolderError
 from vlv.models.captioner import CaptionDecoder, CaptionDecoderConfig
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
+from vlv.models.folder import scheduler_class
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,9 +150,7 @@ def outline_decoder(source: PartSource, device: str = "meta") -> DiffusionDecode
         text_encoder = CLIPTextModel(CLIPTextConfig(**_without_class(configs["text_encoder"])))
         unet = diffusers.UNet2DConditionModel.from_config(configs["unet"])
         vae = diffusers.AutoencoderKL.from_config(configs["vae"])
-    scheduler = getattr(diffusers, configs["scheduler"]["_class_name"]).from_config(
-        configs["scheduler"]
-    )
+    scheduler = scheduler_class(configs["scheduler"]).from_config(configs["scheduler"])
     return DiffusionDecoder(text_encoder, None, unet, vae, scheduler)
 
 

@@ -103,7 +103,7 @@ class CaptionDecoder(PreTrainedModel):
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__(config)
         llm_config = cast("PreTrainedConfig", config.llm_config)
-        self.llm: Any = AutoModelForCausalLM.from_config(llm_config)
+        self.llm: Any = AutoModelForCausalLM.from_config(llm_config, trust_remote_code=False)
         # Not hidden_size: some models embed tokens in fewer channels than they compute in.
         width = self.llm.get_input_embeddings().embedding_dim
         self.mlp = nn.Sequential(
@@ -153,7 +153,9 @@ class CaptionDecoder(PreTrainedModel):
         subfolder = Path(kwargs.get("subfolder") or "") / TOKENIZER_FOLDER
         where = {k: kwargs[k] for k in ("revision", "local_files_only", "cache_dir") if k in kwargs}
         decoder._attach(
-            AutoTokenizer.from_pretrained(path, subfolder=subfolder.as_posix(), **where)
+            AutoTokenizer.from_pretrained(
+                path, subfolder=subfolder.as_posix(), trust_remote_code=False, **where
+            )
         )
         return loaded
 

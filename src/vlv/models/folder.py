@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import AutoencoderKL, SchedulerMixin, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
@@ -45,7 +45,7 @@ from vlv.models.two_towers import SD3Decoder, SDXLDecoder, decoder_class
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 Task = Literal["caption", "reconstruct", "generate", "embed"]
 Reference: TypeAlias = dict[str, str | None]
@@ -303,15 +303,18 @@ def _load(
 ) -> tuple[Any, dict[str, Any]]:
     """A component in eval mode, and what its loader found missing."""
     if name == "tokenizer_3":
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True), {}
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ), {}
     if name.startswith("tokenizer"):
         return CLIPTokenizer.from_pretrained(folder), {}
     if name == "scheduler":
         config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
-        return getattr(diffusers, config["_class_name"]).from_pretrained(folder), {}
+        return scheduler_class(config).from_pretrained(folder), {}
     if not (folder / "config.json").is_file():  # transformers would go on with its defaults
         raise FileNotFoundError("config.json is missing")
     check_variant(folder, variant)
+    _check_shards(folder)
     kind = _model_class(name, folder)
     key = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     dtype = part_dtype(name, dtype)
@@ -320,11 +323,33 @@ def _load(
         "variant": variant,
         "output_loading_info": True,
         "local_files_only": True,
+        "use_safetensors": True,  # a pickle may run code
     }
-    model, info = kind.from_pretrained(folder, **options)
-    for parameter in model.parameters():  # a nested model may load in its own configuration's dtype
+    model, info = kind.from_pretrained(folder, trust_remote_code=False, **options)
+    for key, parameter in model.named_parameters():
+        # a nested model may load in its own configuration's dtype
         parameter.data = parameter.data.to(dtype)
+        if not torch.stack(parameter.data.aminmax()).isfinite().all():
+            raise ValueError(f"the weight {key} holds NaN or infinity")
     return model.eval(), info
+
+
+def scheduler_class(config: Mapping[str, Any]) -> type[SchedulerMixin]:
+    """The scheduler that a configuration names: a file must not choose any other class."""
+    kind = getattr(diffusers, str(config["_class_name"]), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise ModelFolderError(
+            f"the scheduler {config['_class_name']} is none of diffusers; copy the model again"
+        )
+    return kind
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse an index of shards that leads out of its folder."""
+    for path in folder.glob("*.index.json"):
+        for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
+            if Path(name).name != name:
+                raise ValueError(f"{path.name} names the shard {name!r} outside its folder")
 
 
 def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:

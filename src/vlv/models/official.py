@@ -334,7 +334,13 @@ class _Assembly:
             names["model.embed_tokens.weight"] += ("qwen2_model.lm_head.weight",)
         state = self._state("caption_decoder", shapes, names)
         with quiet_progress():
-            llm = kind.from_pretrained(None, config=config, state_dict=state, dtype=self.dtype)
+            llm = kind.from_pretrained(
+                None,
+                config=config,
+                state_dict=state,
+                dtype=self.dtype,
+                trust_remote_code=False,
+            )
         _, text_width = self._shape("mlp.layers.0.weight", 2)
         tokenizer = self.folders.llm_tokenizer()
         decoder = CaptionDecoder.from_llm(llm, tokenizer, text_width=text_width, seed=0)

@@ -16,12 +16,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.torch_version import TorchVersion
 
 from vlv.errors import CheckpointError
 
 PICKLE_LIMIT = 64 * 2**30
 """Largest pickled file that is opened, in bytes."""
 
+_SAFE_PICKLES = "2.10"
+"""The first torch whose ``weights_only`` holds against CVE-2026-24747."""
 _NAMES = [
     f"{stem}{suffix}"
     for suffix in (".safetensors.index.json", ".safetensors", ".bin.index.json", ".bin", ".pt")
@@ -124,6 +127,11 @@ def _read_pickle(path: Path, max_bytes: int) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} is a pickle of {size / 1e9:.1f} GB, above the limit of {max_bytes / 1e9:.1f} "
             "GB; convert it to safetensors"
+        )
+    if TorchVersion(torch.__version__) < _SAFE_PICKLES:
+        raise CheckpointError(
+            f"{path} is a pickle, which torch {torch.__version__} can be made to run code with "
+            f"(CVE-2026-24747); update torch to {_SAFE_PICKLES} or convert the file to safetensors"
         )
     try:
         loaded = torch.load(

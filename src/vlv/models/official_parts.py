@@ -162,7 +162,9 @@ class Components:
     def llm_config(self) -> Any:
         """Of the language model."""
         path = self._llm() / "config.json"
-        return _reading(path, lambda: AutoConfig.from_pretrained(path.parent, **_LOCAL))
+        return _reading(
+            path, lambda: AutoConfig.from_pretrained(path.parent, **_LOCAL, trust_remote_code=False)
+        )
 
     def llm_tokenizer(self) -> Any:
         """Of the language model."""
@@ -198,7 +200,7 @@ class Components:
         return cast("dict[str, Tensor]", _reading(folder, read))
 
 
-_LOCAL = {"local_files_only": True, "trust_remote_code": False}
+_LOCAL = {"local_files_only": True}
 
 
 def _native_config(remote: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +239,7 @@ def _read_tokenizer(kind: Any, folder: Path, **options: Any) -> Any:
         names = {path.name for path in folder.iterdir()}
         if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
             raise FileNotFoundError("the files of its tokenizer are missing")
-        return kind.from_pretrained(folder, **options)
+        return kind.from_pretrained(folder, trust_remote_code=False, **options)
 
     return _reading(folder, read)
 

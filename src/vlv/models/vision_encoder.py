@@ -77,7 +77,7 @@ class VisionEncoder(ImageEncoder):
         if config.num_queries < 1:
             raise ConfigError(f"num_queries is {config.num_queries}; choose 1 or more")
         width = config.width
-        self.backbone: Any = AutoModel.from_config(config.backbone_config)
+        self.backbone: Any = AutoModel.from_config(config.backbone_config, trust_remote_code=False)
         self.positions = nn.Parameter(torch.zeros(1, config.num_patches, width))
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, width))
         layer = nn.TransformerDecoderLayer(

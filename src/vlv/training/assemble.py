@@ -365,7 +365,9 @@ def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
         check_variant(folder, source.variant)
         options = {"dtype": torch.float32, "variant": source.variant}
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **options)
+        return kind.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, **options
+        )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelFolderError(f"{what} cannot be loaded from {folder} ({reason})") from error

@@ -99,7 +99,9 @@ class DiffusersPainter:
         from diffusers.pipelines.auto_pipeline import AutoPipelineForText2Image
 
         try:
-            self.pipe: Any = AutoPipelineForText2Image.from_pretrained(name, torch_dtype=dtype)
+            self.pipe: Any = AutoPipelineForText2Image.from_pretrained(
+                name, torch_dtype=dtype, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             raise ModelFolderError(
                 f"{name} is no text-to-image pipeline of diffusers ({error})"

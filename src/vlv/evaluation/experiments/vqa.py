@@ -197,8 +197,10 @@ class LocalReader:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(name, padding_side="left")
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                name, padding_side="left", trust_remote_code=False
+            )
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise ModelFolderError(
                 f"{name} is no language model of transformers ({error})"

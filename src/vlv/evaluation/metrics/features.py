@@ -135,8 +135,11 @@ class VisionFeatures:
         from transformers import AutoImageProcessor, AutoModel
 
         try:
-            self._processor: Any = AutoImageProcessor.from_pretrained(name, backend="pil")
-            self._model: Any = AutoModel.from_pretrained(name).to(device).eval()
+            self._processor: Any = AutoImageProcessor.from_pretrained(
+                name, backend="pil", trust_remote_code=False
+            )
+            self._model: Any = AutoModel.from_pretrained(name, trust_remote_code=False)
+            self._model.to(device).eval()
         except _CANNOT_LOAD as error:
             raise ModelFolderError(
                 f"{name} is no vision model of transformers ({error})"
@@ -202,7 +205,9 @@ class ClipScore:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Callable[..., Any] = AutoTokenizer.from_pretrained(name)
+            self._tokenizer: Callable[..., Any] = AutoTokenizer.from_pretrained(
+                name, trust_remote_code=False
+            )
         except _CANNOT_LOAD as error:
             raise ModelFolderError(f"{name} is no CLIP of transformers ({error})") from error
         self._images = VisionFeatures(name, device)

@@ -171,9 +171,14 @@ class TransformersModel:
     ) -> None:
         where = pick_device(device)
         try:
-            self._processor = AutoProcessor.from_pretrained(model, revision=revision)
+            self._processor = AutoProcessor.from_pretrained(
+                model, revision=revision, trust_remote_code=False
+            )
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                model, revision=revision, dtype=pick_dtype(dtype, where)
+                model,
+                revision=revision,
+                dtype=pick_dtype(dtype, where),
+                trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]

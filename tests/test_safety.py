@@ -1,0 +1,58 @@
+"""No code out of a model folder: every loader that could run it is told not to."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[1] / "src" / "vlv"
+
+# Classes of a fixed implementation, which never look for code beside the weights.
+FIXED = {
+    "AutoencoderKL",
+    "CLIPTextModel",
+    "CLIPTokenizer",
+    "CaptionDecoderConfig",
+    "Florence2ForConditionalGeneration",
+    "Inspector",
+    "MODELS[part]",
+    "VLVEncoderConfig",
+    "VLVPipeline",
+    "scheduler_class(config)",
+}
+
+
+def remote_code(source: str) -> list[str]:
+    """Calls of a loader that do not say ``trust_remote_code=False``."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            allowed = not (isinstance(node.value, ast.Constant) and node.value.value is False)
+            found += [f"line {node.value.lineno}: trust_remote_code"] * allowed
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        owner, method = ast.unparse(node.func.value), node.func.attr
+        loads = method == "from_pretrained" and owner not in FIXED and owner != "super()"
+        builds = method == "from_config" and owner.startswith("Auto")
+        if (loads or builds) and "trust_remote_code" not in {
+            keyword.arg for keyword in node.keywords
+        }:
+            found.append(f"line {node.lineno}: {owner}.{method}")
+    return found
+
+
+def test_the_lint_finds_what_it_is_for() -> None:
+    assert remote_code("AutoTokenizer.from_pretrained(x)") == [
+        "line 1: AutoTokenizer.from_pretrained"
+    ]
+    assert remote_code("a.from_pretrained(x, trust_remote_code=True)") == [
+        "line 1: trust_remote_code"
+    ]
+    assert remote_code("AutoModel.from_config(x)") == ["line 1: AutoModel.from_config"]
+    assert not remote_code("AutoModel.from_config(x, trust_remote_code=False)")
+
+
+def test_nothing_runs_code_from_a_model_folder() -> None:
+    found = {path: remote_code(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+    assert found
+    assert not {path: lines for path, lines in found.items() if lines}
