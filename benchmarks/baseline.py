@@ -136,7 +136,7 @@ class BaselineStage2(Baseline):
         """Cross-entropy over the whole padded sequence, as the language model computes it from labels."""
         del generator
         c = self.decoder.context(encode(self.encoder, batch["pixels"]))
-        prefix = self.caption_decoder.mlp(c)  # (B, Q, E)
+        prefix = self.caption_decoder.mlp(c.sequence)  # (B, Q, E)
         ids, labels, mask = self.padded(batch["captions"], prefix.shape[1])
         llm = self.caption_decoder.llm
         inputs = torch.cat([prefix, llm.get_input_embeddings()(ids)], dim=1)  # (B, Q + 300, E)

@@ -280,7 +280,7 @@ class Bench:
 
         def work(count: int = batch_size, length: int = tokens) -> None:
             c = parts.decoder.context(parts.encoder(pixels[:count]))
-            caption_decoder.generate(c, max_new_tokens=length)
+            caption_decoder.generate(c.sequence, max_new_tokens=length)
 
         caption_decoder.records_steps = False  # replays are not counted
         # Each further token costs as much more than the one before.

@@ -21,6 +21,7 @@ from baseline import encode
 from contest import Contest, compete, write
 
 from models import SIZES, Models, Sizes, make_batch, make_models
+from vlv.models.context import Context
 
 Clock = Callable[[], float]
 
@@ -34,11 +35,13 @@ def captions(models: Models, sizes: Sizes, options: argparse.Namespace, clock: C
     def baseline() -> None:
         for pair in pixels.split(2):
             c = decoder.context(encode(encoder, pair))
-            writer.generate(c, max_new_tokens=options.tokens, num_beams=4, early_stopping=True)
+            writer.generate(
+                c.sequence, max_new_tokens=options.tokens, num_beams=4, early_stopping=True
+            )
 
     @torch.no_grad()
     def ours() -> None:
-        writer.generate(decoder.context(encoder(pixels)), max_new_tokens=options.tokens)
+        writer.generate(decoder.context(encoder(pixels)).sequence, max_new_tokens=options.tokens)
 
     unit = f"{len(pixels)} captions of {options.tokens} tokens"
     return compete(
@@ -57,10 +60,10 @@ def reconstructions(
     pixels = _pixels(models, sizes, 2, options.seed)
     encoder, decoder = models.encoder, models.decoder
     seeds = range(options.seed, options.seed + 2)
-    null = torch.zeros(1, encoder.num_queries, encoder.config.text_width)
+    null = Context(torch.zeros(1, encoder.num_queries, encoder.config.text_width))
 
     @torch.no_grad()
-    def draw(c: torch.Tensor, sampler: str, steps: int) -> None:
+    def draw(c: Context, sampler: str, steps: int) -> None:
         decoder.sample(c, seeds=seeds, steps=steps, sampler=sampler, null=null)  # type: ignore[arg-type]
 
     @torch.no_grad()

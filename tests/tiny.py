@@ -281,13 +281,15 @@ def make_decoder(prediction_type: str = "epsilon") -> DiffusionDecoder:
     """DiffusionDecoder around the frozen parts."""
     from vlv.models.diffusion import DiffusionDecoder
 
-    return DiffusionDecoder(
+    decoder = DiffusionDecoder(
         text_encoder=make_text_encoder(),
         tokenizer=make_clip_tokenizer(),
         unet=make_unet(),
         vae=make_vae(),
         scheduler=make_scheduler(prediction_type),
     )
+    decoder.freeze()
+    return decoder
 
 
 def make_caption_decoder(seed: int = 6) -> CaptionDecoder:

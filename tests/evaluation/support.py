@@ -14,6 +14,7 @@ from tests import tiny
 from vlv.evaluation.sections import Experiment
 from vlv.evaluation.study import Settings, Study
 from vlv.models.captioner import Caption
+from vlv.models.context import Context
 from vlv.models.diffusion import TextContext
 from vlv.models.folder import COMPONENTS
 from vlv.toyworld.inspector import Inspector, InspectorConfig
@@ -55,16 +56,16 @@ class KnownModel:
     def embed(self, images: list[Tensor], **settings: Any) -> Tensor:
         return torch.zeros(len(images), 8, 4)
 
-    def context(self, z: Tensor) -> Tensor:
-        return z
+    def context(self, z: Tensor) -> Context:
+        return Context(z)
 
     def encode_text(self, texts: Sequence[str]) -> TextContext:
-        return TextContext(torch.zeros(len(texts), 8, 4), 0)
+        return TextContext(Context(torch.zeros(len(texts), 8, 4)), 0)
 
-    def null_context(self, batch_size: int = 1) -> Tensor:
-        return torch.zeros(batch_size, 8, 4)
+    def null_context(self, batch_size: int = 1) -> Context:
+        return Context(torch.zeros(batch_size, 8, 4))
 
-    def sample(self, c: Tensor, *, seeds: Sequence[int], **settings: Any) -> Tensor:
+    def sample(self, c: Context, *, seeds: Sequence[int], **settings: Any) -> Tensor:
         rows = [self.world.seeds.index(seed) for seed in seeds]
         return self.world.pixels[rows].float() / 255
 

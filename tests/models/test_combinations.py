@@ -69,7 +69,7 @@ def test_it_learns_rebuilds_and_captions(
     captions = CaptionDecoder.from_llm(
         test_llm_families.make_llm(llm),
         tiny.make_llm_tokenizer(),
-        text_width=decoder.context_width,
+        text_width=decoder.text_width,
         seed=0,
     )
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))

@@ -87,14 +87,17 @@ def test_texts_have_the_context_of_the_diffusers_pipeline(name: str) -> None:
             expected, null = pipe.encode_prompt(TEXT, "cpu", 1, True)
             pooled = None
     if pooled is None:
-        assert torch.allclose(c, expected, atol=1e-5)
-        assert torch.allclose(decoder.null_context(), null, atol=1e-5)
+        assert c.pooled is None
+        assert torch.allclose(c.sequence, expected, atol=1e-5)
+        assert torch.allclose(decoder.null_context().sequence, null, atol=1e-5)
         return
-    length, width = c.shape[1] - 1, decoder.text_width
-    assert torch.allclose(c[:, :-1, :width], expected[:, :length, :width], atol=1e-5)
-    assert torch.allclose(c[:, -1, : pooled.shape[-1]], pooled, atol=1e-5)
-    baseline = decoder._null_like(c)
-    assert torch.allclose(baseline[:, :-1, :width], null[:, :length, :width], atol=1e-5)
+    length, width = c.sequence.shape[1], decoder.text_width
+    assert torch.allclose(c.pooled, pooled, atol=1e-5)
+    for ours, theirs in ((c, expected), (decoder._null_like(c), null)):
+        assert torch.allclose(ours.sequence, theirs[:, :length, :width], atol=1e-5)
+        assert (ours.t5 is not None) == (name == "sd3-t5")
+        if ours.t5 is not None:
+            assert torch.allclose(ours.t5, theirs[:, length:], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -128,12 +131,13 @@ def test_the_flow_loss_equals_the_hand_formula(name: str) -> None:
     sigmas = decoder.scheduler.sigmas[999 - timesteps][:, None, None, None]
     clock = decoder.scheduler.timesteps[999 - timesteps]
     zeros = torch.zeros(2, families.T5_LENGTH, families.JOINT_WIDTH)
-    rows = torch.nn.functional.pad(c[:, :-1], (0, families.JOINT_WIDTH - c.shape[-1]))
+    missing = families.JOINT_WIDTH - decoder.text_width
+    rows = torch.nn.functional.pad(c.sequence, (0, missing))
     prediction = decoder.transformer(
         hidden_states=(1 - sigmas) * x + sigmas * noise,
         timestep=clock,
         encoder_hidden_states=torch.cat([rows, zeros], 1),
-        pooled_projections=c[:, -1],
+        pooled_projections=c.pooled,
     ).sample
     expected = (prediction - (noise - x)).square().mean((1, 2, 3))
     known = {"timesteps": timesteps, "noise": noise}
@@ -162,11 +166,12 @@ def test_token_embeddings_as_z_give_the_context_of_the_text(name: str) -> None:
     c = decoder.context(decoder.token_embeddings(ids))
     text = decoder.encode_text([TEXT]).c
     length = ids.shape[1]
-    width = decoder.context_width
-    assert c.shape[-1] == width
-    assert torch.allclose(c[:, :length], text[:, :length, :width], atol=1e-4)
-    if hasattr(decoder, "text_encoder_2"):
-        assert torch.allclose(c[:, -1], text[:, -1, :width], atol=1e-4)  # the pooled vector
+    assert c.sequence.shape == (1, length, decoder.text_width)
+    assert torch.allclose(c.sequence, text.sequence[:, :length], atol=1e-4)
+    assert c.t5 is None
+    assert (c.pooled is not None) == hasattr(decoder, "text_encoder_2")
+    if c.pooled is not None:
+        assert torch.allclose(c.pooled, text.pooled, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["sdxl", "sd3"])
@@ -177,10 +182,12 @@ def test_both_towers_and_the_pooled_vector_hear_z(name: str) -> None:
     first = decoder.text_encoder.config.hidden_size
     changed = z.clone()
     changed[:, 0, :first] += torch.randn(first)
-    moved = (decoder.context(changed) - c).abs()
-    assert moved[:, :-1, :first].amax() > 1e-3
-    assert moved[:, :-1, first : decoder.text_width].amax() == 0
-    assert (moved[:, -1].amax() > 1e-3) == (name == "sd3")  # SDXL pools the second tower alone
+    other = decoder.context(changed)
+    moved = (other.sequence - c.sequence).abs()
+    assert moved[..., :first].amax() > 1e-3
+    assert moved[..., first:].amax() == 0
+    pooled = (other.pooled - c.pooled).abs().amax()
+    assert (pooled > 1e-3) == (name == "sd3")  # SDXL pools the second tower alone
     with pytest.raises(ValueError, match="two text towers read embeddings"):
         decoder.context(z[..., :-1])
 
@@ -249,7 +256,7 @@ def test_the_encoder_learns_through_the_frozen_decoder(name: str, make_encoder: 
 def test_it_is_saved_loaded_rebuilds_and_captions(name: str, tmp_path: Path) -> None:
     decoder = make_decoder(name)
     captioner = CaptionDecoder.from_llm(
-        tiny.make_llm(), tiny.make_llm_tokenizer(), text_width=decoder.context_width, seed=0
+        tiny.make_llm(), tiny.make_llm_tokenizer(), text_width=decoder.text_width, seed=0
     )
     pipe = VLVPipeline(
         encoder=encoder_for(decoder), caption_decoder=captioner, **make_components(name)
@@ -275,9 +282,9 @@ def test_it_is_saved_loaded_rebuilds_and_captions(name: str, tmp_path: Path) -> 
 def test_a_caption_decoder_learns_the_context(name: str) -> None:
     decoder = make_decoder(name)
     captioner = CaptionDecoder.from_llm(
-        tiny.make_llm(), tiny.make_llm_tokenizer(), text_width=decoder.context_width, seed=0
+        tiny.make_llm(), tiny.make_llm_tokenizer(), text_width=decoder.text_width, seed=0
     )
-    c = decoder.context(random_z(decoder))
+    c = decoder.context(random_z(decoder)).sequence.detach()
     optimizer = torch.optim.AdamW(captioner.trainable("mlp+llm"), lr=1e-2)
     losses = []
     for _ in range(10):
@@ -339,7 +346,7 @@ def test_both_stages_train_from_a_diffusers_folder(name: str, files: Path) -> No
     assert type(pipe.decoder) is type(make_decoder(name))
     assert pipe.text_encoder_3 is None  # z never enters T5, so training does without
     assert pipe.encoder.config.text_width == pipe.decoder.text_width
-    assert pipe.caption_decoder.config.text_width == pipe.decoder.context_width
+    assert pipe.caption_decoder.config.text_width == pipe.decoder.text_width
     pixels = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert isinstance(pipe.caption(pixels, max_new_tokens=4), str)
     assert pipe.reconstruct(pixels, steps=2).size == (32, 32)
@@ -351,4 +358,6 @@ def test_stage_2_without_drawing_loads_the_towers_alone(name: str, files: Path) 
     decoder = load_decoder(PartSource(path=str(files / "decoder")), draws=False)
     assert decoder.denoiser is decoder.vae is None
     z = random_z(decoder)
-    assert torch.allclose(decoder.context(z), make_decoder(name).context(z), atol=1e-6)
+    ours, whole = decoder.context(z), make_decoder(name).context(z)
+    assert torch.allclose(ours.sequence, whole.sequence, atol=1e-6)
+    assert torch.allclose(ours.pooled, whole.pooled, atol=1e-6)

@@ -10,11 +10,12 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusio
 from tests import tiny
 from vlv.errors import ConfigError, MissingPartError
 from vlv.models import diffusion
+from vlv.models.context import Context
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 
 
 @pytest.fixture
-def c(tiny_decoder: DiffusionDecoder, generator: torch.Generator) -> torch.Tensor:
+def c(tiny_decoder: DiffusionDecoder, generator: torch.Generator) -> Context:
     z = torch.randn(3, tiny.NUM_QUERIES, tiny.TEXT_WIDTH, generator=generator)
     return tiny_decoder.context(z)
 
@@ -28,7 +29,7 @@ def latents(generator: torch.Generator) -> torch.Tensor:
 
 
 def test_the_loss_equals_the_hand_formula(
-    prediction_type: str, c: torch.Tensor, latents: torch.Tensor, generator: torch.Generator
+    prediction_type: str, c: Context, latents: torch.Tensor, generator: torch.Generator
 ) -> None:
     decoder = tiny.make_decoder(prediction_type)
     noise = torch.randn(latents.shape, generator=generator)
@@ -36,7 +37,7 @@ def test_the_loss_equals_the_hand_formula(
     a = decoder.scheduler.alphas_cumprod[timesteps][:, None, None, None]
     noisy = a.sqrt() * latents + (1 - a).sqrt() * noise
     target = {"epsilon": noise, "v_prediction": a.sqrt() * noise - (1 - a).sqrt() * latents}
-    prediction = decoder.unet(noisy, timesteps, encoder_hidden_states=c).sample
+    prediction = decoder.unet(noisy, timesteps, encoder_hidden_states=c.sequence).sample
     expected = ((prediction - target[prediction_type]) ** 2).mean((1, 2, 3))
 
     known = {"timesteps": timesteps, "noise": noise}
@@ -71,7 +72,7 @@ def test_an_unknown_prediction_type_is_refused(
 
 
 def test_the_generator_decides_the_loss(
-    tiny_decoder: DiffusionDecoder, c: torch.Tensor, latents: torch.Tensor
+    tiny_decoder: DiffusionDecoder, c: Context, latents: torch.Tensor
 ) -> None:
     state = torch.get_rng_state()
     losses = [
@@ -105,7 +106,9 @@ def test_uniform_timesteps_are_uniform_and_text_timesteps_grow_with_t(
 def test_nothing_trains_but_the_gradient_reaches_z(
     prediction_type: str, latents: torch.Tensor, generator: torch.Generator
 ) -> None:
-    decoder = tiny.make_decoder(prediction_type).train()
+    decoder = tiny.make_decoder(prediction_type)
+    decoder.freeze()
+    decoder.train()
     assert not any(module.training for module in decoder.modules())
     z = torch.randn(3, tiny.NUM_QUERIES, tiny.TEXT_WIDTH, requires_grad=True)
     decoder.denoising_loss(latents, decoder.context(z), generator).backward()
@@ -132,7 +135,7 @@ def test_missing_parts_are_named(tiny_decoder: DiffusionDecoder, pixels: torch.T
     tower = tiny_decoder.text_encoder
     bare = DiffusionDecoder(tower, None, None, None, None)
     z = torch.randn(1, 8, tiny.TEXT_WIDTH)
-    assert torch.equal(bare.context(z), tiny_decoder.context(z))
+    assert torch.equal(bare.context(z).sequence, tiny_decoder.context(z).sequence)
     for call, name in (
         (lambda: bare.encode(pixels), "vae"),
         (lambda: bare.num_timesteps, "scheduler"),
@@ -188,16 +191,18 @@ def test_sizes_come_from_the_configurations(tiny_decoder: DiffusionDecoder) -> N
 
 def test_texts_are_encoded_and_truncation_counted(tiny_decoder: DiffusionDecoder) -> None:
     context, num_truncated = tiny_decoder.encode_text(["a cube", "a cube " * 30])
-    assert context.shape == (2, tiny.TEXT_POSITIONS, tiny.TEXT_WIDTH)
+    assert context.sequence.shape == (2, tiny.TEXT_POSITIONS, tiny.TEXT_WIDTH)
     assert num_truncated == 1
-    assert torch.allclose(tiny_decoder.encode_text([""]).c, tiny_decoder.null_context(), atol=1e-6)
+    assert context.pooled is context.t5 is None
+    empty, null = tiny_decoder.encode_text([""]).c, tiny_decoder.null_context()
+    assert torch.allclose(empty.sequence, null.sequence, atol=1e-6)
 
 
 # --- sampling -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["dpm", "ddim"])
-def test_a_batch_equals_single_images(prediction_type: str, sampler: Any, c: torch.Tensor) -> None:
+def test_a_batch_equals_single_images(prediction_type: str, sampler: Any, c: Context) -> None:
     decoder = tiny.make_decoder(prediction_type)
     state = torch.get_rng_state()
     batch = decoder.sample(c, seeds=[7, 8, 9], steps=4, sampler=sampler)
@@ -216,7 +221,7 @@ def test_a_batch_equals_single_images(prediction_type: str, sampler: Any, c: tor
     ("sampler", "scheduler"), [("ddim", DDIMScheduler), ("dpm", DPMSolverMultistepScheduler)]
 )
 def test_sampling_equals_stable_diffusion_of_diffusers(
-    prediction_type: str, sampler: Any, scheduler: Any, c: torch.Tensor
+    prediction_type: str, sampler: Any, scheduler: Any, c: Context
 ) -> None:
     decoder = tiny.make_decoder(prediction_type)
     config = dict(decoder.scheduler.config)
@@ -232,16 +237,16 @@ def test_sampling_equals_stable_diffusion_of_diffusers(
         requires_safety_checker=False,
     )
     reference.set_progress_bar_config(disable=True)
-    padded = torch.cat([c, c], dim=1)  # the reference needs prompts of one length
+    padded = torch.cat([c.sequence, c.sequence], dim=1)  # the reference needs prompts of one length
     expected = reference(
         prompt_embeds=padded,
-        negative_prompt_embeds=decoder.null_context(3),
+        negative_prompt_embeds=decoder.null_context(3).sequence,
         generator=[torch.Generator().manual_seed(s) for s in (1, 2, 3)],
         num_inference_steps=5,
         guidance_scale=3.0,
         output_type="pt",
     ).images
-    ours = decoder.sample(padded, seeds=[1, 2, 3], steps=5, guidance=3.0, sampler=sampler)
+    ours = decoder.sample(Context(padded), seeds=[1, 2, 3], steps=5, guidance=3.0, sampler=sampler)
     assert torch.allclose(ours, expected, atol=1e-4)
 
 
@@ -262,7 +267,7 @@ def test_a_sampler_is_the_same_after_saving_the_schedule(
 
 
 def test_guidance_one_skips_the_null_branch(
-    tiny_decoder: DiffusionDecoder, c: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    tiny_decoder: DiffusionDecoder, c: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
     forward = tiny_decoder.unet.forward
@@ -276,18 +281,16 @@ def test_guidance_one_skips_the_null_branch(
 
 
 def test_guidance_leads_away_from_a_given_context(
-    tiny_decoder: DiffusionDecoder, c: torch.Tensor
+    tiny_decoder: DiffusionDecoder, c: Context
 ) -> None:
-    def draw(**null: torch.Tensor) -> torch.Tensor:
+    def draw(**null: Context) -> torch.Tensor:
         return tiny_decoder.sample(c, seeds=[0, 1, 2], steps=2, guidance=3.0, **null)
 
     assert torch.equal(draw(), draw(null=tiny_decoder.null_context()))
     assert not torch.allclose(draw(), draw(null=c[:1]))
 
 
-def test_the_training_schedule_is_never_changed(
-    tiny_decoder: DiffusionDecoder, c: torch.Tensor
-) -> None:
+def test_the_training_schedule_is_never_changed(tiny_decoder: DiffusionDecoder, c: Context) -> None:
     config = dict(tiny_decoder.scheduler.config)
     timesteps = tiny_decoder.scheduler.timesteps.clone()
     tiny_decoder.sample(c, seeds=[0, 1, 2], steps=2)
@@ -296,9 +299,11 @@ def test_the_training_schedule_is_never_changed(
 
 
 def test_a_shorter_context_and_another_size_work(
-    tiny_decoder: DiffusionDecoder, c: torch.Tensor
+    tiny_decoder: DiffusionDecoder, c: Context
 ) -> None:
-    wide = tiny_decoder.sample(c[:, :3], seeds=[0, 1, 2], steps=1, height=16, width=48)
+    wide = tiny_decoder.sample(
+        Context(c.sequence[:, :3]), seeds=[0, 1, 2], steps=1, height=16, width=48
+    )
     assert wide.shape == (3, 3, 16, 48)
 
 
@@ -313,7 +318,7 @@ def test_a_shorter_context_and_another_size_work(
 )
 def test_settings_that_cannot_work_are_refused(
     tiny_decoder: DiffusionDecoder,
-    c: torch.Tensor,
+    c: Context,
     settings: dict[str, Any],
     error: type[Exception],
     message: str,
@@ -323,7 +328,7 @@ def test_settings_that_cannot_work_are_refused(
 
 
 def test_progress_is_shown_only_when_asked_for(
-    tiny_decoder: DiffusionDecoder, c: torch.Tensor, capsys: pytest.CaptureFixture[str]
+    tiny_decoder: DiffusionDecoder, c: Context, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny_decoder.sample(c, seeds=[0, 1, 2], steps=1)
     assert capsys.readouterr() == ("", "")

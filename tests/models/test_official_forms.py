@@ -38,11 +38,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> World:
 def outputs(pipe: VLVPipeline) -> dict[str, Any]:
     """What a model makes of the images."""
     z = pipe.embed(IMAGES)
-    found: dict[str, Any] = {"z": z, "c": pipe.context(z)}
+    c = pipe.context(z)
+    found: dict[str, Any] = {"z": z, "c": c.sequence}
     if pipe.unet is not None:
         latents = pipe.decoder.encode(IMAGES)
         found["latents"] = latents
-        found["noise"] = pipe.decoder._predict(latents, torch.tensor([5, 700]), found["c"])
+        found["noise"] = pipe.decoder._predict(latents, torch.tensor([5, 700]), c)
     if pipe.caption_decoder is not None:
         captions = pipe.describe(z=z, max_new_tokens=6, tidy=False)
         found["ids"] = torch.tensor([caption.ids for caption in captions])

@@ -91,7 +91,7 @@ def test_every_step_of_the_encoder(hidden: dict[str, torch.Tensor]) -> None:
 def test_the_public_functions(pipe: VLVPipeline) -> None:
     z = pipe.embed(S["images_uint8"])
     assert close(z, S["s1_language_proj_output"])
-    assert close(pipe.context(z), S["s1_text_encoder_output"])
+    assert close(pipe.context(z).sequence, S["s1_text_encoder_output"])
     assert (pipe.image_size, pipe.framing) == (64, "resize")
 
 
@@ -158,7 +158,7 @@ def test_the_gradients(gradients: dict[str, torch.Tensor]) -> None:
 def test_the_empty_text(pipe: VLVPipeline) -> None:
     ids, _ = tokenize(pipe.tokenizer, pipe.text_encoder, [""])
     assert torch.equal(ids, S["uncond_input_ids"])
-    assert close(pipe.decoder.null_context(), S["uncond_text_encoder_output"])
+    assert close(pipe.decoder.null_context().sequence, S["uncond_text_encoder_output"])
 
 
 @pytest.mark.parametrize(("run", "steps", "guidance"), [("gen", 4, 2.0), ("gen_n7_g7.5", 7, 7.5)])

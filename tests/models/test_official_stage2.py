@@ -36,7 +36,7 @@ def decoder(pipe: VLVPipeline) -> CaptionDecoder:
 
 @pytest.fixture(scope="module")
 def c(pipe: VLVPipeline) -> torch.Tensor:
-    return pipe.context(pipe.embed(S["images_uint8"]))
+    return pipe.context(pipe.embed(S["images_uint8"])).sequence
 
 
 def authors_labels(decoder: CaptionDecoder, captions: list[str]) -> tuple[torch.Tensor, ...]:
@@ -99,7 +99,7 @@ def gradients(pipe: VLVPipeline) -> Iterator[dict[str, torch.Tensor]]:
     encoder.trainable("language")
     for module in (encoder.eval(), decoder.eval()):
         module.zero_grad()
-    context = pipe.decoder.context(encoder(S["images_uint8"]))
+    context = pipe.decoder.context(encoder(S["images_uint8"])).sequence
     _, labels, nll, _ = authors_nll(decoder, decoder.prefix(context), V["captions"])
     nll[labels[:, 1:] != -100].mean().backward()
     named = {

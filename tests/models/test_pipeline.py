@@ -59,8 +59,9 @@ def test_one_image_gives_one_result_and_several_give_a_list(
     assert captions == [pipe.caption(image, **SHORT) for image in pixels]
     assert captions == pipe.caption(z=z, batch_size=2, **SHORT)
     assert captions[0] == pipe.caption(z=z[0], **SHORT)
-    assert pipe.context(z).shape == z.shape
-    assert torch.allclose(pipe.context(z[0]), pipe.context(z)[0], atol=1e-6)
+    c = pipe.context(z)
+    assert c.sequence.shape == z.shape
+    assert torch.allclose(pipe.context(z[0]).sequence, c[:1].sequence, atol=1e-6)
 
 
 def test_reconstruction_of_a_batch_equals_single_images(
@@ -119,6 +120,34 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         call(tiny_pipeline, pixels)
+
+
+def test_reading_the_decoder_changes_nothing(tiny_pipeline: VLVPipeline) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        getattr(tiny_pipeline, name).train().requires_grad_(True)
+    _ = tiny_pipeline.decoder, tiny_pipeline.image_size
+    for name in ("unet", "vae", "text_encoder"):
+        part = getattr(tiny_pipeline, name)
+        assert part.training, name
+        assert all(module.training for module in part.modules()), name
+        assert all(p.requires_grad for p in part.parameters()), name
+
+
+def test_the_decoder_is_built_once(
+    tiny_pipeline: VLVPipeline, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[object] = []
+    build = pipelines.make_diffusion_decoder
+    monkeypatch.setattr(
+        pipelines, "make_diffusion_decoder", lambda parts: built.append(parts) or build(parts)
+    )
+    images = [*pixels, *pixels, *pixels][:8]
+    tiny_pipeline.caption(images, batch_size=2, **SHORT)
+    tiny_pipeline.reconstruct(images, batch_size=2, **FAST)
+    assert len(built) == 1
+    tiny_pipeline.unet = other = tiny.make_unet().eval()
+    assert tiny_pipeline.decoder.unet is other
+    assert len(built) == 2
 
 
 def test_progress_is_shown_only_when_asked_for(

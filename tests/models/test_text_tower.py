@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests import tiny
-from vlv.models.text_tower import contextualize, null_context, token_embeddings, tokenize
+from vlv.models.text_tower import contextualize, token_embeddings, tokenize
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -74,8 +74,9 @@ def test_texts_are_padded_cut_and_counted() -> None:
 
 
 def test_null_context_is_the_padded_empty_text() -> None:
-    tokenizer, tower = tiny.make_clip_tokenizer(), tiny.make_text_encoder()
+    decoder = tiny.make_decoder()
+    tokenizer, tower = decoder.tokenizer, decoder.text_encoder
     ids = tokenizer("", padding="max_length", max_length=16, return_tensors="pt").input_ids
-    null = null_context(tower, tokenizer, 3)
+    null = decoder.null_context(3).sequence
     assert null.shape == (3, tiny.TEXT_POSITIONS, tiny.TEXT_WIDTH)
     assert torch.allclose(null, tower(ids).last_hidden_state.expand(3, -1, -1), atol=1e-6)

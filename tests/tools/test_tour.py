@@ -81,7 +81,7 @@ def test_encoding_is_what_the_pipeline_does(traces: Traces, tiny_pipeline: VLVPi
     encoding = traces.encoding
     z = tiny_pipeline.embed(traces.image)
     torch.testing.assert_close(encoding.z[0], z)
-    torch.testing.assert_close(encoding.c[0], tiny_pipeline.context(z))
+    torch.testing.assert_close(encoding.c.sequence, tiny_pipeline.context(z).sequence)
     assert encoding.vision.shape == (1, 32, 4, 4)
     assert encoding.features.shape == (1, 17, 32)
     torch.testing.assert_close(encoding.inputs[:, :17], encoding.features)
@@ -96,7 +96,7 @@ def test_words_are_what_the_pipeline_says(traces: Traces, tiny_pipeline: VLVPipe
     assert words.e.shape == (1, 8, 48)
     assert len(words.pieces) == words.ids.shape[1]
     reader = tiny_pipeline.caption_decoder
-    assert words.true_loss == pytest.approx(float(reader.loss(traces.encoding.c, [TRUTH])))
+    assert words.true_loss == pytest.approx(float(reader.loss(traces.encoding.c.sequence, [TRUTH])))
 
 
 def test_drawing_is_what_the_pipeline_draws(traces: Traces, tiny_pipeline: VLVPipeline) -> None:
@@ -111,7 +111,9 @@ def test_drawing_is_what_the_pipeline_draws(traces: Traces, tiny_pipeline: VLVPi
     assert len(timesteps) == 5
     unet = tiny_pipeline.unet
     with torch.no_grad():
-        said = unet(first[None], timesteps[0], encoder_hidden_states=traces.encoding.c).sample
+        said = unet(
+            first[None], timesteps[0], encoder_hidden_states=traces.encoding.c.sequence
+        ).sample
     torch.testing.assert_close(drawing.prediction, said)
 
 

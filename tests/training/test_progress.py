@@ -5,6 +5,7 @@ import torch
 
 from tests import tiny
 from tests.training.test_stages import generator, make_batch, stage2
+from vlv.models.context import Context
 from vlv.training.progress import (
     DenoisingGap,
     DenoisingMeter,
@@ -24,7 +25,7 @@ def test_share_of_the_way() -> None:
 def test_fixed_loss_does_not_depend_on_the_batches() -> None:
     decoder = tiny.make_decoder()
     latents = torch.randn(5, *tiny.LATENT_SHAPE, generator=generator(1))
-    c = torch.randn(5, tiny.NUM_QUERIES, tiny.TEXT_WIDTH, generator=generator(2))
+    c = Context(torch.randn(5, tiny.NUM_QUERIES, tiny.TEXT_WIDTH, generator=generator(2)))
     whole = fixed_denoising_loss(decoder, latents, c, range(5))
     assert fixed_denoising_loss(decoder, latents, c, range(5), batch_size=2) == pytest.approx(whole)
     parts = [fixed_denoising_loss(decoder, latents[i : i + 1], c[i : i + 1], [i]) for i in range(5)]

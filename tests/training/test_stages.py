@@ -99,10 +99,24 @@ def test_stage1_is_equation_1() -> None:
     noise = randn_like(latents, draws)
     alpha = decoder.scheduler.alphas_cumprod[t][:, None, None, None]
     noisy = alpha.sqrt() * latents + (1 - alpha).sqrt() * noise
-    c = decoder.context(objective.encoder(batch["pixels"]))
+    c = decoder.context(objective.encoder(batch["pixels"])).sequence
     expected = (decoder.unet(noisy, t, encoder_hidden_states=c).sample - noise).square().mean()
     torch.testing.assert_close(losses.total, expected)
     torch.testing.assert_close(losses.parts["denoising"], expected)
+
+
+def test_the_stages_freeze_the_decoder() -> None:
+    for make in (Stage1, Stage2):
+        decoder = tiny.make_decoder()
+        decoder.requires_grad_(True)
+        for part in (decoder.unet, decoder.vae, decoder.text_encoder):
+            part.train()
+        if make is Stage1:
+            make(tiny.make_encoder(), decoder, Stage1Config())
+        else:
+            make(tiny.make_encoder(), decoder, tiny.make_caption_decoder(), Stage2Config())
+        assert not any(p.requires_grad for p in decoder.parameters())
+        assert not any(module.training for module in decoder.modules())
 
 
 def test_stage1_gradient_passes_through_the_frozen_decoder() -> None:
@@ -223,7 +237,7 @@ def test_stage2_freezes_what_it_says(tmp_path: Path, trainable: str, trained: se
 def test_stage2_is_equation_2() -> None:
     objective, batch = stage2(trainable="mlp", max_caption_tokens=6), make_batch()
     losses = objective.loss(batch, generator())
-    c = objective.decoder.context(objective.encoder(batch["pixels"]))
+    c = objective.decoder.context(objective.encoder(batch["pixels"])).sequence
     expected = objective.caption_decoder.loss(c, batch["captions"], max_tokens=6)
     torch.testing.assert_close(losses.total, expected)
     assert set(losses.parts) == {"caption", "truncated_share", "padding_share"}
@@ -317,7 +331,7 @@ def test_stage2_may_leave_out_the_end_token() -> None:
     """As in the authors' code: the loss is that of the words alone, and the model says that it never stops."""
     objective, batch = stage2(supervise_end=False, max_caption_tokens=None), make_batch()
     reader = objective.caption_decoder
-    c = objective.decoder.context(objective.encoder(batch["pixels"]))
+    c = objective.decoder.context(objective.encoder(batch["pixels"])).sequence
     tokens = reader.tokenize(batch["captions"])
     shorter = reader.tokenize(batch["captions"], with_end=False)
     assert shorter.lengths.tolist() == (tokens.lengths - 1).tolist()

@@ -138,7 +138,7 @@ def _encoding_part(encoding: Encoding) -> dict[str, str]:
             ("ĥ", "decoder states", encoding.hidden),
         ),
         "t_z": tensor_table(("**z**", "caption embedding", encoding.z)),
-        "t_c": tensor_table(("**c**", "context", encoding.c)),
+        "t_c": tensor_table(("**c**", "context", encoding.c.sequence)),
     }
 
 
@@ -194,7 +194,7 @@ def _pictures(
         "image": pictures.enlarge(image),
         "features": pictures.token_map(encoding.features[0]),
         "z": pictures.heat_map(encoding.z[0]),
-        "c": pictures.heat_map(encoding.c[0]),
+        "c": pictures.heat_map(encoding.c.sequence[0]),
         "e": pictures.heat_map(words.e[0]),
         "sampling": pictures.grid([latents, decoded]),
         "result": pictures.grid([[pictures.enlarge(picture) for picture in results]]),

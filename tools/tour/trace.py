@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlv.models.captioner import Caption
+    from vlv.models.context import Context
     from vlv.models.pipeline import VLVPipeline
 
 NUM_STOPS = 6
@@ -50,8 +51,8 @@ class Encoding:
     """Decoder states, (1, Q, d)."""
     z: Tensor
     """The caption embedding, (1, Q, D)."""
-    c: Tensor
-    """The context, (1, Q, D)."""
+    c: Context
+    """The context, with a sequence (1, Q, D)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,18 +128,18 @@ def encode(pipe: VLVPipeline, image: Image.Image) -> Encoding:
 
 
 @torch.no_grad()
-def caption(pipe: VLVPipeline, c: Tensor, truth: str, *, max_new_tokens: int = 300) -> Captioning:
-    """Read a context (1, Q, D) in words (paper, section 3.3)."""
+def caption(pipe: VLVPipeline, c: Context, truth: str, *, max_new_tokens: int = 300) -> Captioning:
+    """Read a context in words (paper, section 3.3)."""
     reader = pipe.caption_decoder
-    (written,) = reader.generate(c, max_new_tokens=max_new_tokens)
+    (written,) = reader.generate(c.sequence, max_new_tokens=max_new_tokens)
     ids = reader.tokenize([written.text]).ids
     return Captioning(
-        e=reader.prefix(c),
+        e=reader.prefix(c.sequence),
         ids=ids,
         pieces=tuple(reader.tokenizer.decode([token]) for token in ids[0].tolist()),
         caption=written,
-        own_loss=float(reader.loss(c, [written.text])),
-        true_loss=float(reader.loss(c, [truth])),
+        own_loss=float(reader.loss(c.sequence, [written.text])),
+        true_loss=float(reader.loss(c.sequence, [truth])),
     )
 
 
@@ -176,11 +177,11 @@ def draw(
     )
 
 
-def denoising_loss(decoder: DiffusionDecoder, latents: Tensor, c: Tensor, seed: int) -> float:
+def denoising_loss(decoder: DiffusionDecoder, latents: Tensor, c: Context, seed: int) -> float:
     """Mean loss of one image over `NUM_DRAWS` timesteps and noises; the same ones for the same seed."""
     generator = torch.Generator().manual_seed(seed)
     many = latents.expand(NUM_DRAWS, -1, -1, -1)
-    return float(decoder.denoising_loss(many, c.expand(NUM_DRAWS, -1, -1), generator))
+    return float(decoder.denoising_loss(many, c.expand(NUM_DRAWS), generator))
 
 
 class _Decoder(DiffusionDecoder):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlv.data.framing import frame
 from vlv.jobs.inputs import file_name, open_record
+from vlv.models.context import Context
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, sample_scene
 
@@ -124,7 +125,7 @@ def run(
     captions = pipe.describe(z=z, max_new_tokens=sampling.max_new_tokens, progress=progress)
     rebuilt = _draw(pipe, pipe.context(z), sampling, progress=progress)
     texts = [pipe.decoder.encode_text([caption.text]) for caption in captions]
-    redrawn = _draw(pipe, torch.cat([text.c for text in texts]), sampling, progress=progress)
+    redrawn = _draw(pipe, Context.cat([text.c for text in texts]), sampling, progress=progress)
     cases = [
         Case(picture, image, caption, again, bool(text.num_truncated))
         for picture, image, caption, again, text in zip(
@@ -152,7 +153,9 @@ def make_mixes(
     ]
 
 
-def _draw(pipe: VLVPipeline, c: Tensor, sampling: Sampling, *, progress: bool) -> list[Image.Image]:
+def _draw(
+    pipe: VLVPipeline, c: Context, sampling: Sampling, *, progress: bool
+) -> list[Image.Image]:
     return pipe.draw(
         c,
         seed=sampling.seed,

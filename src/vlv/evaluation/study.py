@@ -28,6 +28,7 @@ from vlv.evaluation.scenes import (
 from vlv.evaluation.shelf import Shelf
 from vlv.models.batching import side_by_side
 from vlv.models.captioner import Caption
+from vlv.models.context import Context
 from vlv.models.diffusion import Sampler
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.text_tower import tokenize
@@ -129,10 +130,10 @@ class Study:
         texts = self.texts
         return self._draw("from captions", lambda rows: self.encode(texts[rows]))
 
-    def _draw(self, what: str, context: Callable[[slice], Tensor]) -> Inspection:
+    def _draw(self, what: str, context: Callable[[slice], Context]) -> Inspection:
         null = self.decoder.null_context()
 
-        def sample(rows: slice, c: Tensor) -> NDArray[np.uint8]:
+        def sample(rows: slice, c: Context) -> NDArray[np.uint8]:
             pictures = self.decoder.sample(
                 c,
                 seeds=self.world.seeds[rows],
@@ -145,9 +146,9 @@ class Study:
             )
             return np.asarray((pictures * 255).round().to(torch.uint8).cpu().numpy())
 
-        def draw(batch: tuple[slice, Tensor]) -> Tensor:
+        def draw(batch: tuple[slice, Context]) -> Tensor:
             rows, c = batch
-            kept = self.shelf.get(f"{what} {rows.start}", [c], lambda: sample(rows, c))
+            kept = self.shelf.get(f"{what} {rows.start}", c.tensors(), lambda: sample(rows, c))
             return torch.from_numpy(kept).float() / 255
 
         batches = ((rows, context(rows)) for rows in self._batches(what))
@@ -158,8 +159,8 @@ class Study:
         """Caption embedding z of a batch of renders, (B, Q, D)."""
         return self.pipe.embed(list(self.world.floats(rows)), batch_size=self.settings.batch_size)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """Context of texts, (B, L, D)."""
+    def encode(self, texts: Sequence[str]) -> Context:
+        """Context of texts."""
         return self.decoder.encode_text(texts).c
 
     # --- the VAE ---------------------------------------------------------------------------------
@@ -222,16 +223,17 @@ class Study:
         The contexts are no text, the true caption, z, and the caption of another scene. All four see the same latents (posterior mean), timesteps and noise.
         """
 
-        def losses(batch: tuple[slice, tuple[Tensor, ...]]) -> Counts:
+        def losses(batch: tuple[slice, tuple[Context, ...]]) -> Counts:
             rows, contexts = batch
             name = f"denoising {rows.start}"
-            return self.shelf.get(name, contexts, lambda: self._losses(rows, contexts))
+            tensors = [x for c in contexts for x in c.tensors()]
+            return self.shelf.get(name, tensors, lambda: self._losses(rows, contexts))
 
         batches = ((rows, self._contexts(rows)) for rows in self._batches("denoising loss"))
         return np.concatenate(list(side_by_side(losses, batches, self.workers)))
 
     @torch.no_grad()
-    def _contexts(self, rows: slice) -> tuple[Tensor, ...]:
+    def _contexts(self, rows: slice) -> tuple[Context, ...]:
         captions = self.world.captions
         others = [*captions[1:], captions[0]][rows]
         return (
@@ -242,7 +244,7 @@ class Study:
         )
 
     @torch.no_grad()
-    def _losses(self, rows: slice, contexts: tuple[Tensor, ...]) -> Counts:
+    def _losses(self, rows: slice, contexts: tuple[Context, ...]) -> Counts:
         latents = self.decoder.encode(self.world.floats(rows))
         noises = [self._noise(rows, k, latents) for k in range(len(self.timesteps))]
         losses = [
@@ -255,7 +257,7 @@ class Study:
         return np.moveaxis(np.array(losses, np.float64), -1, 0)
 
     def _loss(
-        self, latents: Tensor, c: Tensor, timestep: int, noise: Tensor
+        self, latents: Tensor, c: Context, timestep: int, noise: Tensor
     ) -> NDArray[np.float32]:
         loss = self.decoder.denoising_loss(
             latents,

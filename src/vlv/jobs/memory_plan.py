@@ -126,7 +126,7 @@ def caption(
     tokens: int,
 ) -> None:
     """The two highest moments of captioning: reading the prefix, and writing the last of ``tokens`` tokens."""
-    e = caption_decoder.prefix(decoder.context(encoder(pixels)))  # (B, Q, E)
+    e = caption_decoder.prefix(decoder.context(encoder(pixels)).sequence)  # (B, Q, E)
     length = e.shape[1] + tokens - 1
     llm = caption_decoder.llm
     cache = llm(inputs_embeds=e, use_cache=True, logits_to_keep=1).past_key_values
@@ -150,7 +150,7 @@ def plan_reconstruction(preset: ModelPreset, batch_size: int, dtype: torch.dtype
 
 def reconstruct(encoder: VLVEncoder, decoder: DiffusionDecoder, pixels: Tensor) -> None:
     """The two highest moments of rebuilding: a pass of the U-Net, and the VAE's decoder."""
-    c = decoder.context(encoder(pixels))  # (B, Q, D)
+    c = decoder.context(encoder(pixels))
     unet, factor = cast("Any", decoder.unet), decoder.downscale_factor
     size = pixels.shape[-1] // factor
     latents = torch.zeros(len(pixels), int(unet.config["in_channels"]), size, size)

@@ -93,6 +93,6 @@ def mix_files(
         raise OutputError(f"{output} is an input and would be overwritten; name another file")
     images = [load_image(path) for path in inputs]
     z = pipe.mix(images, keep=how.keep, weights=how.weights, mode=how.mode)
-    (image,) = draw(pipe, pipe.context(z[None]), settings)
+    (image,) = draw(pipe, pipe.context(z), settings)
     sources = {"sources": [str(path) for path in inputs]}
     write_png(output, image, {**asdict(settings), **asdict(how), **sources})

@@ -16,10 +16,9 @@ from vlv.jobs.tally import Tally
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from torch import Tensor
-
     from vlv.data.records import Record
     from vlv.jobs.inputs import Opened
+    from vlv.models.context import Context
     from vlv.models.diffusion import Sampler
     from vlv.models.pipeline import VLVPipeline
 
@@ -169,8 +168,8 @@ class ReconstructJob:
                 yield left, right
 
 
-def draw(pipe: VLVPipeline, context: Tensor, settings: SampleSettings) -> list[Image.Image]:
-    """Draw one image per context (B,Q,D), all from the same first noise, so that batches do not matter."""
+def draw(pipe: VLVPipeline, context: Context, settings: SampleSettings) -> list[Image.Image]:
+    """Draw one image per context, all from the same first noise, so that batches do not matter."""
     return pipe.draw(
         context,
         seed=settings.seed,

@@ -192,7 +192,7 @@ def outline_caption_decoder(
     with torch.device(device):
         llm = AutoConfig.for_model(**_without_class(config))
         caption_decoder = CaptionDecoder(
-            CaptionDecoderConfig(llm_config=llm, text_width=decoder.context_width)
+            CaptionDecoderConfig(llm_config=llm, text_width=decoder.text_width)
         )
     caption_decoder.train(False)
     return caption_decoder

@@ -15,12 +15,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from vlv.errors import ConfigError, MissingPartError
+from vlv.models.context import Context
 from vlv.models.draws import rand, randn_like
 from vlv.models.pixels import as_float
 from vlv.models.precision import own_precision
 from vlv.models.text_tower import (
     contextualize,
-    null_context,
     num_positions,
     token_embeddings,
     tokenize,
@@ -48,8 +48,7 @@ SAMPLERS = {
 class TextContext(NamedTuple):
     """Encoded texts."""
 
-    c: Tensor
-    """The context, (B, L, D)."""
+    c: Context
     num_truncated: int
     """How many texts lost tokens because the text tower has no more positions."""
 
@@ -66,9 +65,9 @@ class Posterior(NamedTuple):
 class DiffusionDecoder(nn.Module):
     """The frozen text-to-image model: text tower T, U-Net, VAE and noise schedule.
 
-    Nothing in it trains and it is always in eval mode, but gradients flow through the U-Net and the
-    text tower to z. All but the text tower may be None where they are not needed (stage 2 without a
-    denoising loss, cached latents).
+    Training freezes it (`freeze`) and lets gradients flow through the U-Net and the text tower to z.
+    All but the text tower may be None where they are not needed (stage 2 without a denoising loss,
+    cached latents).
 
     Args:
         text_encoder: The CLIP text transformer.
@@ -101,6 +100,9 @@ class DiffusionDecoder(nn.Module):
         self.unet = unet
         self.vae = vae
         self.scheduler = scheduler
+
+    def freeze(self) -> None:
+        """Let nothing in it train; gradients still flow through it."""
         self.requires_grad_(False)
         self.eval()
 
@@ -114,11 +116,6 @@ class DiffusionDecoder(nn.Module):
     def text_width(self) -> int:
         """D, the width of z."""
         return int(self.text_encoder.config.hidden_size)
-
-    @property
-    def context_width(self) -> int:
-        """Width of the context."""
-        return self.text_width
 
     @property
     def num_positions(self) -> int:
@@ -135,22 +132,23 @@ class DiffusionDecoder(nn.Module):
         ids = torch.arange(size, device=self.text_encoder.device)
         return self.token_embeddings(ids[None])[0]
 
-    def context(self, z: Tensor) -> Tensor:
-        """From caption embedding to context: c = T(z), (B, Q, D) to (B, Q, D)."""
-        return contextualize(self.text_encoder, z)
+    def context(self, z: Tensor) -> Context:
+        """From caption embedding (B, Q, D) to context: c = T(z)."""
+        return Context(contextualize(self.text_encoder, z))
 
+    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> TextContext:
         """The context of texts, padded to the tower's length; longer texts are cut and counted."""
         ids, truncated = tokenize(self._part("tokenizer"), self.text_encoder, list(texts))
         c = self.context(self.token_embeddings(ids))
         return TextContext(c, int(truncated.sum()))
 
-    def null_context(self, batch_size: int = 1) -> Tensor:
-        """The context of the empty text, (batch_size, L, D)."""
-        return null_context(self.text_encoder, self._part("tokenizer"), batch_size)
+    def null_context(self, batch_size: int = 1) -> Context:
+        """The context of the empty text, padded with the tokenizer's pad token and read without a mask, as Stable Diffusion does."""
+        return self.encode_text([""]).c.expand(batch_size)
 
-    def _null_like(self, c: Tensor) -> Tensor:
-        """The null context (1, L, D) that guidance leads away from on the way to c."""
+    def _null_like(self, c: Context) -> Context:
+        """The null context (one row) that guidance leads away from on the way to c."""
         return self.null_context()
 
     # --- latents ---------------------------------------------------------------------------------
@@ -296,7 +294,7 @@ class DiffusionDecoder(nn.Module):
     def denoising_loss(
         self,
         latents: Tensor,
-        c: Tensor,
+        c: Context,
         generator: torch.Generator,
         *,
         timesteps: Tensor | None = None,
@@ -311,7 +309,7 @@ class DiffusionDecoder(nn.Module):
 
         Args:
             latents: Scaled latents, (B, k, h, w).
-            c: Context, (B, Q, D).
+            c: B contexts.
             generator: Source of the timesteps, then the noise, where they are not given.
             timesteps: (B,) integers.
             noise: (B, k, h, w).
@@ -353,9 +351,10 @@ class DiffusionDecoder(nn.Module):
         """What the denoiser is told of the timesteps (B,)."""
         return timesteps
 
-    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
+    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
         unet = self._part("unet")
-        output = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=c.to(unet.dtype))
+        states = c.sequence.to(unet.dtype)
+        output = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=states)
         return cast("Tensor", output.sample)
 
     # --- sampling --------------------------------------------------------------------------------
@@ -363,7 +362,7 @@ class DiffusionDecoder(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        c: Tensor,
+        c: Context,
         *,
         seeds: Sequence[int],
         steps: int = 20,
@@ -371,7 +370,7 @@ class DiffusionDecoder(nn.Module):
         sampler: Sampler = "dpm",
         height: int | None = None,
         width: int | None = None,
-        null: Tensor | None = None,
+        null: Context | None = None,
         progress: bool = False,
     ) -> Tensor:
         """Draw one image per context.
@@ -381,7 +380,7 @@ class DiffusionDecoder(nn.Module):
         single calls.
 
         Args:
-            c: Context, (B, Q, D).
+            c: B contexts.
             seeds: B seeds.
             steps: Number of sampler steps.
             guidance: Classifier-free guidance; 1 follows c alone and skips the null branch.
@@ -389,7 +388,7 @@ class DiffusionDecoder(nn.Module):
                 VLV authors').
             height: Pixels; None is the size the U-Net was trained on.
             width: Likewise.
-            null: Context that guidance leads away from, (1, L, D); None is that of the empty text.
+            null: Context that guidance leads away from, one row; None is that of the empty text.
             progress: Show a bar on stderr.
 
         Returns:
@@ -403,13 +402,15 @@ class DiffusionDecoder(nn.Module):
         latents = latents * getattr(solver, "init_noise_sigma", 1.0)
         draws = {"generator": generators} if sampler == "ddpm" else {}
         scale = getattr(solver, "scale_model_input", lambda sample, _: sample)
-        if guidance != 1:
-            null = (self._null_like(c) if null is None else null).expand(len(c), -1, -1)
+        if guidance == 1:
+            null = None
+        else:
+            null = (self._null_like(c) if null is None else null).expand(len(c))
         for t in tqdm(solver.timesteps, disable=not progress, desc="sampling"):
             inputs = scale(latents, t)
             prediction = self._predict(inputs, t, c).float()
-            if guidance != 1:
-                baseline = self._predict(inputs, t, cast("Tensor", null)).float()
+            if null is not None:
+                baseline = self._predict(inputs, t, null).float()
                 prediction = baseline + guidance * (prediction - baseline)
             latents = solver.step(prediction, t, latents, **draws).prev_sample
         return self.decode(latents)

@@ -23,6 +23,7 @@ from vlv.errors import ConfigError, MissingPartError, ModelFolderError
 from vlv.models.batching import chunks
 from vlv.models.captioner import Caption
 from vlv.models.card import CARD_NAME, model_card, named_parts, read_card, rename_card
+from vlv.models.context import Context
 from vlv.models.diffusion import DiffusionDecoder, Sampler
 from vlv.models.folder import (
     COMPONENTS,
@@ -112,6 +113,7 @@ class VLVPipeline(DiffusionPipeline):
         self.card: str | None = None  # README.md of the folder it was loaded from
         # where parts go while they work; see `place`
         self.offload_device: torch.device | None = None
+        self._decoder: tuple[dict[str, Any], DiffusionDecoder] | None = None
         for part in self._parts().values():
             if isinstance(part, torch.nn.Module):
                 part.eval()
@@ -250,8 +252,11 @@ class VLVPipeline(DiffusionPipeline):
 
     @property
     def decoder(self) -> DiffusionDecoder:
-        """The frozen components as a DiffusionDecoder."""
-        return make_diffusion_decoder(self._parts())
+        """The components of the diffusion model as one module, built when one of them has changed."""
+        parts = self._parts()
+        if self._decoder is None or any(parts[k] is not v for k, v in self._decoder[0].items()):
+            self._decoder = parts, make_diffusion_decoder(parts)
+        return self._decoder[1]
 
     def _known_image_size(self) -> int | None:
         if (size := self.config["image_size"]) is not None:
@@ -322,12 +327,11 @@ class VLVPipeline(DiffusionPipeline):
         return list(self.encoder.token_texts(self._embedding(images, z, 16), self.tokenizer))
 
     @torch.no_grad()
-    def context(self, z: Tensor) -> Tensor:
-        """From caption embedding to context, (Q, D) or (B, Q, D) alike."""
+    def context(self, z: Tensor) -> Context:
+        """From caption embeddings to contexts, (B, Q, D), or (Q, D) for one."""
         with at_work(self, *self.decoder.towers):
             z = z.to(self.text_encoder.device, self.text_encoder.dtype)
-            c = self.decoder.context(z if z.ndim == 3 else z[None])
-        return c if z.ndim == 3 else c[0]
+            return self.decoder.context(z if z.ndim == 3 else z[None])
 
     def mix(
         self,
@@ -392,7 +396,7 @@ class VLVPipeline(DiffusionPipeline):
         self._require("caption", given_z=z is not None)
         z = self._embedding(images, z, batch_size)
         captions: list[Caption] = []
-        c = torch.cat([self.context(chunk) for chunk in chunks(z, batch_size, False, "")])
+        c = torch.cat([self.context(chunk).sequence for chunk in chunks(z, batch_size, False, "")])
         with at_work(self, "caption_decoder"):
             for chunk in chunks(c, batch_size, progress, "captioning"):
                 captions += self.caption_decoder.generate(chunk, **generation)
@@ -451,7 +455,7 @@ class VLVPipeline(DiffusionPipeline):
 
     def draw(
         self,
-        c: Tensor,
+        c: Context,
         *,
         seed: int | Sequence[int] = 0,
         steps: int = 20,
@@ -463,7 +467,7 @@ class VLVPipeline(DiffusionPipeline):
         """Draw one image per context.
 
         Args:
-            c: Context, (B, Q, D).
+            c: B contexts.
             seed: One for all images, each of which then starts from the same noise, or one per image.
             steps: Sampler steps.
             guidance: Classifier-free guidance; 1 is none.

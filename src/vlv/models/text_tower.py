@@ -109,27 +109,6 @@ def tokenize(
     return ids.to(text_encoder.device), truncated
 
 
-def null_context(
-    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1
-) -> Tensor:
-    """The context of the empty text, for classifier-free guidance.
-
-    The empty text is padded with the tokenizer's own pad token and read without a padding mask, as
-    Stable Diffusion does.
-
-    Args:
-        text_encoder: The tower.
-        tokenizer: Its tokenizer.
-        batch_size: How often the context is repeated.
-
-    Returns:
-        (batch_size, L, D) with L the tower's number of positions.
-    """
-    ids, _ = tokenize(tokenizer, text_encoder, [""])
-    c = contextualize(text_encoder, token_embeddings(text_encoder, ids))
-    return c.expand(batch_size, -1, -1)
-
-
 def _causal_mask(hidden: Tensor) -> Tensor:
     """Additive mask (1, 1, Q, Q), right under eager and sdpa: token k sees tokens <= k."""
     length = hidden.shape[1]

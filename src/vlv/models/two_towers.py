@@ -1,13 +1,13 @@
 """Diffusion decoders with two CLIP towers and a pooled vector: SDXL, Stable Diffusion 3 and 3.5.
 
 z carries the widths of both towers side by side, D = D1 + D2, as each token of a text has an
-embedding in either. The context is one tensor: the rows of the sequence, then one row with the
-pooled vector. Shapes: B batch, Q queries, L token ids, P pooled width, k h w latents.
+embedding in either. Shapes: B batch, Q queries, L token ids, P pooled width, k h w latents.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vlv.errors import ConfigError
+from vlv.models.context import Context
 from vlv.models.diffusion import SAMPLERS, DiffusionDecoder, Sampler, TextContext
 from vlv.models.text_tower import (
     num_positions,
@@ -71,18 +72,11 @@ class TwoTowerDecoder(DiffusionDecoder):
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
         for name, part in parts.items():
             setattr(self, name, part)
-        self.requires_grad_(False)
-        self.eval()
 
     @property
     def text_width(self) -> int:
         """D = D1 + D2."""
         return sum(self._widths())
-
-    @property
-    def context_width(self) -> int:
-        """Width of the context of a caption embedding: that of z, or of a wider pooled vector."""
-        return max(self.text_width, self._pooled_width())
 
     @property
     def num_positions(self) -> int:
@@ -92,12 +86,8 @@ class TwoTowerDecoder(DiffusionDecoder):
     def _widths(self) -> list[int]:
         return [int(tower.config.hidden_size) for tower in (self.text_encoder, self.text_encoder_2)]
 
-    @abstractmethod
-    def _pooled_width(self) -> int:
-        """P."""
-
-    def context(self, z: Tensor) -> Tensor:
-        """From z to c = [T1(z1), T2(z2)] and the pooled vector, (B, Q, D) to (B, Q + 1, context_width).
+    def context(self, z: Tensor) -> Context:
+        """From z (B, Q, D) to c = [T1(z1), T2(z2)] and the pooled vector.
 
         Under the causal mask the last position alone has seen all of z, as the end token of a text
         has seen all of the text; so the pooled vector is read there.
@@ -105,7 +95,7 @@ class TwoTowerDecoder(DiffusionDecoder):
         last = torch.full((len(z),), z.shape[1] - 1, device=z.device)
         return self._contextualize(z, last, last)
 
-    def _contextualize(self, z: Tensor, end_1: Tensor, end_2: Tensor) -> Tensor:
+    def _contextualize(self, z: Tensor, end_1: Tensor, end_2: Tensor) -> Context:
         """The context of embeddings; the ends (B,) are where each tower's pooled vector is read."""
         if z.ndim != 3 or z.shape[-1] != self.text_width:
             raise ValueError(
@@ -117,7 +107,7 @@ class TwoTowerDecoder(DiffusionDecoder):
         second, last_2 = penultimate_and_last(self.text_encoder_2, z_2)
         rows = torch.arange(len(z), device=z.device)
         pooled = self._pool(last_1[rows, end_1], last_2[rows, end_2])  # (B, P)
-        return _pack(torch.cat([first, second], dim=-1), pooled, self.context_width)
+        return Context(torch.cat([first, second], dim=-1), pooled)
 
     @abstractmethod
     def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
@@ -128,6 +118,7 @@ class TwoTowerDecoder(DiffusionDecoder):
         towers = (self.text_encoder, self.text_encoder_2)
         return torch.cat([token_embeddings(tower, ids) for tower in towers], dim=-1)
 
+    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> TextContext:
         """The context of texts, padded to the towers' length; longer texts are cut and counted."""
         embedded, ends, lost = [], [], []
@@ -154,26 +145,28 @@ class SDXLDecoder(TwoTowerDecoder):
         "scheduler",
     )
 
-    def _pooled_width(self) -> int:
-        return int(self.text_encoder_2.config.projection_dim)
-
     def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
         return cast("Tensor", self.text_encoder_2.text_projection(end_2))
 
-    def null_context(self, batch_size: int = 1) -> Tensor:
-        """Zeros, which stood for no text when SDXL was trained, (batch_size, L + 1, D)."""
+    def null_context(self, batch_size: int = 1) -> Context:
+        """Zeros, which stood for no text when SDXL was trained."""
         table: Tensor = self.text_encoder_2.get_input_embeddings().weight
-        return table.new_zeros(batch_size, self.num_positions + 1, self.context_width)
+        return Context(
+            table.new_zeros(batch_size, self.num_positions, self.text_width),
+            table.new_zeros(batch_size, self._pooled_width()),
+        )
 
-    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
+    def _pooled_width(self) -> int:
+        return int(self.text_encoder_2.config.projection_dim)
+
+    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
         unet = self._part("unet")
-        sequence, pooled = c[:, :-1, : self.text_width], c[:, -1, : self._pooled_width()]
         output = unet(
             noisy.to(unet.dtype),
             timesteps,
-            encoder_hidden_states=sequence.to(unet.dtype),
+            encoder_hidden_states=c.sequence.to(unet.dtype),
             added_cond_kwargs={
-                "text_embeds": pooled.to(unet.dtype),
+                "text_embeds": pooled_of(c).to(unet.dtype),
                 "time_ids": self._size_conditions(noisy).to(unet.dtype),
             },
         )
@@ -218,20 +211,14 @@ class SD3Decoder(TwoTowerDecoder):
 
     # --- context ---------------------------------------------------------------------------------
 
-    def _pooled_width(self) -> int:
-        towers: tuple[Any, ...] = (self.text_encoder, self.text_encoder_2)
-        return sum(int(tower.config.projection_dim) for tower in towers)
-
     def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
         pooled_1: Tensor = cast("Any", self.text_encoder).text_projection(end_1)
         pooled_2: Tensor = self.text_encoder_2.text_projection(end_2)
         return torch.cat([pooled_1, pooled_2], dim=-1)
 
+    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> TextContext:
-        """The context of texts; with T5 its rows stand between those of CLIP and the pooled one.
-
-        Texts that CLIP cuts are counted, though T5 reads on.
-        """
+        """The context of texts; ones that CLIP cuts are counted, though T5 reads on."""
         c, num_truncated = super().encode_text(texts)
         if self.text_encoder_3 is None:
             return TextContext(c, num_truncated)
@@ -242,20 +229,15 @@ class SD3Decoder(TwoTowerDecoder):
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        long = self.text_encoder_3(ids.to(c.device)).last_hidden_state.to(c.dtype)  # (B, T, D3)
-        short = F.pad(c, (0, long.shape[-1] - c.shape[-1]))
-        return TextContext(torch.cat([short[:, :-1], long, short[:, -1:]], dim=1), num_truncated)
+        t5 = self.text_encoder_3(ids.to(self.text_encoder_3.device)).last_hidden_state  # (B, T, D3)
+        return TextContext(replace(c, t5=t5.to(c.sequence)), num_truncated)
 
-    def null_context(self, batch_size: int = 1) -> Tensor:
+    def null_context(self, batch_size: int = 1) -> Context:
         """The context of the empty text as the CLIP towers read it, like the context of z."""
-        return super().encode_text([""]).c.expand(batch_size, -1, -1)
+        return super().encode_text([""]).c.expand(batch_size)
 
-    def _null_like(self, c: Tensor) -> Tensor:
-        return self.encode_text([""]).c if self._has_long_text(c) else self.null_context()
-
-    def _has_long_text(self, c: Tensor) -> bool:
-        """Whether a context has rows of T5: CLIP's cannot be more than its positions."""
-        return c.shape[1] - 1 > self.num_positions
+    def _null_like(self, c: Context) -> Context:
+        return self.null_context() if c.t5 is None else self.encode_text([""]).c
 
     # --- the loss --------------------------------------------------------------------------------
 
@@ -283,18 +265,18 @@ class SD3Decoder(TwoTowerDecoder):
     def _clock(self, timesteps: Tensor, latents: Tensor) -> Tensor:
         return self._noise_share(timesteps, latents) * self.num_timesteps
 
-    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Tensor) -> Tensor:
+    def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
         transformer = self._part("transformer")
-        width = int(transformer.config["joint_attention_dim"])
-        sequence, pooled = c[:, :-1], c[:, -1, : self._pooled_width()]
-        if not self._has_long_text(c):
-            sequence = sequence[..., : self.text_width]
-            sequence = F.pad(sequence, (0, width - self.text_width, 0, T5_LENGTH))
+        missing = int(transformer.config["joint_attention_dim"]) - self.text_width
+        if c.t5 is None:
+            sequence = F.pad(c.sequence, (0, missing, 0, T5_LENGTH))
+        else:
+            sequence = torch.cat([F.pad(c.sequence, (0, missing)), c.t5], dim=1)
         output = transformer(
             hidden_states=noisy.to(transformer.dtype),
             timestep=timesteps.to(noisy.device).expand(len(noisy)),
             encoder_hidden_states=sequence.to(transformer.dtype),
-            pooled_projections=pooled.to(transformer.dtype),
+            pooled_projections=pooled_of(c).to(transformer.dtype),
         )
         return cast("Tensor", output.sample)
 
@@ -313,10 +295,11 @@ class SD3Decoder(TwoTowerDecoder):
         return FlowMatchEulerDiscreteScheduler, {**config, "stochastic_sampling": False}
 
 
-def _pack(sequence: Tensor, pooled: Tensor, width: int) -> Tensor:
-    """One tensor (B, L + 1, width) of a sequence (B, L, .) and a pooled vector (B, .), zero-padded."""
-    rows = (sequence, pooled[:, None].to(sequence.dtype))
-    return torch.cat([F.pad(x, (0, width - x.shape[-1])) for x in rows], dim=1)
+def pooled_of(c: Context) -> Tensor:
+    """The pooled vector (B, P), which only a context of another family lacks."""
+    if c.pooled is None:
+        raise ValueError("this diffusion decoder needs a context with a pooled vector")
+    return c.pooled
 
 
 def decoder_class(present: Sequence[str], text_encoder: Any = None) -> type[DiffusionDecoder]:

@@ -209,6 +209,7 @@ class TeacherObjective:
 
     def __init__(self, decoder: DiffusionDecoder, dropout: float = 0.1) -> None:
         assert decoder.unet is not None
+        decoder.freeze()
         cast("nn.Module", decoder.unet).requires_grad_(True)
         self.decoder, self.dropout = decoder, dropout
         self.module: nn.Module = decoder

@@ -230,7 +230,7 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
     return CaptionDecoder.from_llm(
         _pretrained(AutoModelForCausalLM, source, "the language model"),
         _pretrained(AutoTokenizer, source, "the language model's tokenizer"),
-        text_width=decoder.context_width,
+        text_width=decoder.text_width,
         seed=config.loop.seed,
     )
 
@@ -336,8 +336,7 @@ def _model_around(folder: Path, name: str) -> Path:
 def _check_width(
     part: VLVEncoder | VisionEncoder | CaptionDecoder, source: PartSource, decoder: DiffusionDecoder
 ) -> None:
-    width = part.config.text_width
-    wanted = decoder.context_width if isinstance(part, CaptionDecoder) else decoder.text_width
+    width, wanted = part.config.text_width, decoder.text_width
     if width != wanted:
         raise ModelFolderError(
             f"{source.path} was trained for a text tower of width {width}, but that of the diffusion decoder has "

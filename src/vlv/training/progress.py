@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from vlv.models.context import Context
 from vlv.models.draws import randn_like
 from vlv.training.objective import to_device
 
@@ -54,7 +55,7 @@ class DenoisingGap:
 def fixed_denoising_loss(
     decoder: DiffusionDecoder,
     latents: Tensor,
-    c: Tensor,
+    c: Context,
     seeds: Sequence[int],
     *,
     batch_size: int = 64,
@@ -66,7 +67,7 @@ def fixed_denoising_loss(
     Args:
         decoder: The frozen diffusion decoder.
         latents: Scaled latents, (N, 4, h, w).
-        c: Context (N, Q, D), or (1, Q, D) for all.
+        c: N contexts, or one for all.
         seeds: N seeds.
         batch_size: Images of one U-Net pass.
 
@@ -77,7 +78,7 @@ def fixed_denoising_loss(
     timesteps = torch.tensor([int(p * decoder.num_timesteps) for p in positions])
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     noise = torch.stack([randn_like(x, g) for x, g in zip(latents, generators, strict=True)])
-    c = c.expand(len(latents), -1, -1)
+    c = c.expand(len(latents))
     losses = [
         decoder.denoising_loss(
             latents[rows],
@@ -93,15 +94,15 @@ def fixed_denoising_loss(
 
 
 def denoising_gap(
-    decoder: DiffusionDecoder, latents: Tensor, c: Tensor, true_c: Tensor, seeds: Sequence[int]
+    decoder: DiffusionDecoder, latents: Tensor, c: Context, true_c: Context, seeds: Sequence[int]
 ) -> DenoisingGap:
     """How much of what the true caption tells the diffusion decoder is also told by c.
 
     Args:
         decoder: The frozen diffusion decoder.
         latents: Scaled latents of held-out images, (N, 4, h, w).
-        c: Context from the encoder, (N, Q, D).
-        true_c: Context of the true captions, (N, L, D).
+        c: N contexts from the encoder.
+        true_c: Those of the true captions.
         seeds: N seeds, one per image; they fix timestep and noise.
 
     Returns:
@@ -150,10 +151,10 @@ class DenoisingMeter:
             self._latents = torch.cat([self.decoder.encode(chunk) for chunk in chunks])
             self._null = self._loss(self.decoder.null_context())
             self._true = self._loss(self.decoder.encode_text(self.captions).c)
-        c = torch.cat([self.decoder.context(self.encoder(chunk)) for chunk in chunks])
+        c = Context.cat([self.decoder.context(self.encoder(chunk)) for chunk in chunks])
         return DenoisingGap(self._loss(c), self._null, self._true).metrics()
 
-    def _loss(self, c: Tensor) -> float:
+    def _loss(self, c: Context) -> float:
         latents = cast("Tensor", self._latents)
         seeds = range(len(latents))
         return fixed_denoising_loss(self.decoder, latents, c, seeds, batch_size=self.batch_size)

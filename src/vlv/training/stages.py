@@ -20,6 +20,7 @@ from vlv.training.objective import Batch, Losses
 if TYPE_CHECKING:
     from vlv.config import Stage1Config, Stage2Config
     from vlv.models.captioner import CaptionDecoder
+    from vlv.models.context import Context
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.encoder import VLVEncoder
     from vlv.models.vision_encoder import VisionEncoder
@@ -40,7 +41,7 @@ class Stage1:
         self, encoder: VLVEncoder | VisionEncoder, decoder: DiffusionDecoder, config: Stage1Config
     ) -> None:
         encoder.trainable(config.trainable)
-        decoder.requires_grad_(False)
+        decoder.freeze()
         self.encoder, self.decoder, self.config = encoder, decoder, config
         self.module = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
 
@@ -55,7 +56,7 @@ class Stage1:
         warm = warm_start_share(batch["step"], self.config)
         total, parts = z.new_zeros(()), {}
         if warm < 1:
-            c = self.decoder.context(z)  # (B, Q, D)
+            c = self.decoder.context(z)
             parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + (1 - warm) * parts["denoising"]
         if warm > 0:
@@ -91,7 +92,7 @@ class Stage2:
         caption_decoder.trainable("mlp" if config.trainable == "mlp" else "mlp+llm")
         caption_decoder.config.ends_by_itself = config.supervise_end
         caption_decoder.find_head()
-        decoder.requires_grad_(False)
+        decoder.freeze()
         self.encoder, self.decoder, self.caption_decoder = encoder, decoder, caption_decoder
         self.config = config
         self.module = nn.ModuleDict(
@@ -112,11 +113,11 @@ class Stage2:
         frozen = batch["step"] < self.config.frozen_encoder_steps
         with torch.no_grad() if frozen else nullcontext():
             z = z_of(self.encoder, batch, generator)  # (B, Q, D)
-            c = self.decoder.context(z)  # (B, Q, D)
+            c = self.decoder.context(z)
         captions, how = captions_of(batch), self._reading()
-        caption = self.caption_decoder.loss(c, captions, **how)
+        caption = self.caption_decoder.loss(c.sequence, captions, **how)  # (B, Q, D)
         total = caption = caption * batch.get("target_weight", 1.0)
-        shares = self.caption_decoder.shares(c.shape[1], captions, **how)
+        shares = self.caption_decoder.shares(c.sequence.shape[1], captions, **how)
         parts = {"caption": caption} | {k: caption.new_full((), v) for k, v in shares.items()}
         if self.config.denoising_weight > 0 and not frozen:
             parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
@@ -159,14 +160,14 @@ def z_of(encoder: VLVEncoder | VisionEncoder, batch: Batch, generator: torch.Gen
 
 def denoising_loss(
     decoder: DiffusionDecoder,
-    c: Tensor,
+    c: Context,
     batch: Batch,
     generator: torch.Generator,
     config: Stage1Config | Stage2Config,
 ) -> Tensor:
-    """Equation 1 with R draws of timestep and noise per image, all with the same c (B, Q, D)."""
+    """Equation 1 with R draws of timestep and noise per image, all with the same c."""
     latents = latents_of(decoder, batch, generator).repeat_interleave(config.draws_per_image, 0)
-    c = c.repeat_interleave(config.draws_per_image, 0)  # (B R, Q, D)
+    c = c.repeat_interleave(config.draws_per_image)  # B R rows
     return decoder.denoising_loss(latents, c, generator, sampling=config.timesteps)
 
 

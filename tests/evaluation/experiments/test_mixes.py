@@ -115,7 +115,7 @@ def test_from_nothing_to_figures(
     pipe, samples = backends.pipeline(str(tiny_folder)), run.data.samples()
     zs = [pipe.embed(sample.load()) for sample in samples]
     name = mixes.mix_names(8)[2]
-    (expected,) = pipe.draw(pipe.context(mixes.mix(name, zs))[None], seed=[samples[0].seed], steps=2, guidance=2.0)  # fmt: skip
+    (expected,) = pipe.draw(pipe.context(mixes.mix(name, zs)), seed=[samples[0].seed], steps=2, guidance=2.0)  # fmt: skip
     from PIL import Image, ImageChops
 
     with Image.open(mixes.picture_path(run, name, samples[0].id)) as found:

@@ -16,6 +16,7 @@ from vlv.models.text_tower import tokenize
 if TYPE_CHECKING:
     from PIL import Image
 
+    from vlv.models.context import Context
     from vlv.models.pipeline import VLVPipeline
 
 KINDS = ("model", "diffusers")
@@ -74,7 +75,7 @@ class ModelPainter:
         """From the caption embeddings of pictures (experiment 2)."""
         return self._draw(self.pipe.context(self.pipe.embed(list(images))), seeds, guidance)
 
-    def _draw(self, c: Any, seeds: Sequence[int], guidance: float) -> list[Image.Image]:
+    def _draw(self, c: Context, seeds: Sequence[int], guidance: float) -> list[Image.Image]:
         return self.pipe.draw(
             c, seed=list(seeds), steps=self._steps, guidance=guidance, batch_size=len(seeds)
         )
