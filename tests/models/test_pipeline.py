@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import inspect
 import io
 import json
 import logging
@@ -21,11 +23,12 @@ from vlv.errors import (
     MissingPartError,
     ModelFolderError,
     OutputError,
+    VLVError,
 )
+from vlv.models import components, hub
 from vlv.models import folder as folders
-from vlv.models import hub
-from vlv.models import pipeline as pipelines
-from vlv.models.pipeline import VLVPipeline
+from vlv.models.captioner import Generation, GenerationOptions
+from vlv.models.pipeline import Drawing, DrawingOptions, VLVPipeline
 
 FAST: dict[str, Any] = {"steps": 2}
 SHORT: dict[str, Any] = {"max_new_tokens": 4}
@@ -133,14 +136,13 @@ def test_reading_the_decoder_changes_nothing(tiny_pipeline: VLVPipeline) -> None
         assert all(p.requires_grad for p in part.parameters()), name
 
 
-def test_the_decoder_is_built_once(
-    tiny_pipeline: VLVPipeline, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_decoder_is_built_once(pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[object] = []
-    build = pipelines.make_diffusion_decoder
+    build = components.make_diffusion_decoder
     monkeypatch.setattr(
-        pipelines, "make_diffusion_decoder", lambda parts: built.append(parts) or build(parts)
+        components, "make_diffusion_decoder", lambda parts: built.append(parts) or build(parts)
     )
+    tiny_pipeline = tiny.make_pipeline()
     images = [*pixels, *pixels, *pixels][:8]
     tiny_pipeline.caption(images, batch_size=2, **SHORT)
     tiny_pipeline.reconstruct(images, batch_size=2, **FAST)
@@ -157,7 +159,115 @@ def test_progress_is_shown_only_when_asked_for(
     tiny_pipeline.caption(pixels, **SHORT)
     assert capsys.readouterr() == ("", "")
     tiny_pipeline.reconstruct(pixels, progress=True, **FAST)
-    assert "drawing" in capsys.readouterr().err
+    assert "sampling" in capsys.readouterr().err
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+def test_the_options_are_shown_under_their_names() -> None:
+    shown = inspect.signature(VLVPipeline.caption).parameters
+    assert {"images", "z", "num_beams", "max_new_tokens", "seed"} <= shown.keys()
+    assert shown["num_beams"].default == 1
+    assert not any(p.kind is p.VAR_KEYWORD for p in shown.values())
+    for method in (VLVPipeline.reconstruct, VLVPipeline.generate, VLVPipeline.draw):
+        assert {"steps", "guidance", "sampler"} <= inspect.signature(method).parameters.keys()
+
+
+@pytest.mark.parametrize(
+    ("typed", "kind"), [(GenerationOptions, Generation), (DrawingOptions, Drawing)]
+)
+def test_the_keywords_are_the_fields(typed: type, kind: type) -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    keywords = {name: hint.__forward_arg__ for name, hint in typed.__annotations__.items()}
+    assert keywords == fields
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p, x: p.caption(x, num_beam=2), "caption has no num_beam; did you mean num_beams?"),
+        (lambda p, x: p.reconstruct(x, stepps=2), "reconstruct has no stepps; did you mean steps?"),
+        (lambda p, x: p.generate("a", cfg_rescale=2), "generate has no cfg_rescale; choose from"),
+        (lambda p, x: p.embed(x, batch=2), "embed has no batch; did you mean batch_size?"),
+        (lambda p, x: p.mix([x[0], x[1]], weight=[1, 2]), "did you mean weights?"),
+        (
+            lambda p, x: p.from_pretrained("vlv-tiny", torch_dtype=torch.float16),
+            "from_pretrained has no torch_dtype; did you mean dtype?",
+        ),
+        (lambda p, x: p.from_pretrained("vlv-tiny", device="tpu9"), "device 'tpu9' cannot be used"),
+        (lambda p, x: p.from_pretrained("vlv-tiny", dtype="int3"), "dtype is 'int3'"),
+        (lambda p, x: p.caption(5), "an image is a PIL image, a path, .* got int"),
+        (lambda p, x: p.embed(None), "an image is a PIL image, a path, .* got NoneType"),
+        (lambda p, x: p.generate(5), "takes one text or a list of texts, got"),
+        (lambda p, x: p.generate([]), "takes one text or a list of texts, got"),
+        (lambda p, x: p.reconstruct(x, guidance=float("nan")), "guidance is nan"),
+        (lambda p, x: p.reconstruct(x, guidance="2"), "guidance is '2'; give a number"),
+        (lambda p, x: p.reconstruct(x, steps=1.5), "steps is 1.5; give a whole number"),
+        (lambda p, x: p.reconstruct(x, steps=0), "steps is 0; choose between 1 and 1000"),
+        (lambda p, x: p.reconstruct(x, seed=-1), "seed is -1; choose 0 or more"),
+        (lambda p, x: p.caption(x, top_p=2.0, do_sample=True), "top_p is 2.0; choose at most 1"),
+        (lambda p, x: p.caption(x, top_p=float("nan"), do_sample=True), "top_p is nan"),
+        (lambda p, x: p.caption(x, max_new_tokens=0), "max_new_tokens is 0; choose 1 or more"),
+        (
+            lambda p, x: p.mix([x[0], x[1]], weights=[float("inf"), 1], mode="slerp"),
+            "weight is inf",
+        ),
+        (lambda p, x: p.mix([x[0], x[1]], keep=[1.5, 2]), "keep is 1.5; give a whole number"),
+    ],
+)
+def test_a_wrong_argument_is_one_sentence(
+    tiny_pipeline: VLVPipeline, pixels: torch.Tensor, call: Any, message: str
+) -> None:
+    with pytest.raises(VLVError, match=message) as caught:
+        call(tiny_pipeline, pixels)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (torch.zeros(32), r"got the shape \(32,\)"),
+        (torch.zeros(1, 1, 8, 32), r"got the shape \(1, 1, 8, 32\)"),
+        (torch.zeros(0, 8, 32), r"got the shape \(0, 8, 32\)"),
+        (torch.zeros(8, 32, dtype=torch.complex64), "of complex64"),
+        (torch.full((8, 32), float("nan")), "z holds NaN or infinity"),
+        ([[1.0, 2.0], [3.0]], "z is a caption embedding"),
+        ("z", "z is a caption embedding"),
+        ({}, "z is a caption embedding"),
+    ],
+)
+@pytest.mark.parametrize("method", ["caption", "reconstruct", "context"])
+def test_a_wrong_embedding_is_one_sentence(
+    tiny_pipeline: VLVPipeline, z: Any, message: str, method: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        getattr(tiny_pipeline, method)(z=z)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_embedding_may_be_an_array_or_a_list(
+    tiny_pipeline: VLVPipeline, pixels: torch.Tensor
+) -> None:
+    z = tiny_pipeline.embed(pixels)
+    expected = tiny_pipeline.caption(z=z, **SHORT)
+    for same in (z.numpy(), z.tolist(), list(z), z.double()):
+        assert tiny_pipeline.caption(z=same, **SHORT) == expected
+    assert tiny_pipeline.caption(z=z[0].numpy(), **SHORT) == expected[0]
+
+
+def test_an_embedding_that_overflows_is_refused(pixels: torch.Tensor) -> None:
+    pipe = tiny.make_pipeline()
+    with torch.no_grad():
+        pipe.encoder.projector[2].bias.fill_(float("inf"))
+    with pytest.raises(ConfigError, match="the caption embedding is not finite: float32 overflows"):
+        pipe.caption(pixels)
+
+
+def test_device_and_dtype_are_chosen_when_loading(tiny_folder: Path) -> None:
+    pipe = VLVPipeline.from_pretrained(tiny_folder, device="cpu", dtype="bfloat16", parts=["embed"])
+    assert pipe.encoder.dtype == torch.bfloat16
+    assert pipe.device.type == "cpu"
 
 
 # --- loading --------------------------------------------------------------------------------------
@@ -409,7 +519,7 @@ def test_a_failed_save_leaves_the_old_model_alone(
         raise OSError("disk full")
 
     before = sorted(path.name for path in copy_of.iterdir())
-    monkeypatch.setattr(pipelines, "write_index", fail)
+    monkeypatch.setattr(components, "write_index", fail)
     with pytest.raises(OSError, match="disk full"):
         tiny_pipeline.save_pretrained(copy_of)
     assert sorted(path.name for path in copy_of.iterdir()) == before

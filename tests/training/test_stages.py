@@ -10,6 +10,7 @@ from tests import tiny
 from tests.training.support import loop_config, optim_config
 from vlv.config import Stage1Config, Stage2Config
 from vlv.errors import DataError
+from vlv.models.context import Context
 from vlv.models.draws import randn_like
 from vlv.models.hashing import weights_hash
 from vlv.models.text_tower import token_embeddings
@@ -156,11 +157,9 @@ def test_stage1_learns_one_batch(tmp_path: Path) -> None:
 def test_draws_per_image_share_image_and_context(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, seen = stage1(draws_per_image=3, timesteps="text"), {}
 
-    def denoising_loss(
-        latents: torch.Tensor, c: torch.Tensor, _: Any, **kwargs: Any
-    ) -> torch.Tensor:
-        seen.update(latents=latents, c=c, **kwargs)
-        return c.mean()
+    def denoising_loss(latents: torch.Tensor, c: Context, _: Any, **kwargs: Any) -> torch.Tensor:
+        seen.update(latents=latents, c=c.sequence, **kwargs)
+        return c.sequence.mean()
 
     monkeypatch.setattr(objective.decoder, "denoising_loss", denoising_loss)
     objective.loss(make_batch(), generator())

@@ -9,20 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from vlv.data.images import to_pil
+from vlv.models.arguments import present
 from vlv.models.diffusion import DiffusionDecoder
-from vlv.models.pixels import as_batch
+from vlv.models.pixels import as_batch, as_float
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vlv.models.captioner import Caption
     from vlv.models.context import Context
+    from vlv.models.encoder import VLVEncoder
     from vlv.models.pipeline import VLVPipeline
 
 NUM_STOPS = 6
@@ -107,19 +109,20 @@ class Drawing:
 @torch.no_grad()
 def encode(pipe: VLVPipeline, image: Image.Image) -> Encoding:
     """Take an image to z and c, and keep what lies between (paper, section 3.1)."""
-    pixels = as_batch([image], pipe.image_size, pipe.framing)
-    backbone = pipe.encoder.backbone.model
+    pixels = as_float(as_batch([image], pipe.image_size, pipe.framing))
+    encoder = cast("VLVEncoder", pipe.encoder)
+    backbone = encoder.backbone.model
     language = backbone.language_model
     with _watched(backbone.vision_tower, language.encoder, language.decoder) as calls:
-        features = pipe.encoder.image_features(pixels)
-        z = pipe.encoder.encode_features(features)
-    vision, encoder, decoder = calls
+        features = encoder.image_features(pixels)
+        z = encoder.encode_features(features)
+    vision, reading, decoder = calls
     return Encoding(
         pixels=pixels,
         vision=vision.output.last_hidden_state,
         features=features,
-        inputs=encoder.named["inputs_embeds"],
-        memory=encoder.output.last_hidden_state,
+        inputs=reading.named["inputs_embeds"],
+        memory=reading.output.last_hidden_state,
         queries=decoder.named["inputs_embeds"].detach(),
         hidden=decoder.output.last_hidden_state,
         z=z,
@@ -130,13 +133,13 @@ def encode(pipe: VLVPipeline, image: Image.Image) -> Encoding:
 @torch.no_grad()
 def caption(pipe: VLVPipeline, c: Context, truth: str, *, max_new_tokens: int = 300) -> Captioning:
     """Read a context in words (paper, section 3.3)."""
-    reader = pipe.caption_decoder
+    reader = present(pipe.caption_decoder, "caption_decoder")
     (written,) = reader.generate(c.sequence, max_new_tokens=max_new_tokens)
     ids = reader.tokenize([written.text]).ids
     return Captioning(
         e=reader.prefix(c.sequence),
         ids=ids,
-        pieces=tuple(reader.tokenizer.decode([token]) for token in ids[0].tolist()),
+        pieces=tuple(str(reader.tokenizer.decode([token])) for token in ids[0].tolist()),
         caption=written,
         own_loss=float(reader.loss(c.sequence, [written.text])),
         true_loss=float(reader.loss(c.sequence, [truth])),
@@ -156,7 +159,7 @@ def draw(
         "the true caption": decoder.encode_text([truth]).c,
     }
     size = pipe.image_size
-    with _watched(pipe.unet) as calls:
+    with _watched(present(pipe.unet, "unet")) as calls:
         pixels = decoder.sample(
             encoding.c, seeds=[seed], steps=steps, guidance=guidance, height=size, width=size
         )
@@ -188,7 +191,8 @@ class _Decoder(DiffusionDecoder):
     """The decoder of a pipeline, which keeps the latents that it decodes."""
 
     def __init__(self, pipe: VLVPipeline) -> None:
-        super().__init__(pipe.text_encoder, pipe.tokenizer, pipe.unet, pipe.vae, pipe.scheduler)
+        tower = pipe.decoder.text_encoder
+        super().__init__(tower, pipe.tokenizer, pipe.unet, pipe.vae, pipe.scheduler)
         self.decoded: list[Tensor] = []
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -250,11 +250,14 @@ def _upright_rgb(image: Image.Image, *, is_16_bit_png: bool) -> Image.Image:
     image.load()
     orientation = _orientation(image)
     profile = image.info.get("icc_profile")
+    upright = image
     if image.mode != "RGB" or profile or "transparency" in image.info:
-        image = _flat_rgb(_eight_bit(image, is_16_bit_png=is_16_bit_png), profile)
+        upright = _flat_rgb(_eight_bit(image, is_16_bit_png=is_16_bit_png), profile)
     if orientation in _UPRIGHT:
-        image = image.transpose(_UPRIGHT[orientation])
-    return image
+        upright = upright.transpose(_UPRIGHT[orientation])
+    if upright is not image:
+        upright.info = {}  # Pillow copies the tags, and whoever meets them next would apply them again
+    return upright
 
 
 def _orientation(image: Image.Image) -> int:

@@ -26,6 +26,7 @@ from vlv.evaluation.scenes import (
     shuffle_words,
 )
 from vlv.evaluation.shelf import Shelf
+from vlv.models.arguments import present
 from vlv.models.batching import side_by_side
 from vlv.models.captioner import Caption
 from vlv.models.context import Context
@@ -206,7 +207,8 @@ class Study:
 
     def truncated(self, texts: Sequence[str]) -> NDArray[np.bool_]:
         """Which texts lose tokens on their way into the text tower, (N,)."""
-        _, cut = tokenize(self.pipe.tokenizer, self.pipe.text_encoder, list(texts))
+        tokenizer = present(self.pipe.tokenizer, "tokenizer")
+        _, cut = tokenize(tokenizer, self.decoder.text_encoder, list(texts))
         return np.asarray(cut.numpy(), np.bool_)
 
     # --- denoising loss --------------------------------------------------------------------------

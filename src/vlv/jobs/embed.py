@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from vlv.errors import ConfigError, OutputError
 from vlv.jobs.inputs import file_name, good_images, open_batches
 from vlv.jobs.tally import Tally
+from vlv.models.arguments import present
 from vlv.models.hashing import weights_hash
 from vlv.storage import replacing, write_text
 
@@ -134,7 +135,7 @@ class EmbedJob:
             self._add(number, self._embed(pipe, batch), tally)
             tally.failed += sum(item.error is not None for item in batch)
             report(batch)
-        self._join(weights_hash(pipe.encoder))
+        self._join(weights_hash(present(pipe.encoder, "encoder")))
         return tally
 
     def _embed(self, pipe: VLVPipeline, batch: Sequence[Opened]) -> Rows | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.arguments import finite, named, whole_number
 from vlv.models.caption_loss import Batching, caption_loss, has_numbers, padding_share, plain_head
 from vlv.models.compilation import untranslated
 from vlv.models.decoding import can_record, greedy_search
@@ -69,6 +70,67 @@ class Caption:
     """Whether the model ended it by itself, rather than being stopped at ``max_new_tokens``."""
     ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
     """The generated tokens."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How captions are written.
+
+    Raises:
+        ConfigError: The fields contradict each other, or one is out of its range.
+    """
+
+    max_new_tokens: int | None = None
+    """Longest caption; None is 300, or as many as the model has positions for."""
+    num_beams: int = 1
+    """1 is greedy search (or plain sampling)."""
+    do_sample: bool = False
+    """Sample tokens instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Of sampling; without `do_sample` it must stay 1."""
+    top_p: float = 1.0
+    """Nucleus of sampling; without `do_sample` it must stay 1."""
+    repetition_penalty: float = 1.0
+    """1 is none."""
+    early_stopping: bool = False
+    """End the beam search as soon as enough beams have ended, however bad they are: a short improbable caption can then
+    win over the right one that is still being written. The VLV authors do."""
+    end_token: str | None = None
+    """A token that ends the caption in place of the tokenizer's, such as "."."""
+    tidy: bool | None = None
+    """Drop unfinished and repeated sentences, see `tidy_caption`; None does where the model does not end by itself."""
+    seed: int = 0
+    """Of sampling; the global generator is left as it was."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens is not None:
+            whole_number("max_new_tokens", self.max_new_tokens, 1)
+        whole_number("num_beams", self.num_beams, 1)
+        whole_number("seed", self.seed, 0)
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if finite(name, getattr(self, name)) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; choose more than 0")
+        if self.top_p > 1:
+            raise ConfigError(f"top_p is {self.top_p}; choose at most 1")
+        if not self.do_sample and (self.temperature != 1.0 or self.top_p != 1.0):
+            raise ConfigError("temperature and top_p have no effect without do_sample; set it")
+        if self.early_stopping and self.num_beams == 1:
+            raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
+
+
+class GenerationOptions(TypedDict, total=False):
+    """The fields of `Generation` as keywords."""
+
+    max_new_tokens: int | None
+    num_beams: int
+    do_sample: bool
+    temperature: float
+    top_p: float
+    repetition_penalty: float
+    early_stopping: bool
+    end_token: str | None
+    tidy: bool | None
+    seed: int
 
 
 class CaptionTokens(NamedTuple):
@@ -304,65 +366,45 @@ class CaptionDecoder(PreTrainedModel):
 
     # --- inference -------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def generate(
-        self,
-        c: Tensor,
-        *,
-        max_new_tokens: int | None = None,
-        num_beams: int = 1,
-        do_sample: bool = False,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
-        early_stopping: bool = False,
-        end_token: str | None = None,
-        tidy: bool | None = None,
-        seed: int = 0,
-    ) -> list[Caption]:
-        """Write captions.
-
-        Greedy and beam search of a batch equal single calls; samples depend on the whole batch.
+    @named(Generation)
+    def generate(self, c: Tensor, **generation: Unpack[GenerationOptions]) -> list[Caption]:
+        """Write captions; see `write`.
 
         Args:
             c: Context, (B, Q, D).
-            max_new_tokens: Longest caption; None is 300, or as many as the model has positions for.
-            num_beams: 1 is greedy search (or plain sampling).
-            do_sample: Draw tokens instead of taking the best.
-            temperature: Of sampling; without `do_sample` it must stay 1.
-            top_p: Nucleus of sampling; without `do_sample` it must stay 1.
-            repetition_penalty: 1 is none.
-            early_stopping: End the beam search as soon as enough beams have ended, however bad they
-                are: a short improbable caption can then win over the right one that is still being
-                written. The VLV authors do.
-            end_token: A token that ends the caption in place of the tokenizer's, such as ".".
-            tidy: Remove what stands after the last sentence, and repeated sentences, from the text,
-                see `tidy_caption`; None does so where the model does not end by itself.
-            seed: Of sampling; the global generator is left as it was.
+            **generation: The fields of `Generation`.
 
         Returns:
             B captions.
         """
-        if not do_sample and (temperature != 1.0 or top_p != 1.0):
-            raise ConfigError("temperature and top_p have no effect without do_sample; set it")
-        if early_stopping and num_beams == 1:
-            raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
-        end = self._end_id(end_token)
+        return self.write(c, Generation(**generation))
+
+    @torch.no_grad()
+    def write(self, c: Tensor, how: Generation) -> list[Caption]:
+        """Write captions of context (B, Q, D).
+
+        Greedy and beam search of a batch equal single calls; samples depend on the whole batch.
+        """
+        end = self._end_id(how.end_token)
+        max_new_tokens = how.max_new_tokens
         if max_new_tokens is None:
             max_new_tokens = self.longest_caption(c.shape[1])
-        settings = self._generation_config(
-            eos_token_id=end,
-            early_stopping=early_stopping,
-            max_new_tokens=max_new_tokens,
-            num_beams=num_beams,
-            do_sample=do_sample,
-            repetition_penalty=repetition_penalty,
-            **({"temperature": temperature, "top_p": top_p, "top_k": 0} if do_sample else {}),
-        )
         self._check_length(c.shape[1], max_new_tokens, "max_new_tokens")
-        rows = self._search(self.prefix(c), settings, seed)
+        sampling = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+        pad = self._tokenizer().pad_token_id
+        settings = GenerationConfig(
+            pad_token_id=self._tokenizer().eos_token_id if pad is None else pad,
+            eos_token_id=end,
+            early_stopping=how.early_stopping,
+            max_new_tokens=max_new_tokens,
+            num_beams=how.num_beams,
+            do_sample=how.do_sample,
+            repetition_penalty=how.repetition_penalty,
+            **(sampling if how.do_sample else {}),
+        )
+        rows = self._search(self.prefix(c), settings, how.seed)
         captions = [self._caption(row, end) for row in rows.tolist()]
-        if tidy if tidy is not None else not self.config.ends_by_itself:
+        if how.tidy if how.tidy is not None else not self.config.ends_by_itself:
             captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
         return captions
 
@@ -421,13 +463,6 @@ class CaptionDecoder(PreTrainedModel):
                 f"{num_tokens} of the caption need {needed}; set {setting} to at most "
                 f"{limit - num_prefix + 1}, or choose another model"
             )
-
-    def _generation_config(self, **settings: Any) -> GenerationConfig:
-        tokenizer = self._tokenizer()
-        pad = tokenizer.pad_token_id
-        return GenerationConfig(
-            pad_token_id=tokenizer.eos_token_id if pad is None else pad, **settings
-        )
 
     def _end_id(self, end_token: str | None) -> int:
         tokenizer = self._tokenizer()

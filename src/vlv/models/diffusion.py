@@ -6,15 +6,15 @@ sqrt(1 - a) eps with a the scheduler's ``alphas_cumprod[t]``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from vlv.errors import ConfigError, MissingPartError
+from vlv.errors import ConfigError
+from vlv.models.arguments import finite, missing, present, whole_number
 from vlv.models.context import Context
 from vlv.models.draws import rand, randn_like
 from vlv.models.pixels import as_float
@@ -29,8 +29,14 @@ from vlv.models.text_tower import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from diffusers import AutoencoderKL, SchedulerMixin, UNet2DConditionModel
-    from transformers import CLIPTextModel, PreTrainedTokenizerBase
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import PreTrainedTokenizerBase
+
+    from vlv.models.text_tower import Tower
+
+    Denoiser: TypeAlias = UNet2DConditionModel | SD3Transformer2DModel
 
 Sampler = Literal["dpm", "ddim", "ddpm"]
 TimestepSampling = Literal["uniform", "text"]
@@ -43,6 +49,15 @@ SAMPLERS = {
     "ddim": DDIMScheduler,
     "ddpm": DDPMScheduler,
 }
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """What is used of a training schedule of diffusers."""
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its settings."""
 
 
 class TextContext(NamedTuple):
@@ -88,11 +103,11 @@ class DiffusionDecoder(nn.Module):
 
     def __init__(
         self,
-        text_encoder: CLIPTextModel,
+        text_encoder: Tower,
         tokenizer: PreTrainedTokenizerBase | None,
         unet: UNet2DConditionModel | None,
         vae: AutoencoderKL | None,
-        scheduler: SchedulerMixin | None,
+        scheduler: Scheduler | None,
     ) -> None:
         super().__init__()
         self.text_encoder = text_encoder
@@ -139,7 +154,8 @@ class DiffusionDecoder(nn.Module):
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> TextContext:
         """The context of texts, padded to the tower's length; longer texts are cut and counted."""
-        ids, truncated = tokenize(self._part("tokenizer"), self.text_encoder, list(texts))
+        tokenizer = present(self.tokenizer, "tokenizer")
+        ids, truncated = tokenize(tokenizer, self.text_encoder, list(texts))
         c = self.context(self.token_embeddings(ids))
         return TextContext(c, int(truncated.sum()))
 
@@ -156,17 +172,22 @@ class DiffusionDecoder(nn.Module):
     @property
     def downscale_factor(self) -> int:
         """Pixels per latent position along one side, from the VAE's configuration."""
-        return int(2 ** (len(self._part("vae").config["block_out_channels"]) - 1))
+        return int(2 ** (len(present(self.vae, "vae").config["block_out_channels"]) - 1))
 
     @property
-    def denoiser(self) -> Any:
+    def denoiser(self) -> Denoiser | None:
         """The network that predicts what the noise hides, or None."""
-        return getattr(self, self.denoiser_name)
+        return self.unet
 
     @property
     def image_size(self) -> int:
         """The side in pixels that the denoiser was trained on."""
-        return int(self._part(self.denoiser_name).config["sample_size"]) * self.downscale_factor
+        return int(self._denoiser().config["sample_size"]) * self.downscale_factor
+
+    def _denoiser(self) -> Denoiser:
+        if self.denoiser is None:
+            raise missing(self.denoiser_name)
+        return self.denoiser
 
     @torch.no_grad()
     def posterior(self, pixels: Tensor) -> Posterior:
@@ -178,7 +199,7 @@ class DiffusionDecoder(nn.Module):
         Returns:
             Mean and standard deviation, each (B, k, h, w).
         """
-        vae, factor = self._part("vae"), self.downscale_factor
+        vae, factor = present(self.vae, "vae"), self.downscale_factor
         height, width = pixels.shape[-2:]
         if height % factor or width % factor:
             raise ValueError(f"the VAE reads sides divisible by {factor}, got {height}x{width}")
@@ -213,16 +234,16 @@ class DiffusionDecoder(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents (B, k, h, w) to pixels (B, 3, H, W) in [0, 1]."""
-        vae = self._part("vae")
+        vae = present(self.vae, "vae")
         shift, scale = self._latent_scale()
         inputs = (latents / scale + shift).to(vae.dtype)
         with _full_precision(inputs):
-            sample = vae.decode(inputs).sample
-        return cast("Tensor", (sample.float() / 2 + 0.5).clamp(0, 1))
+            sample: Tensor = vae.decode(inputs).sample
+        return (sample.float() / 2 + 0.5).clamp(0, 1)
 
     def _latent_scale(self) -> tuple[float, float]:
         """(shift, scale) of the VAE's configuration."""
-        config = self._part("vae").config
+        config = present(self.vae, "vae").config
         return float(config.get("shift_factor") or 0.0), float(config["scaling_factor"])
 
     # --- the loss --------------------------------------------------------------------------------
@@ -230,7 +251,10 @@ class DiffusionDecoder(nn.Module):
     @property
     def num_timesteps(self) -> int:
         """T, the length of the noise schedule."""
-        return int(self._part("scheduler").config.num_train_timesteps)
+        return int(self._schedule().config["num_train_timesteps"])
+
+    def _schedule(self) -> Scheduler:
+        return present(self.scheduler, "scheduler")
 
     def draw_timesteps(
         self,
@@ -277,7 +301,7 @@ class DiffusionDecoder(nn.Module):
         Raises:
             ConfigError: The prediction type is another.
         """
-        kind = str(self._part("scheduler").config.prediction_type)
+        kind = str(self._schedule().config["prediction_type"])
         match kind:
             case "epsilon":
                 return noise
@@ -326,7 +350,7 @@ class DiffusionDecoder(nn.Module):
             noise = randn_like(latents, generator)
         timesteps = timesteps.to(latents.device)
         noisy = self.add_noise(latents, noise, timesteps)
-        with own_precision(self._part(self.denoiser_name)):
+        with own_precision(self._denoiser()):
             prediction = self._predict(noisy, self._clock(timesteps, latents), c)
         target = self.target(latents, noise, timesteps)
         error = F.mse_loss(prediction.float(), target.float(), reduction="none")
@@ -337,7 +361,7 @@ class DiffusionDecoder(nn.Module):
 
     def _signal_and_sigma(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(a) and sqrt(1 - a), each (B, 1, 1, 1)."""
-        alphas = getattr(self._part("scheduler"), "alphas_cumprod", None)
+        alphas: Tensor | None = getattr(self._schedule(), "alphas_cumprod", None)
         if alphas is None:
             raise ConfigError(
                 f"{type(self.scheduler).__name__} has no alphas_cumprod; "
@@ -348,14 +372,14 @@ class DiffusionDecoder(nn.Module):
         return a.sqrt().to(like.dtype), (1 - a).sqrt().to(like.dtype)
 
     def _clock(self, timesteps: Tensor, latents: Tensor) -> Tensor:
-        """What the denoiser is told of the timesteps (B,)."""
+        """Timestep conditioning of the denoiser, (B,)."""
         return timesteps
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
-        unet = self._part("unet")
+        unet = present(self.unet, "unet")
         states = c.sequence.to(unet.dtype)
-        output = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=states)
-        return cast("Tensor", output.sample)
+        noise: Tensor = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=states).sample
+        return noise
 
     # --- sampling --------------------------------------------------------------------------------
 
@@ -371,7 +395,6 @@ class DiffusionDecoder(nn.Module):
         height: int | None = None,
         width: int | None = None,
         null: Context | None = None,
-        progress: bool = False,
     ) -> Tensor:
         """Draw one image per context.
 
@@ -389,13 +412,13 @@ class DiffusionDecoder(nn.Module):
             height: Pixels; None is the size the U-Net was trained on.
             width: Likewise.
             null: Context that guidance leads away from, one row; None is that of the empty text.
-            progress: Show a bar on stderr.
 
         Returns:
             Pixels in [0, 1], (B, 3, H, W).
         """
         if len(seeds) != len(c):
             raise ValueError(f"{len(c)} contexts need as many seeds, got {len(seeds)}")
+        guidance = finite("guidance", guidance)
         solver = self._make_sampler(sampler, steps)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         latents = self._first_noise(generators, height, width)
@@ -406,7 +429,7 @@ class DiffusionDecoder(nn.Module):
             null = None
         else:
             null = (self._null_like(c) if null is None else null).expand(len(c))
-        for t in tqdm(solver.timesteps, disable=not progress, desc="sampling"):
+        for t in solver.timesteps:
             inputs = scale(latents, t)
             prediction = self._predict(inputs, t, c).float()
             if null is not None:
@@ -419,43 +442,30 @@ class DiffusionDecoder(nn.Module):
         """A fresh sampling scheduler with the noise levels and prediction type of training."""
         if sampler not in SAMPLERS:
             raise ConfigError(f'the sampler is "{sampler}"; choose one of {", ".join(SAMPLERS)}')
-        if not 1 <= steps <= self.num_timesteps:
-            raise ConfigError(f"steps is {steps}; choose between 1 and {self.num_timesteps}")
+        whole_number("steps", steps, 1, self.num_timesteps)
         kind, config = self._sampler_config(sampler)
         # `from_config` forgets values that the training scheduler took by default, until it is
         # saved and loaded; without this mark it keeps them.
         config.pop("_use_default_values", None)
         solver = kind.from_config(config)
-        solver.set_timesteps(steps, device=self._part(self.denoiser_name).device)
+        solver.set_timesteps(steps, device=self._denoiser().device)
         return solver
 
     def _sampler_config(self, sampler: Sampler) -> tuple[Any, dict[str, Any]]:
         """Class and settings of a sampler; latents must not be clipped as pixels would be."""
-        return SAMPLERS[sampler], dict(self._part("scheduler").config) | {"clip_sample": False}
+        return SAMPLERS[sampler], dict(self._schedule().config) | {"clip_sample": False}
 
     def _first_noise(
         self, generators: Sequence[torch.Generator], height: int | None, width: int | None
     ) -> Tensor:
         """Standard normal float32 latents (B, k, h, w), each image from its own CPU generator."""
-        denoiser, factor = self._part(self.denoiser_name), self.downscale_factor
+        denoiser, factor = self._denoiser(), self.downscale_factor
         height, width = height or self.image_size, width or self.image_size
         if height % factor or width % factor:
             raise ConfigError(f"image sides are divisible by {factor}, got {height}x{width}")
         shape = (int(denoiser.config["in_channels"]), height // factor, width // factor)
         draws = [torch.randn(shape, generator=generator) for generator in generators]
         return torch.stack(draws).to(denoiser.device)
-
-    # --- parts -----------------------------------------------------------------------------------
-
-    def _part(self, name: str) -> Any:
-        """A component that may be absent; diffusers' classes are not typed."""
-        part = getattr(self, name)
-        if part is None:
-            raise MissingPartError(
-                f"this diffusion decoder was built without its {name}, which this step needs; "
-                "load the model with it"
-            )
-        return part
 
 
 def _full_precision(tensor: Tensor) -> torch.autocast:

@@ -141,7 +141,7 @@ class VLVEncoder(ImageEncoder):
 
     def look(self, pixels: Tensor) -> Tensor:
         """The image tokens of Florence-2's vision tower, projected to the language width, (B, N, d); token 0 is the spatial mean."""
-        inputs = normalize(as_float(pixels), self.config)  # (B, 3, image_size, image_size)
+        inputs = normalize(pixels, self.config)  # (B, 3, image_size, image_size)
         tower = self.vision()[0]
         with own_precision(tower):
             inputs = inputs.to(next(tower.parameters()).dtype)
@@ -190,16 +190,19 @@ def normalize(pixels: Tensor, config: Any) -> Tensor:
     """What a vision tower sees, to the bit as the image processors of transformers, which resize 8-bit images with Pillow.
 
     Args:
-        pixels: (B, 3, H, W), float in [0, 1].
+        pixels: (B, 3, H, W), float in [0, 1] or uint8.
         config: With `image_size`, `image_mean` and `image_std`.
 
     Returns:
         (B, 3, image_size, image_size).
     """
     size = config.image_size
-    pixels = pixels.float()
     if pixels.shape[-2:] != (size, size):
-        pixels = resize((pixels * 255).round().to(torch.uint8), size, size).float() / 255
+        levels = pixels
+        if pixels.dtype != torch.uint8:
+            levels = (as_float(pixels).float() * 255).round().to(torch.uint8)
+        pixels = resize(levels, size, size)
+    pixels = as_float(pixels).float()
     mean = pixels.new_tensor(config.image_mean)[:, None, None]
     std = pixels.new_tensor(config.image_std)[:, None, None]
     return (pixels - mean) / std

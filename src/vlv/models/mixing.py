@@ -6,6 +6,7 @@ with fresh positions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Literal
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlv.errors import ConfigError
+from vlv.models.arguments import finite, whole_number
 
 MixMode = Literal["concat", "average", "slerp"]
 
@@ -92,6 +94,7 @@ def _concatenate(zs: Sequence[Tensor], keep: Sequence[int] | None) -> Tensor:
         raise ConfigError(
             f"keep has {len(keep)} numbers for {len(zs)} embeddings; give one for each"
         )
+    keep = [whole_number("keep", count, -math.inf) for count in keep]
     for count, z in zip(keep, zs, strict=True):
         if not 0 <= count <= len(z):
             raise ConfigError(
@@ -126,6 +129,7 @@ def _shares(zs: Sequence[Tensor], weights: Sequence[float] | None) -> list[float
         raise ConfigError(
             f"there are {len(weights)} weights for {len(zs)} embeddings; give one for each"
         )
+    weights = [finite("a weight", weight) for weight in weights]
     if min(weights) < 0 or not sum(weights) > 0:
         raise ConfigError(f"weights are non-negative and not all zero, got {weights}")
     return [weight / sum(weights) for weight in weights]

@@ -1,8 +1,8 @@
-"""Images of any kind become pixels: RGB, float (B, 3, H, W) in [0, 1], as at every seam."""
+"""Images of any kind become pixels: RGB (B, 3, H, W), uint8 or float in [0, 1], as at every seam."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,7 +16,10 @@ from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
 from vlv.data.images import load_image, to_pil, to_rgb, to_tensor
 from vlv.errors import ImageError
 
-ImageLike: TypeAlias = Image.Image | str | Path | bytes | NDArray[np.uint8] | Tensor
+OneImage: TypeAlias = Image.Image | str | Path | bytes
+ImageArray: TypeAlias = NDArray[np.uint8] | Tensor
+"""One image or a batch of them."""
+ImageLike: TypeAlias = OneImage | ImageArray
 """A PIL image, a path, the bytes of a file, an array (H, W, 3) uint8, or a tensor (3, H, W).
 
 Tensors are float in [0, 1] or uint8.
@@ -51,6 +54,10 @@ def as_list(images: Any) -> list[Any]:
     Raises:
         ImageError: There is no image.
     """
+    if not is_single(images) and not isinstance(images, Iterable):
+        raise ImageError(
+            f"an image is a PIL image, a path, bytes, an array or a tensor, got {type(images).__name__}"
+        )
     items = [images] if is_single(images) else list(images)
     if not items:
         raise ImageError("no image was given; pass one image or a list of images")
@@ -66,19 +73,22 @@ def as_batch(images: Sequence[Any], size: int, framing: Framing = DEFAULT_FRAMIN
         framing: What comes first, "cut" or "resize".
 
     Returns:
-        float (B, 3, size, size) in [0, 1] on the CPU.
+        (B, 3, size, size) on the CPU: uint8, or float in [0, 1] where an image is a float tensor of that size.
 
     Raises:
         ImageError: An item is no image, has an unusable shape, or cannot be read.
     """
-    return torch.stack([_square(image, size, framing) for image in images])
+    squares = [_square(image, size, framing) for image in images]
+    if any(square.is_floating_point() for square in squares):
+        return torch.cat([as_float(square[None]) for square in squares])
+    return torch.stack(squares)
 
 
 def _square(item: object, size: int, framing: Framing) -> Tensor:
-    """One image as float (3, size, size)."""
-    if isinstance(item, Tensor) and item.shape == (3, size, size) and item.is_floating_point():
-        return _checked(item).float()
-    return to_tensor(frame(_to_pil(item), size, framing)).float() / 255
+    """One image as (3, size, size), uint8 or float."""
+    if isinstance(item, Tensor) and item.shape == (3, size, size):
+        return item.cpu() if item.dtype == torch.uint8 else _checked(item).float()
+    return to_tensor(frame(_to_pil(item), size, framing))
 
 
 def _to_pil(item: object) -> Image.Image:

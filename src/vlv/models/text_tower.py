@@ -6,7 +6,7 @@ queries, D text width, L token ids.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ def num_positions(text_encoder: Tower) -> int:
     return int(text_encoder.config.max_position_embeddings)
 
 
-def contextualize(text_encoder: CLIPTextModel, z: Tensor) -> Tensor:
+def contextualize(text_encoder: Tower, z: Tensor) -> Tensor:
     """Apply the text tower to embeddings: c = T(z).
 
     Paper, section 3.2: z stands where the token embeddings of a text would stand. T adds its
@@ -43,11 +43,13 @@ def contextualize(text_encoder: CLIPTextModel, z: Tensor) -> Tensor:
         ValueError: z has another width or more tokens than the tower has positions.
     """
     _check_embeddings(text_encoder, z)
+    tower = _transformer(text_encoder)
     with own_precision(text_encoder):
-        hidden = text_encoder.embeddings(inputs_embeds=z.to(text_encoder.dtype))  # positions added
+        hidden = tower.embeddings(inputs_embeds=z.to(text_encoder.dtype))  # positions added
         mask = _causal_mask(hidden)
-        hidden = text_encoder.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
-        return cast("Tensor", text_encoder.final_layer_norm(hidden))  # (B, Q, D)
+        hidden = tower.encoder(inputs_embeds=hidden, attention_mask=mask).last_hidden_state
+        c: Tensor = tower.final_layer_norm(hidden)
+        return c  # (B, Q, D)
 
 
 def token_embeddings(text_encoder: Tower, ids: Tensor) -> Tensor:
@@ -60,7 +62,8 @@ def token_embeddings(text_encoder: Tower, ids: Tensor) -> Tensor:
     Returns:
         Embeddings before positions are added, (B, L, D).
     """
-    return cast("Tensor", text_encoder.get_input_embeddings()(ids))
+    embeddings: Tensor = text_encoder.get_input_embeddings()(ids)
+    return embeddings
 
 
 def penultimate_and_last(text_encoder: Tower, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +80,7 @@ def penultimate_and_last(text_encoder: Tower, z: Tensor) -> tuple[Tensor, Tensor
         The states before the last layer, and the last ones after the final norm, each (B, Q, D).
     """
     _check_embeddings(text_encoder, z)
-    tower: Any = getattr(text_encoder, "text_model", text_encoder)
+    tower = _transformer(text_encoder)
     with own_precision(text_encoder):
         hidden = tower.embeddings(inputs_embeds=z.to(text_encoder.dtype))
         mask = _causal_mask(hidden)
@@ -107,6 +110,11 @@ def tokenize(
     ).input_ids
     truncated = torch.tensor([len(row) > length for row in untruncated])
     return ids.to(text_encoder.device), truncated
+
+
+def _transformer(text_encoder: Tower) -> CLIPTextModel:
+    """The transformer itself; a tower with projection holds it as a part."""
+    return cast("CLIPTextModel", getattr(text_encoder, "text_model", text_encoder))
 
 
 def _causal_mask(hidden: Tensor) -> Tensor:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlv.errors import ConfigError
+from vlv.models.arguments import present
 from vlv.models.context import Context
 from vlv.models.diffusion import SAMPLERS, DiffusionDecoder, Sampler, TextContext
 from vlv.models.text_tower import (
@@ -26,14 +27,15 @@ from vlv.models.text_tower import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from transformers import (
-        CLIPTextModel,
-        CLIPTextModelWithProjection,
-        PreTrainedTokenizerBase,
-        T5EncoderModel,
-    )
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextModelWithProjection, PreTrainedTokenizerBase, T5EncoderModel
+
+    from vlv.models.diffusion import Scheduler
+    from vlv.models.text_tower import Tower
 
 _NUM_SIZE_CONDITIONS = 6
 T5_LENGTH = 256
@@ -49,29 +51,23 @@ class TwoTowerDecoder(DiffusionDecoder):
         tokenizer_2: Its tokenizer.
         vae: Latent auto-encoder.
         scheduler: The training schedule.
-        **parts: The denoiser, and what else a family has.
+        unet: The denoiser of SDXL.
     """
 
     towers = ("text_encoder", "text_encoder_2")
 
-    text_encoder_2: Any
-
     def __init__(
         self,
-        text_encoder: CLIPTextModel | CLIPTextModelWithProjection,
+        text_encoder: Tower,
         tokenizer: PreTrainedTokenizerBase | None,
         text_encoder_2: CLIPTextModelWithProjection,
         tokenizer_2: PreTrainedTokenizerBase | None,
-        vae: Any,
-        scheduler: Any,
-        **parts: Any,
+        vae: AutoencoderKL | None,
+        scheduler: Scheduler | None,
+        unet: UNet2DConditionModel | None = None,
     ) -> None:
-        super().__init__(
-            cast("Any", text_encoder), tokenizer, parts.pop("unet", None), vae, scheduler
-        )
+        super().__init__(text_encoder, tokenizer, unet, vae, scheduler)
         self.text_encoder_2, self.tokenizer_2 = text_encoder_2, tokenizer_2
-        for name, part in parts.items():
-            setattr(self, name, part)
 
     @property
     def text_width(self) -> int:
@@ -122,8 +118,10 @@ class TwoTowerDecoder(DiffusionDecoder):
     def encode_text(self, texts: Sequence[str]) -> TextContext:
         """The context of texts, padded to the towers' length; longer texts are cut and counted."""
         embedded, ends, lost = [], [], []
-        for number in ("", "_2"):
-            tokenizer, tower = self._part(f"tokenizer{number}"), self._part(f"text_encoder{number}")
+        for tokenizer, tower in (
+            (present(self.tokenizer, "tokenizer"), self.text_encoder),
+            (present(self.tokenizer_2, "tokenizer_2"), self.text_encoder_2),
+        ):
             ids, truncated = tokenize(tokenizer, tower, list(texts))
             embedded.append(token_embeddings(tower, ids))
             ends.append((ids == tokenizer.eos_token_id).int().argmax(-1))  # the first of them
@@ -146,22 +144,22 @@ class SDXLDecoder(TwoTowerDecoder):
     )
 
     def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
-        return cast("Tensor", self.text_encoder_2.text_projection(end_2))
+        return projected(self.text_encoder_2, end_2)
 
     def null_context(self, batch_size: int = 1) -> Context:
         """Zeros, which stood for no text when SDXL was trained."""
-        table: Tensor = self.text_encoder_2.get_input_embeddings().weight
+        like = next(self.text_encoder_2.parameters())
         return Context(
-            table.new_zeros(batch_size, self.num_positions, self.text_width),
-            table.new_zeros(batch_size, self._pooled_width()),
+            like.new_zeros(batch_size, self.num_positions, self.text_width),
+            like.new_zeros(batch_size, self._pooled_width()),
         )
 
     def _pooled_width(self) -> int:
-        return int(self.text_encoder_2.config.projection_dim)
+        return int(self.text_encoder_2.config.projection_dim or 0)
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
-        unet = self._part("unet")
-        output = unet(
+        unet = present(self.unet, "unet")
+        noise: Tensor = unet(
             noisy.to(unet.dtype),
             timesteps,
             encoder_hidden_states=c.sequence.to(unet.dtype),
@@ -169,12 +167,12 @@ class SDXLDecoder(TwoTowerDecoder):
                 "text_embeds": pooled_of(c).to(unet.dtype),
                 "time_ids": self._size_conditions(noisy).to(unet.dtype),
             },
-        )
-        return cast("Tensor", output.sample)
+        ).sample
+        return noise
 
     def _size_conditions(self, latents: Tensor) -> Tensor:
         """Original size, crop corner and target size (B, 6): an image of this size, not cropped."""
-        config = self._part("unet").config
+        config = present(self.unet, "unet").config
         width = config["projection_class_embeddings_input_dim"] - self._pooled_width()
         if width != _NUM_SIZE_CONDITIONS * config["addition_time_embed_dim"]:
             raise ConfigError(
@@ -205,16 +203,29 @@ class SD3Decoder(TwoTowerDecoder):
     )
     optional = ("text_encoder_3", "tokenizer_3")
     denoiser_name = "transformer"
-    text_encoder_3: T5EncoderModel | None
-    tokenizer_3: PreTrainedTokenizerBase | None
-    transformer: Any
+
+    def __init__(
+        self,
+        *towers_and_rest: Any,
+        transformer: SD3Transformer2DModel | None,
+        text_encoder_3: T5EncoderModel | None = None,
+        tokenizer_3: PreTrainedTokenizerBase | None = None,
+        **parts: Any,
+    ) -> None:
+        super().__init__(*towers_and_rest, **parts)
+        self.transformer = transformer
+        self.text_encoder_3, self.tokenizer_3 = text_encoder_3, tokenizer_3
+
+    @property
+    def denoiser(self) -> SD3Transformer2DModel | None:
+        """The transformer, or None."""
+        return self.transformer
 
     # --- context ---------------------------------------------------------------------------------
 
     def _pool(self, end_1: Tensor, end_2: Tensor) -> Tensor:
-        pooled_1: Tensor = cast("Any", self.text_encoder).text_projection(end_1)
-        pooled_2: Tensor = self.text_encoder_2.text_projection(end_2)
-        return torch.cat([pooled_1, pooled_2], dim=-1)
+        pooled = projected(self.text_encoder, end_1), projected(self.text_encoder_2, end_2)
+        return torch.cat(pooled, dim=-1)
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> TextContext:
@@ -222,7 +233,7 @@ class SD3Decoder(TwoTowerDecoder):
         c, num_truncated = super().encode_text(texts)
         if self.text_encoder_3 is None:
             return TextContext(c, num_truncated)
-        ids = self._part("tokenizer_3")(
+        ids = present(self.tokenizer_3, "tokenizer_3")(
             list(texts),
             padding="max_length",
             max_length=T5_LENGTH,
@@ -252,7 +263,7 @@ class SD3Decoder(TwoTowerDecoder):
 
     def _noise_share(self, timesteps: Tensor, like: Tensor) -> Tensor:
         """The share s of noise at positions t of the schedule (B,), moved by its ``shift``."""
-        config = self._part("scheduler").config
+        config = self._schedule().config
         if config.get("use_dynamic_shifting") or "shift" not in config:
             raise ConfigError(
                 f"{type(self.scheduler).__name__} is no flow-matching schedule with a fixed shift; "
@@ -266,25 +277,25 @@ class SD3Decoder(TwoTowerDecoder):
         return self._noise_share(timesteps, latents) * self.num_timesteps
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
-        transformer = self._part("transformer")
+        transformer = present(self.transformer, "transformer")
         missing = int(transformer.config["joint_attention_dim"]) - self.text_width
         if c.t5 is None:
             sequence = F.pad(c.sequence, (0, missing, 0, T5_LENGTH))
         else:
             sequence = torch.cat([F.pad(c.sequence, (0, missing)), c.t5], dim=1)
-        output = transformer(
+        noise: Tensor = transformer(
             hidden_states=noisy.to(transformer.dtype),
             timestep=timesteps.to(noisy.device).expand(len(noisy)),
             encoder_hidden_states=sequence.to(transformer.dtype),
             pooled_projections=pooled_of(c).to(transformer.dtype),
-        )
-        return cast("Tensor", output.sample)
+        ).sample
+        return noise
 
     # --- sampling --------------------------------------------------------------------------------
 
     def _sampler_config(self, sampler: Sampler) -> tuple[Any, dict[str, Any]]:
         """DPM-Solver++ for flows; DDIM of a flow is Euler's method."""
-        config = self._part("scheduler").config
+        config = self._schedule().config
         if sampler == "dpm":
             return SAMPLERS["dpm"], {
                 "num_train_timesteps": self.num_timesteps,
@@ -295,6 +306,13 @@ class SD3Decoder(TwoTowerDecoder):
         return FlowMatchEulerDiscreteScheduler, {**config, "stochastic_sampling": False}
 
 
+def projected(tower: Tower, state: Tensor) -> Tensor:
+    """The pooled vector (B, P) of a tower's last state at the end (B, D)."""
+    projection: nn.Linear | None = getattr(tower, "text_projection", None)
+    pooled: Tensor = present(projection, "text projection")(state)
+    return pooled
+
+
 def pooled_of(c: Context) -> Tensor:
     """The pooled vector (B, P), which only a context of another family lacks."""
     if c.pooled is None:
@@ -302,22 +320,22 @@ def pooled_of(c: Context) -> Tensor:
     return c.pooled
 
 
-def decoder_class(present: Sequence[str], text_encoder: Any = None) -> type[DiffusionDecoder]:
+def decoder_class(names: Sequence[str], text_encoder: object = None) -> type[DiffusionDecoder]:
     """The family of a diffusion decoder, told by its components.
 
     Args:
-        present: Names of the components there are.
+        names: Of the components there are.
         text_encoder: The first tower, which tells the families with two towers apart where the
             denoiser was not loaded.
     """
-    if "transformer" in present or hasattr(text_encoder, "text_projection"):
+    if "transformer" in names or hasattr(text_encoder, "text_projection"):
         return SD3Decoder
-    return SDXLDecoder if "text_encoder_2" in present else DiffusionDecoder
+    return SDXLDecoder if "text_encoder_2" in names else DiffusionDecoder
 
 
-def make_diffusion_decoder(components: dict[str, Any]) -> DiffusionDecoder:
-    """The diffusion decoder of a family for components by name; None where one is absent."""
-    present = [name for name, part in components.items() if part is not None]
-    kind = decoder_class(present, components.get("text_encoder"))
+def make_diffusion_decoder(components: Mapping[str, Any]) -> DiffusionDecoder:
+    """The diffusion decoder of a family from components by name; None where one is absent."""
+    names = [name for name, part in components.items() if part is not None]
+    kind = decoder_class(names, components.get("text_encoder"))
     parts: dict[str, Any] = {n: components.get(n) for n in (*kind.components, *kind.optional)}
     return kind(**parts)

@@ -21,7 +21,6 @@ from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import bottleneck_of
 from vlv.models.encoder import draw_linear, normalize
 from vlv.models.image_encoder import ImageEncoder
-from vlv.models.pixels import as_float
 from vlv.models.precision import own_precision
 
 _HEAD_WIDTH = 64
@@ -169,7 +168,7 @@ class VisionEncoder(ImageEncoder):
 
     def look(self, pixels: Tensor) -> Tensor:
         """The backbone's tokens, (B, N, d), of pixels (B, 3, H, W) in [0, 1] or uint8."""
-        inputs = normalize(as_float(pixels), self.config)
+        inputs = normalize(pixels, self.config)
         with own_precision(self.backbone):
             return patch_tokens(self.backbone, inputs.to(next(self.backbone.parameters()).dtype))
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers import AutoencoderKL
@@ -215,7 +215,7 @@ def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
     vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
     unet = components.make_unet(seed)
     scheduler: Any = components.make_scheduler()
-    decoder = DiffusionDecoder(tower, tokenizer, unet, vae, scheduler)
+    decoder = DiffusionDecoder(tower, tokenizer, cast("Any", unet), cast("Any", vae), scheduler)
     settings = LoaderSettings(batch_size=64, image_size=components.IMAGE_SIZE)
     cached = fill_cache(latents_cache(decoder), records, models / "latents", settings)
 

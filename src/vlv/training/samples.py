@@ -54,7 +54,7 @@ class Samples:
         if self.pipe.decoder.denoiser is not None:
             rows = {
                 "held out": [to_pil(image) for image in images],
-                "from z": list(self.pipe.reconstruct(z=z)),
+                "from z": self.pipe.draw(self.pipe.context(z)),
             }
             save_sheet(folder / f"{step:07d}.png", rows, ids, f"step {step}")
         if self.pipe.caption_decoder is not None:

@@ -32,6 +32,7 @@ from vlv.evaluation.results import Table
 from vlv.jobs.pictures import write_png
 from vlv.jobs.table import Row
 from vlv.jobs.tally import Tally
+from vlv.models.arguments import present
 from vlv.models.mixing import mix_embeddings
 from vlv.toyworld.inspector import Inspector
 from vlv.toyworld.language import OBJECT_FACTS, Claims, compare, true_claims
@@ -97,7 +98,7 @@ def predict(run: Run, backends: Backends, report: Report = lambda rows: None) ->
     if len(samples) < 3:
         raise ConfigError(f"mixes of three need three samples, got {len(samples)}")
     pipe = backends.pipeline(run.settings["model"], dtype_of(run.settings))
-    names = mix_names(int(pipe.encoder.config.num_queries))
+    names = mix_names(present(pipe.encoder, "encoder").num_queries)
     place = {sample.id: row for row, sample in enumerate(samples)}
     total = Tally()
     for name in names:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.arguments import present
 from vlv.models.text_tower import tokenize
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class ModelPainter:
 
     def draw(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Drawn:
         """From texts."""
-        cut = tokenize(self.pipe.tokenizer, self.pipe.text_encoder, list(texts))[1]
+        tokenizer = present(self.pipe.tokenizer, "tokenizer")
+        cut = tokenize(tokenizer, self.pipe.decoder.text_encoder, list(texts))[1]
         c = self.pipe.decoder.encode_text(list(texts)).c
         return Drawn(self._draw(c, seeds, guidance), [bool(flag) for flag in cut])
 
