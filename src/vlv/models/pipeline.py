@@ -321,8 +321,9 @@ class VLVPipeline(Components):
             A PIL image for one text, a list for several.
         """
         self._require("generate")
-        given = texts if isinstance(texts, list | tuple) else [texts]
-        if not given or not all(isinstance(text, str) for text in given):
+        given = [texts] if isinstance(texts, str) else texts
+        is_texts = isinstance(given, Sequence) and all(isinstance(text, str) for text in given)
+        if not is_texts or not given:
             raise ConfigError(f"generate takes one text or a list of texts, got {texts!r:.40}")
         with at_work(self, *self.decoder.towers):
             encoded = self.decoder.encode_text(given)
