@@ -46,11 +46,11 @@ from vlv.models.architectures import outline_caption_decoder, outline_decoder, o
 from vlv.models.compilation import lay_out
 from vlv.models.folder import part_dtype
 from vlv.models.placement import compile_parts
-from vlv.training.arithmetic import fast_products
 from vlv.training.assemble import Parts, prepare
 from vlv.training.distributed import World, join_world
 from vlv.training.flops import peak_flops
 from vlv.training.journal import versions
+from vlv.training.precision import fast_products
 from vlv.training.profile import profile_training
 from vlv.training.recompute import choose_recomputation
 

@@ -11,22 +11,20 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from models import SIZES, Models, make_batch, make_models
 from vlv.config import LoopConfig, OptimConfig, Stage1Config, Stage2Config
-from vlv.training.allocator import kept_memory
-from vlv.training.arithmetic import arrange
+from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
-from vlv.training.optim import Optimizer, trainable_parameters
-from vlv.training.passes import Forward, Passes, num_rows, rows_of
+from vlv.training.microbatches import num_rows, rows_of, with_targets
+from vlv.training.precision import store_frozen
 from vlv.training.stages import Stage1, Stage2
-from vlv.training.weights import set_train_mode, store_frozen
+from vlv.training.step import TrainingStep
+from vlv.training.weights import set_train_mode
 
 if TYPE_CHECKING:
     from vlv.training.objective import Batch
@@ -62,6 +60,7 @@ class Ours:
         batches: Global batches by name; every process takes its rows.
         world: The processes.
         seed: Of the noise.
+        compiled: See `loop.compile`.
     """
 
     def __init__(
@@ -71,28 +70,25 @@ class Ours:
         batches: dict[str, Batch],
         world: World = ALONE,
         seed: int = 0,
+        compiled: str | tuple[str, ...] = "none",
     ) -> None:
         if precision == "bf16":
             store_frozen(objective.module, torch.bfloat16, keep=[objective.decoder.vae])
         set_train_mode(objective.module)
         size = num_rows(next(iter(batches.values()))) // world.num_ranks
-        loop = LoopConfig(steps=2 * STEP, batch_size=size, precision=precision, seed=seed)
-        parameters = trainable_parameters(objective.module)
-        notes = Path(tempfile.gettempdir()) / "no-such-folder" / "notes"
-        self.passes = Passes(Forward(objective), world, loop, parameters, notes)
+        loop = LoopConfig(
+            steps=2 * STEP, batch_size=size, precision=precision, seed=seed, compile=compiled
+        )
         optim = OptimConfig(lr=1e-5, schedule="constant", warmup_steps=0)
-        self.optimizer = Optimizer(parameters, optim, loop.steps)
+        self.objective, self.size = objective, size
+        self.training_step = TrainingStep(objective, loop, optim, world)
         own = slice(world.rank * size, (world.rank + 1) * size)
         self.batches = {name: rows_of(batch, own) for name, batch in batches.items()}
 
     def step(self, name: str) -> torch.Tensor:
         """Train on a batch; the loss of the global batch, which nobody has to wait for."""
-        batch = self.passes.counted(self.batches[name])
-        loss = self.passes.gradients([batch], STEP)["loss"]
-        norm = self.optimizer.clip()
-        self.optimizer.step(STEP, torch.isfinite(norm + loss))
-        self.optimizer.zero_grad()
-        return loss
+        batch = with_targets(self.batches[name], self.objective, self.size)
+        return self.training_step([batch], STEP).values["loss"]
 
 
 def make_batches(models: Models, variant: Variant) -> dict[str, Batch]:
@@ -119,14 +115,12 @@ def make_ours(models: Models, variant: Variant, world: World = ALONE) -> Ours:
     objective: Stage1 | Stage2
     if variant.stage == 1:
         objective = Stage1(own.encoder, own.decoder, Stage1Config())
-        if variant.compiled:
-            loop = LoopConfig(steps=1, batch_size=1, compile=COMPILED)
-            arrange(loop, own.encoder, own.decoder, None, world.device)
     else:
         own.decoder.unet = own.decoder.vae = None
         settings = Stage2Config(batching=variant.batching)  # type: ignore[arg-type]
         objective = Stage2(own.encoder, own.decoder, own.caption_decoder, settings)
-    return Ours(objective, variant.precision, batches, world, variant.seed)
+    compiled = COMPILED if variant.compiled else "none"
+    return Ours(objective, variant.precision, batches, world, variant.seed, compiled)
 
 
 class Processes:
@@ -189,7 +183,7 @@ def work(variant: Variant) -> None:
     """One of the processes: a step for every line that comes in, until there are no more."""
     world = join_world()
     ours = make_ours(make_models(variant.models), variant, world)
-    with kept_memory(world.device):
+    with kept_memory(enabled=world.device.type == "cpu"):
         for line in sys.stdin:
             print(f"loss {float(ours.step(line.strip()))!r}", flush=True)
 

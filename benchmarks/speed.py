@@ -46,9 +46,9 @@ from vlv.toyworld.render import image_box, render
 from vlv.toyworld.scene import sample_scene
 from vlv.training.journal import versions
 from vlv.training.objective import Batch, Objective
-from vlv.training.optim import Optimizer, trainable_parameters
+from vlv.training.optim import Optimizer
 from vlv.training.stages import Stage1, Stage2
-from vlv.training.weights import set_train_mode
+from vlv.training.weights import set_train_mode, trainable_parameters
 
 AFTER_WARM_START = 10**6
 """Number of the timed step: far behind the warm start, so that the loss is the denoising loss."""

@@ -26,7 +26,7 @@ from ours import STEP, Processes, Variant, make_batches
 
 from models import SIZES, Models, make_models
 from vlv.models.draws import RowGenerator
-from vlv.training.passes import num_rows
+from vlv.training.microbatches import num_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable

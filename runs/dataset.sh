@@ -26,7 +26,7 @@ vlv toyworld render "$OUT/held-out" --split val --num 16 --seed "$SEED"
 vlv data stats "$OUT/captioned/*.parquet" --output "$OUT/stats.html" --seed "$SEED"
 vlv data check "$OUT/captioned/*.parquet"
 
-vlv train stage2 --config tiny-captions-stage2 --run "$OUT/run" --seed "$SEED" \
+vlv train tiny-captions-stage2 --run-dir "$OUT/run" --seed "$SEED" \
   --set model.encoder=vlv-tiny --set model.decoder=vlv-tiny --set model.caption_decoder=vlv-tiny \
   --set "data.inputs=[$OUT/captioned/*.parquet]" --set "data.held_out=[$OUT/held-out]" \
   --set loop.steps="$STEPS" --set loop.batch_size=8 --set optim.warmup_steps=2

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run `vlv ARGUMENTS` on GPUS processes, and on NODES machines where there are several: start it on each of them.
 #
-#   GPUS=8 runs/launch.sh train stage1 --config paper-stage1 --run-dir runs/stage1
+#   GPUS=8 runs/launch.sh train paper-stage1 --run-dir runs/stage1
 #   GPUS=8 NODES=8 HEAD=node0:29500 runs/launch.sh train ...     HEAD: the same on every node, a free port on one of them
 #   GPUS=8 ACCELERATE=my.yaml runs/launch.sh train ...           by `accelerate launch` with that configuration
 set -euo pipefail

@@ -13,9 +13,9 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${DATA:?name the images: DATA=/data/images $0}"
 RUN=${RUN:-runs/stage1}
-options=(--config "${CONFIG:-paper-stage1}" --run-dir "$RUN" --set "data.inputs=[$DATA]")
+options=("${CONFIG:-paper-stage1}" --run-dir "$RUN" --set "data.inputs=[$DATA]")
 [[ -z ${HELD_OUT:-} ]] || options+=(--set "data.held_out=[$HELD_OUT]")
 [[ -z ${USD_PER_GPU_HOUR:-} ]] || options+=(--usd-per-gpu-hour "$USD_PER_GPU_HOUR")
 
-"${PYTHON:-python}" -m vlv train stage1 "${options[@]}" "$@" --dry-run --processes $((${GPUS:-1} * ${NODES:-1}))
-[[ -n ${DRY_RUN:-} ]] || exec "$here/launch.sh" train stage1 "${options[@]}" "$@"
+"${PYTHON:-python}" -m vlv train "${options[@]}" "$@" --dry-run --processes $((${GPUS:-1} * ${NODES:-1}))
+[[ -n ${DRY_RUN:-} ]] || exec "$here/launch.sh" train "${options[@]}" "$@"

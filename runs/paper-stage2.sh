@@ -13,10 +13,10 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 : "${DATA:?name the images with captions: DATA=/data/captioned $0}"
 RUN=${RUN:-runs/stage2}
-options=(--config "${CONFIG:-paper-stage2}" --run-dir "$RUN" --set "data.inputs=[$DATA]")
+options=("${CONFIG:-paper-stage2}" --run-dir "$RUN" --set "data.inputs=[$DATA]")
 options+=(--set "model.encoder=${STAGE1:-runs/stage1/model}")
 [[ -z ${HELD_OUT:-} ]] || options+=(--set "data.held_out=[$HELD_OUT]")
 [[ -z ${USD_PER_GPU_HOUR:-} ]] || options+=(--usd-per-gpu-hour "$USD_PER_GPU_HOUR")
 
-"${PYTHON:-python}" -m vlv train stage2 "${options[@]}" "$@" --dry-run --processes $((${GPUS:-1} * ${NODES:-1}))
-[[ -n ${DRY_RUN:-} ]] || exec "$here/launch.sh" train stage2 "${options[@]}" "$@"
+"${PYTHON:-python}" -m vlv train "${options[@]}" "$@" --dry-run --processes $((${GPUS:-1} * ${NODES:-1}))
+[[ -n ${DRY_RUN:-} ]] || exec "$here/launch.sh" train "${options[@]}" "$@"

@@ -14,12 +14,12 @@ for part in inspector vae text unet vision florence llm vae_decoder; do
 done
 
 for stage in stage1 stage2; do
-  vlv train "$stage" --config "tiny-$stage" --run "$OUT/runs/$stage" --seed "$SEED"
+  vlv train "tiny-$stage" --run-dir "$OUT/runs/$stage" --seed "$SEED"
 done
-vlv train stage2 --config tiny-captions-stage2 --run "$OUT/runs/captions" --seed "$SEED"
+vlv train tiny-captions-stage2 --run-dir "$OUT/runs/captions" --seed "$SEED"
 
 # The control of the paper's Table 7, without stage 1: a fresh encoder learns from captions alone, from the first step.
-vlv train stage2 --config tiny-stage2 --run "$OUT/runs/control" --seed "$SEED" \
+vlv train tiny-stage2 --run-dir "$OUT/runs/control" --seed "$SEED" \
   --set model.encoder=null --set model.florence="$OUT/parts/florence" \
   --set "model.prompt=List what is shown in the image." --set data.latents=null \
   --set stage2.frozen_encoder_steps=0 --set stage2.denoising_weight=0 --set stage2.timesteps=uniform

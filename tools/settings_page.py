@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from vlv.config import RunConfig, preset_names
+from vlv.config import Stage1Run, Stage2Run, preset_names
 from vlv.curation import settings as filters
 
 if TYPE_CHECKING:
@@ -51,13 +51,11 @@ def settings_page() -> str:
     """All settings as Markdown, one table for each section of the configuration."""
     presets = ", ".join(f"`{name}`" for name in preset_names())
     parts = [_HEAD.format(presets=presets)]
-    for name, field in RunConfig.model_fields.items():
-        section = _section_of(field.annotation)
-        if section is None:
-            parts.append(f"`{name}` ({_name(field.annotation)}): {field.description}\n")
-            continue
-        head = f"## {name}\n\n{field.description}\n\n{_TABLE_HEAD}"
-        parts.append(head + "".join(_rows(f"{name}.", section)))
+    parts.append("`stage` (`stage1` or `stage2`): which of the two.\n")
+    for name, field in (Stage1Run.model_fields | Stage2Run.model_fields).items():
+        if sections := list(_sections_of(field.annotation)):
+            rows = dict.fromkeys(row for kind in sections for row in _rows(f"{name}.", kind))
+            parts.append(f"## {name}\n\n{field.description}\n\n{_TABLE_HEAD}" + "".join(rows))
     return "\n".join([*parts, *_filter_tables()])
 
 
@@ -79,12 +77,12 @@ def _rows(prefix: str, section: type[BaseModel]) -> Iterator[str]:
         yield f"| `{prefix}{name}` | {_name(field.annotation)} | {_default(field)} | {meaning} |\n"
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The settings class that an annotation names, alone or beside None."""
-    for choice in (annotation, *get_args(annotation)):
-        if isinstance(choice, type) and issubclass(choice, BaseModel):
-            return choice
-    return None
+def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes that an annotation names, alone or in a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections_of(part)
 
 
 def _default(field: FieldInfo) -> str:

@@ -7,14 +7,28 @@ command line `--set optim.lr=1e-4` changes one value.
 from __future__ import annotations
 
 import difflib
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import to_jsonable_python
 
 from vlv.config_files import MODELS, RUNS, names_in, read_values
 from vlv.config_sections import (
+    ENCODERS,
+    FREE_ON_RESUME,
+    AnyModel,
+    BackboneEncoder,
     DataConfig,
+    FlorenceEncoder,
     LoopConfig,
     ModelConfig,
     OptimConfig,
@@ -22,17 +36,17 @@ from vlv.config_sections import (
     Settings,
     Stage1Config,
     Stage2Config,
+    TrainedEncoder,
 )
 from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = [
-    "FORMER_SETTINGS",
-    "FREE_ON_RESUME",
+    "BackboneEncoder",
     "DataConfig",
+    "FlorenceEncoder",
     "LoopConfig",
     "ModelConfig",
     "ModelPreset",
@@ -41,50 +55,25 @@ __all__ = [
     "RunConfig",
     "Settings",
     "Stage1Config",
+    "Stage1Run",
     "Stage2Config",
-    "default_of",
+    "Stage2Run",
+    "TrainedEncoder",
+    "defaults",
+    "free_on_resume",
     "load_config",
     "load_models",
     "load_settings",
     "model_preset_names",
+    "parse_run",
     "preset_names",
 ]
 
-FREE_ON_RESUME = frozenset(
-    {
-        "loop.log_every",
-        "loop.eval_every",
-        "loop.sample_every",
-        "loop.save_every",
-        "loop.save_every_seconds",
-        "loop.parallel",
-        "loop.keep_last",
-        "loop.peak_tflops",
-        "loop.keep_best",
-        "loop.best_is",
-        "loop.max_failed_saves",
-        "loop.trackers",
-        "loop.usd_per_gpu_hour",
-        "data.inputs",  # the loader compares the records themselves
-        "data.held_out",
-        "data.num_workers",
-        "data.prefetch",
-        "data.read_timeout_seconds",
-        "data.max_bad_share",
-    }
-)
-"""Settings that may change when a run goes on: none of them touches what is learnt."""
 
-FORMER_SETTINGS = frozenset({"loop.tensorboard"})
-"""Settings of earlier versions that touched nothing of what is learnt; files that have them are still read."""
+class _Run(Settings):
+    """What both stages have."""
 
-
-class RunConfig(Settings):
-    """One training run."""
-
-    stage: Literal["stage1", "stage2"]
-    """Which of the two."""
-    model: ModelConfig
+    model: AnyModel
     """What it starts from."""
     data: DataConfig
     """What it sees."""
@@ -92,102 +81,92 @@ class RunConfig(Settings):
     """How it learns."""
     loop: LoopConfig
     """How long, and when to look."""
-    stage1: Stage1Config | None = None
+
+    def spans(self) -> dict[str, int]:
+        """Steps of a part of the run, by name."""
+        return {"optim.warmup_steps": self.optim.warmup_steps}
+
+    def contradictions(self) -> Iterator[str]:
+        """A part of the run that is longer than the run."""
+        for key, span in self.spans().items():
+            if span and span >= self.loop.steps:
+                yield f"{key} is {span}, but the run has only {self.loop.steps} steps; lower it"
+
+
+class Stage1Run(_Run):
+    """A training run of stage 1: images alone teach the encoder."""
+
+    stage: Literal["stage1"]
+    """Which of the two stages."""
+    stage1: Stage1Config = Field(default_factory=lambda: Stage1Config.model_validate({}))
     """Settings of stage 1, and only of it."""
-    stage2: Stage2Config | None = None
+
+    stage2: ClassVar[None] = None
+
+    def spans(self) -> dict[str, int]:
+        """Warm-up and warm start."""
+        warm = self.stage1.warm_start_steps + self.stage1.warm_start_fade_steps
+        return super().spans() | {"stage1.warm_start_steps + warm_start_fade_steps": warm}
+
+    def contradictions(self) -> Iterator[str]:
+        """A caption decoder, features of a tower that trains, a warm start without Florence-2."""
+        yield from super().contradictions()
+        for name in ("llm", "caption_decoder"):
+            if getattr(self.model, name) is not None:
+                yield f"model.{name} has no effect in stage1; remove it"
+        if self.stage1.trainable == "all" and self.data.features:
+            yield "data.features are those of a frozen vision tower, but stage1.trainable is all; remove one of them"
+        if self.stage1.warm_start_steps and self.model.florence is None:
+            yield "stage1.warm_start_steps needs model.florence, whose captions it starts from; set it to 0"
+
+
+class Stage2Run(_Run):
+    """A training run of stage 2: captions teach the caption decoder to read z."""
+
+    stage: Literal["stage2"]
+    """Which of the two stages."""
+    stage2: Stage2Config = Field(default_factory=lambda: Stage2Config.model_validate({}))
     """Settings of stage 2, and only of it."""
 
-    @model_validator(mode="after")
-    def _belongs_together(self) -> RunConfig:
-        first = self.stage == "stage1"
-        unused = ("stage2", "model.llm", "model.caption_decoder") if first else ("stage1",)
-        if _get(self, self.stage) is None:
-            raise ValueError(f"{self.stage} needs {self.stage}; set it")
-        for key in unused:
-            if _get(self, key) is not None:
-                raise ValueError(f"{key} has no effect in {self.stage}; remove it")
-        if self.model.backbone is None:
-            self._needs_one("model.florence", "model.encoder")
-        if not first:
-            self._needs_one("model.llm", "model.caption_decoder")
-        if self.model.llm is not None and self.model.caption_decoder is not None:
-            raise ValueError(
-                "model.llm has no effect beside model.caption_decoder; remove one of them"
-            )
-        if self.stage2 and self.data.latents and not self.stage2.denoising_weight:
-            raise ValueError(
-                "data.latents has no effect while stage2.denoising_weight is 0; remove it"
-            )
-        return self
+    stage1: ClassVar[None] = None
 
-    @model_validator(mode="after")
-    def _cached_features_are_frozen(self) -> RunConfig:
-        if self.stage1 and self.stage1.trainable == "all" and self.data.features:
-            raise ValueError(
-                "data.features are those of a frozen vision tower, but stage1.trainable is all; remove one of them"
-            )
-        return self
+    def spans(self) -> dict[str, int]:
+        """Warm-up, and while parts are frozen."""
+        return super().spans() | {
+            "stage2.frozen_encoder_steps": self.stage2.frozen_encoder_steps,
+            "stage2.frozen_llm_steps": self.stage2.frozen_llm_steps,
+        }
 
-    @model_validator(mode="after")
-    def _encoder_is_fresh_or_trained(self) -> RunConfig:
-        if self.model.encoder is None:
-            return self
-        for key in _FRESH_ENCODER:
-            if _get(self, key) is not None:
-                raise ValueError(f"{key} has no effect beside model.encoder; remove one of them")
-        if self.stage1 is not None and self.stage1.warm_start_steps:
-            raise ValueError(
-                "stage1.warm_start_steps needs model.florence, whose captions it starts from; "
-                "set it to 0 for an encoder that learns on"
-            )
-        return self
+    def contradictions(self) -> Iterator[str]:
+        """No caption decoder, or latents that nothing reads."""
+        yield from super().contradictions()
+        if self.model.llm is None and self.model.caption_decoder is None:
+            yield "stage2 needs model.llm or model.caption_decoder; set one of them"
+        if self.data.latents and not self.stage2.denoising_weight:
+            yield "data.latents has no effect while stage2.denoising_weight is 0; remove it"
 
-    @model_validator(mode="after")
-    def _backbone_replaces_florence(self) -> RunConfig:
-        if self.model.backbone is None:
-            if self.model.backbone_layers is not None:
-                raise ValueError(
-                    "model.backbone_layers has no effect without model.backbone; remove it"
-                )
-            return self
-        for key in ("model.florence", "model.prompt"):
-            if _get(self, key) is not None:
-                raise ValueError(f"{key} has no effect beside model.backbone; remove one of them")
-        if self.stage1 is not None and self.stage1.warm_start_steps:
-            raise ValueError(
-                "stage1.warm_start_steps needs model.florence, whose captions it starts from; "
-                "a backbone writes none, so set it to 0"
-            )
-        return self
 
-    @model_validator(mode="after")
-    def _temperature_has_effect(self) -> RunConfig:
-        for key in ("model.gumbel_temperature", "model.gumbel_steps"):
-            if _get(self, key) is not None and self.model.bottleneck != "gumbel":
-                raise ValueError(
-                    f"{key} has no effect unless model.bottleneck is gumbel; remove it or set that"
-                )
-        return self
+RunConfig = Stage1Run | Stage2Run
+"""One training run."""
 
-    def _needs_one(self, key: str, other: str) -> None:
-        if _get(self, key) is None and _get(self, other) is None:
-            raise ValueError(f"{self.stage} needs {key} or {other}; set one of them")
 
-    @model_validator(mode="after")
-    def _fits_into_steps(self) -> RunConfig:
-        spans = {"optim.warmup_steps": self.optim.warmup_steps}
-        if self.stage1 is not None:
-            warm = self.stage1.warm_start_steps + self.stage1.warm_start_fade_steps
-            spans["stage1.warm_start_steps + warm_start_fade_steps"] = warm
-        if self.stage2 is not None:
-            spans["stage2.frozen_encoder_steps"] = self.stage2.frozen_encoder_steps
-            spans["stage2.frozen_llm_steps"] = self.stage2.frozen_llm_steps
-        for key, span in spans.items():
-            if span and span >= self.loop.steps:
-                raise ValueError(
-                    f"{key} is {span}, but the run has only {self.loop.steps} steps; lower it"
-                )
-        return self
+def _stage_of(value: Any) -> str | None:
+    stage = value.get("stage") if isinstance(value, dict) else getattr(value, "stage", None)
+    return f"in {stage}" if stage in ("stage1", "stage2") else None
+
+
+_AnyRun: TypeAdapter[RunConfig] = TypeAdapter(
+    Annotated[
+        Annotated[Stage1Run, Tag("in stage1")] | Annotated[Stage2Run, Tag("in stage2")],
+        Discriminator(
+            _stage_of,
+            custom_error_type="no_source",
+            custom_error_message="stage is neither stage1 nor stage2; set it to one of them",
+        ),
+    ]
+)
+_CHOICES: tuple[type[Settings], ...] = (Stage1Run, Stage2Run, *ENCODERS.values())
+"""What a setting may belong to that is none of its own section."""
 
 
 class ImageConfig(Settings):
@@ -197,35 +176,24 @@ class ImageConfig(Settings):
     """Side in pixels of the square that is cut from each image."""
 
 
+class PresetModel(FlorenceEncoder):
+    """Florence-2, diffusion decoder and language model."""
+
+    llm: PartSource
+    num_queries: PositiveInt
+    input_size: PositiveInt
+
+
 class ModelPreset(Settings):
     """Models that belong together: what a fresh VLV is made of."""
 
-    model: ModelConfig
+    model: PresetModel
     """Florence-2, diffusion decoder and language model."""
     data: ImageConfig
     """The image."""
 
-    @model_validator(mode="after")
-    def _is_complete(self) -> ModelPreset:
-        for key in ("florence", "llm", "num_queries", "input_size"):
-            if getattr(self.model, key) is None:
-                raise ValueError(f"model.{key} is missing; set it")
-        return self
-
 
 _Kind = TypeVar("_Kind", bound=Settings)
-
-_FRESH_ENCODER = (
-    "model.florence",
-    "model.backbone",
-    "model.backbone_layers",
-    "model.num_queries",
-    "model.input_size",
-    "model.prompt",
-    "model.bottleneck",
-    "model.gumbel_temperature",
-    "model.gumbel_steps",
-)
 
 
 def preset_names() -> list[str]:
@@ -257,7 +225,20 @@ def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(
             f"{source} names models and no run; take one of {runs}, with --set base={source}"
         )
-    return load_settings(RunConfig, source, overrides)
+    values, name = read_values(source, overrides)
+    try:
+        return parse_run(values)
+    except ValidationError as error:
+        raise ConfigError(f"{name}: {_in_words(error, Stage1Run)}") from error
+
+
+def parse_run(values: object) -> RunConfig:
+    """The configuration of a run from nested values.
+
+    Raises:
+        ValidationError: Of pydantic.
+    """
+    return _AnyRun.validate_python(values)
 
 
 def load_models(source: str | Path, overrides: Sequence[str] = ()) -> ModelPreset:
@@ -265,13 +246,36 @@ def load_models(source: str | Path, overrides: Sequence[str] = ()) -> ModelPrese
     return load_settings(ModelPreset, source, overrides)
 
 
-def default_of(key: str) -> Any:
-    """The default of a run's setting by its dotted key, as a JSON value; None where there is none."""
-    *parents, last = key.split(".")
-    field = _section(parents).model_fields.get(last)
-    if field is None or field.is_required():
-        return None
-    return to_jsonable_python(field.get_default(call_default_factory=True))
+def free_on_resume() -> set[str]:
+    """Dotted names of the settings that may change when a run goes on: none of them touches what is learnt."""
+    sections: dict[str, type[Settings]] = {
+        "optim": OptimConfig,
+        "loop": LoopConfig,
+        "data": DataConfig,
+    }
+    return {
+        f"{section}.{name}"
+        for section, kind in sections.items()
+        for name, field in kind.model_fields.items()
+        if FREE_ON_RESUME in field.metadata
+    }
+
+
+def defaults() -> dict[str, Any]:
+    """Defaults of a run's settings by dotted name, as JSON values; those without one are left out."""
+    sections: dict[str, type[Settings]] = {
+        "optim": OptimConfig,
+        "loop": LoopConfig,
+        "data": DataConfig,
+        "stage1": Stage1Config,
+        "stage2": Stage2Config,
+    }
+    return {
+        f"{section}.{name}": to_jsonable_python(field.get_default(call_default_factory=True))
+        for section, kind in sections.items()
+        for name, field in kind.model_fields.items()
+        if not field.is_required()
+    }
 
 
 def load_settings(
@@ -298,40 +302,41 @@ def load_settings(
 def _in_words(error: ValidationError, kind: type[BaseModel]) -> str:
     """One thing that is wrong, in one sentence; a misspelt key before the missing one that it causes."""
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    *parents, last = location = [str(part) for part in first["loc"]] or [""]
-    key = ".".join(location)
+    tags = [str(part) for part in first["loc"] if " " in str(part)]  # of unions, no names
+    *parents, last = [str(part) for part in first["loc"] if " " not in str(part)] or [""]
+    key = ".".join([*parents, last])
     match first["type"]:
         case "extra_forbidden":
+            if tags and any(last in choice.model_fields for choice in _CHOICES):
+                return f"{key} has no effect {tags[-1]}; remove one of them"
             known = list(_section(parents, kind).model_fields)
             near = difflib.get_close_matches(last, known, n=1, cutoff=0.0)
             return f"unknown setting {key}; did you mean {'.'.join([*parents, *near])}?"
         case "missing":
             return f"{key} is missing; set it"
+        case "no_source":
+            return first["msg"]
         case "value_error":
             return f"{key}: {first['ctx']['error']}" if key else str(first["ctx"]["error"])
         case _:
             return f"{key} is {first['input']!r}, but {_lower_first(first['msg'])}"
 
 
-def _section(path: Sequence[str], kind: type[BaseModel] | None = None) -> type[BaseModel]:
+def _section(path: Sequence[str], kind: type[BaseModel]) -> type[BaseModel]:
     """The settings class at a path of names; an empty one where there is none."""
-    model = kind or RunConfig
     for name in path:
-        field = model.model_fields.get(name)
-        annotation = field.annotation if field else None
-        choices = (annotation, *get_args(annotation))
-        found = (c for c in choices if isinstance(c, type) and issubclass(c, BaseModel))
-        model = next(found, Settings)
-    return model
+        field = kind.model_fields.get(name)
+        kind = next(_classes_in(field.annotation), Settings) if field else Settings
+    return kind
+
+
+def _classes_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The settings classes in an annotation, such as a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _classes_in(part)
 
 
 def _lower_first(text: str) -> str:
     return text[:1].lower() + text[1:]
-
-
-def _get(settings: BaseModel, key: str) -> Any:
-    """The value of a dotted key."""
-    value: Any = settings
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
 
 from vlv.errors import ConfigError
+
+FREE_ON_RESUME = "may change on resume"
+"""Mark of a setting that may change when a run goes on, as it touches nothing of what is learnt."""
 
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and no key that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def contradictions(self) -> Iterator[str]:
+        """What is wrong with settings that are right one by one."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _contradicts_nothing(self) -> Self:
+        for message in self.contradictions():
+            raise ValueError(message)
+        return self
 
 
 class OptimConfig(Settings):
@@ -37,19 +60,14 @@ class OptimConfig(Settings):
     lr_scale: dict[str, PositiveFloat] = {}
     """Factor on the learning rate by parameter name prefix, such as {queries: 10}; the longest prefix counts."""
 
-    @model_validator(mode="after")
-    def _decay_has_effect(self) -> OptimConfig:
+    def contradictions(self) -> Iterator[str]:
+        """A decay without effect, without a period, or before the end of the warm-up."""
         if self.schedule == "constant" and (self.decay_steps is not None or self.end_share):
-            raise ValueError(
-                "decay_steps and end_share have no effect with schedule constant; remove them"
-            )
+            yield "decay_steps and end_share have no effect with schedule constant; remove them"
         if self.schedule == "cosine_wave" and self.decay_steps is None:
-            raise ValueError("schedule cosine_wave needs decay_steps, half of its period; set it")
+            yield "schedule cosine_wave needs decay_steps, half of its period; set it"
         if self.decay_steps is not None and self.decay_steps <= self.warmup_steps:
-            raise ValueError(
-                f"decay_steps is {self.decay_steps}, but the warm-up takes {self.warmup_steps} steps; raise it"
-            )
-        return self
+            yield f"decay_steps is {self.decay_steps}, but the warm-up takes {self.warmup_steps} steps; raise it"
 
 
 CompiledPart = Literal["vision_tower", "language", "text_encoder", "unet", "vae", "llm"]
@@ -76,9 +94,11 @@ class LoopConfig(Settings):
     """Memory layout of U-Net and VAE; auto is on a GPU only, as a CPU gains nothing from it."""
     compile: Literal["none", "auto"] | list[CompiledPart] = "none"
     """Parts that torch.compile translates first, which takes minutes; auto is all but the text tower, and on a GPU only."""
+    cpu_tricks: bool = True
+    """On a CPU: keep freed memory for the next step, and write attention out in bf16 (see docs/performance.md)."""
     tf32: bool = True
     """Let a GPU round the factors of float32 products to 10 bits, which the VAE and fp32 runs gain from."""
-    parallel: Literal["ddp", "fsdp"] | None = None
+    parallel: Annotated[Literal["ddp", "fsdp"] | None, FREE_ON_RESUME] = None
     """Of several processes: ddp holds all in each, fsdp deals out what trains; null is as accelerate says, or ddp."""
     train_mode: Literal["trained", "all"] = "trained"
     """Parts with dropout and drop-path: those that train, or all, the frozen vision tower too (the authors' code)."""
@@ -88,53 +108,41 @@ class LoopConfig(Settings):
     """Decay of the moving average of the weights, such as 0.999; null keeps none."""
     max_bad_steps: PositiveInt = 10
     """Steps in a row with a loss or gradient that is not finite before the run stops; each is skipped."""
-    log_every: PositiveInt = 20
+    log_every: Annotated[PositiveInt, FREE_ON_RESUME] = 20
     """Steps between two lines of metrics.jsonl."""
-    eval_every: PositiveInt | None = 500
+    eval_every: Annotated[PositiveInt | None, FREE_ON_RESUME] = 500
     """Steps between two evaluations; null evaluates at the end only."""
-    sample_every: PositiveInt | None = 1000
+    sample_every: Annotated[PositiveInt | None, FREE_ON_RESUME] = 1000
     """Steps between two sample pictures; null draws them at the end only."""
-    save_every: PositiveInt | None = 1000
+    save_every: Annotated[PositiveInt | None, FREE_ON_RESUME] = 1000
     """Steps between two checkpoints; null leaves it to save_every_seconds."""
-    save_every_seconds: PositiveFloat | None = 120.0
+    save_every_seconds: Annotated[PositiveFloat | None, FREE_ON_RESUME] = 120.0
     """Seconds after which a checkpoint is written in any case; null leaves it to save_every."""
-    keep_last: PositiveInt = 2
+    keep_last: Annotated[PositiveInt, FREE_ON_RESUME] = 2
     """Checkpoints that are kept."""
-    keep_best: str | None = None
+    keep_best: Annotated[str | None, FREE_ON_RESUME] = None
     """Held-out figure, such as held_out_loss, whose best checkpoint is kept beside the last ones; null keeps none."""
-    best_is: Literal["lowest", "highest"] = "lowest"
+    best_is: Annotated[Literal["lowest", "highest"], FREE_ON_RESUME] = "lowest"
     """Which value of keep_best is the best."""
-    max_failed_saves: PositiveInt = 3
+    max_failed_saves: Annotated[PositiveInt, FREE_ON_RESUME] = 3
     """Checkpoints in a row that may fail, on a full disk say, before the run stops; the one before stays."""
-    trackers: list[Literal["tensorboard", "wandb", "trackio"]] | None = None
+    trackers: Annotated[list[Literal["tensorboard", "wandb", "trackio"]] | None, FREE_ON_RESUME] = (
+        None
+    )
     """Where figures and samples go too; null is TensorBoard where it is installed, [] is nowhere."""
-    peak_tflops: PositiveFloat | None = None
+    peak_tflops: Annotated[PositiveFloat | None, FREE_ON_RESUME] = None
     """Bfloat16 TFLOP/s of the device at best, for the MFU; null looks the GPU's name up, and knows no CPU's."""
-    usd_per_gpu_hour: PositiveFloat | None = None
+    usd_per_gpu_hour: Annotated[PositiveFloat | None, FREE_ON_RESUME] = None
     """Price of one GPU for an hour, for the cost in the log and the summary; null counts no cost."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _tensorboard_is_a_tracker(cls, values: Any) -> Any:
-        """Read files of the time when `tensorboard: true | false` stood in place of `trackers`."""
-        if not isinstance(values, dict) or "tensorboard" not in values or "trackers" in values:
-            return values
-        rest = {key: value for key, value in values.items() if key != "tensorboard"}
-        return rest | {"trackers": None if values["tensorboard"] else []}
-
-    @model_validator(mode="after")
-    def _best_of_something(self) -> LoopConfig:
+    def contradictions(self) -> Iterator[str]:
+        """Settings without effect, and a run without checkpoints."""
         if self.best_is != "lowest" and self.keep_best is None:
-            raise ValueError("best_is has no effect while keep_best is null; set keep_best")
-        return self
-
-    @model_validator(mode="after")
-    def _one_way_to_accumulate(self) -> LoopConfig:
+            yield "best_is has no effect while keep_best is null; set keep_best"
         if self.global_batch_size is not None and self.accumulate != 1:
-            raise ValueError(
-                "accumulate has no effect beside global_batch_size; remove one of them"
-            )
-        return self
+            yield "accumulate has no effect beside global_batch_size; remove one of them"
+        if self.save_every is None and self.save_every_seconds is None:
+            yield "save_every and save_every_seconds are both null; set one of them"
 
     def passes_per_step(self, num_processes: int = 1) -> int:
         """Forward passes of each process for one optimiser step.
@@ -157,12 +165,6 @@ class LoopConfig(Settings):
         """Images that one optimiser step sees in all processes together."""
         return self.batch_size * num_processes * self.passes_per_step(num_processes)
 
-    @model_validator(mode="after")
-    def _some_checkpoints(self) -> LoopConfig:
-        if self.save_every is None and self.save_every_seconds is None:
-            raise ValueError("save_every and save_every_seconds are both null; set one of them")
-        return self
-
 
 class PartSource(Settings):
     """Where a component comes from; a plain string is its path."""
@@ -182,43 +184,130 @@ class PartSource(Settings):
         return {"path": value} if isinstance(value, str) else value
 
 
-class ModelConfig(Settings):
-    """What a run starts from."""
+class ModelSources(Settings):
+    """The frozen diffusion decoder, and for stage 2 where the caption decoder comes from."""
 
     decoder: PartSource
     """The frozen diffusion decoder: a model folder in the diffusers layout."""
-    florence: PartSource | None = None
-    """The Florence-2 that becomes the encoder: stage 1, or stage 2 without a stage 1 (paper, Table 7)."""
-    backbone: PartSource | None = None
-    """Instead of florence: any vision backbone of transformers, such as SigLIP 2, DINOv2, DINOv3 or CLIP."""
-    backbone_layers: PositiveInt | None = None
-    """Of backbone: layers of the small transformer through which the queries read its tokens; null is 6."""
+    llm: PartSource | None = None
+    """Stage 2: the language model that becomes the caption decoder."""
+    caption_decoder: PartSource | None = None
+    """Stage 2: a model folder or a caption decoder that learns on, instead of llm with a fresh projector."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_takes_away(cls, values: Any) -> Any:
+        """Forget what a file takes away from its base."""
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None}
+
+    def contradictions(self) -> Iterator[str]:
+        """Two origins of the caption decoder."""
+        if self.llm is not None and self.caption_decoder is not None:
+            yield "llm has no effect beside model.caption_decoder; remove one of them"
+
+
+class FreshEncoder(ModelSources):
+    """What is fresh in an encoder that was never trained, whatever its backbone."""
+
     num_queries: PositiveInt | None = None
-    """Of florence or backbone: length Q of the caption embedding; null takes every position of the text tower."""
+    """Of a fresh encoder: length Q of the caption embedding; null takes every position of the text tower."""
     input_size: PositiveInt | None = None
-    """Side in pixels that florence or backbone sees; null is data.image_size, or what the backbone was trained on."""
-    prompt: str | None = None
-    """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
+    """Of a fresh encoder: side in pixels that it sees; null is data.image_size, or what the backbone was trained on."""
     bottleneck: Literal["continuous", "nearest", "gumbel"] | None = None
     """Of a fresh encoder: z as it is (null, the paper), or each token the nearest of the text tower's, or Gumbel-softmax."""
     gumbel_temperature: tuple[PositiveFloat, PositiveFloat] | None = None
     """Of bottleneck gumbel: temperature at the first and the last step of gumbel_steps; null is 1 and 0.1."""
     gumbel_steps: PositiveInt | None = None
     """Of bottleneck gumbel: steps over which the temperature falls; null is the whole run."""
-    encoder: PartSource | None = None
+
+    encoder: ClassVar[None] = None
+
+    def contradictions(self) -> Iterator[str]:
+        """A temperature without Gumbel-softmax."""
+        yield from super().contradictions()
+        for key in ("gumbel_temperature", "gumbel_steps"):
+            if getattr(self, key) is not None and self.bottleneck != "gumbel":
+                yield f"{key} has no effect unless model.bottleneck is gumbel; remove it or set that"
+
+
+class FlorenceEncoder(FreshEncoder):
+    """The encoder is made of Florence-2: stage 1, or stage 2 without a stage 1 (paper, Table 7)."""
+
+    florence: PartSource
+    """The Florence-2 that becomes the encoder."""
+    prompt: str | None = None
+    """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
+
+    backbone: ClassVar[None] = None
+    backbone_layers: ClassVar[None] = None
+
+
+class BackboneEncoder(FreshEncoder):
+    """The encoder is made of any vision backbone."""
+
+    backbone: PartSource
+    """Instead of florence: any vision backbone of transformers, such as SigLIP 2, DINOv2, DINOv3 or CLIP."""
+    backbone_layers: PositiveInt | None = None
+    """Of backbone: layers of the small transformer through which the queries read its tokens; null is 6."""
+
+    florence: ClassVar[None] = None
+    prompt: ClassVar[None] = None
+
+
+class TrainedEncoder(ModelSources):
+    """The encoder was trained before, and learns on."""
+
+    encoder: PartSource
     """A model folder or a VLV encoder: that of stage 1 for stage 2, or one that learns on in the same stage."""
-    llm: PartSource | None = None
-    """Stage 2: the language model that becomes the caption decoder."""
-    caption_decoder: PartSource | None = None
-    """Stage 2: a model folder or a caption decoder that learns on, instead of llm with a fresh projector."""
+
+    florence: ClassVar[None] = None
+    backbone: ClassVar[None] = None
+    backbone_layers: ClassVar[None] = None
+    num_queries: ClassVar[None] = None
+    input_size: ClassVar[None] = None
+    prompt: ClassVar[None] = None
+    bottleneck: ClassVar[None] = None
+
+
+ENCODERS: dict[str, type[ModelSources]] = {
+    "encoder": TrainedEncoder,
+    "backbone": BackboneEncoder,
+    "florence": FlorenceEncoder,
+}
+"""The kinds of encoder by the setting that names their source; the first one that is set counts."""
+
+
+def _encoder_of(value: Any) -> str | None:
+    """The tag of an encoder's source: the end of the sentence about a setting that it does not have."""
+    for name, kind in ENCODERS.items():
+        if isinstance(value, kind) or (isinstance(value, dict) and value.get(name) is not None):
+            return f"beside model.{name}"
+    return None
+
+
+ModelConfig = FlorenceEncoder | BackboneEncoder | TrainedEncoder
+"""What a run starts from."""
+
+AnyModel = Annotated[
+    Annotated[FlorenceEncoder, Tag("beside model.florence")]
+    | Annotated[BackboneEncoder, Tag("beside model.backbone")]
+    | Annotated[TrainedEncoder, Tag("beside model.encoder")],
+    Discriminator(
+        _encoder_of,
+        custom_error_type="no_source",
+        custom_error_message="model.florence, model.backbone and model.encoder are all missing; set one of them",
+    ),
+]
 
 
 class DataConfig(Settings):
     """The images, and for stage 2 their captions."""
 
-    inputs: list[str] = Field(min_length=1)
+    inputs: Annotated[list[str], FREE_ON_RESUME] = Field(min_length=1)
     """Files, folders, globs, tar shards, JSONL, Parquet, URLs, commands, @lists, Hugging Face datasets (docs/data.md)."""
-    held_out: list[str] = []
+    held_out: Annotated[list[str], FREE_ON_RESUME] = []
     """Inputs of the same kinds, never trained on, for the figures during training."""
     image_size: PositiveInt
     """Side in pixels of the square that is cut from each image."""
@@ -236,27 +325,24 @@ class DataConfig(Settings):
     """What the caption is called in tables, or its suffix or metadata field in tars; null tries the usual names."""
     hash_column: str | None = None
     """Field with the SHA-256 of the image file, which is then checked at every read; null checks nothing."""
-    num_workers: int = Field(2, ge=0)
+    num_workers: Annotated[int, FREE_ON_RESUME] = Field(2, ge=0)
     """Threads that decode images; 0 decodes in the training thread when a batch is asked for."""
-    prefetch: PositiveInt = 3
+    prefetch: Annotated[PositiveInt, FREE_ON_RESUME] = 3
     """Batches that the threads may be ahead; nothing is ahead without threads."""
-    read_timeout_seconds: PositiveFloat | None = 300.0
+    read_timeout_seconds: Annotated[PositiveFloat | None, FREE_ON_RESUME] = 300.0
     """A record that takes longer to read is a bad one; null waits for ever."""
-    max_bad_share: float = Field(0.001, ge=0, le=1)
+    max_bad_share: Annotated[float, FREE_ON_RESUME] = Field(0.001, ge=0, le=1)
     """Share of unreadable images at which the run stops; each is skipped and named in quarantine.jsonl."""
     latents: str | None = None
     """Folder of cached VAE posteriors (vlv data cache-latents), or beside (the shards); null computes them in every step."""
     features: str | None = None
     """Folder of cached tokens of the frozen vision tower (vlv data cache-features), or beside; null computes them in every step."""
 
-    @model_validator(mode="after")
-    def _stream_settings_have_effect(self) -> DataConfig:
+    def contradictions(self) -> Iterator[str]:
+        """Settings of a stream for data that are listed."""
         for name in ("shuffle_buffer", "partitions"):
             if getattr(self, name) is not None and self.streaming is False:
-                raise ValueError(
-                    f"data.{name} has no effect while data.streaming is false; remove it"
-                )
-        return self
+                yield f"data.{name} has no effect while data.streaming is false; remove it"
 
 
 class Stage1Config(Settings):
@@ -273,13 +359,10 @@ class Stage1Config(Settings):
     warm_start_fade_steps: int = Field(0, ge=0)
     """Steps over which the denoising loss then takes over."""
 
-    @model_validator(mode="after")
-    def _fade_has_effect(self) -> Stage1Config:
+    def contradictions(self) -> Iterator[str]:
+        """A fade out of nothing."""
         if self.warm_start_fade_steps and not self.warm_start_steps:
-            raise ValueError(
-                "warm_start_fade_steps has no effect while warm_start_steps is 0; set both or neither"
-            )
-        return self
+            yield "warm_start_fade_steps has no effect while warm_start_steps is 0; set both or neither"
 
 
 class Stage2Config(Settings):
@@ -306,32 +389,17 @@ class Stage2Config(Settings):
     timesteps: Literal["uniform", "text"] = "uniform"
     """As in stage 1."""
 
-    @model_validator(mode="after")
-    def _encoder_joins_in(self) -> Stage2Config:
+    def contradictions(self) -> Iterator[str]:
+        """Settings of a part that stays frozen, or of a loss that does not count."""
         for key in ("frozen_encoder_steps", "frozen_queries"):
             if getattr(self, key) and self.trainable != "mlp+llm+encoder":
-                raise ValueError(
-                    f"{key} has no effect with trainable {self.trainable}; remove it or train the encoder"
-                )
-        return self
-
-    @model_validator(mode="after")
-    def _llm_joins_in(self) -> Stage2Config:
+                yield f"{key} has no effect with trainable {self.trainable}; remove it or train the encoder"
         if self.frozen_llm_steps and self.trainable == "mlp":
-            raise ValueError(
-                "frozen_llm_steps has no effect with trainable mlp; remove it or train the language model"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _denoising_has_effect(self) -> Stage2Config:
+            yield "frozen_llm_steps has no effect with trainable mlp; remove it or train the language model"
         if self.denoising_weight and self.trainable != "mlp+llm+encoder":
-            raise ValueError(
+            yield (
                 f"denoising_weight is {self.denoising_weight}, but with trainable {self.trainable} the encoder is "
                 "frozen and the loss moves nothing; set it to 0 or train the encoder"
             )
         if not self.denoising_weight and (self.draws_per_image, self.timesteps) != (1, "uniform"):
-            raise ValueError(
-                "draws_per_image and timesteps have no effect while denoising_weight is 0; remove them or set it"
-            )
-        return self
+            yield "draws_per_image and timesteps have no effect while denoising_weight is 0; remove them or set it"

@@ -311,6 +311,7 @@ def check_settings(
     *,
     mend: str = "name another output",
     free: Collection[str] = (),
+    defaults: Mapping[str, object] | None = None,
     error: type[VLVError] = OutputError,
 ) -> None:
     """Refuse to go on with a result that was begun with other settings, naming each that differs.
@@ -321,12 +322,13 @@ def check_settings(
         new: The settings of now.
         mend: What the user can do, the end of the sentence.
         free: Dotted names that may change.
+        defaults: What a setting was before it existed, see `differences`.
         error: Class of the error.
 
     Raises:
         VLVError: Settings differ; of class `error`.
     """
-    if found := differences(old, new, free=free):
+    if found := differences(old, new, free=free, defaults=defaults):
         listed = ", ".join(map(str, found))
         raise error(f"{what} was made with other settings ({listed}); {mend}")
 

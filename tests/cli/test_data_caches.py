@@ -23,7 +23,7 @@ def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_pat
         assert f"{kind} of 6 images, 0 failed" in result.err
     caches = [f"data.{kind}={tmp_path / kind}" for kind in ("latents", "features")]
     sets = [word for setting in caches for word in ("--set", setting)]
-    train = ["train", "stage1", "--config", config, "--run"]
+    train = ["train", config, "--run-dir"]
     assert vlv(*train, tmp_path / "live").code == 0
     assert vlv(*train, tmp_path / "cached", *sets).code == 0
     live, cached = (weights(tmp_path / name / "model") for name in ("live", "cached"))
@@ -44,7 +44,7 @@ def test_caches_beside_shards_serve_streamed_and_listed_runs(
     assert vlv("data", "pack", ingredients / "train", "-o", shards, "--per-shard", 4).code == 0
     data = {"inputs": [str(shards)], "held_out": [], "streaming": True}
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=data)
-    train = ["train", "stage1", "--config", config, "--run"]
+    train = ["train", config, "--run-dir"]
     assert vlv(*train, tmp_path / "live").code == 0
     beside = ["--set", "data.latents=beside", "--set", "data.features=beside"]
     refused = vlv(*train, tmp_path / "cached", *beside)
@@ -83,7 +83,7 @@ def test_what_both_caches_hold_is_not_decoded_again(
     decoded: list[Image.Image] = []
     frame = decoding.frame
     monkeypatch.setattr(decoding, "frame", lambda i, *rest: (decoded.append(i), frame(i, *rest))[1])
-    train = ["train", "stage1", "--config", config, "--set", f"data.latents={latents}", "--run"]
+    train = ["train", config, "--set", f"data.latents={latents}", "--run-dir"]
     both = ["--set", f"data.features={features}"]
     assert vlv(*train, tmp_path / "both", *both).code == 0
     assert not decoded

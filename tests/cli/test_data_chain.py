@@ -43,6 +43,6 @@ def test_from_scenes_to_stage_2(vlv: Vlv, tmp_path: Path) -> None:
     settings += ["loop.steps=2", "loop.batch_size=2", "optim.warmup_steps=0", "loop.trackers=[]"]
     changes = [word for setting in settings for word in ("--set", setting)]
     run = tmp_path / "run"
-    trained = vlv("train", "stage2", "--config", "tiny-captions-stage2", "--run", run, *changes)
+    trained = vlv("train", "tiny-captions-stage2", "--run-dir", run, *changes)
     assert trained.code == 0
     assert (run / "model" / "model_index.json").exists()

@@ -179,7 +179,7 @@ def test_damaged_weights(vlv: Vlv, photos: Path, tiny_folder: Path, tmp_path: Pa
         (("capton",), "capton"),
         (("caption",), "Missing argument"),
         (("caption", "--lenght", "3"), "--lenght"),
-        (("train", "stage3"), "stage3"),
+        (("train", "quick-stage1"), "--run-dir"),
         (("reconstruct", "a.png"), "--output"),
     ],
 )

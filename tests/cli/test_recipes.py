@@ -22,7 +22,7 @@ from vlv.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
-_PRESETS = re.compile(r'(?:--config "?|CONFIG:-)([a-z][\w$-]+)')
+_PRESETS = re.compile(r'(?:--config "?|vlv train "?|CONFIG:-)([a-z][\w$-]+)')
 
 
 def commands(script: Path) -> list[list[str]]:
@@ -54,13 +54,12 @@ def test_the_commands_of_the_small_recipe_are_understood(vlv: Vlv) -> None:
     found = commands(ROOT / "runs" / "tiny.sh")
     assert len(found) == 8
     for words in found:
-        depth = 2 if words[0] in {"toyworld", "train", "eval"} else 1
-        path = ["stage1" if word == "$stage" else word for word in words[:depth]]
-        shown = vlv(*path, "--help")
+        depth = 2 if words[0] in {"toyworld", "eval"} else 1
+        shown = vlv(*words[:depth], "--help")
         assert shown.code == 0
         for word in words:
             if word.startswith("--"):
-                assert word in shown.out, f"{path} has no {word}"
+                assert word in shown.out, f"{words[:depth]} has no {word}"
 
 
 def run_script(name: str, folder: Path, *arguments: str, **environment: str) -> str:
@@ -124,7 +123,7 @@ def test_a_plan_reads_no_weights_and_writes_nothing(
 ) -> None:
     changes = {"peak_tflops": 1e-3, "usd_per_gpu_hour": 2.0, "global_batch_size": 8}
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", loop=changes)
-    args = ("train", "stage1", "--config", config, "--run", tmp_path / "run", "--dry-run")
+    args = ("train", config, "--run-dir", tmp_path / "run", "--dry-run")
     result = vlv(*args, "--processes", 2)
     assert result.code == 0
     assert not (tmp_path / "run").exists()
@@ -143,7 +142,7 @@ def test_a_plan_of_stage2_from_finished_parts(
 ) -> None:
     model = {"encoder": str(tiny_folder), "caption_decoder": str(tiny_folder), "llm": None}
     config = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model)
-    result = vlv("train", "stage2", "--config", config, "--run", tmp_path / "run", "--dry-run")
+    result = vlv("train", config, "--run-dir", tmp_path / "run", "--dry-run")
     assert result.code == 0
     assert "caption_decoder" in result.out
     assert "hours: not known before the run has begun" in result.out
@@ -169,7 +168,7 @@ def test_a_plan_counts_one_share_of_what_is_dealt_out(
 def test_a_plan_of_what_is_not_there_yet(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     model = {"encoder": str(tmp_path / "later")}
     config = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model)
-    args = ("train", "stage2", "--config", config, "--run", tmp_path / "run", "--dry-run")
+    args = ("train", config, "--run-dir", tmp_path / "run", "--dry-run")
     result = vlv(*args)
     assert result.code == 0
     assert "there is no folder with a config.json of that name yet" in result.out
@@ -178,7 +177,7 @@ def test_a_plan_of_what_is_not_there_yet(vlv: Vlv, ingredients: Path, tmp_path: 
 
 def test_a_plan_that_cannot_be(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", loop={"global_batch_size": 8})
-    args = ("train", "stage1", "--config", config, "--run", tmp_path / "run", "--dry-run")
+    args = ("train", config, "--run-dir", tmp_path / "run", "--dry-run")
     result = vlv(*args, "--processes", 3)
     assert result.code == 1
     assert "no multiple of loop.batch_size 2 x 3 processes" in result.err

@@ -65,7 +65,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
     run = tmp_path / "stage1"
-    result = vlv("train", "stage1", "--config", config, "--run", run)
+    result = vlv("train", config, "--run-dir", run)
     assert result.code == 0
     assert f"the model is in {run / 'model'}" in result.err
     assert {"denoising_z", "denoising_null", "denoising_true"} <= metrics(run)[-1].keys()
@@ -79,7 +79,7 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
         tmp_path / "2.yaml", ingredients, "stage2", model=model, data=data, stage2=keep
     )
     run = tmp_path / "stage2"
-    assert vlv("train", "stage2", "--config", config, "--run", run).code == 0
+    assert vlv("train", config, "--run-dir", run).code == 0
     assert {"held_out_caption", "held_out_denoising", "denoising_z"} <= metrics(run)[-1].keys()
     assert len(next((run / "samples").glob("*.txt")).read_text().splitlines()) >= 4
 
@@ -106,11 +106,11 @@ def test_both_stages_with_a_discrete_bottleneck(
     bottleneck = {"bottleneck": "gumbel", "gumbel_temperature": [1.0, 0.5]}
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", model=bottleneck)
     run = tmp_path / "stage1"
-    assert vlv("train", "stage1", "--config", config, "--run", run).code == 0
+    assert vlv("train", config, "--run-dir", run).code == 0
     model = {"encoder": str(run / "model")}
     keep = {"denoising_weight": 1.0}
     config = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model, stage2=keep)
-    assert vlv("train", "stage2", "--config", config, "--run", tmp_path / "stage2").code == 0
+    assert vlv("train", config, "--run-dir", tmp_path / "stage2").code == 0
     before, after = weights(run / "model"), weights(tmp_path / "stage2" / "model")
     assert torch.equal(before["bottleneck.codebook"], after["bottleneck.codebook"])
     assert not torch.equal(before["queries"], after["queries"])
@@ -127,7 +127,7 @@ def test_training_in_half_precision_copies_the_decoder_as_it_was(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", loop={"precision": "bf16"})
-    assert vlv("train", "stage1", "--config", config, "--run", tmp_path / "run").code == 0
+    assert vlv("train", config, "--run-dir", tmp_path / "run").code == 0
     copy, original = tmp_path / "run/model/unet", ingredients / "decoder" / "unet"
     name = "diffusion_pytorch_model.safetensors"
     before, after = load_file(original / name), load_file(copy / name)
@@ -141,7 +141,7 @@ def test_stage2_on_captions_alone_exports_a_whole_model(
         tmp_path / "2.yaml", ingredients, "stage2", model={"encoder": str(tiny_folder)}
     )
     export = tmp_path / "exported"
-    args = ("train", "stage2", "--config", config, "--run", tmp_path / "run", "--export", export)
+    args = ("train", config, "--run-dir", tmp_path / "run", "--export", export)
     assert vlv(*args, "--set", "stage2.trainable=mlp").code == 0
     assert "can:     embed, caption, reconstruct, generate" in vlv("info", export).out
     assert all(torch.equal(v, weights(export)[k]) for k, v in weights(tiny_folder).items()), (
@@ -154,10 +154,10 @@ def test_stage2_without_stage1_starts_from_florence(
 ) -> None:
     fresh = {"florence": str(ingredients / "florence"), "num_queries": NUM_QUERIES}
     data = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=fresh)
-    args = ("train", "stage2", "--config", data)
+    args = ("train", data)
     frozen, trained = tmp_path / "frozen", tmp_path / "trained"
-    assert vlv(*args, "--run", frozen, "--set", "stage2.trainable=mlp+llm").code == 0
-    assert vlv(*args, "--run", trained).code == 0
+    assert vlv(*args, "--run-dir", frozen, "--set", "stage2.trainable=mlp+llm").code == 0
+    assert vlv(*args, "--run-dir", trained).code == 0
     start, end = weights(frozen / "model"), weights(trained / "model")
     florence = load_file(ingredients / "florence" / "model.safetensors")
     words = "model.language_model.shared.weight"
@@ -168,14 +168,14 @@ def test_stage2_without_stage1_starts_from_florence(
 
 def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
-    args = ("train", "stage1", "--config", config, "--seed", 5)
-    assert vlv(*args, "--run", tmp_path / "whole").code == 0
-    stopped = vlv(*args, "--run", tmp_path / "parts", "--max-minutes", 0)
+    args = ("train", config, "--seed", 5)
+    assert vlv(*args, "--run-dir", tmp_path / "whole").code == 0
+    stopped = vlv(*args, "--run-dir", tmp_path / "parts", "--max-minutes", 0)
     assert stopped.code == 130
     assert "the time limit was reached at step 1 of 4" in stopped.err
     assert "the same command goes on from there" in stopped.err
     assert not (tmp_path / "parts" / "model").exists()
-    assert vlv(*args, "--run", tmp_path / "parts").code == 0
+    assert vlv(*args, "--run-dir", tmp_path / "parts").code == 0
     a, b = weights(tmp_path / "whole" / "model"), weights(tmp_path / "parts" / "model")
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -183,21 +183,21 @@ def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path:
 def test_finished_models_learn_on(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
-    assert vlv("train", "stage1", "--config", config, "--run", first).code == 0
+    assert vlv("train", config, "--run-dir", first).code == 0
     on = ["model.florence=null", "model.num_queries=null", f"model.encoder={first / 'model'}"]
     sets = [part for change in [*on, "optim.lr=1e-30"] for part in ("--set", change)]
-    assert vlv("train", "stage1", "--config", config, "--run", second, *sets).code == 0
+    assert vlv("train", config, "--run-dir", second, *sets).code == 0
     a, b = weights(first / "model"), weights(second / "model")
     assert all(torch.equal(a[name], b[name]) for name in a)  # nothing but where it began
 
     config = write_config(
         tmp_path / "2.yaml", ingredients, "stage2", model={"encoder": str(first / "model")}
     )
-    assert vlv("train", "stage2", "--config", config, "--run", third).code == 0
+    assert vlv("train", config, "--run-dir", third).code == 0
     on = ["model.llm=null", f"model.caption_decoder={third / 'model'}", "optim.lr=1e-30"]
     sets = [part for change in on for part in ("--set", change)]
     fourth = tmp_path / "fourth"
-    assert vlv("train", "stage2", "--config", config, "--run", fourth, *sets).code == 0
+    assert vlv("train", config, "--run-dir", fourth, *sets).code == 0
     a, b = (weights(run / "model", "caption_decoder") for run in (third, fourth))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -210,7 +210,7 @@ def test_a_caption_decoder_of_another_width(vlv: Vlv, ingredients: Path, tmp_pat
     model = {"decoder": str(ingredients / "decoder"), "florence": str(ingredients / "florence")}
     model |= {"llm": None, "caption_decoder": str(tmp_path / "caption_decoder")}
     config = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model)
-    result = vlv("train", "stage2", "--config", config, "--run", tmp_path / "run")
+    result = vlv("train", config, "--run-dir", tmp_path / "run")
     assert result.code == 1
     assert "was trained for a text tower of width 99" in result.err
 
@@ -220,7 +220,7 @@ def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path:
         tmp_path / "1.yaml", ingredients, "stage1", stage1={"warm_start_steps": 2}
     )
     run = tmp_path / "run"
-    result = vlv("train", "stage1", "--config", config, "--run", run)
+    result = vlv("train", config, "--run-dir", run)
     assert result.code == 0
     assert "own captions: 100%" in result.err
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -233,7 +233,7 @@ def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path:
     [
         ("optim.lrate=1", "did you mean optim.lr"),
         ("loop.steps=many", "loop.steps is 'many'"),
-        ("model.florence=null", "stage1 needs model.florence"),
+        ("model.florence=null", "model.florence, model.backbone and model.encoder are all missing"),
         ("model.florence=nowhere", 'there is no model "nowhere"'),
         ("data.inputs=[nowhere]", "there is no such file or folder"),
         ("nonsense", "is no setting"),
@@ -243,7 +243,7 @@ def test_wrong_settings(
     vlv: Vlv, ingredients: Path, tmp_path: Path, change: str, message: str
 ) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
-    args = ("train", "stage1", "--config", config, "--run", tmp_path / "run", "--set", change)
+    args = ("train", config, "--run-dir", tmp_path / "run", "--set", change)
     result = vlv(*args)
     assert result.code == 1
     assert message in result.err
@@ -251,17 +251,15 @@ def test_wrong_settings(
 
 def test_run_of_another_configuration(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
-    args = ("train", "stage1", "--config", config, "--run", tmp_path / "run")
+    args = ("train", config, "--run-dir", tmp_path / "run")
     vlv(*args, "--max-minutes", 0)
     result = vlv(*args, "--set", "optim.lr=2e-3")
     assert result.code == 1
     assert "optim.lr" in result.err
 
 
-def test_wrong_stage_and_unknown_preset(vlv: Vlv, tmp_path: Path) -> None:
-    result = vlv("train", "stage2", "--config", "paper-stage1", "--run", tmp_path / "run")
-    assert (result.code, "use it with vlv train stage1" in result.err) == (1, True)
-    result = vlv("train", "stage1", "--config", "paper-stage11", "--run", tmp_path / "run")
+def test_unknown_preset(vlv: Vlv, tmp_path: Path) -> None:
+    result = vlv("train", "paper-stage11", "--run-dir", tmp_path / "run")
     assert (result.code, "did you mean paper-stage1" in result.err) == (1, True)
 
 
@@ -277,7 +275,7 @@ def test_missing_captions_are_named(
         model={"encoder": str(tiny_folder)},
         data={"inputs": [str(tmp_path / "bare")]},
     )
-    result = vlv("train", "stage2", "--config", config, "--run", tmp_path / "run")
+    result = vlv("train", config, "--run-dir", tmp_path / "run")
     assert result.code == 1
     assert "records cannot be read" in result.err
     assert "the record 3.png has no caption" in result.err
@@ -322,9 +320,9 @@ def test_training_frames_images_as_its_encoder_has_seen_them(
         return embed(encoder, pixels)
 
     monkeypatch.setattr(VLVEncoder, "image_features", recorded)
-    args = ("train", "stage2", "--config", config)
+    args = ("train", config)
     run = tmp_path / "run"
-    assert vlv(*args, "--run", run, "--export", tmp_path / "after").code == 0
+    assert vlv(*args, "--run-dir", run, "--export", tmp_path / "after").code == 0
     expected = [
         to_tensor(frame(Image.open(path), IMAGE_SIZE, framing)).float() / 255
         for path in images.glob("*.png")
@@ -335,7 +333,7 @@ def test_training_frames_images_as_its_encoder_has_seen_them(
     assert json.loads((tmp_path / "latents" / "manifest.json").read_text())["framing"] == framing
 
     other = "resize" if framing == "cut" else "cut"
-    result = vlv(*args, "--run", tmp_path / "other", "--set", f"data.framing={other}")
+    result = vlv(*args, "--run-dir", tmp_path / "other", "--set", f"data.framing={other}")
     assert result.code == 1
     assert f'data.framing is "{other}", but the encoder in' in result.err
 
@@ -344,20 +342,20 @@ def test_a_fresh_encoder_may_be_trained_with_the_authors_framing(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data={"framing": "resize"})
-    assert vlv("train", "stage1", "--config", config, "--run", tmp_path / "run").code == 0
+    assert vlv("train", config, "--run-dir", tmp_path / "run").code == 0
     assert VLVPipeline.from_pretrained(tmp_path / "run/model", parts=["embed"]).framing == "resize"
 
 
 def test_profile_prints_where_the_time_goes(ingredients: Path, tmp_path: Path, vlv: Vlv) -> None:
     config = write_config(tmp_path / "run.yaml", ingredients, "stage1")
     run = tmp_path / "run"
-    code, out, err = vlv("train", "stage1", "-c", config, "--run", run, "--profile", "1")
+    code, out, err = vlv("train", "stage1", "-c", config, "--run-dir", run, "--profile", "1")
     assert code == 0
     assert "U-Net backward" in out
     assert "images/s" in out
     assert "profile.json" in err
     assert [file.name for file in run.iterdir()] == ["profile.json"]
-    code, _, err = vlv("train", "stage1", "-c", config, "--run", run, "--trace")
+    code, _, err = vlv("train", "stage1", "-c", config, "--run-dir", run, "--trace")
     assert code == 1
     assert "--trace has no effect without --profile" in err
 
@@ -380,7 +378,7 @@ def test_training_on_a_stream_goes_on_where_it_was(
         "caption_column": "long",
     }
     config = write_config(tmp_path / "2.yaml", ingredients, "stage2", data=data)
-    train = ["train", "stage2", "--config", config, "--set", "loop.steps=6", "--run"]
+    train = ["train", config, "--set", "loop.steps=6", "--run-dir"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     florence = f"model.florence={ingredients / 'florence'}"
     train[4:4] = ["--set", florence, "--set", f"model.num_queries={NUM_QUERIES}"]
@@ -397,7 +395,7 @@ def test_training_on_a_stream_goes_on_where_it_was(
 
 def test_settings_that_a_stream_does_not_allow(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
-    train = ["train", "stage1", "--config", config, "--run", tmp_path / "run", "--set"]
+    train = ["train", config, "--run-dir", tmp_path / "run", "--set"]
     result = vlv(*train, "data.inputs=[pipe:cat x.tar]", "--set", "stage1.warm_start_steps=2")
     assert result.code == 1
     assert "stage1.warm_start_steps captions every image" in result.err

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from tests import tiny
@@ -27,8 +26,9 @@ from vlv.models.pipeline import VLVPipeline
 from vlv.training.assemble import Parts, make_objective, set_precision
 from vlv.training.distributed import join_world
 from vlv.training.memory import num_bytes, rehearse_training, sum_of_bytes
-from vlv.training.run import Run
-from vlv.training.sharding import share
+from vlv.training.microbatches import with_targets
+from vlv.training.step import TrainingStep
+from vlv.training.weights import set_train_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -118,16 +118,16 @@ def dealt_out(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
     whole, share_only = (
         rehearse_training(make(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2)
     )
-    run = Run(make(), cast("Any", None), loop, optim, Path(), {}, join_world())
-    run.journal = cast("Any", SimpleNamespace(tick=lambda: None))
-    run.set_train_mode()
-    batches = [run.passes.counted(make_batch()) for _ in range(loop.accumulate)]
-    run.learn(batches)  # now the optimiser has its state
-    frozen = num_bytes(run.module) - sum(p.numel() * 4 for p in run.parameters.values())
-    averages = run.average.averages.values() if run.average else ()
-    held = [*map(share, run.parameters.values()), *averages, *run.optimizer.tensors().values()]
-    run.step = loop.steps - 1
-    peak = measured(held, lambda: run.learn(batches))
+    objective = make()
+    step = TrainingStep(objective, loop, optim, join_world())
+    set_train_mode(step.module)
+    batches = [with_targets(make_batch(), objective, 2) for _ in range(loop.accumulate)]
+    step(batches, 0)  # now the optimiser has its state
+    frozen = num_bytes(step.module) - sum(p.numel() * 4 for p in step.parameters.values())
+    averages = step.average.averages.values() if step.average else ()
+    held = [*step.parameters.values(), *averages, *step.optimizer.tensors().values()]
+    local = [t.to_local() if isinstance(t, DTensor) else t for t in held]
+    peak = measured(local, lambda: step(batches, loop.steps - 1))
     return whole.peak, share_only.peak, frozen + peak
 
 

@@ -18,7 +18,7 @@ from transformers import Dinov2Config, Dinov2Model
 from tests import tiny
 from tests.models import families
 from tests.models.families import NAMES, make_components, make_decoder
-from vlv.config import PartSource, RunConfig, Stage1Config
+from vlv.config import PartSource, RunConfig, Stage1Config, parse_run
 from vlv.data.images import to_pil
 from vlv.errors import ConfigError
 from vlv.models import two_towers
@@ -315,7 +315,7 @@ def files(tmp_path: Path) -> Path:
 
 def run_settings(files: Path, stage: str, **changes: Any) -> RunConfig:
     models = {"decoder": str(files / "decoder")} | changes
-    return RunConfig.model_validate(
+    return parse_run(
         {
             "stage": stage,
             "model": models,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["tests.training.support", "tests.training.ranks", "vlv.training.run"]
+    ["tests.training.support", "tests.training.ranks", "vlv.training.loop"]
 )
 SECONDS = 120.0
 

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from vlv.config import LoopConfig, OptimConfig
-from vlv.training.loop import FitResult, Losses, fit
+from vlv.training.loop import fit
+from vlv.training.objective import FitResult, Losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

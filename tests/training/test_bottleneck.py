@@ -15,7 +15,7 @@ from vlv.config import Stage1Config, Stage2Config, load_config
 from vlv.errors import ConfigError
 from vlv.models.draws import RowGenerator
 from vlv.training.interrupt import Interrupted
-from vlv.training.passes import rows_of
+from vlv.training.microbatches import rows_of
 from vlv.training.stages import Stage1, Stage2
 
 if TYPE_CHECKING:

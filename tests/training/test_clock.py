@@ -9,8 +9,8 @@ import pytest
 
 from tests.training.support import train
 from vlv.training.clock import Clock
+from vlv.training.interrupt import Interrupted
 from vlv.training.journal import read_metrics
-from vlv.training.loop import Interrupted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,8 +16,9 @@ import torch
 from tests.training.ranks import Ranks, run_ranks
 from tests.training.support import Denoiser, RepeatableLoader, train, weights
 from vlv.errors import DataError, VLVError
+from vlv.training.interrupt import Interrupted
 from vlv.training.journal import read_metrics
-from vlv.training.loop import Interrupted, Losses
+from vlv.training.objective import Losses
 
 GLOBAL_BATCH = 8
 

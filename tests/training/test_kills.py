@@ -18,7 +18,8 @@ from tests.training.support import Denoiser, loop_config, optim_config
 from vlv.data.records import Record, find_records
 from vlv.models.draws import randn_like
 from vlv.training.journal import read_metrics
-from vlv.training.loop import Losses, fit
+from vlv.training.loop import fit
+from vlv.training.objective import Losses
 
 KILLS = 20
 STEPS = 24

@@ -62,7 +62,7 @@ stage1: {{}}
 
 def launch(launcher: list[str], config: Path, run_dir: Path, *more: str) -> Any:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = ["train", "stage1", "--config", str(config), "--run-dir", str(run_dir), *more]
+    options = ["train", str(config), "--run-dir", str(run_dir), *more]
     return subprocess.run(
         [sys.executable, *launcher, *options],
         cwd=ROOT,

@@ -13,7 +13,8 @@ from tests.training.ranks import run_ranks
 from tests.training.support import train, weights
 from tests.training.test_distributed import Plain, ShareLoader, losses
 from vlv.errors import ConfigError
-from vlv.training.loop import Interrupted, Losses
+from vlv.training.interrupt import Interrupted
+from vlv.training.objective import Losses
 
 BATCH = 8
 

@@ -9,7 +9,7 @@ import torch
 
 from tests import tiny
 from tests.training.test_stages import make_batch, train
-from vlv.config import RunConfig, Stage1Config, Stage2Config
+from vlv.config import Stage1Config, Stage2Config, parse_run
 from vlv.training.assemble import Parts, make_objective, set_precision
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def assembled(
     stage: str, precision: str, *, vae: str = "fp32", **settings: Any
 ) -> tuple[Parts, Objective]:
     first = stage == "stage1"
-    config = RunConfig.model_validate(
+    config = parse_run(
         {
             "stage": stage,
             "model": {"decoder": "d", "florence": "f"} | ({} if first else {"llm": "l"}),

@@ -17,18 +17,18 @@ from tests.training.support import loop_config, optim_config
 from tests.training.test_stages import generator, make_batch, stage1, stage2
 from vlv.errors import ConfigError
 from vlv.models.compilation import repeated_layers
-from vlv.training import arithmetic as arithmetics
-from vlv.training.arithmetic import arithmetic, arrange, attention_of, fast_products
-from vlv.training.attention import cpu_attention
+from vlv.training import precision as precision_module
+from vlv.training.cpu import cpu_attention, fast_attention
 from vlv.training.distributed import World, join_world
 from vlv.training.memory import num_bytes
+from vlv.training.precision import compile_parts, fast_products, store_frozen
 from vlv.training.recompute import (
     cheapest_that_fits,
     choose_recomputation,
     predicted_peak,
     recompute,
 )
-from vlv.training.weights import set_train_mode, store_frozen
+from vlv.training.weights import set_train_mode
 
 MAKERS = {
     "stage1": stage1,
@@ -41,8 +41,9 @@ def gradients(objective: Any, precision: str = "fp32") -> list[torch.Tensor]:
     """Of every trained parameter, with dropout drawn from one seed; the loss comes first."""
     torch.manual_seed(0)
     objective.module.zero_grad()
-    with attention_of(CPU, precision):
-        with arithmetic(CPU, precision):
+    half = precision == "bf16"
+    with fast_attention(enabled=half):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
             loss = objective.loss(make_batch(), generator()).total
         loss.backward()
     found = [p.grad.clone() for p in objective.module.parameters() if p.grad is not None]
@@ -116,7 +117,7 @@ def test_processes_choose_alike_by_the_least_room_and_count_a_share(
 def test_attention_on_a_cpu_is_exchanged_within_a_step(mask: torch.Tensor | None) -> None:
     q = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     half = q.bfloat16()
-    with attention_of(CPU, "bf16"), arithmetic(CPU, "bf16"):
+    with fast_attention(enabled=True), torch.autocast("cpu", torch.bfloat16):
         out = F.scaled_dot_product_attention(half, half, half, attn_mask=mask)
         assert (q[0, 0] @ q[0, 0].T).dtype == torch.bfloat16
     assert torch.equal(out, cpu_attention(half, half, half, attn_mask=mask))
@@ -148,7 +149,7 @@ def test_memory_is_predicted_with_the_attention_of_a_gpu(precision: str) -> None
 
 def test_memory_is_predicted_where_the_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(0, 1, torch.device("cuda"))
-    monkeypatch.setattr("vlv.training.run.join_world", lambda: world)
+    monkeypatch.setattr("vlv.training.loop.join_world", lambda: world)
     loop, optim = loop_config(precision="bf16"), optim_config(lr_scale={})
     assert predicted_peak(stage2(), tiny.IMAGE_SIZE, loop, optim, "never") > 1e5
 
@@ -178,7 +179,7 @@ def test_tf32_is_set_for_the_time_being() -> None:
 @pytest.mark.parametrize(("setting", "expected"), [("auto", False), (True, True), (False, False)])
 def test_channels_last(setting: Any, expected: bool) -> None:
     decoder = tiny.make_decoder()
-    arrange(loop_config(channels_last=setting), tiny.make_encoder(), decoder, None, CPU)
+    compile_parts(loop_config(channels_last=setting), tiny.make_encoder(), decoder, None, CPU)
     weight = decoder.unet.conv_in.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) is expected
 
@@ -186,14 +187,14 @@ def test_channels_last(setting: Any, expected: bool) -> None:
 def test_nothing_is_compiled_on_a_cpu_unless_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder, compiled = tiny.make_encoder(), tiny.make_decoder(), []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: compiled.append(self))
-    monkeypatch.setattr(arithmetics, "why_no_compiler", lambda _: "")
+    monkeypatch.setattr(precision_module, "why_no_compiler", lambda _: "")
     for setting in ("none", "auto"):
-        arrange(loop_config(compile=setting), encoder, decoder, None, CPU)
+        compile_parts(loop_config(compile=setting), encoder, decoder, None, CPU)
     assert compiled == []
-    arrange(loop_config(compile=["unet", "text_encoder"]), encoder, decoder, None, CPU)
+    compile_parts(loop_config(compile=["unet", "text_encoder"]), encoder, decoder, None, CPU)
     assert compiled == [decoder.unet, *decoder.text_encoder.encoder.layers]
     compiled.clear()
-    arrange(loop_config(compile="auto"), encoder, decoder, None, torch.device("cuda"))
+    compile_parts(loop_config(compile="auto"), encoder, decoder, None, torch.device("cuda"))
     florence = encoder.backbone.model
     language = florence.language_model
     layers = [*language.encoder.layers, *language.decoder.layers]
@@ -210,9 +211,11 @@ def test_like_layers_share_a_translation_and_captions_are_written_without(
         compile_module(module, backend=translations, dynamic=dynamic)
 
     monkeypatch.setattr(torch.nn.Module, "compile", counted)
-    monkeypatch.setattr(arithmetics, "why_no_compiler", lambda _: "")
+    monkeypatch.setattr(precision_module, "why_no_compiler", lambda _: "")
     plain, decoder = tiny.make_caption_decoder(), tiny.make_caption_decoder()
-    arrange(loop_config(compile=["llm"]), tiny.make_encoder(), tiny.make_decoder(), decoder, CPU)
+    compile_parts(
+        loop_config(compile=["llm"]), tiny.make_encoder(), tiny.make_decoder(), decoder, CPU
+    )
     assert len(repeated_layers(decoder.llm)) == decoder.llm.config.num_hidden_layers == 2
     c = torch.randn(2, tiny.NUM_QUERIES, tiny.TEXT_WIDTH)
     for texts in (["a red cube", "a sphere"], ["a", "a small blue sphere on the floor"]):
@@ -238,7 +241,7 @@ def test_rows_of_layers_are_found_wherever_they_stand() -> None:
 def test_what_cannot_be_compiled_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     encoder, decoder = tiny.make_encoder(), tiny.make_decoder()
     with pytest.raises(ConfigError, match="names llm, which this run does not have"):
-        arrange(loop_config(compile=["llm"]), encoder, decoder, None, CPU)
-    monkeypatch.setattr(arithmetics, "why_no_compiler", lambda _: "no C++ compiler was found")
+        compile_parts(loop_config(compile=["llm"]), encoder, decoder, None, CPU)
+    monkeypatch.setattr(precision_module, "why_no_compiler", lambda _: "no C++ compiler was found")
     with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found; set it to none"):
-        arrange(loop_config(compile=["unet"]), encoder, decoder, None, CPU)
+        compile_parts(loop_config(compile=["unet"]), encoder, decoder, None, CPU)

@@ -14,8 +14,9 @@ from vlv.models.context import Context
 from vlv.models.draws import randn_like
 from vlv.models.hashing import weights_hash
 from vlv.models.text_tower import token_embeddings
-from vlv.training.loop import fit, load_trained
+from vlv.training.loop import fit
 from vlv.training.stages import Stage1, Stage2, warm_start_share
+from vlv.training.weights import load_trained
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from tests.training.support import train
 from vlv.data.records import Record
 from vlv.errors import ConfigError
 from vlv.training import summary
-from vlv.training.loop import Interrupted
+from vlv.training.interrupt import Interrupted
 from vlv.training.samples import choose, read_rows, save_sheet
 from vlv.training.summary import write_summary
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.training.support import train
 from vlv.errors import ConfigError
-from vlv.training.loop import Interrupted
+from vlv.training.interrupt import Interrupted
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,168 +1,142 @@
-"""``vlv train``."""
+"""``vlv train`` and ``vlv summary``."""
 
 from __future__ import annotations
 
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlv.cli import common
+from vlv.cli.options import option_group, options, takes_options
 
 if TYPE_CHECKING:
     from vlv.config import RunConfig
 
-app = typer.Typer(name="train", help="Train the two stages of the method.", no_args_is_help=True)
 
-Config = Annotated[str, typer.Option("--config", "-c", help="A preset or a YAML file.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Change a setting: optim.lr=1e-4 (repeatable).")
-]
-RunFolder = Annotated[
-    Path,
-    typer.Option(
-        "--run", "--run-dir", help="Folder of the run; created. (torchrun takes --run for its own.)"
-    ),
-]
-Export = Annotated[
-    Path | None, typer.Option(help="Where the finished model goes; RUN/model by default.")
-]
-RunSeed = Annotated[int | None, typer.Option(min=0, help="Same as --set loop.seed=N.")]
-MaxMinutes = Annotated[
-    float | None,
-    typer.Option(min=0, help="Stop and save after this time; the same command goes on."),
-]
+@option_group("Looking before or instead")
+class LookOptions:
+    """What is done instead of training."""
 
-Rate = Annotated[
-    float | None, typer.Option(help="Price of a GPU; same as --set loop.usd_per_gpu_hour=N.")
-]
-DryRun = Annotated[
-    bool,
-    typer.Option(
-        "--dry-run",
-        help="Say what would be done: parts, batches, epochs, memory, hours and cost. Reads no weights.",
-    ),
-]
-Profile = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="STEPS", help="Only time so many steps, part by part; nothing is learnt."
-    ),
-]
-Trace = Annotated[
-    bool, typer.Option("--trace", help="With --profile: also RUN/trace.json, for Perfetto.")
-]
-Processes = Annotated[int, typer.Option(min=1, help="Of --dry-run: GPUs that will train together.")]
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Say what would be done: parts, batches, epochs, memory, hours and cost. Reads no weights.",
+        ),
+    ] = False
+    processes: Annotated[
+        int, typer.Option(min=1, help="Of --dry-run: GPUs that will train together.")
+    ] = 1
+    profile: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="STEPS", help="Only time so many steps, part by part; nothing is learnt."
+        ),
+    ] = None
+    trace: Annotated[
+        bool, typer.Option("--trace", help="With --profile: also RUN_DIR/trace.json, for Perfetto.")
+    ] = False
 
 
-@app.command()
-def stage1(
-    config: Config,
-    run: RunFolder,
-    overrides: Overrides = None,
-    export: Export = None,
-    seed: RunSeed = None,
-    max_minutes: MaxMinutes = None,
-    usd_per_gpu_hour: Rate = None,
-    dry_run: DryRun = False,
-    processes: Processes = 1,
-    profile: Profile = None,
-    trace: Trace = False,
+@options
+class TrainOptions:
+    """Options of ``vlv train``."""
+
+    config: Annotated[
+        str,
+        typer.Argument(
+            help="A YAML file, or a preset such as quick-stage1; it says which stage is trained."
+        ),
+    ]
+    run_dir: Annotated[Path, typer.Option("--run-dir", help="Folder of the run; created.")]
+    changes: Annotated[
+        list[str], typer.Option("--set", help="Change a setting: optim.lr=1e-4 (repeatable).")
+    ] = field(default_factory=list)
+    export: Annotated[
+        Path | None, typer.Option(help="Where the finished model goes; RUN_DIR/model by default.")
+    ] = None
+    seed: Annotated[int | None, typer.Option(min=0, help="Same as --set loop.seed=N.")] = None
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(min=0, help="Stop and save after this time; the same command goes on."),
+    ] = None
+    usd_per_gpu_hour: Annotated[
+        float | None, typer.Option(help="Price of a GPU; same as --set loop.usd_per_gpu_hour=N.")
+    ] = None
+    look: LookOptions
+
+    def settings(self) -> RunConfig:
+        """The configuration with the changes of the command line."""
+        from vlv.config import load_config
+
+        named = {"loop.seed": self.seed, "loop.usd_per_gpu_hour": self.usd_per_gpu_hour}
+        changes = [f"{key}={value}" for key, value in named.items() if value is not None]
+        return load_config(self.config, [*self.changes, *changes])
+
+
+@takes_options
+def train(given: TrainOptions) -> int:
+    """Train a stage of the method; the same command goes on after an interruption.
+
+    Stage 1: images alone teach the encoder what the frozen diffusion decoder needs to reconstruct them.
+    Stage 2: captions teach the language model to read the caption embedding.
+    """
+    settings, look = given.settings(), given.look
+    if look.dry_run:
+        return _plan(settings, given.run_dir, look.processes)
+    if look.profile is not None or look.trace:
+        return _profile(settings, given.run_dir, look.profile, look.trace)
+    return _train(settings, given)
+
+
+def summary(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")],
 ) -> int:
-    """Images alone teach the encoder what the frozen diffusion decoder needs to rebuild them."""
-    settings = _settings("stage1", config, overrides, seed, usd_per_gpu_hour)
-    if dry_run:
-        return _plan(settings, run, processes)
-    if profile is not None or trace:
-        return _profile(settings, run, profile, trace)
-    return _train(settings, run, export, max_minutes)
-
-
-@app.command()
-def stage2(
-    config: Config,
-    run: RunFolder,
-    overrides: Overrides = None,
-    export: Export = None,
-    seed: RunSeed = None,
-    max_minutes: MaxMinutes = None,
-    usd_per_gpu_hour: Rate = None,
-    dry_run: DryRun = False,
-    processes: Processes = 1,
-    profile: Profile = None,
-    trace: Trace = False,
-) -> int:
-    """Captions teach the language model to read the caption embedding."""
-    settings = _settings("stage2", config, overrides, seed, usd_per_gpu_hour)
-    if dry_run:
-        return _plan(settings, run, processes)
-    if profile is not None or trace:
-        return _profile(settings, run, profile, trace)
-    return _train(settings, run, export, max_minutes)
-
-
-@app.command()
-def summary(run: Annotated[Path, typer.Argument(help="Folder of a run, finished or not.")]) -> int:
-    """Write RUN/summary.html: curves, samples, cost and settings on one page. A run does it at its end, too."""
+    """Write RUN_DIR/summary.html: curves, samples, cost and settings on one page. A run does it at its end, too."""
     from vlv.training.summary import write_summary
 
-    common.say(f"the summary is in {write_summary(run)}")
+    common.say(f"the summary is in {write_summary(run_dir)}")
     return 0
 
 
-def _settings(
-    stage: str, config: str, overrides: list[str] | None, seed: int | None, rate: float | None
-) -> RunConfig:
-    """The configuration with the changes of the command line."""
-    from vlv.config import load_config
-    from vlv.errors import ConfigError
-
-    named = {"loop.seed": seed, "loop.usd_per_gpu_hour": rate}
-    changes = [f"{key}={value}" for key, value in named.items() if value is not None]
-    settings = load_config(config, [*(overrides or []), *changes])
-    if settings.stage != stage:
-        raise ConfigError(
-            f"{config} is a configuration of {settings.stage}; use it with vlv train {settings.stage}"
-        )
-    return settings
-
-
-def _plan(settings: RunConfig, run: Path, processes: int) -> int:
+def _plan(settings: RunConfig, run_dir: Path, processes: int) -> int:
     from vlv.jobs.run_plan import plan_lines, plan_run
 
-    for line in plan_lines(plan_run(settings, run, num_processes=processes), run):
+    for line in plan_lines(plan_run(settings, run_dir, num_processes=processes), run_dir):
         typer.echo(line)
     return 0
 
 
-def _profile(settings: RunConfig, run: Path, steps: int | None, trace: bool) -> int:
+def _profile(settings: RunConfig, run_dir: Path, steps: int | None, trace: bool) -> int:
     from vlv.errors import ConfigError
     from vlv.training.profile import profile_run
 
     if steps is None:
         raise ConfigError("--trace has no effect without --profile STEPS; give both")
-    typer.echo(str(profile_run(settings, run, steps, trace=trace)))
-    common.say(f"the figures are in {run / 'profile.json'}")
+    typer.echo(str(profile_run(settings, run_dir, steps, trace=trace)))
+    common.say(f"the figures are in {run_dir / 'profile.json'}")
     return 0
 
 
-def _train(settings: RunConfig, run: Path, export: Path | None, max_minutes: float | None) -> int:
-    from vlv.training.assemble import train
+def _train(settings: RunConfig, given: TrainOptions) -> int:
+    from vlv.training.assemble import train as train_stage
     from vlv.training.interrupt import Interrupted
 
+    minutes = given.max_minutes
     try:
-        result = train(
+        result = train_stage(
             settings,
-            run,
-            export=export,
-            max_seconds=None if max_minutes is None else 60 * max_minutes,
+            given.run_dir,
+            export=given.export,
+            max_seconds=None if minutes is None else 60 * minutes,
         )
     except Interrupted as interruption:
         common.say_once(str(interruption))
         if interruption.preempted:
             return common.PREEMPTED
         raise
-    common.say_once(
-        f"{settings.stage}: {result.step} steps done; the model is in {export or run / 'model'}"
-    )
+    model = given.export or given.run_dir / "model"
+    common.say_once(f"{settings.stage}: {result.step} steps done; the model is in {model}")
     return 0

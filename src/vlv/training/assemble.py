@@ -17,6 +17,7 @@ from transformers import (
     Florence2ForConditionalGeneration,
 )
 
+from vlv.config import BackboneEncoder, FlorenceEncoder, TrainedEncoder
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed, epoch_batches
 from vlv.data.records import find_records
@@ -39,22 +40,21 @@ from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
-from vlv.training.arithmetic import arrange, fast_products
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import columns_of, find_data, make_loader
 from vlv.training.loop import fit
+from vlv.training.parallel import uses_fsdp
+from vlv.training.precision import fast_products, store_frozen
 from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
 from vlv.training.samples import Samples
-from vlv.training.sharding import uses_fsdp
 from vlv.training.stages import Stage1, Stage2
-from vlv.training.weights import store_frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from vlv.config import PartSource, RunConfig
+    from vlv.config import PartSource, RunConfig, Stage1Run, Stage2Run
     from vlv.data.records import Record
     from vlv.models.card import Provenance
     from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
@@ -147,7 +147,7 @@ def feed(
         run_dir,
         world,
         framing_of(config),
-        lambda: florence_tokenizer(config),
+        lambda: _own_tokenizer(config),
     )
 
 
@@ -164,32 +164,31 @@ def find_held_out(config: RunConfig) -> list[Record]:
 
 def load_parts(config: RunConfig) -> Parts:
     """What the run's stage works on."""
-    return load_stage1(config) if config.stage == "stage1" else load_stage2(config)
+    return load_stage1(config) if config.stage2 is None else load_stage2(config)
 
 
-def load_stage1(config: RunConfig) -> Parts:
+def load_stage1(config: Stage1Run) -> Parts:
     """The encoder, fresh or one that learns on, and the frozen diffusion decoder."""
     decoder = load_decoder(config.model.decoder)
     return Parts(load_encoder(config, decoder), decoder)
 
 
-def load_stage2(config: RunConfig) -> Parts:
+def load_stage2(config: Stage2Run) -> Parts:
     """The encoder, the caption decoder, and as much of the diffusion decoder as is needed.
 
     The encoder is that of stage 1; where the configuration names none, a fresh one (paper, Table 7).
     """
-    assert config.stage2 is not None, "checked by RunConfig"
     decoder = load_decoder(config.model.decoder, draws=bool(config.stage2.denoising_weight))
     return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
 
 
 def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | VisionEncoder:
     """A trained encoder where the configuration names one, or else a fresh one."""
-    source = config.model.encoder
-    if source is None:
-        return fresh_encoder(config, decoder)
-    encoder: VLVEncoder | VisionEncoder = _component(source, "encoder", ["embed"])
-    _check_width(encoder, source, decoder)
+    model = config.model
+    if not isinstance(model, TrainedEncoder):
+        return _fresh_encoder(config, model, decoder)
+    encoder: VLVEncoder | VisionEncoder = _component(model.encoder, "encoder", ["embed"])
+    _check_width(encoder, model.encoder, decoder)
     if encoder.bottleneck is not None:
         encoder.bottleneck.is_annealed = True
     return encoder
@@ -226,7 +225,8 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
         caption_decoder: CaptionDecoder = _component(trained, "caption_decoder", None)
         _check_width(caption_decoder, trained, decoder)
         return caption_decoder
-    assert source is not None, "checked by RunConfig"
+    if source is None:
+        raise ConfigError("stage2 needs model.llm or model.caption_decoder; set one of them")
     return CaptionDecoder.from_llm(
         _pretrained(AutoModelForCausalLM, source, "the language model"),
         _pretrained(AutoTokenizer, source, "the language model's tokenizer"),
@@ -235,62 +235,69 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
     )
 
 
-def fresh_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | VisionEncoder:
+def _fresh_encoder(
+    config: RunConfig, model: FlorenceEncoder | BackboneEncoder, decoder: DiffusionDecoder
+) -> VLVEncoder | VisionEncoder:
     """Florence-2 or a vision backbone with everything fresh that makes z of its tokens, and a bottleneck if asked for."""
     encoder: VLVEncoder | VisionEncoder
-    if config.model.backbone is not None:
-        encoder = _backbone_encoder(config, config.model.backbone, decoder)
+    if isinstance(model, BackboneEncoder):
+        encoder = _backbone_encoder(config, model, decoder)
     else:
-        encoder = _florence_encoder(config, decoder)
-    kind = config.model.bottleneck
+        encoder = _florence_encoder(config, model, decoder)
+    kind = model.bottleneck
     if kind is not None and kind != "continuous":
         table = decoder.token_table()
         settings = BottleneckSettings(
             kind,
             num_codes=len(table),
-            temperature=config.model.gumbel_temperature or DEFAULT_TEMPERATURE,
-            temperature_steps=config.model.gumbel_steps or config.loop.steps,
+            temperature=model.gumbel_temperature or DEFAULT_TEMPERATURE,
+            temperature_steps=model.gumbel_steps or config.loop.steps,
         )
         encoder.discretize(table, settings)
     return encoder
 
 
-def _florence_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder:
+def _florence_encoder(
+    config: RunConfig, model: FlorenceEncoder, decoder: DiffusionDecoder
+) -> VLVEncoder:
     """Florence-2 with fresh queries and projector for the text tower of a decoder."""
-    source = config.model.florence
-    assert source is not None, "checked by RunConfig"
     return VLVEncoder.from_florence(
-        _pretrained(Florence2ForConditionalGeneration, source, "Florence-2"),
-        florence_tokenizer(config),
-        num_queries=config.model.num_queries or decoder.num_positions,
+        _pretrained(Florence2ForConditionalGeneration, model.florence, "Florence-2"),
+        _florence_tokenizer(model.florence),
+        num_queries=model.num_queries or decoder.num_positions,
         text_width=decoder.text_width,
-        image_size=config.model.input_size or config.data.image_size,
+        image_size=model.input_size or config.data.image_size,
         seed=config.loop.seed,
-        prompt=config.model.prompt or DEFAULT_PROMPT,
+        prompt=model.prompt or DEFAULT_PROMPT,
     )
 
 
-def florence_tokenizer(config: RunConfig) -> Any:
-    """The tokenizer of the Florence-2 that becomes the encoder."""
-    assert config.model.florence is not None, "checked by RunConfig"
-    return _pretrained(AutoTokenizer, config.model.florence, "Florence-2's tokenizer")
+def _florence_tokenizer(source: PartSource) -> Any:
+    return _pretrained(AutoTokenizer, source, "Florence-2's tokenizer")
+
+
+def _own_tokenizer(config: RunConfig) -> Any:
+    """The tokenizer of the Florence-2 that becomes the encoder, for its own captions."""
+    if not isinstance(config.model, FlorenceEncoder):
+        raise ConfigError("only a Florence-2 writes captions of its own; set model.florence")
+    return _florence_tokenizer(config.model.florence)
 
 
 def _backbone_encoder(
-    config: RunConfig, source: PartSource, decoder: DiffusionDecoder
+    config: RunConfig, model: BackboneEncoder, decoder: DiffusionDecoder
 ) -> VisionEncoder:
     """A vision backbone with fresh queries, transformer and projector for the text tower of a decoder."""
-    backbone = _pretrained(AutoModel, source, "the vision backbone")
-    size, mean, std = read_image_statistics(_folder(source, None))
+    backbone = _pretrained(AutoModel, model.backbone, "the vision backbone")
+    size, mean, std = read_image_statistics(_folder(model.backbone, None))
     return VisionEncoder.from_backbone(
         backbone,
-        num_queries=config.model.num_queries or decoder.num_positions,
+        num_queries=model.num_queries or decoder.num_positions,
         text_width=decoder.text_width,
-        image_size=config.model.input_size or size,
+        image_size=model.input_size or size,
         image_mean=mean,
         image_std=std,
         seed=config.loop.seed,
-        num_layers=config.model.backbone_layers or VisionEncoderConfig.num_layers,
+        num_layers=model.backbone_layers or VisionEncoderConfig.num_layers,
     )
 
 
@@ -379,17 +386,16 @@ def make_objective(config: RunConfig, parts: Parts) -> Stage1 | Stage2:
     """What trains, and which loss."""
     if config.stage1 is not None:
         return Stage1(parts.encoder, parts.decoder, config.stage1)
-    assert config.stage2 is not None, "checked by RunConfig"
-    assert parts.caption_decoder is not None, "loaded by load_stage2"
+    if parts.caption_decoder is None:
+        raise ConfigError("stage 2 needs a caption decoder")
     return Stage2(parts.encoder, parts.decoder, parts.caption_decoder, config.stage2)
 
 
 def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage1 | Stage2:
-    """The objective on its device, as exact and as fast as the settings say; what is recomputed is still to be chosen."""
+    """The objective on its device, as exact as the settings say; what is recomputed is still to be chosen."""
     parts.to(device)
     objective = make_objective(config, parts)
     set_precision(config, parts, objective)
-    arrange(config.loop, parts.encoder, parts.decoder, parts.caption_decoder, device)
     return objective
 
 

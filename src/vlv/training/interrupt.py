@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import os
 import signal
 import socket
 import threading
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
-from vlv.errors import OutputError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
     from types import FrameType
 
     from vlv.training.objective import FitResult
@@ -100,17 +94,3 @@ class StopRequests:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-
-@contextmanager
-def lock(run_dir: Path) -> Iterator[None]:
-    """Make the run folder, and keep other processes out of it; the system frees the lock when a process dies."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with (run_dir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise OutputError(
-                f"another process is training in {run_dir}; wait for it or name another folder"
-            ) from error
-        yield

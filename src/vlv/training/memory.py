@@ -9,12 +9,11 @@ kernel, the allocator's rounding, and what a GPU's driver takes for itself (half
 from __future__ import annotations
 
 import weakref
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vlv.training.distributed import World
-from vlv.training.run import Run
-from vlv.training.sharding import bytes_put_together, units, uses_fsdp
+from vlv.training.microbatches import with_targets
+from vlv.training.parallel import gathered_bytes, units, uses_fsdp
+from vlv.training.step import TrainingStep
+from vlv.training.weights import set_train_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from vlv.config import LoopConfig, OptimConfig
-    from vlv.training.journal import Journal
-    from vlv.training.objective import Batch, Loader, Objective
+    from vlv.training.objective import Batch, Objective
 
 
 @dataclass(frozen=True)
@@ -125,48 +125,46 @@ def rehearse_training(
     """
     device = next(objective.module.parameters()).device
     shares = num_ranks if uses_fsdp(loop, World(0, num_ranks, device)) else 1
-    run = Run(objective, cast("Loader", None), loop, optim, Path(), {}, World(0, 1, device))
-    run.journal = cast("Journal", _Silent())
-    run.passes.attention = nullcontext()
-    run.set_train_mode()
-    _fill_optimizer(run)
-    averages = run.average.averages if run.average is not None else {}
-    states = (*averages.values(), *run.optimizer.tensors().values())
-    trained = list(run.parameters.values())
+    loop_of_a_gpu = loop.model_copy(update={"cpu_tricks": False})
+    step = TrainingStep(objective, loop_of_a_gpu, optim, World(0, 1, device))
+    set_train_mode(step.module, everything=loop.train_mode == "all")
+    _fill_optimizer(step)
+    averages = step.average.averages if step.average is not None else {}
+    states = (*averages.values(), *step.optimizer.tensors().values())
+    trained = list(step.parameters.values())
     # gradients are there before the pass where another one went before, and in the buckets of DDP
     if loop.passes_per_step(num_ranks) > 1 or num_ranks > shares:
-        _fill_gradients(run)
+        _fill_gradients(step)
     with LiveBytes() as live, ExitStack() as hooks:
         for tensor in (*trained, *states, *(p.grad for p in trained)):
             live.add(tensor, shares)
-        for tensor in (*run.module.parameters(), *run.module.buffers(), *batch.values()):
+        for tensor in (*step.module.parameters(), *step.module.buffers(), *batch.values()):
             live.add(tensor)
         if shares > 1:  # what lies in no block has whole gradients until the end of the pass
-            for parameter in chain(*units(run.module)[:-1]):
+            for parameter in chain(*units(step.module)[:-1]):
                 hook: Any = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     lambda p: live.deal_out(p.grad, shares)
                 )
                 hooks.callback(hook.remove)
-        run.step = loop.steps - 1
-        run.learn([run.passes.counted(batch)])
+        step([with_targets(batch, objective, loop.batch_size)], loop.steps - 1)
     gradients = sum_of_bytes(trained) // shares
-    weights = num_bytes(run.module) - sum_of_bytes(trained) + gradients
+    weights = num_bytes(step.module) - sum_of_bytes(trained) + gradients
     optimizer = sum_of_bytes(states) // shares
-    peak = live.peak + bytes_put_together(run.module, shares)
+    peak = live.peak + gathered_bytes(step.module, shares)
     return Footprint(weights, gradients, optimizer, max(0, peak - weights - gradients - optimizer))
 
 
-def _fill_gradients(run: Run) -> None:
+def _fill_gradients(step: TrainingStep) -> None:
     """Gradients of zero, as a pass leaves them behind."""
-    for parameter in run.parameters.values():
+    for parameter in step.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
 
 
-def _fill_optimizer(run: Run) -> None:
+def _fill_optimizer(step: TrainingStep) -> None:
     """The state that the optimiser has from its first step on."""
-    _fill_gradients(run)
-    run.optimizer.step(0)
-    run.optimizer.zero_grad()
+    _fill_gradients(step)
+    step.optimizer.step(0)
+    step.optimizer.zero_grad()
 
 
 def rehearse(module: nn.Module, inputs: Tensor, work: Callable[[Tensor], Any]) -> Footprint:
@@ -177,13 +175,6 @@ def rehearse(module: nn.Module, inputs: Tensor, work: Callable[[Tensor], Any]) -
             live.add(tensor)
         work(inputs)
     return Footprint(weights, activations=live.peak - weights)
-
-
-class _Silent:
-    """A journal that keeps nothing."""
-
-    def tick(self) -> None:
-        """Nothing to keep."""
 
 
 def training_batch(pixels: Tensor) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class Objective(Protocol):
         else, such as tokens, is to be multiplied by `batch["target_weight"]`: how much of it the rows of this part
         have on average, in units of the average over the global batch. The objective then has a method
         `num_targets(batch)` that counts it for each row, (B) integers.
+
+        An objective may also have `phase(step)`, a name for the steps in which the same work is done, and
+        `compile(config, device)`, which makes its parts as fast as the settings say before the first step.
         """
 
 

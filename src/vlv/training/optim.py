@@ -4,45 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vlv.errors import CheckpointError, ConfigError
-from vlv.training.sharding import share, share_of, sum_of_shares
+from vlv.training.weights import Parameters, sharded_like
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor, nn
 
     from vlv.config import LoopConfig, OptimConfig
 
 logger = logging.getLogger(__name__)
-
-Parameters = dict[str, "nn.Parameter"]
-
-
-def trainable_parameters(module: nn.Module) -> Parameters:
-    """Parameters that require a gradient, by name; a shared parameter appears once, under its first name.
-
-    Raises:
-        ConfigError: Nothing is trainable, or a trainable parameter is not float32 (the master weights).
-    """
-    found = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if not found:
-        raise ConfigError(
-            f"{type(module).__name__} has no parameter that requires a gradient; unfreeze a part"
-        )
-    for name, parameter in found.items():
-        if parameter.dtype != torch.float32:
-            raise ConfigError(
-                f"parameter {name} is {parameter.dtype}, but master weights are float32; load the model in float32 "
-                "and set loop.precision to bf16 for the arithmetic"
-            )
-    return found
 
 
 def learning_rate_factor(step: int, total_steps: int, config: OptimConfig) -> float:
@@ -74,10 +53,10 @@ def name_scale(name: str, scales: Mapping[str, float]) -> float:
 
 
 class Optimizer:
-    """AdamW over named parameters.
+    """AdamW over named parameters, which may be sharded.
 
     Args:
-        parameters: What is trained, by name.
+        parameters: What trains, by name.
         config: Rates and decay.
         total_steps: Length of the run, on which the schedule depends.
 
@@ -91,7 +70,6 @@ class Optimizer:
                 f"optim.warmup_steps is {config.warmup_steps}, but the run has only {total_steps} steps; lower it"
             )
         self.parameters, self.config, self.total_steps = parameters, config, total_steps
-        self._shares = {name: _as_leaf(p) for name, p in parameters.items()}
         self._adamw = torch.optim.AdamW(
             self._groups(), lr=config.lr, betas=config.betas, fused=True
         )
@@ -107,64 +85,47 @@ class Optimizer:
                     f"trained are {', '.join(known)}"
                 )
         groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self._shares.items():
+        for name, parameter in self.parameters.items():
             groups.setdefault(name_scale(name, scales), []).append(parameter)
         decay = self.config.weight_decay
         return [{"params": ps, "lr_scale": s, "weight_decay": decay} for s, ps in groups.items()]
 
-    def factor(self, step: int) -> float:
-        """Share of the full learning rate at step `step`, counted from 0."""
-        return learning_rate_factor(step, self.total_steps, self.config)
+    def learning_rate(self, step: int) -> float:
+        """Where the schedule is at step `step`, counted from 0."""
+        return self.config.lr * learning_rate_factor(step, self.total_steps, self.config)
 
     def clip(self) -> Tensor:
-        """Scale the gradients down to the largest norm that is allowed; their norm before, a scalar on the device."""
-        self._take_gradients()
-        trained = list(self._shares.values())
+        """Scale the gradients down to the largest norm allowed; returns their norm before, a scalar on the device."""
+        trained = self.parameters.values()
         norm = get_total_norm([p.grad for p in trained if p.grad is not None])
-        norm = sum_of_shares(norm.square(), self.parameters).sqrt() if self._is_shared else norm
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         if self.config.clip is not None:
             clip_grads_with_norm_(trained, self.config.clip, norm)
         return norm
 
     def step(self, step: int, finite: Tensor | None = None) -> None:
         """Update the parameters as step `step`, counted from 0; unless `finite`, a scalar on the device, is False."""
-        self._take_gradients()
         for group in self._adamw.param_groups:
-            group["lr"] = self.config.lr * self.factor(step) * group["lr_scale"]
-        if (
-            finite is not None
-        ):  # the manner of torch.amp.GradScaler: the device decides, and nobody waits for it
+            group["lr"] = self.learning_rate(step) * group["lr_scale"]
+        if finite is not None:  # as torch.amp.GradScaler does: the device decides, and nobody waits
             self._adamw.found_inf = 1 - finite.float()  # type: ignore[attr-defined]
         self._adamw.step()
 
     def zero_grad(self) -> None:
         """Drop the gradients."""
         self._adamw.zero_grad(set_to_none=True)
-        for parameter in self.parameters.values():
-            parameter.grad = None
-
-    @property
-    def _is_shared(self) -> bool:
-        return any(own is not self.parameters[name] for name, own in self._shares.items())
-
-    def _take_gradients(self) -> None:
-        """Where parameters are dealt out to processes, hand the gradients to this one's shares."""
-        for name, own in self._shares.items():
-            parameter = self.parameters[name]
-            if own is not parameter:
-                own.grad = None if parameter.grad is None else share(parameter.grad)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What this process holds of the state as flat tensors: `<parameter name>:<exp_avg | exp_avg_sq | step>`."""
+        """The state as flat tensors: `<parameter name>:<exp_avg | exp_avg_sq | step>`."""
         state = self._adamw.state
         return {
             f"{name}:{key}": value
-            for name, parameter in self._shares.items()
+            for name, parameter in self.parameters.items()
             for key, value in state.get(parameter, {}).items()
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the state that `tensors` returned.
+        """Set the state that `tensors` returned, whole tensors.
 
         Raises:
             CheckpointError: The state names a parameter that is not trained here, or has another shape.
@@ -177,14 +138,8 @@ class Optimizer:
                 raise CheckpointError(
                     f"the optimiser state {key} {tuple(value.shape)} fits no trained parameter; start a new run folder"
                 )
-            value = share_of(value, parameter) if value.ndim else value
-            self._adamw.state[self._shares[name]][part] = value.to(parameter.device)
-
-
-def _as_leaf(parameter: nn.Parameter) -> nn.Parameter:
-    """The parameter, or where it is dealt out this process's share of it as one."""
-    own = share(parameter)
-    return parameter if type(own) is type(parameter.detach()) else torch.nn.Parameter(own)
+            value = sharded_like(value, parameter) if value.ndim else value
+            self._adamw.state[parameter][part] = value.to(parameter.device)
 
 
 class BadSteps:
@@ -262,18 +217,19 @@ class MovingAverage:
 
     def __init__(self, parameters: Parameters, decay: float) -> None:
         self.parameters, self.decay = parameters, decay
-        self.averages = {name: share(p).clone() for name, p in parameters.items()}
+        self.averages = {name: p.detach().clone() for name, p in parameters.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Move towards the parameters after step `step`."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        targets = [share(p) for p in self.parameters.values()]
-        torch._foreach_lerp_(list(self.averages.values()), targets, 1 - decay)
+        targets = [p.detach() for p in self.parameters.values()]
+        update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        update(list(self.averages.values()), targets, 0)
 
     @torch.no_grad()
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the averages.
+        """Set the averages, whole tensors.
 
         Raises:
             CheckpointError: The names differ from the trained parameters.
@@ -283,20 +239,4 @@ class MovingAverage:
                 "the moving average holds other parameters than the run; start a new run folder"
             )
         for name, value in tensors.items():
-            self.averages[name].copy_(share_of(value, self.parameters[name]))
-
-    @contextmanager
-    def swapped_in(self) -> Iterator[None]:
-        """Within the context the parameters hold the averages."""
-        kept = {name: share(p).clone() for name, p in self.parameters.items()}
-        self.copy_to_parameters(self.averages)
-        try:
-            yield
-        finally:
-            self.copy_to_parameters(kept)
-
-    @torch.no_grad()
-    def copy_to_parameters(self, tensors: Mapping[str, Tensor]) -> None:
-        """Overwrite what this process holds of the parameters, by name."""
-        for name, parameter in self.parameters.items():
-            share(parameter).copy_(tensors[name])
+            self.averages[name].copy_(sharded_like(value, self.parameters[name]))

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from vlv.errors import ConfigError
 from vlv.storage import write_text
-from vlv.training.arithmetic import fast_products
 from vlv.training.assemble import feed, load_parts, prepare
 from vlv.training.distributed import join_world
 from vlv.training.feeding import find_data
 from vlv.training.flops import FlopMeter, peak_flops
 from vlv.training.loop import fit
 from vlv.training.objective import Batch, Loader, Losses
+from vlv.training.precision import fast_products
 from vlv.training.recompute import choose_recomputation
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import yaml
 
+from vlv.config import Stage1Run
 from vlv.models.card import Origin, Provenance, Training, forget_paths, origin_of, past_trainings
 from vlv.models.folder import COMPONENTS, MORE_COMPONENTS
 from vlv.training.journal import read_metrics
@@ -51,8 +52,8 @@ def describe_run(
     config: RunConfig, run_dir: Path, *, num_images: int | None, num_held_out: int
 ) -> Training:
     """One run as the card tells of it."""
-    loop, stage = config.loop, config.stage1 or config.stage2
-    assert stage is not None, "checked by RunConfig"
+    loop = config.loop
+    stage = config.stage1 if isinstance(config, Stage1Run) else config.stage2
     text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
     evals = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["kind"] == "eval"]
     last = evals[-1] if evals else {}

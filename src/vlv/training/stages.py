@@ -16,9 +16,10 @@ from vlv.errors import DataError
 from vlv.models.bottleneck import Draw
 from vlv.models.diffusion import Posterior
 from vlv.training.objective import Batch, Losses
+from vlv.training.precision import compile_parts
 
 if TYPE_CHECKING:
-    from vlv.config import Stage1Config, Stage2Config
+    from vlv.config import LoopConfig, Stage1Config, Stage2Config
     from vlv.models.captioner import CaptionDecoder
     from vlv.models.context import Context
     from vlv.models.diffusion import DiffusionDecoder
@@ -44,6 +45,10 @@ class Stage1:
         decoder.freeze()
         self.encoder, self.decoder, self.config = encoder, decoder, config
         self.module = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+
+    def compile(self, config: LoopConfig, device: torch.device) -> None:
+        """Lay out and compile the parts as the settings say."""
+        compile_parts(config, self.encoder, self.decoder, None, device)
 
     def phase(self, step: int) -> str:
         """Which losses count at a step: between two steps of one phase the work is the same."""
@@ -98,6 +103,10 @@ class Stage2:
         self.module = nn.ModuleDict(
             {"encoder": encoder, "decoder": decoder, "caption_decoder": caption_decoder}
         )
+
+    def compile(self, config: LoopConfig, device: torch.device) -> None:
+        """Lay out and compile the parts as the settings say."""
+        compile_parts(config, self.encoder, self.decoder, self.caption_decoder, device)
 
     def phase(self, step: int) -> str:
         """Which parts are still frozen at a step."""

@@ -1,25 +1,47 @@
-"""Which weights train, and weights out of checkpoints into modules."""
+"""Which weights train, and weights from checkpoints into modules. Sharded ones are DTensors."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from vlv.errors import CheckpointError
+from vlv.errors import CheckpointError, ConfigError
 from vlv.training.checkpoint import (
     Checkpoint,
     checkpoint_path,
     latest_checkpoint,
     load_checkpoint,
 )
-from vlv.training.sharding import share, share_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
-    from torch import Tensor, nn
+
+Parameters = dict[str, nn.Parameter]
+
+
+def trainable_parameters(module: nn.Module) -> Parameters:
+    """Parameters that require a gradient, by name; a shared parameter appears once, under its first name.
+
+    Raises:
+        ConfigError: Nothing is trainable, or a trainable parameter is not float32 (the master weights).
+    """
+    found = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not found:
+        raise ConfigError(
+            f"{type(module).__name__} has no parameter that requires a gradient; unfreeze a part"
+        )
+    for name, parameter in found.items():
+        if parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"parameter {name} is {parameter.dtype}, but master weights are float32; load the model in float32 "
+                "and set loop.precision to bf16 for the arithmetic"
+            )
+    return found
 
 
 def set_train_mode(module: nn.Module, *, everything: bool = False) -> None:
@@ -44,21 +66,6 @@ def on_device(module: nn.Module, device: torch.device) -> nn.Module:
     """The module on a device; tensors that are there already are left alone."""
     there = all(t.device == device for t in (*module.parameters(), *module.buffers()))
     return module if there else module.to(device)
-
-
-def store_frozen(module: nn.Module, dtype: torch.dtype, *, keep: Iterable[Any] = ()) -> None:
-    """Hold frozen submodules in another dtype, stored buffers included; what trains and `keep` stay as they are."""
-    kept = {id(t) for part in keep if part for t in _stored(part)}
-    for part in module.modules():
-        parameters = list(part.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            for tensor in _stored(part):
-                if tensor.is_floating_point() and id(tensor) not in kept:
-                    tensor.data = tensor.data.to(dtype)
-
-
-def _stored(module: nn.Module) -> Iterable[Tensor]:
-    return module.state_dict(keep_vars=True).values()
 
 
 def changing_buffers(module: nn.Module) -> dict[str, Tensor]:
@@ -126,4 +133,18 @@ def load_weights(
                 "it belongs to another model"
             )
     for name, value in weights.items():
-        share(own[name]).copy_(share_of(value, own[name]))
+        own[name].copy_(sharded_like(value, own[name]))
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded; all processes call this."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, sharded as another one is."""
+    if not isinstance(like, DTensor):
+        return whole
+    whole = whole.to(like.device)
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

@@ -1,21 +1,19 @@
-"""How the device computes: precision, memory layout, compilation. None of it changes what is computed beyond rounding."""
+"""How the device computes: precision, memory layout, compilation. Nothing here changes results beyond rounding."""
 
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from vlv.errors import ConfigError
 from vlv.models.compilation import compile_layers, lay_out, repeated_layers, why_no_compiler
-from vlv.training.attention import cpu_attention
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vlv.config import LoopConfig
     from vlv.models.captioner import CaptionDecoder
@@ -25,47 +23,24 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COMPILED_BY_DEFAULT = ("vision_tower", "vae", "unet", "language", "llm")
-"""All that takes a good part of a step."""
+"""All that take a good part of a step."""
 TRANSFORMERS = ("language", "text_encoder", "llm")
-"""Rows of like layers, of which one translation serves all."""
+"""Rows of equal layers; compiling one serves all."""
 
 
-def arithmetic(device: torch.device, precision: str) -> torch.autocast:
-    """The arithmetic of the forward pass: bf16 is autocast.
-
-    Args:
-        device: Where the work is done.
-        precision: fp32 or bf16.
-    """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def attention_of(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The arithmetic of attention within a step: under bf16 on a CPU it is that of `cpu_attention`.
-
-    PyTorch's backward pass of it is slower in bfloat16 there than in float32.
-    The context has to enclose the backward pass too, which may recompute.
-
-    Args:
-        device: Where the work is done.
-        precision: fp32 or bf16.
-    """
-    return _CpuAttention() if precision == "bf16" and device.type == "cpu" else nullcontext()
+def store_frozen(module: nn.Module, dtype: torch.dtype, *, keep: Iterable[Any] = ()) -> None:
+    """Hold frozen submodules in another dtype, stored buffers included; what trains and `keep` stay as they are."""
+    kept = {id(t) for part in keep if part for t in _stored(part)}
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            for tensor in _stored(part):
+                if tensor.is_floating_point() and id(tensor) not in kept:
+                    tensor.data = tensor.data.to(dtype)
 
 
-class _CpuAttention:
-    """Exchanges PyTorch's function for attention for the time being."""
-
-    def __enter__(self) -> None:
-        functions: Any = F
-        functions.scaled_dot_product_attention = cpu_attention
-
-    def __exit__(self, *error: object) -> None:
-        functions: Any = F
-        functions.scaled_dot_product_attention = _attention
-
-
-_attention = F.scaled_dot_product_attention
+def _stored(module: nn.Module) -> Iterable[Tensor]:
+    return module.state_dict(keep_vars=True).values()
 
 
 @contextmanager
@@ -80,7 +55,7 @@ def fast_products(*, tf32: bool) -> Iterator[None]:
         products.allow_tf32, convolutions.allow_tf32 = before
 
 
-def arrange(
+def compile_parts(
     config: LoopConfig,
     encoder: ImageEncoder,
     decoder: DiffusionDecoder,

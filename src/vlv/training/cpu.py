@@ -1,18 +1,90 @@
-"""Attention of a training step in bf16 on a CPU, where PyTorch's own is slow.
+"""What makes training on a CPU faster, and nothing on a GPU. `loop.cpu_tricks` switches it; docs/performance.md measures it.
 
+`kept_memory`: glibc gives large blocks back to the system at once. Every step then asks for them anew, and the system
+fills each page with zeros before it is written. So what a step frees stays with the process.
+
+`fast_attention`: PyTorch's backward pass of attention is slower in bfloat16 than in float32 on a CPU, so it is written out.
 Shapes: B batch, h heads, k heads of keys and values, N queries, M keys, d width of a head.
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
+_KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
+_RELEASE = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
+"""What glibc arrives at by itself where blocks are large; it stops adjusting once anything is set."""
+
+
+@contextmanager
+def kept_memory(*, enabled: bool) -> Iterator[bool]:
+    """Within it the process keeps what is freed; afterwards that is given back, and so is later memory.
+
+    The settings are glibc's. Under another C library, or where the environment sets malloc up (`MALLOC_*`,
+    `GLIBC_TUNABLES`), nothing happens.
+
+    Yields:
+        Whether memory is kept.
+    """
+    library = _glibc() if enabled and not _is_set_up() else None
+    if library is None:
+        yield False
+        return
+    for option, value in _KEEP.items():
+        library.mallopt(option, value)
+    try:
+        yield True
+    finally:
+        for option, value in _RELEASE.items():
+            library.mallopt(option, value)
+        library.malloc_trim(0)
+
+
+def _is_set_up() -> bool:
+    """Whether the user has taken the matter in hand."""
+    return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
+
+
+def _glibc() -> Any:
+    """The C library of this process, if it is glibc."""
+    try:
+        library = ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows has no such handle
+        return None
+    return library if hasattr(library, "gnu_get_libc_version") else None
+
+
+# --- attention
 
 _LARGEST = 1024
 """Up to this geometric mean of N and M the weights of attention are kept for the backward pass."""
 
 _attention = F.scaled_dot_product_attention
+
+
+@contextmanager
+def fast_attention(*, enabled: bool) -> Iterator[None]:
+    """Replace PyTorch's attention by `cpu_attention` within the context, which encloses the backward pass: it may recompute."""
+    if not enabled:
+        yield
+        return
+    functions: Any = F
+    functions.scaled_dot_product_attention = cpu_attention
+    try:
+        yield
+    finally:
+        functions.scaled_dot_product_attention = _attention
 
 
 def cpu_attention(
