@@ -18,8 +18,9 @@ from vlv.demo.page import EVALUATION_NAME, make_page, save_page
 from vlv.errors import ModelFolderError, OutputError
 from vlv.models.captioner import Caption
 from vlv.models.pipeline import VLVPipeline
-from vlv.toyworld.language import FORMS, Form, compare, describe, parse
+from vlv.toyworld.language import compare, parse
 from vlv.toyworld.scene import sample_scene
+from vlv.toyworld.writing import FORMS, Form, describe
 
 QUICK = Sampling(steps=2, max_new_tokens=5)
 FIGURES = {

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import BartTokenizer, CLIPTokenizer, PreTrainedTokenizerBase, Qwen2Tokenizer
 
 from vlv.toyworld import components
-from vlv.toyworld.language import FORMS, describe
 from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import Scene
+from vlv.toyworld.writing import FORMS, describe
 
 Tokenizers = tuple[CLIPTokenizer, BartTokenizer, Qwen2Tokenizer]
 

@@ -12,9 +12,10 @@ from vlv.data.records import find_records
 from vlv.errors import ConfigError, OutputError
 from vlv.toyworld import dataset
 from vlv.toyworld.dataset import MANIFEST, contact_sheet, render_shards
-from vlv.toyworld.language import compare, describe, parse
+from vlv.toyworld.language import compare, parse
 from vlv.toyworld.render import Rendering, image_box, render
 from vlv.toyworld.scene import Scene, sample_scene
+from vlv.toyworld.writing import describe
 
 SMALL: dict[str, Any] = {"split": "val", "num": 10, "seed": 3, "per_shard": 4, "workers": 1}
 

@@ -13,7 +13,7 @@ from transformers import BartTokenizer, CLIPTokenizer
 from tests.toyworld.world import make_scene
 from vlv.models.diffusion import DiffusionDecoder, TextContext
 from vlv.toyworld import components
-from vlv.toyworld.language import FORMS, compare, describe, parse
+from vlv.toyworld.language import compare, parse
 from vlv.toyworld.objectives import (
     FOREGROUND_WEIGHT,
     LATENT_WEIGHT,
@@ -31,6 +31,7 @@ from vlv.toyworld.pretrain import _PREPARE, Part
 from vlv.toyworld.questions import ask
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
+from vlv.toyworld.writing import FORMS, describe
 from vlv.training.objective import Batch, Objective
 
 Build = Callable[[CLIPTokenizer, BartTokenizer], Objective]
@@ -166,10 +167,10 @@ def test_drawn_captions_are_true_and_of_the_forms_asked_for() -> None:
     scenes = [sample_scene(3, index) for index in range(40)]
     tags = draw_captions(scenes, {"tags": 1.0}, seed(0))
     assert all(scene.style == text.split(",")[0] for scene, text in zip(scenes, tags, strict=True))
-    mixed = draw_captions(scenes, dict.fromkeys(FORMS, 1 / 3), seed(0))
+    mixed = draw_captions(scenes, dict.fromkeys(FORMS, 1 / len(FORMS)), seed(0))
     assert {("." in text) for text in mixed} == {True, False}
     assert all(compare(parse(t), s).precision == 1 for s, t in zip(scenes, mixed, strict=True))
-    assert mixed == draw_captions(scenes, dict.fromkeys(FORMS, 1 / 3), seed(0))
+    assert mixed == draw_captions(scenes, dict.fromkeys(FORMS, 1 / len(FORMS)), seed(0))
 
 
 def test_weights_lie_on_the_objects(batch: Batch) -> None:
@@ -192,8 +193,8 @@ def test_florence_sees_image_and_prompt(florence_tokenizer: BartTokenizer, batch
     ids = torch.tensor([tokenizer("A photo of a red cube.").input_ids] * 2)
     inputs = pixels_of(batch)[:2]
     with torch.no_grad():
-        logits = [caption_logits(model, tokenizer, inputs, form, ids) for form in FORMS]
-        other = caption_logits(model, tokenizer, inputs.flip(0), FORMS[0], ids)
+        logits = [caption_logits(model, tokenizer, inputs, form, ids) for form in components.TASKS]
+        other = caption_logits(model, tokenizer, inputs.flip(0), components.TASKS[0], ids)
     assert logits[0].shape == (*ids.shape, len(tokenizer))
     assert not torch.equal(logits[0], logits[1]), "the task matters"
     torch.testing.assert_close(other, logits[0].flip(0))

@@ -12,9 +12,9 @@ from PIL import Image
 
 from tools.tour import pictures
 from tools.tour.trace import NUM_DRAWS, Captioning, Drawing, Encoding, caption, draw, encode
-from vlv.toyworld.language import describe
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
+from vlv.toyworld.writing import describe
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -91,14 +91,14 @@ def describe(
     """Print a scene in words: a caption of every form, and its questions with their answers."""
     import numpy as np
 
-    from vlv.toyworld import language
+    from vlv.toyworld import writing
     from vlv.toyworld.questions import ask
     from vlv.toyworld.scene import sample_scene
 
     scene = sample_scene(seed, index, split)
     rng = np.random.default_rng([seed, index])
-    for form in language.FORMS:
-        typer.echo(f"{form}: {language.describe(scene, form, rng)}")
+    for form in writing.FORMS:
+        typer.echo(f"{form}: {writing.describe(scene, form, rng)}")
     for question in ask(scene, rng):
         typer.echo(f"{question.kind}: {question.question} {question.answer}")
     return 0

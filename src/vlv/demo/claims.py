@@ -8,26 +8,23 @@ from typing import TYPE_CHECKING
 
 from vlv.toyworld.language import (
     CLAUSE_END,
+    NOUN,
     REFERENCE,
-    RELATIONS,
-    SCENE_FACTS,
-    WORDS,
+    RELATION,
     Claims,
     compare,
     pair_objects,
     parse,
     true_claims,
 )
+from vlv.toyworld.words import SCENE_FACTS, WORDS, phrases_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vlv.toyworld.scene import Scene
 
-_VALUES = {
-    fact: {phrase: value for value, phrases in table.items() for phrase in phrases}
-    for fact, table in WORDS.items()
-}
+_VALUES = {fact: phrases_of(fact) for fact in WORDS}
 
 
 def _any_of(phrases: Mapping[str, str]) -> re.Pattern[str]:
@@ -36,7 +33,8 @@ def _any_of(phrases: Mapping[str, str]) -> re.Pattern[str]:
 
 
 _PHRASES = {fact: _any_of(phrases) for fact, phrases in _VALUES.items()}
-_RELATION = re.compile(rf"\bthe (?:\w+ )?\w+ is (?:{'|'.join(RELATIONS)}) the \w+")
+_BEFORE = re.compile(rf"({REFERENCE.pattern}) is $")
+_AFTER = re.compile(rf" ({REFERENCE.pattern})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,27 +68,33 @@ def mark_claims(caption: str, scene: Scene) -> list[Mark]:
     marks = _mark(text, 0, claims.scene, truth.scene)
     for fact in SCENE_FACTS:
         text = _PHRASES[fact].sub(_blank, text)
-    clauses = list(_clauses(text))
-    described = [(start, said) for start, said in clauses if _PHRASES["shape"].search(said)]
+    parts = [part for start, clause in _pieces(CLAUSE_END, text) for part in _parts(start, clause)]
+    described = [(start, said) for start, said in parts if NOUN.search(said)]
     pairs = pair_objects(claims.objects, truth.objects)
     for (start, said), (stated, real) in zip(described, pairs, strict=False):
         marks += _mark(said, start, stated, real)
-    return _without_overlaps(marks + _mark_relations(text, scene))
+    for start, clause in _pieces(CLAUSE_END, text):
+        marks += _mark_relations(clause, start, scene)
+    return _without_overlaps(marks)
 
 
 def _blank(match: re.Match[str]) -> str:
     return " " * len(match[0])
 
 
-def _clauses(text: str) -> Iterator[tuple[int, str]]:
-    """The clauses that may add an object, each with its position, and blanks where others are referred to."""
+def _pieces(between: re.Pattern[str], text: str) -> Iterator[tuple[int, str]]:
+    """What stands between the matches of a pattern, each piece with its position."""
     start = 0
-    for stop in [*CLAUSE_END.finditer(text), re.search(r"\Z", text)]:
+    for stop in [*between.finditer(text), re.search(r"\Z", text)]:
         assert stop is not None, "every text has an end"
-        clause = text[start : stop.start()]
-        if not parse(clause).relations:
-            yield start, REFERENCE.sub(_blank, clause)
+        yield start, text[start : stop.start()]
         start = stop.end()
+
+
+def _parts(start: int, clause: str) -> Iterator[tuple[int, str]]:
+    """The parts of a clause that may add an object each, with blanks where others are referred to."""
+    for offset, part in _pieces(RELATION, clause):
+        yield start + offset, REFERENCE.sub(_blank, part)
 
 
 def _mark(text: str, start: int, stated: Mapping[str, str], real: Mapping[str, str]) -> list[Mark]:
@@ -111,14 +115,16 @@ def _find(fact: str, value: str, text: str) -> list[tuple[int, int, str]]:
     return [(*match.span(), value) for match in bare.finditer(text)][:1]
 
 
-def _mark_relations(text: str, scene: Scene) -> list[Mark]:
-    marks = []
-    for match in _RELATION.finditer(text):
-        relations = parse(match[0]).relations
-        if relations:
-            right = compare(Claims(relations=relations), scene).correct > 0
-            marks.append(Mark(*match.span(), right))
-    return marks
+def _mark_relations(clause: str, start: int, scene: Scene) -> Iterator[Mark]:
+    """Mark the words of each relation, with the objects that they refer to."""
+    relations = parse(clause).relations
+    for match, relation in zip(RELATION.finditer(clause), relations, strict=False):
+        before = _BEFORE.search(clause[: match.start()])
+        after = _AFTER.match(clause, match.end())
+        first = before.start(1) if before else match.start()
+        last = after.end(1) if after else match.end()
+        right = compare(Claims(relations=(relation,)), scene).correct > 0
+        yield Mark(start + first, start + last, right)
 
 
 def _without_overlaps(marks: list[Mark]) -> list[Mark]:

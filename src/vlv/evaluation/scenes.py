@@ -17,16 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlv.toyworld.inspector import Inspector, Report
-from vlv.toyworld.language import (
-    OBJECT_FACTS,
-    SCENE_FACTS,
-    Claims,
-    compare,
-    describe,
-    true_claims,
-)
+from vlv.toyworld.language import Claims, compare, true_claims
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import COLOURED_STYLES, COLUMNS, HELD_OUT, Scene, Split, sample_scene
+from vlv.toyworld.words import OBJECT_FACTS, SCENE_FACTS
+from vlv.toyworld.writing import describe
 
 FACTS = (*SCENE_FACTS, *OBJECT_FACTS, "relation")
 NUM_EXAMPLES = 12

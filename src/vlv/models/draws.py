@@ -6,6 +6,7 @@ Shapes: N rows, n draws (n / N for each row).
 from __future__ import annotations
 
 import hashlib
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -36,8 +37,14 @@ class RowGenerator(torch.Generator):
     def __init__(self, seed: int, step: int, rows: range) -> None:
         super().__init__()
         self.manual_seed(mixed_seed(seed, step, "rows from", rows.start))
-        self.rows = [
-            torch.Generator().manual_seed(mixed_seed(seed, step, "row", row)) for row in rows
+        self._seed, self._step, self._rows = seed, step, rows
+
+    @cached_property
+    def rows(self) -> list[torch.Generator]:
+        """A generator for each row, made when first asked for: some objectives draw on the device alone."""
+        return [
+            torch.Generator().manual_seed(mixed_seed(self._seed, self._step, "row", row))
+            for row in self._rows
         ]
 
     def by_row(self, count: int, draw: Callable[[torch.Generator, int], Tensor]) -> Tensor:

@@ -26,13 +26,16 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from vlv.toyworld.language import FORMS, Form, describe
 from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import sample_scene
+from vlv.toyworld.writing import Form, describe
 
 IMAGE_SIZE = 64
 TEXT_WIDTH = 128
 TEXT_POSITIONS = 64
+
+TASKS: tuple[Form, ...] = ("short", "tags", "detailed")
+"""The forms of text that Florence-2 writes."""
 
 PROMPTS: dict[Form, str] = {
     "short": "What does the image describe?",
@@ -57,7 +60,7 @@ def corpus(num_scenes: int = 4000) -> Iterator[str]:
     for index in range(num_scenes):
         scene = sample_scene(0, index, "train")
         rng = np.random.default_rng([0, index])
-        for form in FORMS:
+        for form in TASKS:
             yield describe(scene, form, rng)
         for question in ask(scene, rng):
             yield f"{question.question} {question.answer}"

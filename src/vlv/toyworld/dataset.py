@@ -26,9 +26,9 @@ from tqdm import tqdm
 from vlv.data.shards import TarShardWriter, shard_path
 from vlv.errors import ConfigError, OutputError
 from vlv.storage import write_text
-from vlv.toyworld.language import describe
 from vlv.toyworld.render import image_box, render
 from vlv.toyworld.scene import SPLITS, Scene, Split, sample_scene
+from vlv.toyworld.writing import describe
 
 MANIFEST = "dataset.json"
 """Beside the shards: what they were rendered with."""

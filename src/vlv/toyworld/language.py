@@ -1,9 +1,4 @@
-"""The words of the world: a grammar that describes scenes and a parser that reads captions back.
-
-Three forms, as Florence-2 has three caption tasks: `short` names the objects, `tags` states
-everything in a fixed terse order, `detailed` states everything in varied sentences and order.
-What cannot be seen is never said: no colours, ground or time of day in a sketch or a sepia print.
-"""
+"""What texts say: a parser that reads captions back into claims, and counts them against the truth."""
 
 from __future__ import annotations
 
@@ -13,87 +8,33 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
-import numpy as np
-
-from vlv.errors import ConfigError
 from vlv.toyworld.scene import COLOURED_STYLES, COLUMNS, Scene, Solid
+from vlv.toyworld.words import (
+    NAME_FACTS,
+    OBJECT_FACTS,
+    RELATIONS,
+    SCENE_FACTS,
+    UNKNOWN_SHAPE,
+    WORDS,
+    phrases_of,
+)
 
-Form = Literal["short", "tags", "detailed"]
-FORMS: tuple[Form, ...] = ("short", "tags", "detailed")
-
-WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "shape": {
-        "sphere": ("sphere", "ball"),
-        "cube": ("cube", "block"),
-        "cylinder": ("cylinder", "drum"),
-        "cone": ("cone",),
-    },
-    "colour": {c: (c,) for c in ("red", "yellow", "green", "turquoise", "blue", "purple")},
-    "size": {"small": ("small", "little"), "large": ("large", "big")},
-    "material": {
-        "matte": ("matte", "dull"),
-        "shiny": ("shiny", "glossy"),
-        "striped": ("striped", "banded"),
-    },
-    "column": {
-        "left": ("on the left", "at the left"),
-        "middle": ("in the middle", "in the centre"),
-        "right": ("on the right", "at the right"),
-    },
-    "row": {
-        "front": ("in front", "in the foreground"),
-        "back": ("at the back", "in the background"),
-    },
-    "style": {
-        "photo": ("photo", "photograph"),
-        "cartoon": ("cartoon", "comic"),
-        "sketch": ("pencil sketch", "pencil drawing"),
-        "sepia": ("sepia print", "sepia picture"),
-    },
-    "ground": {
-        "grass": ("a meadow", "a grassy plain"),
-        "sand": ("a desert", "a sandy plain"),
-        "snow": ("a snowfield", "a snowy plain"),
-    },
-    "time": {
-        "day": ("by day", "in daylight"),
-        "sunset": ("at sunset", "at dusk"),
-        "night": ("at night", "by night"),
-    },
-    "light": {
-        "left": ("lit from the left", "light comes from the left"),
-        "right": ("lit from the right", "light comes from the right"),
-    },
-    "view": {
-        "high": ("seen from above", "seen from high up"),
-        "low": ("seen from a low angle", "seen from low down"),
-    },
-}
-"""Every fact and the phrases that state it; the first phrase is the plainest."""
-
-SCENE_FACTS = ("style", "ground", "time", "light", "view")
-OBJECT_FACTS = ("shape", "colour", "size", "material", "column", "row")
-RELATIONS = {
-    "to the left of": "left",
-    "to the right of": "right",
-    "in front of": "front",
-    "behind": "behind",
-}
+Facts = dict[str, str]
+"""Fact name to value."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
     """What a caption (or a scene, or an inspector) says."""
 
-    scene: dict[str, str] = field(default_factory=dict)
-    """Fact name to value, for `SCENE_FACTS`."""
-    objects: tuple[dict[str, str], ...] = ()
+    scene: Facts = field(default_factory=dict)
+    """For `SCENE_FACTS`."""
+    objects: tuple[Facts, ...] = ()
     """For every object the stated `OBJECT_FACTS`."""
     relations: tuple[tuple[str, str, str], ...] = ()
-    """(object, relation, shape) with the relations left, right, front, behind; the object is a shape
-    such as `cube`, or a size and a shape such as `small cube`."""
+    """(object, relation, object) with the relations left, right, front, behind; an object is what names it, such as
+    `cube` or `small red cube`."""
     contradictions: tuple[str, ...] = ()
     """The fact's name for every further value that was stated of a thing that has one already."""
 
@@ -110,111 +51,8 @@ def true_claims(scene: Scene) -> Claims:
     return Claims(facts, objects)
 
 
-def describe(scene: Scene, form: Form, rng: np.random.Generator) -> str:
-    """Write a caption of a scene.
-
-    Raises:
-        ConfigError: if the form is unknown.
-    """
-    if form == "short":
-        return _short(scene, rng)
-    if form == "tags":
-        return _tags(scene)
-    if form == "detailed":
-        return _detailed(scene, rng)
-    raise ConfigError(f"unknown caption form {form!r}; choose one of {', '.join(FORMS)}")
-
-
-def _say(kind: str, value: str, rng: np.random.Generator) -> str:
-    options = WORDS[kind][value]
-    return options[int(rng.integers(len(options)))]
-
-
-def _noun(claims: dict[str, str], facts: tuple[str, ...], rng: np.random.Generator) -> str:
-    return " ".join(["a", *(_say(fact, claims[fact], rng) for fact in facts if fact in claims)])
-
-
-def _short(scene: Scene, rng: np.random.Generator) -> str:
-    claims = true_claims(scene)
-    nouns = [_noun(solid, ("colour", "shape"), rng) for solid in claims.objects]
-    return f"A {_say('style', scene.style, rng)} of {_join(nouns)}."
-
-
-def _join(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def _tags(scene: Scene) -> str:
-    claims = true_claims(scene)
-    facts = claims.scene
-    head = [facts["style"], *(facts[f] for f in ("ground", "time") if f in facts)]
-    head += [f"{facts['light']} light", f"{facts['view']} view"]
-    objects = [
-        " ".join(o[f] for f in ("size", "material", "colour", "shape", "column", "row") if f in o)
-        for o in claims.objects
-    ]
-    return ", ".join(head + objects)
-
-
-def _detailed(scene: Scene, rng: np.random.Generator) -> str:
-    head = _opening(scene, rng)
-    body = _objects(scene, rng)
-    sentences = [head, body]
-    if len(scene.solids) == 2 and rng.random() < 0.5:
-        sentences.append(_relation(scene, rng))
-    if rng.random() < 0.25:
-        sentences = [*sentences[1:], head]
-    return " ".join(sentence[0].upper() + sentence[1:] + "." for sentence in sentences)
-
-
-def _opening(scene: Scene, rng: np.random.Generator) -> str:
-    facts = true_claims(scene).scene
-    style = _say("style", scene.style, rng)
-    place = [_say(f, facts[f], rng) for f in ("ground", "time") if f in facts]
-    subject = f"a {style} of {' '.join(place)}" if place else f"a {style}"
-    extras = [_say("view", scene.view, rng), WORDS["light"][scene.light][0]]
-    if rng.random() < 0.5:
-        extras.reverse()
-    if rng.random() < 0.3:
-        extras.remove(WORDS["light"][scene.light][0])
-        return f"{subject}, {extras[0]}. {_capital(WORDS['light'][scene.light][1])}"
-    return f"{subject}, {', '.join(extras)}"
-
-
-def _capital(text: str) -> str:
-    return text[0].upper() + text[1:]
-
-
-def _objects(scene: Scene, rng: np.random.Generator) -> str:
-    claims = list(true_claims(scene).objects)
-    order = rng.permutation(len(claims))
-    place_first = rng.random() < 0.5
-    phrases = [_object(claims[i], rng, place_first=place_first) for i in order]
-    if place_first:
-        phrases[0] = phrases[0].replace(" a ", (" is a ", " stands a ")[int(rng.integers(2))], 1)
-    else:
-        phrases[0] = ("there is ", "we see ")[int(rng.integers(2))] + phrases[0]
-    joint = "; " if rng.random() < 0.3 else ", "
-    return joint.join(phrases)
-
-
-def _object(claims: dict[str, str], rng: np.random.Generator, *, place_first: bool) -> str:
-    place = f"{_say('column', claims['column'], rng)} {_say('row', claims['row'], rng)}"
-    noun = _noun(claims, ("size", "material", "colour", "shape"), rng)
-    return f"{place} {noun}" if place_first else f"{noun} {place}"
-
-
-def _relation(scene: Scene, rng: np.random.Generator) -> str:
-    first, second = (scene.solids[i] for i in rng.permutation(2))
-    kinds = [k for k in RELATIONS if _holds(RELATIONS[k], first, second)]
-    kind = kinds[int(rng.integers(len(kinds)))]
-    names = [_say("shape", solid.shape, rng) for solid in (first, second)]
-    if first.shape == second.shape:  # "the cone is behind the cone" would say nothing
-        return f"the {_say('size', first.size, rng)} {names[0]} is {kind} the other"
-    return f"the {names[0]} is {kind} the {names[1]}"
-
-
-def _holds(relation: str, a: Solid, b: Solid) -> bool:
+def holds(relation: str, a: Solid, b: Solid) -> bool:
+    """Whether a stands left, right, front or behind of b."""
     if relation == "left":
         return COLUMNS.index(a.column) < COLUMNS.index(b.column)
     if relation == "right":
@@ -222,12 +60,17 @@ def _holds(relation: str, a: Solid, b: Solid) -> bool:
     return (a.row, b.row) == (("front", "back") if relation == "front" else ("back", "front"))
 
 
+def name_of(facts: Facts) -> str:
+    """What names an object, in the order of `NAME_FACTS`: `small red cube`."""
+    return " ".join(
+        [facts[fact] for fact in NAME_FACTS[:-1] if fact in facts]
+        + [facts.get("shape", UNKNOWN_SHAPE)]
+    )
+
+
 # --- reading ------------------------------------------------------------------------------------
 
-_PHRASES = {
-    kind: {phrase: value for value, phrases in table.items() for phrase in phrases}
-    for kind, table in WORDS.items()
-}
+_PHRASES = {kind: phrases_of(kind) for kind in WORDS}
 
 
 def _any_of(phrases: Iterable[str]) -> str:
@@ -240,15 +83,16 @@ _TAG_SCENE = {
     **{f"{side} light": ("light", side) for side in WORDS["light"]},
     **{f"{height} view": ("view", height) for height in WORDS["view"]},
 }
-_AFTER_NOUN = "|".join(f"(?<={noun}) " for noun in _PHRASES["shape"])
-CLAUSE_END = re.compile(rf"[.;,]|(?:\band |\bof |{_AFTER_NOUN})(?=a\b)")
-"""Where the parser breaks prose: each clause speaks of one object at most."""
-_QUALIFIED = rf"(?:({_any_of(_PHRASES['size'])}) )?({_any_of(_PHRASES['shape'])})\b"
-_RELATION = re.compile(
-    rf"\bthe {_QUALIFIED} is ({_any_of(RELATIONS)}) the (other|{_any_of(_PHRASES['shape'])})\b"
-)
-REFERENCE = re.compile(rf"\bthe {_QUALIFIED}")
+_NOUNS = (*_PHRASES["shape"], UNKNOWN_SHAPE)
+_AFTER_NOUN = "|".join(f"(?<={noun}) " for noun in _NOUNS)
+_OF = r"(?<!left )(?<!right )(?<!front )\bof "
+CLAUSE_END = re.compile(rf"[.;,]|(?:\band |{_OF}|{_AFTER_NOUN})(?=an?\b)")
+"""Where the parser breaks prose: each clause speaks of one object at most, or of two and their relation."""
+RELATION = re.compile(rf"\b(?:{_any_of(RELATIONS)})(?= (?:an?|the)\b)")
+_ADJECTIVE = _any_of(p for fact in NAME_FACTS[:-1] for p in _PHRASES[fact])
+REFERENCE = re.compile(rf"\bthe (?:(?:{_ADJECTIVE}) )*(?:{_any_of((*_NOUNS, 'other'))})\b")
 """Words that speak of an object without adding one."""
+NOUN = re.compile(rf"\b(?:{_any_of(_NOUNS)})\b")
 
 
 def parse(caption: str) -> Claims:
@@ -256,6 +100,9 @@ def parse(caption: str) -> Claims:
 
     Text that says nothing adds nothing, nor does a sentence that breaks off before its noun. Of a
     thing that is given several values of one fact the first stands; the others are contradictions.
+
+    >>> parse("A red cube left of a blue sphere.").relations
+    (('red cube', 'left', 'blue sphere'),)
     """
     text = re.sub(r"\s+", " ", caption.lower()).strip()
     return _parse_tags(text) if _is_tags(text) else _parse_prose(text)
@@ -273,26 +120,55 @@ def _parse_prose(text: str) -> Claims:
     scene, contradictions = _read_facts(text, SCENE_FACTS)
     for kind in SCENE_FACTS:
         text = _SAID[kind].sub(" ", text)
-    objects, relations = [], []
+    objects: list[Facts] = []
+    relations = []
     for clause in CLAUSE_END.split(text):
-        relation = _parse_relation(clause)
-        clause = REFERENCE.sub(" ", clause)  # "the cube" speaks of an object, "a cube" adds one
-        if relation:
-            relations.append(relation)
-        elif _SAID["shape"].search(clause):
-            found, repeated = _read_facts(clause, OBJECT_FACTS)
-            objects.append(found)
-            contradictions += repeated
+        mentions = [_mention(part) for part in RELATION.split(clause)]
+        for mention in mentions:
+            if mention is not None and mention.is_new:
+                objects.append(mention.facts)
+                contradictions += mention.contradictions
+        kinds = [RELATIONS[said] for said in RELATION.findall(clause)]
+        for kind, first, second in zip(kinds, mentions, mentions[1:], strict=False):
+            if first is not None and second is not None:
+                relations.append((name_of(first.facts), kind, _second_name(first, second)))
     return Claims(scene, tuple(objects), tuple(relations), tuple(contradictions))
 
 
-def _read_facts(text: str, kinds: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+@dataclass(frozen=True, slots=True)
+class _Mention:
+    """An object that a text speaks of."""
+
+    facts: Facts
+    contradictions: list[str]
+    is_new: bool
+    """Whether it was not spoken of before."""
+
+
+def _mention(text: str) -> _Mention | None:
+    reference = REFERENCE.search(text)
+    rest = REFERENCE.sub(" ", text)  # "the cube" speaks of an object, "a cube" adds one
+    if NOUN.search(rest):
+        return _Mention(*_read_facts(rest, OBJECT_FACTS), is_new=True)
+    if reference is None:
+        return None
+    return _Mention(_read_facts(reference[0], NAME_FACTS)[0], [], is_new=False)
+
+
+def _second_name(first: _Mention, second: _Mention) -> str:
+    """The name of what an object is compared with; `the other` is one of the same shape."""
+    is_other = not second.is_new and not second.facts
+    shape = {name: value for name, value in first.facts.items() if name == "shape"}
+    return name_of(shape if is_other else second.facts)
+
+
+def _read_facts(text: str, kinds: tuple[str, ...]) -> tuple[Facts, list[str]]:
     return _first_values(
         {kind: [_PHRASES[kind][said] for said in _SAID[kind].findall(text)] for kind in kinds}
     )
 
 
-def _first_values(stated: dict[str, list[str]]) -> tuple[dict[str, str], list[str]]:
+def _first_values(stated: dict[str, list[str]]) -> tuple[Facts, list[str]]:
     """Split the values of every fact into the first, and a contradiction for each other value."""
     first = {kind: values[0] for kind, values in stated.items() if values}
     return first, [kind for kind, values in stated.items() for _ in range(len(set(values)) - 1)]
@@ -312,16 +188,6 @@ def _parse_tags(text: str) -> Claims:
             objects.append(found)
             contradictions += repeated
     return Claims(scene, tuple(objects), (), tuple(contradictions))
-
-
-def _parse_relation(clause: str) -> tuple[str, str, str] | None:
-    match = _RELATION.search(clause)
-    if not match:
-        return None
-    size, noun, kind, other = match.groups()
-    shape = _PHRASES["shape"][noun]
-    first = f"{_PHRASES['size'][size]} {shape}" if size else shape
-    return first, RELATIONS[kind], shape if other == "other" else _PHRASES["shape"][other]
 
 
 # --- counting -----------------------------------------------------------------------------------
@@ -443,7 +309,12 @@ def _without_repetitions(
 def _relation_true(relation: tuple[str, str, str], scene: Scene) -> bool:
     first, kind, second = relation
     return any(
-        _holds(kind, a, b)
+        _fits(first, a) and _fits(second, b) and holds(kind, a, b)
         for a, b in itertools.permutations(scene.solids, 2)
-        if first in (a.shape, f"{a.size} {a.shape}") and b.shape == second
     )
+
+
+def _fits(name: str, solid: Solid) -> bool:
+    """Whether a name is one of an object's."""
+    own = (*(getattr(solid, fact) for fact in NAME_FACTS), UNKNOWN_SHAPE)
+    return all(word in own for word in name.split())

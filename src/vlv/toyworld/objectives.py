@@ -23,11 +23,11 @@ from transformers import (
 
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 from vlv.models.text_tower import tokenize
-from vlv.toyworld.components import IMAGE_SIZE, PROMPTS
+from vlv.toyworld.components import IMAGE_SIZE, PROMPTS, TASKS
 from vlv.toyworld.inspector import Inspector, InspectorConfig, encode_scenes, inspection_loss
-from vlv.toyworld.language import FORMS, Form, describe
 from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import Scene
+from vlv.toyworld.writing import FORMS, Form, describe
 from vlv.training.objective import Batch, Losses
 
 FOREGROUND_WEIGHT = 10.0
@@ -264,7 +264,7 @@ class FlorenceObjective:
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Cross-entropy of the caption tokens and the end token."""
         rng = _numpy(generator)
-        form = FORMS[int(rng.choice(len(FORMS), p=[self.shares[f] for f in FORMS]))]
+        form = TASKS[int(rng.choice(len(TASKS), p=[self.shares[f] for f in TASKS]))]
         captions = [describe(scene, form, rng) for scene in scenes_of(batch)]
         rows = self.tokenizer(captions, padding=True, return_tensors="pt")
         labels = rows.input_ids[:, 1:].masked_fill(rows.attention_mask[:, 1:] == 0, -100)

@@ -35,8 +35,9 @@ from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.mixing import mix_embeddings
 from vlv.toyworld.inspector import Inspector
-from vlv.toyworld.language import OBJECT_FACTS, Claims, compare, true_claims
+from vlv.toyworld.language import Claims, compare, true_claims
 from vlv.toyworld.scene import Scene
+from vlv.toyworld.words import OBJECT_FACTS
 
 NAME = "mixes"
 TITLE = "Mixes of caption embeddings"

@@ -16,9 +16,9 @@ from vlv.data.framing import frame
 from vlv.data.records import Record, find_records
 from vlv.data.tables import parse_object
 from vlv.errors import ConfigError, DataError
-from vlv.toyworld.language import describe
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, Split, sample_scene
+from vlv.toyworld.writing import describe
 
 
 @dataclass(frozen=True, slots=True)

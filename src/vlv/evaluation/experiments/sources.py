@@ -29,7 +29,7 @@ from vlv.errors import ConfigError, DataError, RequestError, VLVError
 from vlv.evaluation.experiments.run import Emit, batches
 from vlv.evaluation.experiments.samples import Sample, names_of, read_rows
 from vlv.jobs.table import Row
-from vlv.toyworld.language import describe
+from vlv.toyworld.writing import describe
 
 if TYPE_CHECKING:
     from PIL import Image
