@@ -32,7 +32,9 @@ def test_a_picture_with_its_objects_exchanged_does_not_show_the_relation() -> No
     ball = {"shape": "sphere", "colour": "blue", "row": "back"}
     right = Claims(objects=(cube | {"column": "left"}, ball | {"column": "middle"}))
     wrong = Claims(objects=(cube | {"column": "right"}, ball | {"column": "middle"}))
-    other = Claims(objects=(cube | {"column": "left", "colour": "green"}, ball | {"column": "right"}))
+    other = Claims(
+        objects=(cube | {"column": "left", "colour": "green"}, ball | {"column": "right"})
+    )
     shown = relations_shown([text] * 3, [right, wrong, other])
     assert shown.tolist() == [[1, 1, 1], [0, 1, 1], [0, 0, 1]]
     behind = relations_shown(["a blue sphere behind a red cube"], [right])
