@@ -31,8 +31,8 @@ from PIL import Image
 
 from vlv.data.framing import frame
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed
-from vlv.data.records import TarShardWriter, find_records
-from vlv.data.streams import list_shards
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import Source, find_records
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 THREADS = (0, 1, 2)
@@ -179,7 +179,7 @@ def streamed(
     folder: Path, size: int, threads: int, options: argparse.Namespace
 ) -> Iterator[torch.Tensor]:
     """An epoch of the loader of streams."""
-    shards = list_shards([folder])
+    shards = Source([folder]).shards()
     settings = LoaderSettings(batch_size=options.batch_size, image_size=size, num_workers=threads)
     with Loader(Streamed(shards, buffer=64), settings) as loader:
         for _ in range(options.num // options.batch_size):

@@ -40,7 +40,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlv.config import ModelPreset, RunConfig, load_config, load_models
 from vlv.data.loader import Listed, Loader, LoaderSettings
-from vlv.data.records import TarShardWriter, find_records
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import find_records
 from vlv.jobs.memory_plan import STAGES, plan_captioning, plan_reconstruction, plan_training
 from vlv.models.architectures import outline_caption_decoder, outline_decoder, outline_encoder
 from vlv.models.compilation import lay_out

@@ -30,7 +30,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlv.data.records import Record, TarShardWriter, find_records
+from vlv.data.records import Record
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import find_records
 from vlv.endpoint import Budget, ChatRequest, Client, Endpoint, KeyedStore, Prices, run, user
 from vlv.jobs.teacher.job import Asking, TeacherJob
 from vlv.jobs.teacher.prompts import read_prompts

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlv.data.images import load_image
-    from vlv.data.records import find_records
+    from vlv.data.source import find_records
     from vlv.errors import (
         BudgetError,
         CacheError,
@@ -69,7 +69,7 @@ _HOMES = {
     "VLVEncoder": "vlv.models.encoder",
     "VisionEncoder": "vlv.models.vision_encoder",
     "VLVPipeline": "vlv.models.pipeline",
-    "find_records": "vlv.data.records",
+    "find_records": "vlv.data.source",
     "load_image": "vlv.data.images",
     "mix_embeddings": "vlv.models.mixing",
 }

@@ -18,7 +18,8 @@ from PIL import Image
 from tests.cli.conftest import Vlv, write_image
 from tests.data.files import quadrants, rotated
 from tests.endpoint.server import ScriptedServer, always, faults, images_of, text_of
-from vlv.data.records import TarShardWriter, find_records
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import find_records
 from vlv.jobs.table import read_parquet
 
 QUICK = ("--set", "backoff=0.001", "--set", "max_backoff=0.01")

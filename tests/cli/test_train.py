@@ -21,7 +21,7 @@ from tests.cli.conftest import Vlv, write_image
 from tests.tiny import CAPTIONS, IMAGE_SIZE, NUM_QUERIES
 from vlv.data.framing import Framing, frame
 from vlv.data.images import to_tensor
-from vlv.data.records import find_records
+from vlv.data.source import find_records
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import past_trainings
 from vlv.models.encoder import VLVEncoder

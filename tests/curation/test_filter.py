@@ -28,8 +28,8 @@ from vlv.curation.settings import FilterConfig, load_filter, preset_names
 from vlv.curation.shards import ShardLimits
 from vlv.curation.tables import read_table
 from vlv.curation.tars import list_tar
-from vlv.data.records import find_records
-from vlv.data.tables import Columns
+from vlv.data.records import Columns
+from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError, OutputError
 
 

@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Any
 
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed
+from vlv.data.parts import Part
 from vlv.data.records import Record
-from vlv.data.streams import Shard
 
 _SETTINGS = {field.name for field in fields(LoaderSettings)}
 _LOADER = {"rank", "num_ranks", "quarantine", "on_bad"}
@@ -21,7 +21,7 @@ def listed(
 
 
 def streamed(
-    shards: Sequence[Shard], batch_size: int, image_size: int | None, **options: Any
+    shards: Sequence[Part], batch_size: int, image_size: int | None, **options: Any
 ) -> Loader:
     return _loader(Streamed, shards, batch_size, image_size, options)
 

@@ -14,11 +14,10 @@ import pytest
 from PIL import Image
 
 from tests.data import files, loading
-from vlv.data.quarantine import BadRecord
-from vlv.data.records import Columns, Record, TarShardWriter, find_records
-from vlv.data.streams import list_shards, stream_records
-from vlv.data.tables import GUESSED
-from vlv.data.values import load_bytes
+from vlv.data.images import load_bytes
+from vlv.data.records import GUESSED, BadRecord, Columns, Record
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import Source, find_records
 from vlv.errors import DataError, ImageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 24, 24), dtype=np.uint8)
@@ -40,7 +39,7 @@ def pixels_of(record: Record | BadRecord) -> np.ndarray:
 
 
 def streamed(*inputs: object, columns: Columns = GUESSED) -> list[Record | BadRecord]:
-    return list(stream_records([str(text) for text in inputs], columns))
+    return list(Source([str(text) for text in inputs], columns).stream())
 
 
 # The bytes of an image
@@ -58,14 +57,14 @@ def streamed(*inputs: object, columns: Columns = GUESSED) -> list[Record | BadRe
     ],
 )
 def test_one_image_in_many_forms(data):
-    assert np.array_equal(np.asarray(load_bytes(data)).transpose(2, 0, 1), PIXELS)
+    assert np.array_equal(np.asarray(load_bytes(data, raw_pixels=True)).transpose(2, 0, 1), PIXELS)
 
 
 def test_the_authors_size_of_pixels():
     pixels = np.zeros((3, 384, 384), np.uint8)
     pixels[0] = 66  # "BMBMBM ...": no bitmap, for its length is not what such a header would say
     pixels[0, :, 1::2] = 77
-    assert load_bytes(pixels.tobytes()).size == (384, 384)
+    assert load_bytes(pixels.tobytes(), raw_pixels=True).size == (384, 384)
 
 
 @pytest.mark.parametrize(
@@ -79,12 +78,12 @@ def test_the_authors_size_of_pixels():
         (saved(PIXELS)[:-5], "the array cannot be read"),
         (saved(np.array([{}], dtype=object)), "the array cannot be read"),
         (b"\xff\xd8\xff" + bytes(3 * 24 * 24 - 3), "n"),  # a broken JPEG is never taken for pixels
-        (np.zeros((3, 8000, 8000), np.uint8).tobytes(), "exceeds the limits"),
+        (np.zeros((3, 8000, 8000), np.uint8).tobytes(), "exceeds the limit"),
     ],
 )
 def test_bytes_that_are_no_image(data, message):
     with pytest.raises(ImageError, match=message):
-        load_bytes(data)
+        load_bytes(data, raw_pixels=True)
 
 
 # Parquet
@@ -149,7 +148,9 @@ def test_a_missing_cell_is_one_bad_record(tmp_path):
     pq.write_table(pa.table({"image": [png(PIXELS), None, png(PIXELS)]}), path)
     listed = loading.listed(find_records([path]), 2, 8, seed=0, max_bad_share=1)
     assert len(next(listed)["ids"]) == 2
-    passing = loading.streamed(list_shards([path]), 2, 8, seed=0, max_bad_share=1, shuffle=False)
+    passing = loading.streamed(
+        Source([path]).shards(), 2, 8, seed=0, max_bad_share=1, shuffle=False
+    )
     assert next(passing)["ids"] == [f"{path}/00000-000000", f"{path}/00000-000002"]
     (bad,) = passing.quarantine.bad.values()
     assert bad.reason.endswith("row group 0, row 1: the cell holds no image bytes")
@@ -161,7 +162,7 @@ def test_a_truncated_parquet(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"a\.parquet: cannot be read as Parquet"):
         find_records([path])
-    loader = loading.streamed(list_shards([tmp_path]), 10, 8, seed=0, max_bad_share=1)
+    loader = loading.streamed(Source([tmp_path]).shards(), 10, 8, seed=0, max_bad_share=1)
     assert {name.split("/")[-2] for name in next(loader)["ids"]} == {"b.parquet"}
     next(loader)
     assert list(loader.quarantine.bad) == [str(path)]
@@ -268,13 +269,23 @@ def test_commands(memory, tmp_path):
     items = streamed(f"pipe:head -c 3000 {tar}; exit 7")
     assert isinstance(items[-1], BadRecord)
     assert "exit code 7" in items[-1].reason
-    with pytest.raises(DataError, match="what a command prints cannot be listed"):
-        find_records([f"pipe:cat {tar}"])
+
+
+def test_what_a_command_prints_can_be_listed_too(memory, tmp_path):
+    tar, log = tmp_path / "shard-00000.tar", tmp_path / "log"
+    records = find_records([f"pipe:echo run >> {log}; cat {tar}"])
+    assert [record.caption for record in records] == ["about a", "about b", "about c"]
+    assert all(np.array_equal(pixels_of(record), PIXELS) for record in records)
+    assert log.read_text().count("run") == 1, (
+        "images are read from a copy, without running it again"
+    )
+    with pytest.raises(DataError, match="exit code 7"):
+        find_records([f"pipe:head -c 3000 {tar}; exit 7"])
 
 
 def test_a_loader_of_urls_is_that_of_files(memory, tmp_path):
     def batches(text: str) -> list[list[int]]:
-        loader = loading.streamed(list_shards([text]), 4, 16, seed=0, buffer=5)
+        loader = loading.streamed(Source([text]).shards(), 4, 16, seed=0, buffer=5)
         return [next(loader)["pixels"][:, 0, 0, 0].tolist() for _ in range(6)]
 
     assert batches("memory://set/y.parquet") == batches(str(tmp_path / "y.parquet"))
@@ -318,7 +329,7 @@ def test_a_folder_of_save_to_disk(saved_set):
 
 
 def test_a_loader_of_a_dataset(saved_set):
-    shards = list_shards([saved_set / "set"])
+    shards = Source([saved_set / "set"]).shards()
     assert [shard.name for shard in shards] == ["set#0", "set#1", "set#2"]
     with loading.streamed(shards, 11, 8, seed=0, num_workers=2) as loader:
         batch = next(loader)

@@ -19,8 +19,9 @@ from tests.data.loading import listed
 from vlv.data.images import ImageLimits, center_crop_resize, to_tensor
 from vlv.data.loader import Loader, LoaderSettings, epoch_batches
 from vlv.data.positions import merge_states
-from vlv.data.records import Record, find_records
+from vlv.data.records import Record
 from vlv.data.sampling import fingerprint
+from vlv.data.source import find_records
 from vlv.errors import DataError, OutputError
 
 SIZE = 8

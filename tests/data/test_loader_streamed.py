@@ -14,10 +14,12 @@ from tests.data import files
 from tests.data.loading import streamed
 from vlv.data.images import center_crop_resize, to_tensor
 from vlv.data.loader import Loader
+from vlv.data.parts import Part
 from vlv.data.positions import merge_states
-from vlv.data.quarantine import BadRecord
-from vlv.data.records import Record, TarShardWriter, find_records
-from vlv.data.streams import Shard, list_shards, must_stream, stream_records
+from vlv.data.records import BadRecord, Record
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import Source, find_records
+from vlv.data.tars import TarShard
 from vlv.errors import DataError
 
 SIZE = 8
@@ -42,11 +44,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shards(folder) -> list[Shard]:
-    return list_shards([folder])
+def shards(folder) -> list[Part]:
+    return Source([folder]).shards()
 
 
-class Given(Shard):
+class Given(Part):
     """A shard of records that are made when they are read."""
 
     def read(self, start: int = 0) -> Iterator[Record | BadRecord]:
@@ -56,15 +58,15 @@ class Given(Shard):
             yield BadRecord(name, name, "bad") if i % 5 == 3 else Record(name, Path(name))
 
 
-def given_shards(counts: list[int]) -> list[Shard]:
+def given_shards(counts: list[int]) -> list[Part]:
     return [Given(f"{number}x{count}") for number, count in enumerate(counts)]
 
 
-def sound(shard: Shard) -> set[str]:
+def sound(shard: Part) -> set[str]:
     return {item.id for item in shard.read() if isinstance(item, Record)}
 
 
-def loaders(shards: list[Shard], num_ranks: int, global_batch: int = 12, **options) -> list[Loader]:
+def loaders(shards: list[Part], num_ranks: int, global_batch: int = 12, **options) -> list[Loader]:
     options = {"seed": 3, "buffer": 7, "max_bad_share": 1, "num_partitions": 4, **options}
     return [
         streamed(shards, global_batch // num_ranks, None, rank=r, num_ranks=num_ranks, **options)
@@ -86,7 +88,7 @@ def test_tables_beside_tars_and_hidden_files_are_no_shards(tmp_path):
     names = ("0.tar", "0.parquet", ".1.tar", ".vlv-latents/0.tar/x.tar", "tables/2.parquet")
     for name in names:
         (tmp_path / name).touch()
-    found = [str(Path(str(shard)).relative_to(tmp_path)) for shard in list_shards([tmp_path])]
+    found = [str(Path(str(shard)).relative_to(tmp_path)) for shard in Source([tmp_path]).shards()]
     assert found == ["0.tar", "tables/2.parquet"]
 
 
@@ -277,7 +279,7 @@ def test_bad_records_are_named_and_the_batch_keeps_its_size(tmp_path, num_worker
         writer.write("odd3", {"png": files.noise_png(1), "txt": "good"})
     quarantine = tmp_path / "q.jsonl"
     options = {"seed": 0, "max_bad_share": 1, "num_workers": num_workers, "need_captions": True}
-    with streamed(list_shards([tmp_path]), 4, SIZE, quarantine=quarantine, **options) as loader:
+    with streamed(Source([tmp_path]).shards(), 4, SIZE, quarantine=quarantine, **options) as loader:
         seen = read_all(loader, 20)
     assert {f"whole{key}" for key in keys} < seen
     assert seen - {f"whole{key}" for key in keys} - {f"cut{key}" for key in keys} == {"odd3"}
@@ -298,7 +300,7 @@ def test_a_tar_that_ends_between_two_members_is_truncated(tmp_path):
     content = (tmp_path / "a.tar").read_bytes()
     end = content.rindex(b"about b") + 512 - (content.rindex(b"about b") % 512)
     (tmp_path / "a.tar").write_bytes(content[:end])
-    items = list(Shard(tmp_path / "a.tar").read())
+    items = list(TarShard(tmp_path / "a.tar").read())
     assert [item.id for item in items][:1] == [f"{tmp_path}/a.tar/a"]
     assert isinstance(items[-1], BadRecord)
     assert "it is truncated" in items[-1].reason
@@ -311,7 +313,7 @@ def test_members_that_do_not_lie_side_by_side(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "a") as tar:
         info = tarfile.TarInfo("a.json")
         tar.addfile(info)
-    items = list(Shard(tmp_path / "a.tar").read())
+    items = list(TarShard(tmp_path / "a.tar").read())
     assert isinstance(items[-1], BadRecord)
     assert "the members of a do not lie side by side" in items[-1].reason
 
@@ -327,7 +329,7 @@ def test_shards_without_a_readable_record():
     with pytest.raises(DataError, match="the 1 shards hold no records"):
         next(streamed(nothing, 1, None, seed=0))
 
-    class Bad(Shard):
+    class Bad(Part):
         def read(self, start: int = 0) -> Iterator[BadRecord]:
             yield from [BadRecord("x", "x", "it is bad")][start:]
 
@@ -395,30 +397,30 @@ def test_memory_does_not_grow_with_the_number_of_records(num_workers):
 
 
 def test_the_kinds_of_shards(tmp_path, folder):
-    assert [shard.name for shard in list_shards([folder])] == [f"{i}.tar" for i in range(5)]
+    assert [shard.name for shard in Source([folder]).shards()] == [f"{i}.tar" for i in range(5)]
     (tmp_path / "list.txt").write_text(f"# shards\n{folder}/{{0..2}}.tar\n\n{folder}/4.tar\n")
-    assert [s.name for s in list_shards([f"@{tmp_path}/list.txt"])] == [
+    assert [s.name for s in Source([f"@{tmp_path}/list.txt"]).shards()] == [
         f"{i}.tar" for i in (0, 1, 2, 4)
     ]
-    assert [s.name for s in list_shards([f"{folder}/[13].tar"])] == ["1.tar", "3.tar"]
+    assert [s.name for s in Source([f"{folder}/[13].tar"]).shards()] == ["1.tar", "3.tar"]
     (tmp_path / "a.png").write_bytes(files.noise_png(0))
     with pytest.raises(DataError, match=r"a\.png: only \.tar and \.parquet files .* are streamed"):
-        list_shards([tmp_path / "a.png"])
+        Source([tmp_path / "a.png"]).shards()
     with pytest.raises(DataError, match="no shard was given to stream"):
-        list_shards([tmp_path])
+        Source([tmp_path]).shards()
     with pytest.raises(DataError, match=r"none\.txt: the list of inputs cannot be read"):
-        list_shards([f"@{tmp_path}/none.txt"])
+        Source([f"@{tmp_path}/none.txt"]).shards()
 
 
 def test_what_must_be_streamed(folder, monkeypatch):
-    assert not must_stream([str(folder)])
-    assert must_stream([str(folder), "pipe:cat x.tar"])
-    assert must_stream(["s3://bucket/{00..11}.tar"])
-    monkeypatch.setattr("vlv.data.streams._LISTED_BYTES", 1000)
-    assert must_stream([str(folder)])
+    assert not Source([str(folder)]).must_stream()
+    assert Source([str(folder), "pipe:cat x.tar"]).must_stream()
+    assert Source(["s3://bucket/{00..11}.tar"]).must_stream()
+    monkeypatch.setattr("vlv.data.source._LISTED_BYTES", 1000)
+    assert Source([str(folder)]).must_stream()
 
 
 def test_records_in_passing(folder):
-    items = list(stream_records([folder]))
+    items = list(Source([folder]).stream())
     assert len(items) == sum(COUNTS)
     assert {item.load().size for item in items if isinstance(item, Record)} == {(12, 12)}

@@ -6,7 +6,9 @@ import pytest
 
 from tests.data import files
 from vlv.data.images import ImageLimits
-from vlv.data.records import Record, Span, TarShardWriter, find_records
+from vlv.data.records import Record, Span
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import find_records
 from vlv.errors import DataError, ImageError
 
 PNG = files.noise_png(0)

@@ -9,8 +9,8 @@ import pytest
 
 from tests.data import files
 from tests.data.loading import listed, streamed
-from vlv.data.records import TarShardWriter, find_records
-from vlv.data.streams import list_shards
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import Source, find_records
 
 BAD = {(0, 3), (2, 5)}
 RECORDED = {
@@ -58,7 +58,7 @@ def test_the_stream_of_samples_is_the_recorded_one(folder, kind, num_ranks, num_
             ranks.append(listed(records, batch_size, 8, rank=rank, **options))
         else:
             options |= {"buffer": 4, "num_partitions": 2}
-            ranks.append(streamed(list_shards([folder]), batch_size, 8, rank=rank, **options))
+            ranks.append(streamed(Source([folder]).shards(), batch_size, 8, rank=rank, **options))
     batches = [next(rank) for _ in range(20) for rank in ranks]
     for rank in ranks:
         rank.close()

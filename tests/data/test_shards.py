@@ -6,7 +6,10 @@ import tarfile
 
 import pytest
 
-from vlv.data.shards import Span, TarShardWriter, index_tar, shard_path
+from vlv.data.records import Span
+from vlv.data.shards import TarShardWriter, shard_path
+from vlv.data.source import find_records
+from vlv.data.tars import index_tar
 from vlv.errors import DataError, OutputError
 
 
@@ -185,8 +188,9 @@ def test_members_of_a_key_need_not_lie_together(tmp_path):
 def test_a_member_that_occurs_twice_is_an_error(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(tar_bytes([("a.png", b"1"), ("a.png", b"2")]))
+    assert index_tar(path).repeated == ["a.png"]
     with pytest.raises(DataError, match=r"x\.tar: the member a\.png occurs twice"):
-        index_tar(path)
+        find_records([path])
 
 
 def test_every_truncation_is_noticed(tmp_path):

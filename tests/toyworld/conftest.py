@@ -8,7 +8,7 @@ import pytest
 from transformers import BartTokenizer, CLIPTokenizer, Qwen2Tokenizer
 
 from vlv.data.loader import Loader, LoaderSettings
-from vlv.data.records import find_records
+from vlv.data.source import find_records
 from vlv.toyworld import components
 from vlv.toyworld.dataset import render_shards
 from vlv.toyworld.scene import Scene, sample_scene

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vlv.cli import run
-from vlv.data.records import find_records
+from vlv.data.source import find_records
 from vlv.toyworld import dataset, pretrain
 from vlv.training.interrupt import Interrupted
 from vlv.training.objective import FitResult

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlv.data.records import find_records
+from vlv.data.source import find_records
 from vlv.errors import ConfigError, OutputError
 from vlv.toyworld import dataset
 from vlv.toyworld.dataset import MANIFEST, contact_sheet, render_shards

@@ -10,7 +10,7 @@ from PIL import Image
 from tests import tiny
 from tests.data.loading import listed
 from vlv.data.loader import LoaderSettings
-from vlv.data.records import find_records
+from vlv.data.source import find_records
 from vlv.errors import DataError
 from vlv.training.caches import fill_cache, latents_cache
 

@@ -15,7 +15,9 @@ from tests.data import files
 from tests.data.loading import listed
 from vlv.config import Stage1Config
 from vlv.data.loader import LoaderSettings
-from vlv.data.records import Record, TarShardWriter, find_records
+from vlv.data.records import Record
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import find_records
 from vlv.errors import CacheError, DataError
 from vlv.training.cache_parts import BESIDE
 from vlv.training.caches import Cache, features_cache, fill_cache, latents_cache

@@ -17,9 +17,10 @@ from tests import tiny
 from tests.data import files
 from tests.data.loading import streamed
 from vlv.data.loader import Loader, LoaderSettings
+from vlv.data.parts import Part
 from vlv.data.positions import merge_states
-from vlv.data.records import TarShardWriter
-from vlv.data.streams import Shard, list_shards
+from vlv.data.shards import TarShardWriter
+from vlv.data.source import Source
 from vlv.errors import CacheError, DataError
 from vlv.training.cache_parts import BESIDE
 from vlv.training.caches import ShardRows, features_cache, fill_shards, latents_cache
@@ -48,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards with latents beside them."""
     folder = write_shards(tmp_path_factory.mktemp("made") / "shards")
     cache = latents_cache(tiny.make_decoder())
-    assert fill_shards(cache, list_shards([folder]), BESIDE, once()) == 12
+    assert fill_shards(cache, Source([folder]).shards(), BESIDE, once()) == 12
     return folder
 
 
@@ -63,11 +64,11 @@ def rows_of(
 ) -> ShardRows:
     """The latents beside the shards of a folder."""
     cache = latents_cache(decoder or tiny.make_decoder())
-    return ShardRows([(cache, BESIDE)], list_shards([folder]), once(size, **options))
+    return ShardRows([(cache, BESIDE)], Source([folder]).shards(), once(size, **options))
 
 
 def loader(
-    shards: list[Shard], more: ShardRows | None, size: int | None = None, **options: Any
+    shards: list[Part], more: ShardRows | None, size: int | None = None, **options: Any
 ) -> Loader:
     options = {"batch_size": 4, "seed": 3, "buffer": 3, "num_partitions": 2} | options
     return streamed(shards, image_size=size, rows_of=more, **options)
@@ -83,7 +84,7 @@ def draws(batch: dict[str, Any], seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_stream_draws_from_its_cache_as_it_does_live(made: Path, num_workers: int) -> None:
     """Three epochs: the records are the same, and so are the draws to half precision."""
-    shards, rows = list_shards([made]), rows_of(made)
+    shards, rows = Source([made]).shards(), rows_of(made)
     assert len(shards) == 3  # the caches beside them are none
     with (
         loader(shards, None, SIZE) as live,
@@ -98,7 +99,7 @@ def test_a_stream_draws_from_its_cache_as_it_does_live(made: Path, num_workers: 
 
 
 def test_a_resumed_stream_gives_the_same_rows_by_any_split(made: Path) -> None:
-    shards, rows = list_shards([made]), rows_of(made)
+    shards, rows = Source([made]).shards(), rows_of(made)
     with loader(shards, rows) as whole:
         expected = [next(whole) for _ in range(6)]
     split = {"batch_size": 2, "num_ranks": 2}
@@ -120,7 +121,7 @@ def test_a_resumed_stream_gives_the_same_rows_by_any_split(made: Path) -> None:
 
 
 def test_features_and_latents_come_together(made: Path, tmp_path: Path) -> None:
-    encoder, shards = tiny.make_encoder().eval(), list_shards([made])
+    encoder, shards = tiny.make_encoder().eval(), Source([made]).shards()
     features, latents = features_cache(encoder), latents_cache(tiny.make_decoder())
     fill_shards(features, shards, tmp_path / "features", once())
     rows = ShardRows([(latents, BESIDE), (features, str(tmp_path / "features"))], shards, once())
@@ -141,7 +142,7 @@ def test_what_does_not_match_is_refused_before_the_run(folder: Path, tmp_path: P
         rows_of(folder, framing="resize")
     with pytest.raises(CacheError, match="image_size was 32, now 16"):
         rows_of(folder, size=16)
-    cache, shards = latents_cache(decoder), list_shards([folder])
+    cache, shards = latents_cache(decoder), Source([folder]).shards()
     command = rf"run vlv data cache-latents \S+shard-00000\.tar -o {tmp_path}/no with"
     with pytest.raises(CacheError, match=command):
         ShardRows([(cache, str(tmp_path / "no"))], shards, once())
@@ -161,7 +162,7 @@ def test_a_changed_shard_of_the_same_size_ends_the_run(folder: Path) -> None:
     data[place] ^= 1
     shard.write_bytes(data)
     assert shard.stat().st_size == about.st_size
-    with loader(list_shards([folder]), rows_of(folder), num_workers=1) as stream:
+    with loader(Source([folder]).shards(), rows_of(folder), num_workers=1) as stream:
         batches = itertools.islice(stream, 3)
         with pytest.raises(CacheError, match="not those of this image, so the shard has changed"):
             list(batches)
@@ -175,11 +176,11 @@ def test_moved_shards_keep_their_cache_and_lost_pictures_are_skipped(tmp_path: P
             data = b"no image" if number == 2 else files.noise_png(number, SIZE)
             writer.write(f"{number}", {"png": data})
     bad: list[Any] = []
-    fill_shards(cache, list_shards([folder]), BESIDE, once(), on_bad=bad.append)
+    fill_shards(cache, Source([folder]).shards(), BESIDE, once(), on_bad=bad.append)
     assert len(bad) == 1
     moved = folder.rename(tmp_path / "moved")
     rows = rows_of(moved)
-    with loader(list_shards([moved]), rows, num_partitions=1, max_bad_share=1.0) as stream:
+    with loader(Source([moved]).shards(), rows, num_partitions=1, max_bad_share=1.0) as stream:
         ids = next(stream)["ids"]
         assert sorted(Path(name).name for name in ids) == ["0", "1", "3", "4"]
         next(stream)
@@ -195,9 +196,9 @@ def test_an_interrupted_shard_goes_on_with_the_hashes_of_its_images(
     answers = iter([cache.compute])
     broken = replace(cache, compute=lambda pixels: next(answers)(pixels))
     with pytest.raises(StopIteration):
-        fill_shards(broken, list_shards([folder]), where, two)
+        fill_shards(broken, Source([folder]).shards(), where, two)
     watched = replace(cache, compute=lambda p: (sizes.append(len(p)), cache.compute(p))[1])
-    fill_shards(watched, list_shards([folder]), where, two)
+    fill_shards(watched, Source([folder]).shards(), where, two)
     assert sizes == [2, 2, 2, 2, 2]  # the first two images were done
     for shard in range(3):
         part = f"shard-{shard:05d}.tar"
@@ -210,19 +211,19 @@ def test_an_interrupted_shard_goes_on_with_the_hashes_of_its_images(
 
 
 def test_two_shards_of_one_name_share_no_folder(tmp_path: Path) -> None:
-    shards = list_shards([write_shards(tmp_path / name) for name in "ab"])
+    shards = Source([write_shards(tmp_path / name) for name in "ab"]).shards()
     with pytest.raises(CacheError, match="have the same name"):
         fill_shards(latents_cache(tiny.make_decoder()), shards, tmp_path / "cache", once())
     with pytest.raises(CacheError, match="cannot be streamed"):
         fill_shards(
-            latents_cache(tiny.make_decoder()), [Shard("hf:a/b")], tmp_path / "cache", once()
+            latents_cache(tiny.make_decoder()), [Part("hf:a/b")], tmp_path / "cache", once()
         )
 
 
 def test_a_shard_of_which_nothing_can_be_read_is_named(tmp_path: Path) -> None:
     with TarShardWriter(tmp_path / "images") as writer:
         writer.write("0", {"png": b"no image"})
-    shards = list_shards([tmp_path / "images"])
+    shards = Source([tmp_path / "images"]).shards()
     with pytest.raises(DataError, match=r"none of 1 images for \S+ can be read"):
         fill_shards(
             latents_cache(tiny.make_decoder()), shards, BESIDE, once(), on_bad=lambda bad: None

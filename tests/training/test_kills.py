@@ -15,7 +15,8 @@ from PIL import Image
 from tests.data.loading import listed
 from tests.training.ranks import Ranks, run_ranks
 from tests.training.support import Denoiser, loop_config, optim_config
-from vlv.data.records import Record, find_records
+from vlv.data.records import Record
+from vlv.data.source import find_records
 from vlv.models.draws import randn_like
 from vlv.training.journal import read_metrics
 from vlv.training.loop import fit

@@ -12,8 +12,8 @@ import torch
 from tests import tiny
 from tests.data import files
 from vlv.data.loader import LoaderSettings
-from vlv.data.quarantine import BadRecord
-from vlv.data.records import Record, find_records
+from vlv.data.records import BadRecord, Record
+from vlv.data.source import find_records
 from vlv.errors import DataError
 from vlv.models.encoder import VLVEncoder, normalize
 from vlv.training import own_captions

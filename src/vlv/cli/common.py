@@ -85,7 +85,8 @@ class InputOptions:
 
     def find(self, caption_column: str | None = None) -> list[Record]:
         """Records of the inputs, in order."""
-        from vlv.data.records import Columns, find_records
+        from vlv.data.records import Columns
+        from vlv.data.source import find_records
 
         columns = Columns(self.image_column, caption_column)
         return find_records(self.inputs, recursive=self.recursive, columns=columns)[: self.limit]

@@ -12,7 +12,7 @@ from vlv.cli import common
 from vlv.cli.options import options, takes_options
 
 if TYPE_CHECKING:
-    from vlv.data.quarantine import BadRecord
+    from vlv.data.records import BadRecord
 
 
 @options

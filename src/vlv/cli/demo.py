@@ -81,7 +81,7 @@ def demo(given: DemoOptions) -> int:
 
 def _pictures(inputs: list[str], num: int | None, seed: int) -> tuple[list[Picture], int]:
     """The images to show, and how many files were bad."""
-    from vlv.data.records import find_records
+    from vlv.data.source import find_records
     from vlv.demo.cases import held_out_pictures, own_pictures
     from vlv.errors import ConfigError, DataError
 

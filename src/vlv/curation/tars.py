@@ -7,7 +7,7 @@ import tarfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlv.data.shards import split_name
+from vlv.data.tars import split_name
 from vlv.errors import DataError
 
 _BLOCK = 512

@@ -10,8 +10,9 @@ from vlv.data.loader import (
     epoch_batches,
 )
 from vlv.data.positions import merge_states
-from vlv.data.quarantine import BadRecord
-from vlv.data.records import Record, Span, TarShardWriter, find_records, shard_path
+from vlv.data.records import BadRecord, Record, Span
+from vlv.data.shards import TarShardWriter, shard_path
+from vlv.data.source import find_records
 
 __all__ = [
     "BadRecord",
@@ -21,6 +22,7 @@ __all__ = [
     "Loader",
     "LoaderSettings",
     "Record",
+    "Source",
     "Span",
     "Streamed",
     "TarShardWriter",

@@ -15,9 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlv.data.framing import frame
-from vlv.data.quarantine import BadRecord
-from vlv.data.records import Record
-from vlv.data.tables import Held
+from vlv.data.records import BadRecord, Held, Record
 from vlv.data.workers import HungError, Pool, Task
 from vlv.errors import CacheError, DataError
 

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from vlv.data.tables import GUESSED, Columns, Held, Row, bytes_column, bytes_of, hold, make_row
+from vlv.data.parts import Detail, Part
+from vlv.data.records import GUESSED, Columns, Entry
+from vlv.data.tables import RECORDS, bytes_column, hold, image_bytes, make_entry
 from vlv.errors import DataError
 
 _PREFIX = "hf:"
 _DEFAULT_SPLIT = "train"
-_CHUNK = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class HubCell:
     """The image bytes of one row of a dataset."""
+
+    raw_pixels: ClassVar[bool] = True
 
     path: str  # what was named: hf:OWNER/NAME:SPLIT
     column: str
@@ -33,7 +36,8 @@ class HubCell:
         Raises:
             DataError: The cell holds none.
         """
-        return bytes_of(open_hub_set(self.path)[self.row][self.column], str(self))
+        data = open_hub_set(self.path).select_columns([self.column])
+        return image_bytes(data[self.row][self.column], str(self), roots_of(self.path))
 
 
 def is_hub_set(text: str) -> bool:
@@ -48,51 +52,101 @@ def is_saved_set(path: Path) -> bool:
     )
 
 
-def list_hub_set(text: str, columns: Columns = GUESSED) -> Iterator[tuple[Row, HubCell]]:
-    """The rows of a dataset without their images, each with the place of its image.
+def splits_of(folder: Path) -> list[str]:
+    """The datasets in a folder that `save_to_disk` wrote: itself, or its splits."""
+    if not (folder / "dataset_dict.json").is_file():
+        return [f"{_PREFIX}{folder}"]
+    names = sorted(path.name for path in folder.iterdir() if is_saved_set(path))
+    return [f"{_PREFIX}{folder}:{name}" for name in names]
 
-    Args:
-        text: `hf:OWNER/NAME[:SPLIT]` or `hf:FOLDER[:SPLIT]`; the split is train by default.
-        columns: What the image, caption and hash are called.
+
+@dataclass(frozen=True)
+class HubRows(Part):
+    """Some rows of a dataset, to be listed.
+
+    Attributes:
+        start: First row.
+        stop: The one after the last; None goes on to the end.
+    """
+
+    source: str
+    start: int = 0
+    stop: int | None = None
+
+    def split(self) -> Iterator[HubRows]:
+        """Parts of `RECORDS` rows.
+
+        Raises:
+            DataError: `datasets` is absent, or there is no such dataset or split.
+        """
+        count = len(open_hub_set(self.source))
+        for start in range(0, count, RECORDS):
+            yield replace(self, start=start, stop=min(start + RECORDS, count))
+
+    def scan(self, detail: Detail) -> Iterator[Entry]:
+        """The rows without their images, each with the place of its image.
+
+        Raises:
+            DataError: As `split`, or there is no column of images.
+        """
+        data = open_hub_set(self.source)
+        column = _image_column(data, self.columns, self.source)
+        heavy = [name for name in data.column_names if not _is_light(data, name)]
+        light = data.remove_columns(heavy)
+        end = len(data) if self.stop is None else self.stop
+        for start in range(self.start, end, RECORDS):
+            stop = min(start + RECORDS, end)
+            rows = light.select(range(start, stop)).to_list() if light.column_names else []
+            for number in range(start, stop):
+                values = rows[number - start] if rows else {}
+                cell = HubCell(self.source, column, number)
+                yield make_entry(values, str(cell), self.columns, cell, f"{number:08d}")
+
+
+@dataclass(frozen=True)
+class HubShard(Part):
+    """One of the files that a dataset is made of, to be read as a stream.
+
+    Attributes:
+        number: Which one.
+        num_shards: How many there are.
+    """
+
+    source: str
+    number: int = 0
+    num_shards: int = 1
+
+    def __str__(self) -> str:
+        return self.source if self.num_shards == 1 else f"{self.source}#{self.number}"
+
+    def stream(self, start: int) -> Iterator[Entry]:
+        """The rows one after the other, image bytes included.
+
+        Raises:
+            DataError: `datasets` is absent, the dataset cannot be read, or it has no column of images.
+        """
+        data = _streamed(self.source).shard(self.num_shards, self.number)
+        roots = roots_of(self.source)
+        column: str | None = None
+        for number, values in enumerate(_reported(data.skip(start), self.source), start=start):
+            if column is None:
+                column = _named_image_column(values, self.columns, self.source)
+            where = f"{self.source}, shard {self.number}, row {number}"
+            image = hold(values.pop(column), self.source, where, roots)
+            light = {name: value for name, value in values.items() if not isinstance(value, bytes)}
+            key = f"{self.number:05d}-{number:08d}"
+            entry = make_entry(light, where, self.columns, image, key)
+            yield replace(entry, id=f"{self.source}/{entry.id}")
+
+
+def shards_of(text: str, columns: Columns = GUESSED) -> list[HubShard]:
+    """The files that a dataset is made of.
 
     Raises:
-        DataError: `datasets` is absent, or there is no such dataset, split or column of images.
+        DataError: `datasets` is absent, or there is no such dataset or split.
     """
-    data = open_hub_set(text)
-    column = _image_column(data, columns, text)
-    light = data.remove_columns([name for name in data.column_names if not _is_light(data, name)])
-    for start in range(0, len(data), _CHUNK):
-        stop = min(start + _CHUNK, len(data))
-        rows = light.select(range(start, stop)).to_list() if light.column_names else []
-        for number in range(start, stop):
-            values = rows[number - start] if rows else {}
-            yield _row(values, text, number, columns), HubCell(text, column, number)
-
-
-def stream_hub_set(
-    text: str, shard: int, num_shards: int, columns: Columns = GUESSED, start: int = 0
-) -> Iterator[Row]:
-    """The rows of one shard of a dataset one after the other, image bytes included.
-
-    Args:
-        text: As for `list_hub_set`.
-        shard: Number of the shard.
-        num_shards: What `count_shards` says.
-        columns: What the image, caption and hash are called.
-        start: Rows of the shard to leave out.
-
-    Raises:
-        DataError: As `list_hub_set`.
-    """
-    data = _streamed(text).shard(num_shards, shard)
-    column: str | None = None
-    for number, values in enumerate(_reported(data.skip(start), text), start=start):
-        if column is None:
-            column = _named_image_column(values, columns, text)
-        where = f"{text}, shard {shard}, row {number}"
-        held = hold(values.pop(column), text, where)
-        light = {name: value for name, value in values.items() if not isinstance(value, bytes)}
-        yield make_row(light, where, columns, held, f"{shard:05d}-{number:08d}")
+    count = int(_streamed(text).num_shards)
+    return [HubShard(text, columns, number, count) for number in range(count)]
 
 
 def _reported(rows: Iterable[dict[str, Any]], text: str) -> Iterator[dict[str, Any]]:
@@ -101,15 +155,6 @@ def _reported(rows: Iterable[dict[str, Any]], text: str) -> Iterator[dict[str, A
         yield from rows
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{text}: cannot be read ({error})") from error
-
-
-def count_shards(text: str) -> int:
-    """Of how many files a dataset is made.
-
-    Raises:
-        DataError: `datasets` is absent, or there is no such dataset or split.
-    """
-    return int(_streamed(text).num_shards)
 
 
 @lru_cache(maxsize=4)
@@ -151,6 +196,16 @@ def _name_and_split(text: str) -> tuple[str, str]:
     return (name, split) if name else (split, "")
 
 
+@lru_cache(maxsize=4)
+def roots_of(text: str) -> list[Path]:
+    """The folders in which the files may lie that a dataset names: its own, and where `datasets` keeps downloads."""
+    import datasets
+
+    folder = Path(_name_and_split(text)[0])
+    own = [folder.resolve()] if folder.is_dir() else []
+    return [*own, Path(datasets.config.HF_CACHE_HOME).resolve()]
+
+
 def _undecoded(data: Any) -> Any:
     import datasets
 
@@ -161,10 +216,15 @@ def _undecoded(data: Any) -> Any:
 
 
 def _image_column(data: Any, columns: Columns, text: str) -> str:
-    column = bytes_column(data.features.arrow_schema, columns, Path(text))
-    if column is None:
+    import datasets
+
+    column = bytes_column(data.features.arrow_schema, columns, text)
+    images = [name for name, kind in data.features.items() if isinstance(kind, datasets.Image)]
+    heavy = [name for name in data.column_names if not _is_light(data, name)]
+    found = column or next(iter([*images, *heavy]), None)
+    if found is None:
         raise DataError(f"{text}: no column holds images; it has {', '.join(data.column_names)}")
-    return column
+    return found
 
 
 def _named_image_column(values: dict[str, Any], columns: Columns, text: str) -> str:
@@ -181,7 +241,3 @@ def _named_image_column(values: dict[str, Any], columns: Columns, text: str) -> 
 
 def _is_light(data: Any, name: str) -> bool:
     return "binary" not in str(data.features.arrow_schema.field(name).type)
-
-
-def _row(values: dict[str, Any], text: str, number: int, columns: Columns) -> Row:
-    return make_row(values, f"{text}, row {number}", columns, Held(text, b""), f"{number:08d}")

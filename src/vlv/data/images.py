@@ -8,14 +8,12 @@ Shapes: H W pixels, S side of a square image.
 from __future__ import annotations
 
 import logging
+import math
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
-from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
@@ -23,31 +21,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from vlv.data.foreign import open_regular, printable, read_up_to
 from vlv.errors import ImageError
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-)
-
-# What Pillow's decoders are known to raise on damaged files.
-_DECODE_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
 
 _ORIENTATION_TAG = 0x0112
@@ -61,6 +41,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _WHITE = (255, 255, 255)
+_NUMPY = b"\x93NUMPY"
+_SMALLEST_SIDE = 16  # of bare pixels: a few bytes of rubbish are no image
+_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 _FROM_16_BIT = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # rounded, not cut
 
 ImageSource = str | os.PathLike[str] | bytes | BinaryIO
@@ -106,6 +89,77 @@ def load_image(
     image = _guard(name, lambda: Image.open(BytesIO(data), formats=limits.formats))
     _check_header(image, limits, name)
     return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=_is_16_bit_png(data)))
+
+
+def load_bytes(
+    data: bytes,
+    *,
+    raw_pixels: bool = False,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    name: str = "image",
+) -> Image.Image:
+    """An image from the bytes of a file, of an array that `numpy.save` wrote, or of bare pixels.
+
+    Args:
+        data: The bytes.
+        raw_pixels: They come from a table, which may hold pixels instead of a file, as the VLV authors' set does: uint8
+            (3,S,S), told by their number, 3 S S, where nothing else begins like that.
+        limits: What is refused.
+        name: What to call the image in an error.
+
+    Returns:
+        A PIL image of mode RGB.
+
+    Raises:
+        ImageError: The bytes are damaged, of another format or over a limit.
+    """
+    if data.startswith(_NUMPY):
+        return _from_array(data, limits, name)
+    side = math.isqrt(len(data) // 3)
+    is_square = side >= _SMALLEST_SIDE and 3 * side * side == len(data)
+    if raw_pixels and is_square and not _is_file(data):
+        _check_size(side, side, limits, name)
+        return _from_pixels(np.frombuffer(data, np.uint8).reshape(3, side, side))
+    return load_image(data, limits=limits, name=name)
+
+
+def _is_file(data: bytes) -> bool:
+    """Whether bytes begin like an image file of a format that `load_image` reads."""
+    return (
+        data.startswith(_SIGNATURES)
+        or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+        or data[4:8] == b"ftyp"
+        or (data[:2] == b"BM" and int.from_bytes(data[2:6], "little") == len(data))
+    )
+
+
+def _from_array(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
+    """Pixels of a `.npy`; its header is believed only as far as bytes follow it."""
+    stream = BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0
+        read = read if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(stream)
+    except Exception as error:  # of a parser of Python literals
+        raise ImageError(f"{name}: the array cannot be read ({_first_line(error)})") from error
+    if dtype.hasobject:
+        raise ImageError(f"{name}: the array cannot be read (it holds Python objects)")
+    if dtype != np.uint8 or len(shape) != 3 or 3 not in (shape[0], shape[2]):
+        raise ImageError(
+            f"{name}: the array is {dtype} {shape}, but pixels are uint8 (3, H, W) or (H, W, 3)"
+        )
+    height, width = shape[1:] if shape[0] == 3 else shape[:2]
+    _check_size(width, height, limits, name)
+    values = np.frombuffer(data, np.uint8, offset=stream.tell())
+    if values.size != 3 * height * width:
+        raise ImageError(f"{name}: the array cannot be read (it is not as long as it says)")
+    pixels = values.reshape(shape, order="F" if by_columns else "C")
+    return _from_pixels(pixels if shape[0] == 3 else pixels.transpose(2, 0, 1))
+
+
+def _from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +246,7 @@ def _guard(name: str, action: Callable[[], T]) -> T:
         return action()
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: this is no image of a format that vlv reads") from error
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # Pillow's decoders raise a dozen types on damaged files
         raise ImageError(f"{name}: cannot be decoded ({_first_line(error)})") from error
 
 
@@ -202,7 +256,7 @@ def _first_line(error: BaseException) -> str:
 
 def _name_of(source: ImageSource) -> str:
     if isinstance(source, str | os.PathLike):
-        return os.fspath(source)
+        return printable(source)
     return "image" if isinstance(source, bytes) else str(getattr(source, "name", "image"))
 
 
@@ -224,14 +278,19 @@ def _read_up_to(source: ImageSource, count: int) -> bytes:
     if isinstance(source, bytes):
         return source
     if isinstance(source, str | os.PathLike):
-        with Path(source).open("rb", buffering=0) as file:
-            return _read_up_to(file, min(count, os.fstat(file.fileno()).st_size or count))
+        with open_regular(source) as file:
+            return read_up_to(file, count, os.fstat(file.fileno()).st_size)
     return source.read(count) or b""
 
 
 def _check_header(image: Image.Image, limits: ImageLimits, name: str) -> None:
-    width, height = image.size
+    _check_size(*image.size, limits, name)
+
+
+def _check_size(width: int, height: int, limits: ImageLimits, name: str) -> None:
     short, long = sorted((width, height))
+    if short < 1:
+        raise ImageError(f"{name}: {width} x {height} holds no pixels")
     if long > limits.max_side:
         raise ImageError(
             f"{name}: {width} x {height} exceeds the limit of {limits.max_side} a side"
@@ -264,7 +323,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8; 1 where the EXIF block is absent or damaged."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except _DECODE_ERRORS as error:
+    except Exception as error:  # noqa: BLE001 -- as _guard
         logger.debug("EXIF block ignored: %s", error)
         return 1
 

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from vlv.data.decoding import Decoded, Decoder, RowsOf, fits_in_memory
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.images import DEFAULT_LIMITS, ImageLimits
+from vlv.data.parts import Part
 from vlv.data.positions import check_identity, check_rows, load_counts
-from vlv.data.quarantine import BadRecord, Quarantine
-from vlv.data.records import Record
+from vlv.data.quarantine import Quarantine
+from vlv.data.records import BadRecord, Record
 from vlv.data.sampling import MAX_EMPTY_EPOCHS, ListSampler, Partition, Sampler, ShardSampler
-from vlv.data.streams import Shard
 from vlv.data.workers import Pool, Task
 from vlv.errors import DataError
 
@@ -153,7 +153,7 @@ class Streamed:
     """Shards that are read one after the other, however many records they hold; every one comes once per epoch.
 
     Attributes:
-        shards: What `list_shards` returns, the same for every rank.
+        shards: What `Source.shards` returns, the same for every rank.
         buffer: Records that are shuffled together, 1000 by default: more of them shuffle better and take more memory, two blocks of encoded
             images for each partition of this rank.
         num_partitions: A multiple of the number of ranks that divides the global batch; None is the number of ranks. A run
@@ -161,7 +161,7 @@ class Streamed:
         rows_of: Gives precomputed arrays of a record, such as latents; called by the threads.
     """
 
-    shards: Sequence[Shard]
+    shards: Sequence[Part]
     buffer: int | None = None
     num_partitions: int | None = None
     rows_of: RowsOf | None = None

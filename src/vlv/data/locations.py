@@ -5,12 +5,16 @@ from __future__ import annotations
 import glob
 import io
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeVar, cast
 
+from vlv.data.foreign import decode_text, open_regular, read_file
 from vlv.errors import DataError
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -52,20 +56,54 @@ class Url:
             return f".{found[-1]}" if found else ".tar"
         return Path(self.name).suffix.lower()
 
-    def open(self, mode: str = "rb", buffering: int = -1) -> BinaryIO:
-        """Open for reading; what goes wrong then is an OSError, whatever the protocol.
+    def open(self) -> BinaryIO:
+        """Open for reading from beginning to end; what goes wrong then is an OSError, whatever the protocol.
 
         Raises:
             DataError: fsspec, or what it needs for this protocol, is not installed.
             OSError: The file cannot be opened.
         """
-        if mode != "rb":
-            raise ValueError(f"a URL is opened for reading bytes, not with the mode {mode}")
         raw = _Command(self.text) if self.is_command else _Remote(_open_url(self.text))
-        return cast("BinaryIO", raw if buffering == 0 else io.BufferedReader(raw, _BUFFER_BYTES))
+        return cast("BinaryIO", io.BufferedReader(raw, _BUFFER_BYTES))
 
 
 Location = Path | Url
+
+
+def open_location(location: Location) -> BinaryIO:
+    """Open a file, URL or command, to be read from beginning to end.
+
+    Raises:
+        DataError: As `Url.open`.
+        OSError: It cannot be opened, or is no regular file.
+    """
+    if isinstance(location, Url):
+        return location.open()
+    return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", open_regular(location))))
+
+
+def open_seekable(location: Location) -> BinaryIO:
+    """As `open_location`, with random access: what a command prints, or a server sends in one piece, is copied first.
+
+    The last copies are kept in temporary files, so that an image can be read without running the command again.
+    """
+    if isinstance(location, Url):
+        if not location.is_command:
+            file = location.open()
+            if file.seekable():
+                return file
+            file.close()
+        return Path(_copied(location).name).open("rb")
+    return open_location(location)
+
+
+@lru_cache(maxsize=2)
+def _copied(url: Url) -> tempfile._TemporaryFileWrapper[bytes]:
+    copy = tempfile.NamedTemporaryFile(prefix="vlv-")  # noqa: SIM115 -- removed when it leaves the cache
+    with url.open() as source:
+        shutil.copyfileobj(source, copy)
+    copy.flush()
+    return copy
 
 
 def is_remote(text: str) -> bool:
@@ -84,9 +122,9 @@ def expand_lists(text: str) -> Iterator[str]:
         return
     path = Path(text[1:])
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        lines = decode_text(read_file(path), path).split("\n")
+    except DataError as error:
+        reason = str(error).rpartition(": ")[2]
         raise DataError(f"{path}: the list of inputs cannot be read ({reason})") from error
     inputs = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not inputs:

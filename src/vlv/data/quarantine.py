@@ -5,23 +5,14 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlv.data.records import Record
+from vlv.data.foreign import printable
+from vlv.data.records import BadRecord, Record
 from vlv.errors import DataError, OutputError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BadRecord:
-    """A record that was skipped, and why."""
-
-    id: str
-    source: str
-    reason: str
 
 
 class Quarantine:
@@ -80,11 +71,11 @@ class Quarantine:
     def _remember(self, record: Record, reason: str) -> None:
         if record.id in self.bad:
             return
-        bad = BadRecord(record.id, str(record.source), reason)
+        bad = BadRecord(record.id, printable(str(record.source)), reason)
         self.bad[record.id] = bad
         logger.warning("skipped: %s", reason)
         if self.path is not None and record.id not in self._named:
-            _append_line(self.path, asdict(bad))
+            _append_line(self.path, {"id": bad.id, "source": bad.source, "reason": bad.reason})
         if self._on_bad is not None:
             self._on_bad(bad)
 
@@ -93,7 +84,9 @@ def _ids_in(path: Path | None) -> frozenset[str]:
     """The ids that an earlier run wrote down; a line cut off by a crash is passed over."""
     ids = set()
     if path is not None and path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8").split("\n"):
+            if not line:
+                continue
             try:
                 ids.add(str(json.loads(line)["id"]))
             except (ValueError, KeyError, TypeError):

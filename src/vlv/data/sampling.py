@@ -26,9 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlv.data.decoding import Decoded, Decoder, Pending
-from vlv.data.quarantine import BadRecord
-from vlv.data.records import Record
-from vlv.data.streams import Item, Shard
+from vlv.data.parts import Part
+from vlv.data.records import BadRecord, Entry, Record
 from vlv.data.workers import HungError, Pool, Task
 from vlv.errors import DataError
 
@@ -37,7 +36,7 @@ MAX_EMPTY_EPOCHS = 64
 _CHUNK = 16  # records that are read at a time
 
 Position = tuple[int, ...]
-Sample = tuple[int, Item, Position]
+Sample = tuple[int, Entry, Position]
 """Index among listed records (-1 in shards), record, and the position after it."""
 
 
@@ -166,7 +165,7 @@ class ShardSampler:
 
     def __init__(
         self,
-        shards: Sequence[Shard],
+        shards: Sequence[Part],
         num_partitions: int,
         seed: int | None,
         buffer: int,
@@ -206,7 +205,7 @@ class ShardSampler:
             pool.close()
         raise DataError(f"the {len(self.shards)} shards hold no records for partition {partition}")
 
-    def shards_of(self, epoch: int, partition: int) -> list[tuple[Shard, int, int]]:
+    def shards_of(self, epoch: int, partition: int) -> list[tuple[Part, int, int]]:
         """Shards in order, each with the part of it (number, of how many) that the partition reads.
 
         Where there are fewer shards than partitions, several of these read a shard, and each takes every n-th record.
@@ -244,8 +243,8 @@ class ShardSampler:
         return [int(i) for i in np.random.default_rng(seed).permutation(count)]
 
     def _items(
-        self, shards: Sequence[tuple[Shard, int, int]], first: int, record: int, pool: Pool
-    ) -> Iterator[tuple[Item, int, int]]:
+        self, shards: Sequence[tuple[Part, int, int]], first: int, record: int, pool: Pool
+    ) -> Iterator[tuple[Entry, int, int]]:
         """Items from a record of a shard on, each with the shard and record that come next."""
         for number in range(first, len(shards)):
             shard, part, num_parts = shards[number]
@@ -255,11 +254,11 @@ class ShardSampler:
                     yield item, number, record
             record = 0
 
-    def _read(self, shard: Shard, start: int, pool: Pool) -> Iterator[Item]:
+    def _read(self, shard: Part, start: int, pool: Pool) -> Iterator[Entry]:
         """The items of a shard, read ahead by the thread up to a block."""
         source = shard.read(start)
         num_ahead = max(1, self.buffer // _CHUNK) if self._reads_ahead else 0
-        tasks: deque[Task[list[Item]]] = deque()
+        tasks: deque[Task[list[Entry]]] = deque()
         while True:
             while len(tasks) <= num_ahead:
                 tasks.append(pool.submit(partial(_take, source)))
@@ -273,7 +272,7 @@ class ShardSampler:
                 return
 
 
-def _take(source: Iterator[Item]) -> list[Item]:
+def _take(source: Iterator[Entry]) -> list[Entry]:
     return list(islice(source, _CHUNK))
 
 

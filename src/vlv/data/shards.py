@@ -1,4 +1,4 @@
-"""Tar shards in the naming of webdataset (one key, several suffixes): an index, and a writer."""
+"""Tar shards in the naming of webdataset (one key, several suffixes), written so that only whole ones ever show."""
 
 from __future__ import annotations
 
@@ -7,108 +7,12 @@ import json
 import os
 import tarfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
 
-from vlv.data.locations import Location
-from vlv.errors import DataError, OutputError
-
-BLOCK = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Bytes within a file: the place of a member of a tar."""
-
-    path: Location
-    offset: int
-    size: int
-
-    def __str__(self) -> str:
-        return f"{self.path} at byte {self.offset}"
-
-    def read(self) -> bytes:
-        """The bytes; safe from any thread or process, since nothing is kept open.
-
-        Raises:
-            DataError: The file is gone or shorter than when it was indexed.
-        """
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror or error})") from error
-        if len(data) != self.size:
-            raise DataError(f"{self}: the file is shorter than when it was indexed")
-        return data
-
-
-@dataclass(frozen=True)
-class TarIndex:
-    """Where the members of a tar lie.
-
-    Attributes:
-        keys: Key to suffix (lower case, without its dot) to place, in the order of the file.
-        damage: What is wrong with the file, in words; empty when it is sound.
-    """
-
-    keys: dict[str, dict[str, Span]]
-    damage: str
-
-
-def index_tar(path: Location) -> TarIndex:
-    """Find every complete member by one pass over the headers of a tar.
-
-    Raises:
-        DataError: The file cannot be read, is no tar, or holds a member twice.
-    """
-    members, damage = _members(path)
-    keys: dict[str, dict[str, Span]] = {}
-    for name, span in members:
-        key, suffix = split_name(name)
-        if not key or key.endswith("/"):
-            continue  # a hidden file
-        parts = keys.setdefault(key, {})
-        if suffix in parts:
-            raise DataError(f"{path}: the member {name} occurs twice")
-        parts[suffix] = span
-    return TarIndex(keys, damage)
-
-
-def _members(path: Location) -> tuple[list[tuple[str, Span]], str]:
-    members: list[tuple[str, Span]] = []
-    try:
-        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            length = file.seek(0, io.SEEK_END)
-            try:
-                for info in tar:  # what comes before the damage is kept
-                    span = Span(path, info.offset_data, info.size)
-                    if info.isfile() and span.offset + span.size <= length:
-                        members.append((info.name, span))
-                whole = _is_end(file, tar.offset)
-            except tarfile.TarError:
-                whole = False
-    except tarfile.TarError as error:
-        raise DataError(f"{path}: this is no tar file ({error})") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return members, "" if whole else f"the tar is truncated or damaged after {len(members)} members"
-
-
-def _is_end(file: BinaryIO, offset: int) -> bool:
-    """Whether a block of zeros is here, as at the end of every whole tar."""
-    file.seek(offset)
-    return file.read(BLOCK) == bytes(BLOCK)
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """The key ends at the first dot of the last part of the path."""
-    folder, slash, last = name.removeprefix("./").rpartition("/")
-    stem, _, suffix = last.partition(".")
-    return f"{folder}{slash}{stem}", suffix.lower()
+from vlv.data.tars import split_name
+from vlv.errors import OutputError
 
 
 def shard_path(folder: str | os.PathLike[str], index: int, prefix: str = "shard") -> Path:

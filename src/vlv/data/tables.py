@@ -5,40 +5,50 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
-from vlv.data.locations import Location, Url
+from vlv.data.foreign import (
+    MAX_TEXT_BYTES,
+    decode_text,
+    open_regular,
+    parse_object,
+    printable,
+    read_below,
+    unreadable,
+)
+from vlv.data.images import DEFAULT_LIMITS
+from vlv.data.img2dataset import failure_of, is_failure
+from vlv.data.locations import Location, Url, open_location
+from vlv.data.parts import Detail, Part, Unreadable, stated_hash
+from vlv.data.records import (
+    DAMAGED,
+    GUESSED,
+    MISSING_IMAGE,
+    NOT_DOWNLOADED,
+    Absent,
+    BadRecord,
+    Columns,
+    Entry,
+    Held,
+    ImagePlace,
+    Record,
+    Stored,
+)
 from vlv.errors import DataError
 
-T = TypeVar("T")
+RECORDS = 1000
+"""Records of a part, where its size can be chosen."""
 
 _PATH_FIELDS = ("file_name", "path", "image", "file")
 _CAPTION_FIELDS = ("caption", "text")
 _ID_FIELDS = ("id", "key", "__key__")
 _BYTES_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp")
-_STREAMED_ROWS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """What the fields of an index are called; None leaves it to the usual names.
-
-    Attributes:
-        image: Of a table, the image: its bytes, or its path.
-        caption: The caption; in tar shards a suffix, or a field of the `.json`.
-        sha256: The SHA-256 of the image file, which is then checked at each read; None checks nothing.
-    """
-
-    image: str | None = None
-    caption: str | None = None
-    sha256: str | None = None
-
-
-GUESSED = Columns()
+_STREAMED_ROWS = 16  # with images
+_LISTED_ROWS = 256  # without
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +59,15 @@ class Cell:
     shuffled. Train on such files with `data.streaming`.
     """
 
+    raw_pixels: ClassVar[bool] = True
+
     path: Location
     column: str
     group: int
     row: int  # within the group
 
     def __str__(self) -> str:
-        return f"{self.path}, row group {self.group}, row {self.row}"
+        return f"{printable(str(self.path))}, row group {self.group}, row {self.row}"
 
     def read(self) -> bytes:
         """The bytes of the image.
@@ -64,201 +76,266 @@ class Cell:
             DataError: The cell holds none, or the file is damaged.
         """
         try:
-            value = _read_group(self.path, self.column, self.group)[self.row].as_py()
+            value = _row_group(self.path, self.column, self.group)[self.row].as_py()
         except (OSError, ValueError, IndexError) as error:
             raise DataError(f"{self}: cannot be read ({_first_line(error)})") from error
-        return bytes_of(value, str(self))
+        return image_bytes(value, str(self), roots_of(self.path))
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """The bytes of an image that are in memory already."""
-
-    path: str  # of the file that they come from
-    data: bytes
-
-    def __str__(self) -> str:
-        return self.path
-
-    def read(self) -> bytes:
-        """The bytes."""
-        return self.data
+@lru_cache(maxsize=4)
+def _row_group(path: Location, column: str, group: int) -> Any:
+    return open_parquet(path).read_row_group(group, columns=[column]).column(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Absent:
-    """Stands for an image that an index should hold and does not."""
-
-    path: str
-    reason: str
-
-    def __str__(self) -> str:
-        return self.path
-
-    def read(self) -> bytes:
-        """Raise DataError: there is nothing to read."""
-        raise DataError(self.reason)
+def roots_of(path: Location) -> list[Path]:
+    """The folders in which the files may lie that a table names in its cells of images."""
+    return [] if isinstance(path, Url) else [path.parent.resolve()]
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One row: the name of its image or what holds it, and what is known about it."""
-
-    id: str
-    image: str | Cell | Held | Absent
-    caption: str | None
-    meta_json: str | None
-    sha256: str | None = None
-
-
-def hold(value: Any, path: str, where: str) -> Held | Absent:
-    """What a cell holds, for a record in memory."""
-    try:
-        return Held(path, bytes_of(value, where))
-    except DataError as error:
-        return Absent(path, str(error))
-
-
-def bytes_of(value: Any, where: str) -> bytes:
+def image_bytes(value: Any, where: str, roots: list[Path]) -> bytes:
     """The image bytes of a cell: plain, or in a struct {bytes, path} as `datasets` writes it.
 
+    Args:
+        value: Content of the cell.
+        where: Name of the cell in an error.
+        roots: Folders in which a path may lie.
+
     Raises:
-        DataError: There are none.
+        DataError: There are none, or they lie elsewhere.
     """
     if isinstance(value, Mapping):
         path = value.get("path")
         value = value.get("bytes")
         if value is None and path:
-            try:
-                value = Path(path).read_bytes()
-            except OSError as error:
-                raise DataError(f"{where}: {path} cannot be read ({error.strerror})") from error
+            return read_below(str(path), roots, where, DEFAULT_LIMITS.max_bytes)
     if not isinstance(value, bytes):
         raise DataError(f"{where}: the cell holds no image bytes")
     return value
 
 
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object from text.
-
-    Raises:
-        DataError: It is no JSON, or no object.
-    """
+def hold(value: Any, path: Location | str, where: str, roots: list[Path]) -> Held | Absent:
+    """The content of a cell, for a record in memory."""
+    name = printable(str(path))
     try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where}: this is not JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: a JSON object is wanted here, not {type(value).__name__}")
-    return value
+        return Held(name, image_bytes(value, where, roots), raw_pixels=True)
+    except DataError as error:
+        return Absent(name, str(error))
 
 
-def read_jsonl(path: Location, text: str, columns: Columns = GUESSED) -> Iterator[Row]:
-    """Rows of a JSONL file: `file_name` (or `path`), and `caption` (or `text`).
-
-    Raises:
-        DataError: A line is no JSON object or names no image.
-    """
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            where = f"{path}, line {number}"
-            yield make_row(parse_object(line, where), where, columns)
+# Rows --------------------------------------------------------------------------------------------
 
 
-def read_parquet(path: Location, columns: Columns = GUESSED) -> Iterator[Row]:
-    """Rows of a Parquet file: image bytes (plain, or as `datasets` stores them) or a path.
-
-    Raises:
-        DataError: pyarrow is absent, the file is damaged, or no column gives the images.
-    """
-    file = open_parquet(path)
-    column = bytes_column(file.schema_arrow, columns, path)
-    light = [field.name for field in file.schema_arrow if not _holds_bytes(field.type)]
-    for group in range(file.num_row_groups):
-        rows = _checked(path, partial(_rows_of_group, file, group, light))
-        for number in range(file.metadata.row_group(group).num_rows):
-            cell = None if column is None else Cell(path, column, group, number)
-            values = rows[number] if light else {}
-            where = f"{path}, row group {group}, row {number}"
-            yield make_row(values, where, columns, cell, f"{group:05d}-{number:06d}")
-
-
-def stream_parquet(path: Location, columns: Columns = GUESSED, start: int = 0) -> Iterator[Row]:
-    """Rows of a Parquet file one after the other, image bytes included.
-
-    Args:
-        path: The file; a few of its rows are in memory at a time.
-        columns: Names of the columns.
-        start: Rows to leave out.
-
-    Raises:
-        DataError: As `read_parquet`.
-    """
-    file = open_parquet(path)
-    column = bytes_column(file.schema_arrow, columns, path)
-    names = [f.name for f in file.schema_arrow if f.name == column or not _holds_bytes(f.type)]
-    first = 0
-    for group in range(file.num_row_groups):
-        size = file.metadata.row_group(group).num_rows
-        if first + size <= start:
-            first += size
-            continue
-        batches = file.iter_batches(_STREAMED_ROWS, row_groups=[group], columns=names)
-        number = 0
-        while rows := _checked(path, partial(_next_rows, batches)):
-            for values in rows:
-                where = f"{path}, row group {group}, row {number}"
-                if first + number >= start:
-                    value = values.pop(column, None) if column is not None else None
-                    held = None if column is None else hold(value, str(path), where)
-                    yield make_row(values, where, columns, held, f"{group:05d}-{number:06d}")
-                number += 1
-        first += size
-
-
-def make_row(
-    values: Mapping[str, Any],
-    where: str,
-    columns: Columns = GUESSED,
-    image: Cell | Held | Absent | None = None,
-    key: str = "",
-) -> Row:
-    """The fields of an object or row, sorted by what they mean.
+def make_entry(
+    values: Mapping[str, Any], where: str, columns: Columns, image: Stored | Location, key: str = ""
+) -> Entry:
+    """The record of a row, its fields sorted by what they mean.
 
     Args:
         values: Name to value, without image bytes.
-        where: Names the row in an error.
+        where: Name of the row in an error.
         columns: Names of the fields.
-        image: What holds the image; None where a field has its path.
+        image: What holds the image; or the file of the table, where a field has the path of the image.
         key: Id of a row that has image bytes and no field for an id.
 
     Raises:
-        DataError: No field names an image.
+        DataError: The table is remote and names images by their paths.
     """
     rest = {name: value for name, value in values.items() if value is not None}
-    fields = (columns.image,) if columns.image else _PATH_FIELDS
-    found = image or _pop_text(rest, fields)
-    if found is None:
-        raise DataError(f"{where}: none of the fields {', '.join(fields)} names an image")
+    if isinstance(image, Path | Url):
+        fields = (columns.image,) if columns.image else _PATH_FIELDS
+        path = _pop_text(rest, fields)
+        if path is None:
+            reason = f"{where}: none of the fields {', '.join(fields)} names an image"
+            return BadRecord(where, where, reason, MISSING_IMAGE)
+        if isinstance(image, Url):
+            raise DataError(f"{image}: a remote table must hold the images, not their paths")
+        key = path
+        place: ImagePlace = image.parent / path
+    else:
+        place = image
     caption = _pop_text(rest, (columns.caption,) if columns.caption else _CAPTION_FIELDS)
-    name = _pop_text(rest, _ID_FIELDS)
-    if name is None:
-        name = found if isinstance(found, str) else key
-    sha256 = stated_hash(rest, columns)
+    id = printable(_pop_text(rest, _ID_FIELDS) or key)
+    if is_failure(values):
+        return BadRecord(id, where, failure_of(values), NOT_DOWNLOADED)
     meta = json.dumps(rest, ensure_ascii=False, default=str) if rest else None
-    return Row(name, found, caption, meta, sha256)
-
-
-def stated_hash(values: Mapping[str, Any], columns: Columns) -> str | None:
-    """The SHA-256 that an index states of an image; empty, and so that of no image, where it should and does not."""
-    return None if columns.sha256 is None else str(values.get(columns.sha256) or "")
+    return Record(id, place, caption, meta_json=meta, sha256=stated_hash(rest, columns))
 
 
 def _pop_text(values: dict[str, Any], fields: Iterable[str]) -> str | None:
-    for field in fields:
-        if isinstance(values.get(field), str | int):
-            return str(values.pop(field))
+    for name in fields:
+        if isinstance(values.get(name), str | int):
+            return str(values.pop(name))
     return None
+
+
+# JSONL -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class JsonLines(Part):
+    """Some lines of a JSONL file: `file_name` (or `path`), and `caption` (or `text`).
+
+    Attributes:
+        start: First byte.
+        stop: The byte after the last; None goes on to the end.
+        line: Number of the first line.
+    """
+
+    source: Path
+    start: int = 0
+    stop: int | None = None
+    line: int = 1
+
+    def split(self) -> Iterator[JsonLines]:
+        """Parts of `RECORDS` lines.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        start = stop = 0
+        first = 1
+        for number, line in enumerate(self._lines(), 1):
+            stop += len(line)
+            if number % RECORDS == 0:
+                yield replace(self, start=start, stop=stop, line=first)
+                start, first = stop, number + 1
+        if stop > start:
+            yield replace(self, start=start, stop=stop, line=first)
+
+    def _lines(self) -> Iterator[bytes]:
+        """The lines with their line feeds, which alone end a line; a longer one than the limit comes in pieces."""
+        left = self.stop - self.start if self.stop is not None else None
+        try:
+            with open_location(self.source) as file:
+                file.seek(self.start)
+                while (left is None or left > 0) and (line := file.readline(MAX_TEXT_BYTES)):
+                    left = None if left is None else left - len(line)
+                    yield line
+        except OSError as error:
+            raise unreadable(self.source, error) from error
+
+    def scan(self, detail: Detail) -> Iterator[Entry]:
+        """The rows; a line that is no JSON object is named.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        number = self.line
+        for line in self._lines():
+            where = f"{self}, line {number}"
+            number += line.endswith(b"\n")
+            if not line.strip():
+                continue
+            try:
+                values = parse_object(decode_text(line, where), where)
+            except DataError as error:
+                yield BadRecord(where, str(self), str(error), DAMAGED)
+                continue
+            yield make_entry(values, where, self.columns, self.source)
+
+
+# Parquet -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ParquetRows(Part):
+    """Some row groups of a Parquet file: image bytes (plain, or as `datasets` stores them) or a path.
+
+    Attributes:
+        start: First row group.
+        stop: The one after the last; None goes on to the end.
+    """
+
+    source: Location
+    start: int = 0
+    stop: int | None = None
+
+    def split(self) -> Iterator[Part]:
+        """Parts of at least `RECORDS` rows; for a file that cannot be opened, a part that says so."""
+        try:
+            metadata = open_parquet(self.source).metadata
+        except DataError as error:
+            yield Unreadable(self.source, self.columns, str(error))
+            return
+        start = rows = 0
+        for group in range(metadata.num_row_groups):
+            rows += metadata.row_group(group).num_rows
+            if rows >= RECORDS or group == metadata.num_row_groups - 1:
+                yield replace(self, start=start, stop=group + 1)
+                start, rows = group + 1, 0
+
+    def scan(self, detail: Detail) -> Iterator[Entry]:
+        """The rows, without their images.
+
+        Raises:
+            DataError: pyarrow is absent, the file is damaged, or there is no column of the name that was given.
+        """
+        file = open_parquet(self.source)
+        column = bytes_column(file.schema_arrow, self.columns, self)
+        names = light_columns(file.schema_arrow)
+        stop = file.num_row_groups if self.stop is None else self.stop
+        for group in range(self.start, stop):
+            for number, values in enumerate(self._rows(file, group, names, _LISTED_ROWS)):
+                where = f"{self}, row group {group}, row {number}"
+                if column is None:
+                    yield make_entry(values, where, self.columns, self.source)
+                else:
+                    cell = Cell(self.source, column, group, number)
+                    key = f"{group:05d}-{number:06d}"
+                    yield make_entry(values, where, self.columns, cell, key)
+
+    def stream(self, start: int) -> Iterator[Entry]:
+        """The rows with their images, a few of them in memory at a time.
+
+        Raises:
+            DataError: As `scan`.
+        """
+        file = open_parquet(self.source)
+        column = bytes_column(file.schema_arrow, self.columns, self)
+        names = light_columns(file.schema_arrow)
+        roots = roots_of(self.source)
+        first = 0
+        for group in range(file.num_row_groups):
+            size = file.metadata.row_group(group).num_rows
+            if first + size > start:
+                wanted = [*names, *([column] if column else [])]
+                rows = self._rows(file, group, wanted, _STREAMED_ROWS)
+                for number, values in enumerate(rows):
+                    if first + number >= start:
+                        yield self._streamed(values, column, group, number, roots)
+            first += size
+
+    def _streamed(
+        self, values: dict[str, Any], column: str | None, group: int, number: int, roots: list[Path]
+    ) -> Entry:
+        where = f"{self}, row group {group}, row {number}"
+        if column is None:
+            entry = make_entry(values, where, self.columns, self.source)
+        else:
+            image = hold(values.pop(column, None), self.source, where, roots)
+            key = f"{group:05d}-{number:06d}"
+            entry = make_entry(values, where, self.columns, image, key)
+        return replace(entry, id=f"{self}/{entry.id}")
+
+    def _rows(
+        self, file: Any, group: int, names: list[str], at_a_time: int
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of a row group.
+
+        Raises:
+            DataError: It is damaged.
+        """
+        if not names:
+            yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
+            return
+        try:
+            for batch in file.iter_batches(
+                at_a_time, row_groups=[group], columns=names, use_threads=False
+            ):
+                yield from batch.to_pylist()
+        except (OSError, ValueError) as error:
+            reason = _first_line(error)
+            raise DataError(f"{self}: cannot be read as Parquet ({reason})") from error
 
 
 def open_parquet(path: Location) -> Any:
@@ -272,9 +349,13 @@ def open_parquet(path: Location) -> Any:
     except ImportError as error:
         raise DataError(f"{path}: Parquet needs pyarrow; pip install 'vlv[data]'") from error
     try:
-        return pyarrow.parquet.ParquetFile(path if isinstance(path, Path) else _seekable(path))
+        if isinstance(path, Url):
+            return pyarrow.parquet.ParquetFile(_seekable(path))
+        open_regular(path).close()  # pyarrow would wait for a FIFO
+        return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from error
+        name = printable(str(path))
+        raise DataError(f"{name}: cannot be read as Parquet ({_first_line(error)})") from error
 
 
 def _seekable(url: Url) -> Any:
@@ -287,18 +368,20 @@ def _seekable(url: Url) -> Any:
     return copy
 
 
-def _checked(path: Location, read: Callable[[], T]) -> T:
-    try:
-        return read()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({_first_line(error)})") from error
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _holds_bytes(kind: Any) -> bool:
     return "binary" in str(kind)  # binary, large_binary, struct<bytes: binary, path: string>
 
 
-def bytes_column(schema: Any, columns: Columns, path: Location) -> str | None:
+def light_columns(schema: Any) -> list[str]:
+    """The columns that hold no bytes."""
+    return [field.name for field in schema if not _holds_bytes(field.type)]
+
+
+def bytes_column(schema: Any, columns: Columns, path: object) -> str | None:
     """The column of image bytes; None where the images are named by their paths.
 
     Raises:
@@ -313,21 +396,12 @@ def bytes_column(schema: Any, columns: Columns, path: Location) -> str | None:
     return next((name for name in wanted if name in names), None)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def names_images(path: Location) -> bool:
+    """Whether a Parquet file has a column of images, or of their paths, under one of the usual names.
 
-
-def _rows_of_group(file: Any, group: int, names: list[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = file.read_row_group(group, columns=names).to_pylist()
-    return rows
-
-
-def _next_rows(batches: Iterator[Any]) -> list[dict[str, Any]]:
-    """The next few rows; none at the end."""
-    batch = next(batches, None)
-    return [] if batch is None else batch.to_pylist()
-
-
-@lru_cache(maxsize=4)
-def _read_group(path: Location, column: str, group: int) -> Any:
-    return open_parquet(path).read_row_group(group, columns=[column]).column(0)
+    Raises:
+        DataError: The file cannot be read.
+    """
+    schema = open_parquet(path).schema_arrow
+    found = bytes_column(schema, GUESSED, path) is not None
+    return found or not set(_PATH_FIELDS).isdisjoint(schema.names)

@@ -10,7 +10,6 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
-from vlv.data.values import load_bytes
 from vlv.errors import DataError
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def open_record(
     try:
         content = record.open()
         digest = hashlib.sha256(content).hexdigest()
-        image = load_bytes(content, name=record.name)
+        image = record.decode(content)
     except DataError as error:
         return Opened(record, sha256=digest, error=str(error))
     small = image if size is None else frame(image, size, framing)

@@ -31,7 +31,8 @@ from transformers import (
 
 from vlv.config import LoopConfig, OptimConfig
 from vlv.data.loader import Listed, Loader, LoaderSettings
-from vlv.data.records import Record, find_records
+from vlv.data.records import Record
+from vlv.data.source import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoderConfig

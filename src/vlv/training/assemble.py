@@ -20,7 +20,7 @@ from transformers import (
 from vlv.config import BackboneEncoder, FlorenceEncoder, TrainedEncoder
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed, epoch_batches
-from vlv.data.records import find_records
+from vlv.data.source import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder

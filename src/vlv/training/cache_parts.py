@@ -267,7 +267,7 @@ class _Hashing:
     """A source of image bytes that keeps the hash of what it gave."""
 
     def __init__(self, source: Any) -> None:
-        self._source, self.path = source, source.path
+        self._source, self.path, self.raw_pixels = source, source.path, source.raw_pixels
         self.hash = b""
 
     def __str__(self) -> str:

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlv.data.loader import LoaderSettings, OnBad, finite_row
-from vlv.data.records import find_records
-from vlv.data.tables import Absent, Held
+from vlv.data.records import Absent, Held
+from vlv.data.source import find_records
 from vlv.errors import CacheError
 from vlv.models.hashing import weights_hash
 from vlv.training.cache_parts import (
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlv.data.loader import Rows
+    from vlv.data.parts import Part
     from vlv.data.records import Record
-    from vlv.data.streams import Shard
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.encoder import VLVEncoder
     from vlv.models.vision_encoder import VisionEncoder
@@ -177,7 +177,7 @@ class JoinedRows:
 
 def fill_shards(
     cache: Cache,
-    shards: Sequence[Shard],
+    shards: Sequence[Part],
     where: str | Path,
     settings: LoaderSettings,
     *,
@@ -223,7 +223,7 @@ class ShardRows:
     def __init__(
         self,
         caches: Sequence[tuple[Cache, str]],
-        shards: Sequence[Shard],
+        shards: Sequence[Part],
         settings: LoaderSettings,
     ) -> None:
         self._open = lru_cache(_OPEN_PARTS)(_open_hashed)
@@ -260,7 +260,7 @@ class ShardRows:
         return rows
 
 
-def _shard_folders(cache: Cache, shards: Sequence[Shard], where: str | Path) -> dict[str, Path]:
+def _shard_folders(cache: Cache, shards: Sequence[Part], where: str | Path) -> dict[str, Path]:
     """Shard to the folder of its part."""
     for shard in shards:
         if isinstance(shard.source, str):

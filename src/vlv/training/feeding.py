@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlv.data.loader import Listed, Loader, LoaderSettings, Rows, Streamed
-from vlv.data.records import Columns, find_records
-from vlv.data.streams import list_shards, must_stream
+from vlv.data.records import Columns
+from vlv.data.source import Source
 from vlv.errors import ConfigError
 from vlv.models.encoder import VLVEncoder
 from vlv.training.caches import Cache, ShardRows, features_cache, fill_cache, latents_cache
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlv.config import DataConfig, RunConfig
     from vlv.data.framing import Framing
-    from vlv.data.quarantine import BadRecord
+    from vlv.data.records import BadRecord
     from vlv.training.assemble import Parts
     from vlv.training.distributed import World
 
@@ -30,11 +30,10 @@ def find_data(data: DataConfig) -> Listed | Streamed:
     Raises:
         DataError: An input is missing, damaged, or of a type that vlv does not read.
     """
-    columns = columns_of(data)
-    if must_stream(data.inputs) if data.streaming == "auto" else data.streaming:
-        shards = list_shards(data.inputs, columns)
-        return Streamed(shards, data.shuffle_buffer, data.partitions)
-    return Listed(find_records(data.inputs, columns=columns))
+    source = Source(data.inputs, columns_of(data))
+    if source.must_stream() if data.streaming == "auto" else data.streaming:
+        return Streamed(source.shards(), data.shuffle_buffer, data.partitions)
+    return Listed(source.records())
 
 
 def columns_of(data: DataConfig) -> Columns:

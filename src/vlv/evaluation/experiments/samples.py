@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlv.data.foreign import parse_object
 from vlv.data.framing import frame
-from vlv.data.records import Record, find_records
-from vlv.data.tables import parse_object
+from vlv.data.records import Record
+from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, Split, sample_scene

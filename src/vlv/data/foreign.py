@@ -1,0 +1,174 @@
+"""The boundary at which foreign bytes come in: regular files only, sizes and depths limited, text that is Unicode.
+
+Whatever is wrong with a file becomes one DataError here, so that no caller has to expect a FIFO that never answers, a
+device without an end, a lone surrogate, or brackets nested a million times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vlv.errors import DataError
+
+MAX_TEXT_BYTES = 2**26
+"""Of a text file, a line of JSON lines, or a text member of a tar."""
+
+_MAX_DEPTH = 200
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def printable(name: str | os.PathLike[str]) -> str:
+    r"""A file name as text that can be written anywhere; bytes that are no UTF-8 appear as `\xff`."""
+    text = os.fspath(name)
+    if text.isascii() or not _SURROGATES.search(text):
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file for reading, unbuffered; a FIFO or device is refused at once, without waiting for it.
+
+    Raises:
+        OSError: It is missing, cannot be opened, or is no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError as error:  # a NUL in the name
+        raise OSError(str(error)) from error
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError("it is no regular file")
+        return open(descriptor, "rb", buffering=0)  # noqa: PTH123 -- of a descriptor, for the caller
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_file(path: str | os.PathLike[str], max_bytes: int = MAX_TEXT_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        DataError: It is missing, cannot be read, or is over the limit.
+    """
+    data = read_at_most(path, max_bytes + 1)
+    if len(data) > max_bytes:
+        raise DataError(f"{printable(path)}: larger than the limit of {max_bytes} bytes")
+    return data
+
+
+def read_at_most(path: str | os.PathLike[str], count: int) -> bytes:
+    """The first bytes of a regular file.
+
+    Raises:
+        DataError: It is missing or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            return read_up_to(file, count, os.fstat(file.fileno()).st_size)
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def read_up_to(file: BinaryIO, count: int, expected: int = 2**20) -> bytes:
+    """Up to `count` bytes of a file that may give fewer at a time; `expected` is how many there probably are."""
+    parts: list[bytes] = []
+    while count > 0 and (part := file.read(min(count, max(expected, 1)))):
+        parts.append(part)
+        count -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def unreadable(path: object, error: BaseException) -> DataError:
+    """The error for a file that the system refuses."""
+    name = printable(path) if isinstance(path, str | os.PathLike) else str(path)
+    return DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})")
+
+
+def decode_text(data: bytes, where: object) -> str:
+    """Bytes as UTF-8 text, with or without a byte order mark.
+
+    Raises:
+        DataError: They are not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: the text is not UTF-8") from error
+
+
+def parse_json(text: str, where: object) -> Any:
+    """A JSON value from text; lone surrogates, which no file could hold, become U+FFFD.
+
+    Raises:
+        DataError: It is no JSON, or nested too deeply.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise DataError(f"{where}: the JSON is nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"{where}: this is not JSON ({error})") from error
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _depth_exceeds(value, _MAX_DEPTH):
+        raise DataError(f"{where}: the JSON is nested too deeply")
+    return _without_surrogates(value) if _ESCAPED_SURROGATE.search(text) else value
+
+
+def parse_object(text: str, where: object) -> dict[str, Any]:
+    """A JSON object from text.
+
+    Raises:
+        DataError: It is no JSON, or no object.
+    """
+    value = parse_json(text, where)
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: a JSON object is wanted here, not {type(value).__name__}")
+    return value
+
+
+def _depth_exceeds(value: Any, limit: int) -> bool:
+    level = [value]
+    for _ in range(limit + 1):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+    return bool(level)
+
+
+def _without_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATES.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_without_surrogates(inner) for inner in value]
+    if isinstance(value, dict):
+        return {
+            _SURROGATES.sub("\ufffd", name): _without_surrogates(inner)
+            for name, inner in value.items()
+        }
+    return value
+
+
+def read_below(name: str, roots: list[Path], where: str, max_bytes: int) -> bytes:
+    """The bytes of a file that foreign data name, which must lie below one of some folders.
+
+    Args:
+        name: Absolute, or relative to the first folder.
+        roots: Folders that the user named, without symbolic links.
+        where: What names it, for the error.
+        max_bytes: Larger files are refused.
+
+    Raises:
+        DataError: It lies elsewhere, or cannot be read.
+    """
+    path = Path(os.path.realpath(roots[0] / name)) if roots else Path(name)
+    if not any(path.is_relative_to(root) for root in roots):
+        raise DataError(f"{where}: {printable(name)} lies outside the folder of its table")
+    return read_file(path, max_bytes)
