@@ -27,9 +27,9 @@ from vlv.curation.job import ShardJob
 from vlv.curation.settings import FilterConfig, load_filter, preset_names
 from vlv.curation.shards import ShardLimits
 from vlv.curation.tables import read_table
-from vlv.curation.tars import list_tar
 from vlv.data.records import Columns
 from vlv.data.source import find_records
+from vlv.data.tars import index_tar
 from vlv.errors import ConfigError, DataError, OutputError
 
 
@@ -215,7 +215,7 @@ def test_shards_hold_what_went_in(tmp_path: Path) -> None:
     assert records[0].meta == known
     checked = find_records([tmp_path / "out"], columns=Columns(sha256="sha256"))
     assert [record.load().size for record in checked] == [(96, 80)] * 3
-    parts = list_tar(tmp_path / "out" / "shard-00000.tar").keys
+    parts = index_tar(tmp_path / "out" / "shard-00000.tar").keys
     assert list(parts["00000-00000"]) == ["jpg", "json", "cls"]
 
 

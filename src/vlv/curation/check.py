@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlv.curation.chunks import find_chunks
-from vlv.curation.items import DUPLICATE_KEY, NOT_DOWNLOADED, read_items
-from vlv.curation.measure import measure_chunk
+from vlv.curation.inputs import image_parts, place_of, shown
+from vlv.curation.measure import measure_part
 from vlv.curation.settings import FilterConfig
 from vlv.curation.shards import INDEX_NAME
 from vlv.curation.tables import INDEX, arrow, read_groups
+from vlv.data.foreign import printable
+from vlv.data.records import DUPLICATE_KEY, NOT_DOWNLOADED, Record
+from vlv.data.tars import TarShard
 from vlv.errors import DataError, OutputError, VLVError
 from vlv.storage import write_text
 
@@ -24,9 +27,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vlv.curation.chunks import Chunk
     from vlv.curation.engine import Engine
     from vlv.curation.tables import Row
+    from vlv.data.parts import Part
 
 WRONG_HASH = "wrong_hash"
 NOT_IN_INDEX = "not_in_index"
@@ -56,20 +59,20 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckTask:
-    """One chunk to check.
+    """One part to check.
 
     Attributes:
-        chunk: What to read.
+        part: What to read.
         index: The index of its folder, if there is one.
     """
 
-    chunk: Chunk
+    part: Part
     index: Path | None
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a chunk gave.
+    """What a part gave.
 
     Attributes:
         images: Records with an image.
@@ -137,42 +140,44 @@ def check(
         DataError: The inputs are missing or empty.
     """
     arrow()
-    chunks = find_chunks(inputs)
-    tasks = [CheckTask(chunk, _index_of(chunk)) for chunk in chunks]
+    parts = image_parts(inputs)
+    tasks = [CheckTask(part, _index_of(part)) for part in parts]
     found = Report()
     keys = []
     report("checked", 0, len(tasks))
-    for number, checked in enumerate(engine.run(check_chunk, tasks), 1):
+    for number, checked in enumerate(engine.run(check_part, tasks), 1):
         found.images += checked.images
         found.indexed += checked.images if tasks[number - 1].index else 0
         found.problems += checked.problems
         keys.append(checked.keys)
         report("checked", number, len(tasks))
-    found.problems += _repeated_keys(chunks, keys)
+    found.problems += _repeated_keys(parts, keys)
     indexes = {task.index.parent: task for task in tasks if task.index is not None}
     for folder in sorted(indexes):
         found.problems += _missing_shards(folder)
     return found
 
 
-def _index_of(chunk: Chunk) -> Path | None:
-    index = Path(chunk.path).parent / INDEX_NAME
-    return index if chunk.kind == "tar" and index.is_file() else None
+def _index_of(part: Part) -> Path | None:
+    if not isinstance(part, TarShard) or not isinstance(part.source, Path):
+        return None
+    index = part.source.parent / INDEX_NAME
+    return index if index.is_file() else None
 
 
-def check_chunk(task: CheckTask) -> Checked:
-    """Read and decode every record of a chunk."""
+def check_part(task: CheckTask) -> Checked:
+    """Read and decode every record of a part."""
     known: dict[str, Row] = {}
     problems: list[Problem] = []
     images, keys = 0, []
     if task.index is not None:
         try:
-            known = _index_rows(task.index, Path(task.chunk.path).name)
+            known = _index_rows(task.index, task.part.name)
         except VLVError as error:
             path = str(task.index)
             problems.append(Problem(DAMAGED_INDEX, path, path, str(error)))
-            task = CheckTask(task.chunk, None)
-    for row in measure_chunk(task.chunk, _DECODE):
+            task = CheckTask(task.part, None)
+    for row in measure_part(task.part, _DECODE):
         images += row["kind"] == "span" or not row["reason"]
         if row["kind"] == "span":
             keys.append(_hash(row["id"]))
@@ -181,22 +186,17 @@ def check_chunk(task: CheckTask) -> Checked:
         if task.index is not None and row["kind"] == "span":
             problems += _against_index(row, known.pop(row["id"], None))
     for key, entry in known.items():
-        detail = f"{task.chunk.path}: {key} is in the index and not in the shard"
+        detail = f"{task.part}: {key} is in the index and not in the shard"
         problems.append(Problem(MISSING_RECORD, key, entry["shard"], detail))
     return Checked(images, problems, np.array(keys, np.uint64))
 
 
 def _problem(kind: str, row: Row, detail: str) -> Problem:
-    return Problem(
-        kind,
-        row["id"],
-        f"{row['path']} at byte {row['first']}" if row["kind"] == "span" else row["path"],
-        detail,
-    )
+    return Problem(kind, row["id"], shown(place_of(row)), detail)
 
 
 def _against_index(row: Row, entry: Row | None) -> list[Problem]:
-    name = f"{row['path']}: {row['id']}"
+    name = f"{printable(os.fsdecode(row['path']))}: {row['id']}"
     if entry is None:
         return [_problem(NOT_IN_INDEX, row, f"{name} is in the shard and not in the index")]
     if (entry["offset"], entry["size"]) != (row["first"], row["second"]):
@@ -255,27 +255,26 @@ def _hash(key: str) -> int:
     return int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
-def _repeated_keys(chunks: Sequence[Chunk], keys: Sequence[NDArray[np.uint64]]) -> list[Problem]:
+def _repeated_keys(parts: Sequence[Part], keys: Sequence[NDArray[np.uint64]]) -> list[Problem]:
     """Keys that occur in several shards of one folder, where a reader could not tell them apart."""
-    folders: dict[Path, list[int]] = {}
-    for number, chunk in enumerate(chunks):
-        if chunk.kind == "tar":
-            folders.setdefault(Path(chunk.path).parent, []).append(number)
+    folders: dict[str, list[int]] = {}
+    for number, part in enumerate(parts):
+        if isinstance(part, TarShard):
+            folders.setdefault(str(part).rpartition("/")[0], []).append(number)
     problems = []
     for numbers in folders.values():
         values, counts = np.unique(np.concatenate([keys[n] for n in numbers]), return_counts=True)
         repeated = values[counts > 1]
-        first: dict[str, str] = {}
+        first: dict[str, Part] = {}
         for number in numbers:
             if not np.isin(keys[number], repeated).any():
                 continue
-            for item in read_items(chunks[number]):
-                if item.fault or _hash(item.id) not in repeated:
+            for entry in parts[number].entries("images"):
+                if not isinstance(entry, Record) or _hash(entry.id) not in repeated:
                     continue
-                if item.id in first:
-                    detail = (
-                        f"the key {item.id} is in {first[item.id]} and in {chunks[number].path}"
-                    )
-                    problems.append(Problem(DUPLICATE_KEY, item.id, str(item.place), detail))
-                first.setdefault(item.id, chunks[number].path)
+                if entry.id in first:
+                    detail = f"the key {entry.id} is in {first[entry.id]} and in {parts[number]}"
+                    place = shown(entry.source)
+                    problems.append(Problem(DUPLICATE_KEY, entry.id, place, detail))
+                first.setdefault(entry.id, parts[number])
     return problems

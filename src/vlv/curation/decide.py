@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _COLUMNS = ["id", "reason", "sha256", "phash", "width", "height", "num_bytes"]
 _FIELDS = np.dtype(
     [
-        ("chunk", np.uint32),
+        ("part", np.uint32),
         ("row", np.uint32),
         ("sha", np.uint64, (2,)),  # half of the 256 bits: a chance hit among 10^9 files is 10^-21
         ("phash", np.uint64),
@@ -41,7 +41,7 @@ class Survivors:
     """The images that no rule about one image has dropped, in the order of the inputs.
 
     Attributes:
-        table: Chunk, row within its measurements, hashes and sizes, (n).
+        table: Part, row within its measurements, hashes and sizes, (n).
         duplicates: Place in `table` to why it is dropped and the place of the one that stays.
         similarity: Of a duplicate: differing bits, or the cosine.
     """
@@ -61,14 +61,14 @@ class Survivors:
 def read_survivors(tables: Sequence[Path]) -> Survivors:
     """Collect what the duplicates rules need from the tables of measurements."""
     parts = [np.empty(0, _FIELDS)]
-    for chunk, path in enumerate(tables):
+    for part_number, path in enumerate(tables):
         rows = [row for rows in read_groups(path, _COLUMNS) for row in rows]
         kept = [(number, row) for number, row in enumerate(rows) if not row["reason"]]
         part = np.empty(len(kept), _FIELDS)
         for place, (number, row) in enumerate(kept):
             sha = row["sha256"]
             part[place] = (
-                chunk,
+                part_number,
                 number,
                 (int(sha[:16], 16), int(sha[16:32], 16)),
                 row["phash"] or 0,

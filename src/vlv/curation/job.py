@@ -1,4 +1,4 @@
-"""Inputs to shards: measure every chunk, decide who stays, write every shard. Resumable at each chunk and shard.
+"""Inputs to shards: measure every part, decide who stays, write every shard. Resumable at each part and shard.
 
 `filter`, `pack` and `split` are this one job: they differ in the rules and in which folder an image goes to.
 """
@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlv.curation.chunks import find_chunks, fingerprint
 from vlv.curation.decide import Survivors, drop_duplicates, read_survivors
+from vlv.curation.inputs import image_parts, place_of, shown
 from vlv.curation.measure import MeasureTask, measure
 from vlv.curation.settings import FilterConfig
-from vlv.curation.shards import ShardLimits, join_index, place_of, plan_shards, write_shard
+from vlv.curation.shards import ShardLimits, join_index, plan_shards, write_shard
 from vlv.curation.state import OutputFolder
 from vlv.curation.summary import PLOT_NAME, REASONS, Summary, draw
 from vlv.curation.tables import DROPPED, arrow, read_groups, writing_table
+from vlv.data.source import fingerprint
 from vlv.errors import OutputError
 
 if TYPE_CHECKING:
@@ -77,15 +78,15 @@ class ShardJob:
         """
         arrow()  # complain now, not after hours of work
         self._check_apart()
-        chunks = find_chunks(self.inputs)
-        folder = OutputFolder(self.output, self._settings(), fingerprint(chunks))
+        parts = image_parts(self.inputs)
+        folder = OutputFolder(self.output, self._settings(), fingerprint(parts))
         if folder.is_finished:
             folder.clean()
             return Summary.from_dict(folder.summary())
         with folder.working():
             tasks = [
-                MeasureTask(chunk, self.config, folder.work / f"measured-{number:06d}.parquet")
-                for number, chunk in enumerate(chunks)
+                MeasureTask(part, self.config, folder.work / f"measured-{number:06d}.parquet")
+                for number, part in enumerate(parts)
             ]
             _run(engine, measure, tasks, [not t.table.exists() for t in tasks], "measured", report)
             tables = [task.table for task in tasks]
@@ -186,23 +187,23 @@ def write_dropped(
     Raises:
         OutputError: It cannot be written.
     """
-    lost = _duplicates_by_chunk(survivors)
+    lost = _duplicates_by_part(survivors)
     winners = _winner_names(survivors, tables)
     counts: dict[str, int] = {}
     columns = [*DROPPED, "is_image", "kind", "path", "first", "second", "column"]
     columns.remove("source")
     with writing_table(path, DROPPED) as dropped:
-        for chunk, table in enumerate(tables):
+        for part, table in enumerate(tables):
             number = 0
             for rows in read_groups(table, columns):
                 gone = []
                 for row in rows:
                     summary.images += row["is_image"]
-                    if (chunk, number) in lost:
-                        row |= _as_duplicate(survivors, lost[chunk, number], winners)
+                    if (part, number) in lost:
+                        row |= _as_duplicate(survivors, lost[part, number], winners)
                     number += 1
                     if row["reason"]:
-                        gone.append(row | {"source": str(place_of(row))})
+                        gone.append(row | {"source": shown(place_of(row))})
                         if row["is_image"]:
                             counts[row["reason"]] = counts.get(row["reason"], 0) + 1
                         else:
@@ -211,10 +212,10 @@ def write_dropped(
     summary.dropped = {name: counts[name] for name in REASONS if name in counts}
 
 
-def _duplicates_by_chunk(survivors: Survivors) -> dict[tuple[int, int], int]:
+def _duplicates_by_part(survivors: Survivors) -> dict[tuple[int, int], int]:
     table = survivors.table
     return {
-        (int(table["chunk"][place]), int(table["row"][place])): place
+        (int(table["part"][place]), int(table["row"][place])): place
         for place in survivors.duplicates
     }
 
@@ -223,9 +224,9 @@ def _winner_names(survivors: Survivors, tables: Sequence[Path]) -> dict[int, str
     """The ids of the images that stay in place of others."""
     winners = np.unique([winner for _, winner in survivors.duplicates.values()]).astype(np.int64)
     names: dict[int, str] = {}
-    for chunk in np.unique(survivors.table["chunk"][winners]).tolist():
-        ids = [row["id"] for rows in read_groups(tables[chunk], ["id"]) for row in rows]
-        for place in winners[survivors.table["chunk"][winners] == chunk].tolist():
+    for part in np.unique(survivors.table["part"][winners]).tolist():
+        ids = [row["id"] for rows in read_groups(tables[part], ["id"]) for row in rows]
+        for place in winners[survivors.table["part"][winners] == part].tolist():
             names[place] = ids[survivors.table["row"][place]]
     return names
 

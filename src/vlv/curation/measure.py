@@ -1,4 +1,4 @@
-"""One chunk in, one table of measurements out: every record with its values, or the reason why it is dropped.
+"""One part in, one table of measurements out: every record with its values, or the reason why it is dropped.
 
 The cheapest look comes first: the table's columns, the file's header, its pixels, a model. A
 record that one of them drops is not looked at further.
@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlv.curation import rules
-from vlv.curation.items import UNREADABLE, read_items
+from vlv.curation.inputs import SequentialReader, place_columns, shown
 from vlv.curation.perceptual import contrast, grey_thumbnail, perceptual_hash
-from vlv.curation.places import PlaceReader
 from vlv.curation.rules import Columns, Drop
 from vlv.curation.tables import MEASURED, write_table
 from vlv.data.images import ImageLimits, load_image, read_header
+from vlv.data.parts import metadata
+from vlv.data.records import UNREADABLE, Record
 from vlv.errors import DataError
 
 if TYPE_CHECKING:
@@ -28,102 +28,107 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from vlv.curation.chunks import Chunk
-    from vlv.curation.items import Item
     from vlv.curation.settings import FilterConfig
     from vlv.curation.tables import Row
+    from vlv.data.parts import Part
+    from vlv.data.records import Entry
 
 _TOGETHER = 16  # images that a model looks at
 
 
 @dataclass(frozen=True)
 class MeasureTask:
-    """The work on one chunk.
+    """The work on one part of the inputs.
 
     Attributes:
-        chunk: What to read.
+        part: What to read.
         config: The rules.
         table: The Parquet file to write, columns `MEASURED`.
     """
 
-    chunk: Chunk
+    part: Part
     config: FilterConfig
     table: Path
 
 
 def measure(task: MeasureTask) -> int:
-    """Look at every record of a chunk and write what was found; returns the number of rows.
+    """Look at every record of a part and write what was found; returns the number of rows.
 
     Raises:
         DataError: A rule needs a column that no record has.
         OutputError: The table cannot be written.
     """
-    rows = list(measure_chunk(task.chunk, task.config))
+    rows = list(measure_part(task.part, task.config))
     write_table(task.table, MEASURED, rows)
     return len(rows)
 
 
-def measure_chunk(chunk: Chunk, config: FilterConfig) -> Iterator[Row]:
-    """The rows of one chunk in order.
+def measure_part(part: Part, config: FilterConfig) -> Iterator[Row]:
+    """The rows of one part in order.
 
     Raises:
         DataError: A rule needs a column that no record has.
     """
     columns = Columns(config)
     images = 0
-    with PlaceReader(config.max_bytes) as reader:
-        items = read_items(chunk)
-        while some := list(islice(items, _TOGETHER)):
-            looks = [_Look(item, config) for item in some]
+    with SequentialReader(config.max_bytes) as reader:
+        entries = part.entries("all")
+        while some := list(islice(entries, _TOGETHER)):
+            looks = [_Look(entry, config) for entry in some]
             for look in looks:
                 look.at_table(columns)
-                images += not look.item.fault
+                images += isinstance(look.entry, Record)
                 look.at_file(reader)
             _ask_models(config, [look for look in looks if look.image is not None])
             yield from (look.row for look in looks)
     absent = columns.absent()
     if absent and images:
-        raise DataError(rules.unknown_column(absent, columns.known, chunk.path))
+        raise DataError(rules.unknown_column(absent, columns.known, str(part)))
 
 
 class _Look:
     """One record while it is looked at.
 
     Attributes:
-        item: The record.
+        entry: The record, or what stands in its place.
         row: What is known, column to value.
         image: The pixels, where a rule wants them and nothing has dropped the record yet.
     """
 
-    def __init__(self, item: Item, config: FilterConfig) -> None:
-        self.item = item
+    def __init__(self, entry: Entry, config: FilterConfig) -> None:
+        self.entry = entry
         self.config = config
         self.image: Image.Image | None = None
-        self.row: Row = {
-            "id": item.id,
-            "reason": item.fault,
-            "detail": item.detail,
-            "is_image": item.is_image,
-            **item.place._asdict(),
-            "caption": item.caption,
-            "meta": json.dumps(item.meta, ensure_ascii=False, default=str) if item.meta else None,
-            "extras": json.dumps(item.extras) if item.extras else None,
-        }
+        self.row: Row = {"id": entry.id, **place_columns(entry)}
+        if isinstance(entry, Record):
+            self._meta = metadata(entry.meta_json, entry.name)
+            extras = {s: (span.offset, span.size) for s, span in (entry.extras or {}).items()}
+            self.row |= {
+                "reason": "",
+                "detail": "",
+                "is_image": True,
+                "caption": entry.caption,
+                "meta": json.dumps(self._meta, ensure_ascii=False) if self._meta else None,
+                "extras": json.dumps(extras) if extras else None,
+            }
+        else:
+            bad = {"reason": entry.kind, "detail": entry.reason, "is_image": not entry.is_file}
+            self.row |= bad
 
     def at_table(self, columns: Columns) -> None:
         """What is known without reading the image."""
-        if self.item.fault:
+        if not isinstance(self.entry, Record):
             return
-        values = columns.read(self.item.meta)
+        values = columns.read(self._meta)
         self.row |= values
         self.drop(rules.check_known(self.config, values))
 
-    def at_file(self, reader: PlaceReader) -> None:
+    def at_file(self, reader: SequentialReader) -> None:
         """The bytes, the header, and where a rule wants them the pixels."""
-        if self.row["reason"]:
+        if self.row["reason"] or not isinstance(self.entry, Record):
             return
         try:
-            data = reader.read(self.item.place)
+            data = reader.read(self.entry.source)
             self._at_header(data)
             if not self.row["reason"] and self.config.needs_pixels:
                 self._at_pixels(data)
@@ -161,11 +166,9 @@ class _Look:
 
     @property
     def _name(self) -> str:
-        return (
-            f"{self.item.place} ({self.item.id})"
-            if self.item.place.kind != "file"
-            else str(self.item.place)
-        )
+        assert isinstance(self.entry, Record)
+        place = shown(self.entry.source)
+        return place if self.row["kind"] == "file" else f"{place} ({self.entry.id})"
 
 
 def _ask_models(config: FilterConfig, looks: Sequence[_Look]) -> None:
@@ -190,8 +193,3 @@ def _ask_models(config: FilterConfig, looks: Sequence[_Look]) -> None:
         squares = [encoder.prepare(look.image) for look in looks if look.image is not None]
         for look, vector in zip(looks, encoder.embed(squares), strict=True):
             look.row["embedding"] = vector.tolist()
-
-
-def count_reasons(rows: Sequence[dict[str, Any]]) -> Counter[str]:
-    """How many images each reason took."""
-    return Counter(row["reason"] for row in rows if row["is_image"])

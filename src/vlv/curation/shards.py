@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlv.curation.places import Place, PlaceReader
+from vlv.curation.inputs import SequentialReader, place_of, shown
 from vlv.curation.tables import INDEX, read_table, write_table, writing_table
-from vlv.curation.tars import list_tar
+from vlv.data.records import Span
 from vlv.data.shards import TarShardWriter, shard_path
+from vlv.data.tars import index_tar
 from vlv.errors import DataError
 
 if TYPE_CHECKING:
@@ -88,16 +89,17 @@ def write_shard(task: ShardTask) -> int:
     path.unlink(missing_ok=True)  # complete, but without its index
     entries: list[Row] = []
     writer = TarShardWriter(task.folder, per_shard=_UNLIMITED, index=task.number)
-    with writer, PlaceReader(task.max_bytes) as reader:
+    with writer, SequentialReader(task.max_bytes) as reader:
         for table, numbers in task.rows:
             rows = read_table(table)
             for number in numbers.tolist():
                 key = f"{task.number:05d}-{len(entries):05d}"
                 writer.write(key, _members(rows[number], reader))
                 entries.append({**rows[number], "key": key})
-    members = list_tar(path).keys
+    members = index_tar(path).keys
     for entry in entries:
-        entry["offset"], entry["size"] = members[entry["key"]][_suffix(entry)]
+        span = members[entry["key"]][_suffix(entry)]
+        entry["offset"], entry["size"] = span.offset, span.size
     write_table(task.index, INDEX, [_entry(entry, path.name) for entry in entries])
     return len(entries)
 
@@ -106,20 +108,21 @@ def _suffix(row: Mapping[str, Any]) -> str:
     return _SUFFIXES.get(row["format"], str(row["format"]).lower())
 
 
-def _members(row: Mapping[str, Any], reader: PlaceReader) -> dict[str, bytes | str]:
+def _members(row: Row, reader: SequentialReader) -> dict[str, bytes | str]:
     """The members of one record: image, caption, what is known, and whatever else the tar held."""
     place = place_of(row)
     data = reader.read(place)
     if hashlib.sha256(data).hexdigest() != row["sha256"]:
         raise DataError(
-            f"{place}: the image has changed since it was measured; begin anew in an empty folder"
+            f"{shown(place)}: the image has changed since it was measured; begin anew in an empty folder"
         )
     parts: dict[str, bytes | str] = {_suffix(row): data}
     if row["caption"] is not None:
         parts["txt"] = row["caption"]
     parts["json"] = json.dumps(_meta(row), ensure_ascii=False)
-    for suffix, (offset, size) in json.loads(row["extras"] or "{}").items():
-        parts.setdefault(suffix, reader.read(Place("span", place.path, offset, size)))
+    if isinstance(place, Span):
+        for suffix, (offset, size) in json.loads(row["extras"] or "{}").items():
+            parts.setdefault(suffix, reader.read(Span(place.path, offset, size)))
     return parts
 
 
@@ -135,17 +138,12 @@ def _meta(row: Mapping[str, Any]) -> dict[str, Any]:
     return meta | {"sha256": row["sha256"]}
 
 
-def place_of(row: Mapping[str, Any]) -> Place:
-    """Where a measured image lies."""
-    return Place(row["kind"], row["path"], row["first"], row["second"], row["column"])
-
-
-def _entry(row: Mapping[str, Any], shard: str) -> Row:
+def _entry(row: Row, shard: str) -> Row:
     entry = {name: row.get(name) for name in INDEX}
     phash = row["phash"]
     return entry | {
         "shard": shard,
-        "source": str(place_of(row)),
+        "source": shown(place_of(row)),
         "phash": None if phash is None else f"{phash:016x}",
     }
 
@@ -165,7 +163,7 @@ def plan_shards(
     Args:
         table: Of all survivors.
         places: Which of them.
-        tables: The measurements of each chunk.
+        tables: The measurements of each part.
         folder: Of the shards.
         work: Folder of the parts of the index.
         limits: When a shard is full.
@@ -176,8 +174,8 @@ def plan_shards(
     for number, (start, stop) in enumerate(spans):
         chosen = table[places[start:stop]]
         rows = tuple(
-            (tables[chunk], chosen["row"][chosen["chunk"] == chunk])
-            for chunk in np.unique(chosen["chunk"]).tolist()
+            (tables[part], chosen["row"][chosen["part"] == part])
+            for part in np.unique(chosen["part"]).tolist()
         )
         index = work / f"index-{number:05d}.parquet"
         tasks.append(ShardTask(folder, number, rows, index, max_bytes))

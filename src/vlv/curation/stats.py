@@ -13,18 +13,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlv.curation.caption_stats import PAPER_MEAN, PAPER_MEDIAN, CaptionStats, counter_of
-from vlv.curation.chunks import find_chunks
-from vlv.curation.items import read_items
-from vlv.curation.places import PlaceReader
-from vlv.data.images import ImageLimits, load_image, read_header
+from vlv.curation.inputs import SequentialReader, image_parts
+from vlv.data.images import DEFAULT_LIMITS, load_image, read_header
+from vlv.data.records import NOT_DOWNLOADED, UNREADABLE, Record
 from vlv.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vlv.curation.chunks import Chunk
     from vlv.curation.engine import Engine
-    from vlv.curation.items import Item
+    from vlv.data.parts import Part
 
 SIDE_STEP = 32  # pixels; a bin of the histograms of width and height
 RATIO_STEPS = 8  # bins for each doubling of width / height
@@ -97,7 +95,7 @@ class Stats:
     @property
     def exit_code(self) -> int:
         """0 when everything could be read, 2 otherwise."""
-        return 2 if sum(self.faults.values()) - self.faults["not_downloaded"] else 0
+        return 2 if sum(self.faults.values()) - self.faults[NOT_DOWNLOADED] else 0
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -161,16 +159,16 @@ def _order(sample: Sample) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class StatsTask:
-    """One chunk to count.
+    """One part to count.
 
     Attributes:
-        chunk: What to read.
+        part: What to read.
         tokenizers: Names, see `counter_of`.
         num_samples: Images to return at most.
         seed: Of the choice of samples.
     """
 
-    chunk: Chunk
+    part: Part
     tokenizers: tuple[str, ...]
     num_samples: int
     seed: int
@@ -195,28 +193,28 @@ def collect(
         raise ConfigError(f"a tokenizer is named twice: {', '.join(tokenizers)}; name each once")
     for name in tokenizers:
         counter_of(name)  # complain now
-    chunks = find_chunks(inputs)
-    tasks = [StatsTask(chunk, tuple(tokenizers), num_samples, seed) for chunk in chunks]
+    parts = image_parts(inputs)
+    tasks = [StatsTask(part, tuple(tokenizers), num_samples, seed) for part in parts]
     total = Stats()
     report("counted", 0, len(tasks))
-    for number, stats in enumerate(engine.run(count_chunk, tasks), 1):
+    for number, stats in enumerate(engine.run(count_part, tasks), 1):
         total.merge(stats, num_samples)
         report("counted", number, len(tasks))
     return total
 
 
-def count_chunk(task: StatsTask) -> Stats:
-    """Count one chunk: headers, captions, and thumbnails of its samples."""
+def count_part(task: StatsTask) -> Stats:
+    """Count one part: headers, captions, and thumbnails of its samples."""
     stats = Stats()
-    chosen: list[tuple[str, Item, int, int]] = []
+    chosen: list[tuple[str, Record, int, int]] = []
     texts: list[str] = []
-    with PlaceReader(ImageLimits().max_bytes) as reader:
-        for item, width, height in _readable(task.chunk, reader, stats):
-            if item.caption:
-                texts.append(item.caption)
+    with SequentialReader(DEFAULT_LIMITS.max_bytes) as reader:
+        for record, width, height in _readable(task.part, reader, stats):
+            if record.caption:
+                texts.append(record.caption)
             else:
                 stats.captions.without += 1
-            chosen.append((_draw(task.seed, item.id), item, width, height))
+            chosen.append((_draw(task.seed, record.id), record, width, height))
             if len(chosen) > 4 * task.num_samples:
                 chosen = heapq.nsmallest(task.num_samples, chosen, key=lambda one: one[0])
             if len(texts) >= _TEXTS:
@@ -229,17 +227,19 @@ def count_chunk(task: StatsTask) -> Stats:
     return stats
 
 
-def _readable(chunk: Chunk, reader: PlaceReader, stats: Stats) -> Iterator[tuple[Item, int, int]]:
-    """The items with a readable header, counted; the others are counted as faults."""
-    for item in read_items(chunk):
-        if item.fault:
-            stats.faults[item.fault] += 1
+def _readable(
+    part: Part, reader: SequentialReader, stats: Stats
+) -> Iterator[tuple[Record, int, int]]:
+    """The records with a readable header, counted; the others are counted as faults."""
+    for entry in part.entries("all"):
+        if not isinstance(entry, Record):
+            stats.faults[entry.kind] += 1
             continue
         try:
-            data = reader.read(item.place)
-            header = read_header(data, name=str(item.place))
+            data = reader.read(entry.source)
+            header = read_header(data, name=entry.name)
         except DataError:
-            stats.faults["unreadable"] += 1
+            stats.faults[UNREADABLE] += 1
             continue
         width, height = header.width, header.height
         stats.images += 1
@@ -249,7 +249,7 @@ def _readable(chunk: Chunk, reader: PlaceReader, stats: Stats) -> Iterator[tuple
         stats.ratios[round(math.log2(width / height) * RATIO_STEPS)] += 1
         stats.at_most_2_to_1 += max(width, height) <= 2 * min(width, height)
         stats.short_sides[min(width, height)] += 1
-        yield item, width, height
+        yield entry, width, height
 
 
 def _step(side: int) -> int:
@@ -260,16 +260,18 @@ def _draw(seed: int, key: str) -> str:
     return hashlib.sha256(f"{seed}:{key}".encode("utf-8", "replace")).hexdigest()
 
 
-def _sample(reader: PlaceReader, order: str, item: Item, width: int, height: int) -> Sample | None:
+def _sample(
+    reader: SequentialReader, order: str, record: Record, width: int, height: int
+) -> Sample | None:
     """A thumbnail; None where the image cannot be decoded, which `vlv data check` names."""
     try:
-        image = load_image(reader.read(item.place), name=str(item.place))
+        image = load_image(reader.read(record.source), name=record.name)
     except DataError:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return Sample(order, item.id, item.caption or "", f"{width} x {height}", buffer.getvalue())
+    return Sample(order, record.id, record.caption or "", f"{width} x {height}", buffer.getvalue())
 
 
 def to_json(stats: Stats) -> str:

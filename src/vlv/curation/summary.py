@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from vlv.curation import items, rules
+from vlv.curation import rules
+from vlv.data.records import DUPLICATE_KEY, MISSING_IMAGE, NOT_DOWNLOADED, UNREADABLE
 from vlv.errors import OutputError
 from vlv.storage import replacing
 
@@ -16,10 +17,10 @@ PLOT_NAME = "summary.svg"
 """No PNG: beside the shards it would be taken for an image of the collection."""
 
 FAULTS = (
-    items.NOT_DOWNLOADED,
-    items.DUPLICATE_KEY,
-    items.MISSING_IMAGE,
-    items.UNREADABLE,
+    NOT_DOWNLOADED,
+    DUPLICATE_KEY,
+    MISSING_IMAGE,
+    UNREADABLE,
 )
 """No image was there to judge."""
 
@@ -77,7 +78,7 @@ class Summary:
     @property
     def faults(self) -> int:
         """Images and files that are damaged; what was never downloaded is no fault of the data."""
-        broken = (self.dropped.get(name, 0) for name in FAULTS if name != items.NOT_DOWNLOADED)
+        broken = (self.dropped.get(name, 0) for name in FAULTS if name != NOT_DOWNLOADED)
         return sum(broken) + self.damaged_files
 
     @property

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlv.curation import rules
-from vlv.curation.chunks import find_chunks, fingerprint
-from vlv.curation.items import DAMAGED_FILE
-from vlv.curation.places import open_parquet
 from vlv.curation.settings import column_of
 from vlv.curation.state import OutputFolder
 from vlv.curation.summary import PLOT_NAME, REASONS, Summary, draw
 from vlv.curation.tables import arrow, read_groups, write_table
+from vlv.data.parts import Part, Unreadable
+from vlv.data.records import DAMAGED
+from vlv.data.source import Source, fingerprint
+from vlv.data.tables import ParquetRows, open_parquet
 from vlv.errors import ConfigError, DataError
 from vlv.storage import replacing
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from vlv.curation.chunks import Chunk
     from vlv.curation.engine import Engine
     from vlv.curation.settings import FilterConfig
 
@@ -40,14 +40,14 @@ class TableTask:
     """Some row groups of one table.
 
     Attributes:
-        chunk: Where they are.
+        part: Where they are.
         config: The rules.
         kept: The Parquet file of the rows that stay.
         dropped: The Parquet file of the others, with reason and value.
         counts: The Parquet file of how many each reason took; written last.
     """
 
-    chunk: Chunk
+    part: ParquetRows | Unreadable
     config: FilterConfig
     kept: Path
     dropped: Path
@@ -80,15 +80,15 @@ class TableJob:
         """
         arrow()
         self._check_rules()
-        chunks = [_only_parquet(chunk) for chunk in find_chunks(self.inputs, need_images=False)]
+        parts = [_only_parquet(part) for part in Source(self.inputs).parts()]
         rules_ = self.config.model_dump(mode="json")
         settings = {"command": "filter --table", "rules": rules_}
-        folder = OutputFolder(self.output, settings, fingerprint(chunks))
+        folder = OutputFolder(self.output, settings, fingerprint(parts))
         if folder.is_finished:
             folder.clean()
             return Summary.from_dict(folder.summary())
         with folder.working():
-            tasks = [self._task(number, chunk, folder.work) for number, chunk in enumerate(chunks)]
+            tasks = [self._task(number, part, folder.work) for number, part in enumerate(parts)]
             missing = [task for task in tasks if not task.counts.exists()]
             done = len(tasks) - len(missing)
             report("filtered", done, len(tasks))
@@ -117,17 +117,17 @@ class TableJob:
                     f"{name} needs the images and cannot filter a table; switch it off"
                 )
 
-    def _task(self, number: int, chunk: Chunk, work: Path) -> TableTask:
+    def _task(self, number: int, part: ParquetRows | Unreadable, work: Path) -> TableTask:
         kept, dropped = (
             self.output / f"{name}-{number:05d}.parquet" for name in ("part", "dropped")
         )
-        return TableTask(chunk, self.config, kept, dropped, work / f"counts-{number:05d}.parquet")
+        return TableTask(part, self.config, kept, dropped, work / f"counts-{number:05d}.parquet")
 
 
-def _only_parquet(chunk: Chunk) -> Chunk:
-    if chunk.kind not in ("parquet", "unreadable"):
-        raise DataError(f"{chunk.path}: --table filters Parquet tables alone; leave --table out")
-    return chunk
+def _only_parquet(part: Part) -> ParquetRows | Unreadable:
+    if not isinstance(part, ParquetRows | Unreadable):
+        raise DataError(f"{part}: --table filters Parquet tables alone; leave --table out")
+    return part
 
 
 def filter_table(task: TableTask) -> int:
@@ -137,13 +137,13 @@ def filter_table(task: TableTask) -> int:
         DataError: The table lacks a column that a rule needs.
         OutputError: The results cannot be written.
     """
-    if task.chunk.kind == "unreadable":
-        write_table(task.counts, _COUNTS, [{"reason": DAMAGED_FILE, "count": 1}])
+    if isinstance(task.part, Unreadable):
+        write_table(task.counts, _COUNTS, [{"reason": DAMAGED, "count": 1}])
         return 0
     pyarrow = arrow()
-    file = open_parquet(task.chunk.path)
+    file = open_parquet(task.part.source)
     schema = file.schema_arrow
-    columns = _Columns(task.config, schema.names, task.chunk.path)
+    columns = _Columns(task.config, schema.names, str(task.part))
     more = schema.append(pyarrow.field("reason", pyarrow.string())).append(
         pyarrow.field("value", pyarrow.string())
     )
@@ -153,7 +153,7 @@ def filter_table(task: TableTask) -> int:
         kept = pyarrow.parquet.ParquetWriter(kept_path, schema, compression="zstd")
         dropped = pyarrow.parquet.ParquetWriter(dropped_path, more, compression="zstd")
         with kept, dropped:
-            groups = range(task.chunk.start, task.chunk.stop)
+            groups = range(task.part.start, task.part.stop or file.num_row_groups)
             for batch in file.iter_batches(_ROWS, row_groups=list(groups), use_threads=False):
                 reasons, values = columns.judge(batch)
                 stays = reasons == ""
@@ -256,7 +256,7 @@ def _sum(tables: Iterator[Path] | Any) -> Summary:
     summary, counts = Summary(), dict.fromkeys(REASONS, 0)
     for path in tables:
         for row in (row for rows in read_groups(path) for row in rows):
-            if row["reason"] == DAMAGED_FILE:
+            if row["reason"] == DAMAGED:
                 summary.damaged_files += row["count"]
             elif row["reason"]:
                 counts[row["reason"]] += row["count"]

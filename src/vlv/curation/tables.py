@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+from vlv.curation.inputs import PLACE
 from vlv.errors import OutputError
 from vlv.storage import replacing
 
@@ -12,13 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-_PLACE = {
-    "kind": "string",
-    "path": "string",
-    "first": "int64",
-    "second": "int64",
-    "column": "string",
-}
 _VALUES = {
     "width": "int32",
     "height": "int32",
@@ -36,7 +30,7 @@ MEASURED = {
     "value": "string",
     "detail": "string",
     "is_image": "bool_",
-    **_PLACE,
+    **PLACE,
     "num_bytes": "int64",
     "sha256": "string",
     "format": "string",
@@ -47,7 +41,7 @@ MEASURED = {
     "extras": "string",
     "embedding": "embedding",
 }
-"""One row for every record of a chunk, kept while the job runs."""
+"""One row for every record of a part, kept while the job runs."""
 
 INDEX = {
     "key": "string",

@@ -98,12 +98,12 @@ def load_bytes(
     limits: ImageLimits = DEFAULT_LIMITS,
     name: str = "image",
 ) -> Image.Image:
-    """An image from the bytes of a file, of an array that `numpy.save` wrote, or of bare pixels.
+    """An image from the bytes of a file or, out of a table, of an array that `numpy.save` wrote, or of bare pixels.
 
     Args:
         data: The bytes.
-        raw_pixels: They come from a table, which may hold pixels instead of a file, as the VLV authors' set does: uint8
-            (3,S,S), told by their number, 3 S S, where nothing else begins like that.
+        raw_pixels: They come from a table, which may hold an array instead of a file, or pixels, as the VLV authors' set
+            does: uint8 (3,S,S), told by their number, 3 S S, where nothing else begins like that.
         limits: What is refused.
         name: What to call the image in an error.
 
@@ -113,14 +113,32 @@ def load_bytes(
     Raises:
         ImageError: The bytes are damaged, of another format or over a limit.
     """
+    if not raw_pixels or not _is_pixels(data):
+        return load_image(data, limits=limits, name=name)
     if data.startswith(_NUMPY):
         return _from_array(data, limits, name)
     side = math.isqrt(len(data) // 3)
+    _check_size(side, side, limits, name)
+    return _from_pixels(np.frombuffer(data, np.uint8).reshape(3, side, side))
+
+
+def pixels_as_png(data: bytes, name: str) -> bytes:
+    """The bytes of an image file: those given, or a PNG where they are an array or bare pixels; see `load_bytes`.
+
+    Raises:
+        ImageError: The array is damaged or over a limit.
+    """
+    if not _is_pixels(data):
+        return data
+    buffer = BytesIO()
+    load_bytes(data, raw_pixels=True, name=name).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _is_pixels(data: bytes) -> bool:
+    side = math.isqrt(len(data) // 3)
     is_square = side >= _SMALLEST_SIDE and 3 * side * side == len(data)
-    if raw_pixels and is_square and not _is_file(data):
-        _check_size(side, side, limits, name)
-        return _from_pixels(np.frombuffer(data, np.uint8).reshape(3, side, side))
-    return load_image(data, limits=limits, name=name)
+    return data.startswith(_NUMPY) or (is_square and not _is_file(data))
 
 
 def _is_file(data: bytes) -> bool:
