@@ -75,7 +75,5 @@ def test_places_survive_a_table(tmp_path: Path) -> None:
 
 def test_a_table_of_addresses_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"URL": ["http://x"], "WIDTH": [1]}), tmp_path / "laion.parquet")
-    with pytest.raises(
-        DataError, match=r"no column holds or names images; .*--table"
-    ):
+    with pytest.raises(DataError, match=r"no column holds or names images; .*--table"):
         image_parts([str(tmp_path / "laion.parquet")])

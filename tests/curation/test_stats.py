@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from tests.curation.files import jpeg, write_folder, write_tar
-from vlv.curation import chunks as chunking
 from vlv.curation.caption_stats import (
     CaptionStats,
     counter_of,
@@ -21,6 +20,7 @@ from vlv.curation.caption_stats import (
 from vlv.curation.engine import LocalEngine
 from vlv.curation.stats import Stats, collect, to_json
 from vlv.curation.stats_page import make_page
+from vlv.data import source as sources
 from vlv.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def gather(*inputs: Path, workers: int = 1, **options: object) -> Stats:
 @pytest.fixture
 def collection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Seven images in chunks of two; a fault; captions of known words."""
-    monkeypatch.setattr(chunking, "RECORDS", 2)
+    monkeypatch.setattr(sources, "RECORDS", 2)
     folder = write_folder(tmp_path / "in", range(4), (640, 520))
     (folder / "wide.jpg").write_bytes(jpeg(9, (640, 256)))
     (folder / "tall.jpg").write_bytes(jpeg(9, (100, 200)))
@@ -67,7 +67,7 @@ def test_workers_and_chunks_change_nothing(
     one = gather(collection)
     two = gather(collection, workers=2)
     assert (to_json(two), two.samples) == (to_json(one), one.samples)
-    monkeypatch.setattr(chunking, "RECORDS", 100)
+    monkeypatch.setattr(sources, "RECORDS", 100)
     whole = gather(collection)
     assert to_json(whole) == to_json(one)
     assert whole.samples == one.samples

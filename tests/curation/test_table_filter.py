@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlv.curation import chunks as chunking
 from vlv.curation import rules
 from vlv.curation.engine import LocalEngine
 from vlv.curation.settings import load_filter
 from vlv.curation.summary import Summary
 from vlv.curation.table_filter import TableJob
+from vlv.data import tables
 from vlv.errors import ConfigError, DataError, OutputError
 
 PAPER = load_filter("paper", ["aesthetic.at_least=5", "languages=[en]"])
@@ -49,7 +49,7 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
 def test_same_verdicts_as_the_rules_on_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(chunking, "RECORDS", 1000)
+    monkeypatch.setattr(tables, "RECORDS", 1000)
     columns = write_laion(tmp_path / "laion.parquet")
     summary = run(tmp_path / "laion.parquet", tmp_path / "out")
     expected: dict[str, str] = {}
