@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.cli.conftest import Vlv
-from tests.curation.files import dropped_of, index_of, write_folder, write_shard
+from tests.curation.files import dropped_of, index_of, jpeg, write_folder, write_shard
 from vlv.curation.engine import LocalEngine
 
 
@@ -18,6 +18,7 @@ def test_filter(vlv: Vlv, tmp_path: Path) -> None:
     write_shard(tmp_path / "in" / "a.tar", range(3), (600, 520))
     write_shard(tmp_path / "in" / "b.tar", range(3, 7), (96, 80))
     arguments = ("data", "filter", tmp_path / "in", "-o", tmp_path / "out", "--workers", 1)
+    arguments += ("--config", "paper")
     result = vlv(*arguments)
     assert result.code == 0
     lines = [line.split() for line in result.out.splitlines()]
@@ -41,6 +42,14 @@ def test_filter(vlv: Vlv, tmp_path: Path) -> None:
     refused = vlv(*arguments, "--set", "short_side_above=64")
     assert refused.code == 1
     assert "rules.short_side_above was 512, now 64" in refused.err
+
+
+def test_filter_of_a_folder_needs_no_option(vlv: Vlv, tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", range(3))
+    (tmp_path / "in" / "small.jpg").write_bytes(jpeg(8, (40, 30)))
+    result = vlv("data", "filter", tmp_path / "in", "-o", tmp_path / "out", "--workers", 1)
+    assert result.code == 0
+    assert dropped_of(tmp_path / "out") == {"small.jpg": "short_side"}
 
 
 def test_damage_gives_exit_code_2(vlv: Vlv, tmp_path: Path) -> None:

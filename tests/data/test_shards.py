@@ -56,7 +56,7 @@ def test_an_unfinished_shard_never_bears_the_final_name(tmp_path):
     writer = TarShardWriter(tmp_path, per_shard=2)
     for i in range(3):
         writer.write(f"{i}", parts(i))
-    assert names(tmp_path) == [".shard-00001.tar.tmp", "shard-00000.tar"]
+    assert names(tmp_path) == [".shard-00001.tar.vlv-tmp", "shard-00000.tar"]
     writer.close()
     assert names(tmp_path) == ["shard-00000.tar", "shard-00001.tar"]
     writer.close()  # nothing left to do
@@ -77,7 +77,7 @@ def test_an_exception_discards_the_unfinished_shard(tmp_path):
 
 
 def test_what_a_killed_writer_left_is_overwritten(tmp_path):
-    (tmp_path / ".shard-00000.tar.tmp").write_bytes(b"torn" * 10_000)
+    (tmp_path / ".shard-00000.tar.vlv-tmp").write_bytes(b"torn" * 10_000)
     write(tmp_path, 1)
     assert names(tmp_path) == ["shard-00000.tar"]
     assert list(index_tar(shard_path(tmp_path, 0)).keys) == ["0000"]

@@ -156,7 +156,7 @@ def _job(given: TeacherCaptionOptions) -> TeacherJob:
 
     to, is_asked = given.to, given.teacher.takes_prompts
     return TeacherJob(
-        given.source.find(given.caption_column),
+        given.source.find(given.caption_column, detail="texts"),
         _prompts(given),
         given.ask.asking(512 if is_asked else None),
         _local(given.teacher, given.endpoint) if given.teacher.url is None else _remote(given),

@@ -82,11 +82,13 @@ class FilterOptions:
     inputs: Inputs
     output: Output
     config: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--config", "-c", help="Preset (paper, clean, relaxed) or YAML file of rules."
+            "--config",
+            "-c",
+            help="Preset (relaxed, clean, paper) or YAML file of rules; relaxed by default, for --table paper.",
         ),
-    ] = "paper"
+    ] = None
     change: Annotated[
         list[str],
         typer.Option("--set", help="Change one rule: --set short_side_above=255 (repeatable)."),
@@ -105,13 +107,14 @@ class FilterOptions:
 def filter_images(given: FilterOptions) -> int:
     """Keep the images that meet every rule, as tar shards with an index; say why the others were dropped.
 
-    The rules are those of the paper by default. The folder also gets dropped.parquet (every image that was dropped,
-    and why), summary.json and summary.svg.
+    The default rules fit any folder of images: they drop what is damaged, empty, tiny, very elongated, crushed or there
+    twice. The folder also gets dropped.parquet (every image that was dropped, and why), summary.json and summary.svg.
     """
     from vlv.curation.job import ShardJob
     from vlv.curation.settings import load_filter
 
-    rules = load_filter(given.config, given.change)
+    preset = given.config or ("paper" if given.table else "relaxed")
+    rules = load_filter(preset, given.change)
     if given.table:
         from vlv.curation.table_filter import TableJob
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import json
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vlv.errors import OutputError
-from vlv.storage import remove_temporaries, write_text
+from vlv.storage import check_settings, lock, plain, read_settings, remove_temporaries, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
 SUMMARY_NAME = "summary.json"
 _WORK = ".work"
 _NOTE = "job.json"
+_MEND = "name another folder"
 
 
 class OutputFolder:
@@ -35,8 +34,7 @@ class OutputFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any], inputs: str) -> None:
         self.folder = folder
         self.work = folder / _WORK
-        self.settings = json.loads(json.dumps(dict(settings)))
-        self.inputs = inputs
+        self.note = {"settings": plain(settings), "inputs": inputs}
         known = self._known()
         if known is not None:
             self._compare(known)
@@ -48,28 +46,18 @@ class OutputFolder:
     def _known(self) -> dict[str, Any] | None:
         """What an earlier run noted; a damaged note is refused."""
         for path in (self.folder / SUMMARY_NAME, self.work / _NOTE):
-            if path.exists():
-                try:
-                    value = json.loads(path.read_text(encoding="utf-8"))
-                    return {"settings": value["settings"], "inputs": value["inputs"]}
-                except (OSError, ValueError, KeyError, TypeError) as error:
-                    raise OutputError(
-                        f"{path} is damaged ({error}); name another folder"
-                    ) from error
+            known = read_settings(path, mend=_MEND)
+            if known is not None:
+                if not isinstance(known.get("settings"), dict):
+                    raise OutputError(f"{path} is no note of vlv; {_MEND}")
+                return known
         return None
 
     def _compare(self, known: Mapping[str, Any]) -> None:
-        old, new = _flat(known["settings"]), _flat(self.settings)
-        names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-        if names:
-            what = ", ".join(f"{name} was {old.get(name)}, now {new.get(name)}" for name in names)
+        check_settings(self.folder, known["settings"], self.note["settings"], mend=_MEND)
+        if known.get("inputs") != self.note["inputs"]:
             raise OutputError(
-                f"{self.folder} was begun with other settings ({what}); name another folder"
-            )
-        if known["inputs"] != self.inputs:
-            raise OutputError(
-                f"{self.folder} was begun with other inputs, or they have changed since; "
-                "name another folder"
+                f"{self.folder} was begun with other inputs, or they have changed since; {_MEND}"
             )
 
     @property
@@ -79,8 +67,7 @@ class OutputFolder:
 
     def summary(self) -> dict[str, Any]:
         """What a complete job found."""
-        value: dict[str, Any] = json.loads((self.folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-        return value
+        return read_settings(self.folder / SUMMARY_NAME, mend=_MEND) or {}
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -89,22 +76,10 @@ class OutputFolder:
         Raises:
             OutputError: Another process works here, or something cannot be written.
         """
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            lock = (self.work / "lock").open("w")
-        except OSError as error:
-            raise OutputError(f"{self.folder}: cannot be made ({error.strerror})") from error
-        with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise OutputError(
-                    f"another process works in {self.folder}; wait for it, or name another folder"
-                ) from error
-            note = {"settings": self.settings, "inputs": self.inputs}
+        with lock(self.work / "lock", str(self.folder)):
             try:
                 if not (self.work / _NOTE).exists():
-                    write_text(self.work / _NOTE, json.dumps(note, indent=1) + "\n")
+                    write_json(self.work / _NOTE, self.note)
                 yield
             except OSError as error:
                 self._leave_empty()
@@ -123,24 +98,10 @@ class OutputFolder:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which marks the job as complete, and remove what is no longer needed."""
-        content = {**summary, "settings": self.settings, "inputs": self.inputs}
-        write_text(
-            self.folder / SUMMARY_NAME, json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        )
+        write_json(self.folder / SUMMARY_NAME, {**summary, **self.note})
         self.clean()
 
     def clean(self) -> None:
         """Remove the folder of work, and what a killed run has left half written."""
         shutil.rmtree(self.work, ignore_errors=True)
         remove_temporaries(self.folder)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat

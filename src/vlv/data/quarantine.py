@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from vlv.data.foreign import printable
 from vlv.data.records import BadRecord, Record
-from vlv.errors import DataError, OutputError
+from vlv.errors import DataError
+from vlv.storage import Journal, read_journal
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +44,7 @@ class Quarantine:
         self.num_bad = 0
         self._on_bad = on_bad
         self._named = _ids_in(path)
+        self._journal: Journal | None = None  # opened for the first bad record
 
     def count(self, record: Record, reason: str | None) -> None:
         """Count one record; `reason` says why it is bad, None that it is sound.
@@ -75,29 +75,14 @@ class Quarantine:
         self.bad[record.id] = bad
         logger.warning("skipped: %s", reason)
         if self.path is not None and record.id not in self._named:
-            _append_line(self.path, {"id": bad.id, "source": bad.source, "reason": bad.reason})
+            if self._journal is None:
+                self._journal = Journal(self.path)
+            row = {"id": bad.id, "source": bad.source, "reason": bad.reason}
+            self._journal.append([row])
         if self._on_bad is not None:
             self._on_bad(bad)
 
 
 def _ids_in(path: Path | None) -> frozenset[str]:
-    """The ids that an earlier run wrote down; a line cut off by a crash is passed over."""
-    ids = set()
-    if path is not None and path.exists():
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if not line:
-                continue
-            try:
-                ids.add(str(json.loads(line)["id"]))
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s: a damaged line is passed over", path)
-    return frozenset(ids)
-
-
-def _append_line(path: Path, values: Mapping[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    """The ids that an earlier run wrote down."""
+    return frozenset() if path is None else frozenset(str(row["id"]) for row in read_journal(path))

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Self
 
 from vlv.data.tars import split_name
 from vlv.errors import OutputError
+from vlv.storage import TEMPORARY_SUFFIX, sync
 
 
 def shard_path(folder: str | os.PathLike[str], index: int, prefix: str = "shard") -> Path:
@@ -111,7 +112,7 @@ class TarShardWriter:
 
     @property
     def _temporary(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.tmp")
+        return self.path.with_name(f".{self.path.name}{TEMPORARY_SUFFIX}")
 
     def _append(self, key: str, parts: Mapping[str, bytes]) -> None:
         if self._open is None:
@@ -139,7 +140,7 @@ class TarShardWriter:
         os.fsync(file.fileno())
         file.close()
         self._temporary.replace(self.path)
-        _sync_folder(self.folder)
+        sync(self.folder)
         self._open = None
         self._keys.clear()
         self.index += 1
@@ -156,11 +157,3 @@ def _encode(part: bytes | str | Mapping[str, Any]) -> bytes:
     if isinstance(part, str):
         return part.encode()
     return json.dumps(part, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
