@@ -34,7 +34,7 @@ class OutputFolder:
     def __init__(self, folder: Path, settings: Mapping[str, Any], inputs: str) -> None:
         self.folder = folder
         self.work = folder / _WORK
-        self.note = {"settings": plain(settings), "inputs": inputs}
+        self.settings, self.inputs = plain(settings), inputs
         known = self._known()
         if known is not None:
             self._compare(known)
@@ -54,11 +54,16 @@ class OutputFolder:
         return None
 
     def _compare(self, known: Mapping[str, Any]) -> None:
-        check_settings(self.folder, known["settings"], self.note["settings"], mend=_MEND)
-        if known.get("inputs") != self.note["inputs"]:
+        check_settings(self.folder, known["settings"], self.settings, mend=_MEND)
+        if known.get("inputs") != self.inputs:
             raise OutputError(
                 f"{self.folder} was begun with other inputs, or they have changed since; {_MEND}"
             )
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What is written of the job, for a later run to compare."""
+        return {"settings": self.settings, "inputs": self.inputs}
 
     @property
     def is_finished(self) -> bool:
