@@ -19,6 +19,7 @@ from vlv.errors import OtherProcessError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vlv.data.parts import Detail
     from vlv.data.records import Record
     from vlv.endpoint import Budget, Endpoint, Prices
     from vlv.errors import VLVError
@@ -83,13 +84,16 @@ class InputOptions:
         typer.Option(help="Name of the image in tables; the usual names by default."),
     ] = None
 
-    def find(self, caption_column: str | None = None) -> list[Record]:
-        """Records of the inputs, in order."""
+    def find(
+        self, caption_column: str | None = None, *, detail: Detail = "images"
+    ) -> list[Record]:
+        """Records of the inputs, in order; captions and metadata are only read where `detail` says so."""
         from vlv.data.records import Columns
-        from vlv.data.source import find_records
+        from vlv.data.source import Source
 
         columns = Columns(self.image_column, caption_column)
-        return find_records(self.inputs, recursive=self.recursive, columns=columns)[: self.limit]
+        source = Source(self.inputs, columns, recursive=self.recursive, detail=detail)
+        return source.records()[: self.limit]
 
 
 @option_group("Model and device")
