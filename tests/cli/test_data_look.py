@@ -34,7 +34,7 @@ def test_stats(vlv: Vlv, tmp_path: Path) -> None:
     assert "tokens (words): mean 4.0, median 4, 0.0 % in 170 to 280" in result.out
     assert "the paper's captions: mean 226.82" in result.out
     assert json.loads((tmp_path / "s.json").read_text())["images"] == 3
-    assert (tmp_path / "s.html").read_text().startswith("<!DOCTYPE html>")
+    assert (tmp_path / "s.html").read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(
