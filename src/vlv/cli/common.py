@@ -84,9 +84,7 @@ class InputOptions:
         typer.Option(help="Name of the image in tables; the usual names by default."),
     ] = None
 
-    def find(
-        self, caption_column: str | None = None, *, detail: Detail = "images"
-    ) -> list[Record]:
+    def find(self, caption_column: str | None = None, *, detail: Detail = "images") -> list[Record]:
         """Records of the inputs, in order; captions and metadata are only read where `detail` says so."""
         from vlv.data.records import Columns
         from vlv.data.source import Source
