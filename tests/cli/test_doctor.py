@@ -117,3 +117,13 @@ def test_the_requirements_are_those_of_the_package(monkeypatch: pytest.MonkeyPat
     assert "torch" in doctor.requirements()
     assert "pytest" not in doctor.requirements()
     assert "pyarrow" in doctor.requirements("data")
+
+
+def test_a_missing_extra_comes_with_its_command(vlv: Vlv, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = {None: {"torch": ">=2.6,<3"}, "data": {"no-such-package": ">=1", "torch": ">=99"}}
+    monkeypatch.setattr(doctor, "requirements", lambda extra=None: needed.get(extra, {}))
+    result = vlv("doctor")
+    (line,) = (line for line in result.out.splitlines() if "extra [data]" in line)
+    assert line.startswith("-    extra [data]: no-such-package is missing, torch 2.")
+    assert line.endswith('; pip install "vlv[data]"')
+    assert (result.code, "all is well; optional extras missing: 1" in result.err) == (0, True)

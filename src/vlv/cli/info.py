@@ -108,7 +108,10 @@ def doctor() -> int:
 
     findings = examine()
     for finding in findings:
-        typer.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.text}")
+        mark = "BAD" if not finding.good else "-  " if finding.lacks else "ok "
+        typer.echo(f"{mark}  {finding.text}")
     bad = sum(not finding.good for finding in findings)
-    common.say("vlv: all is well" if not bad else f"vlv: {bad} of {len(findings)} checks failed")
+    lacking = sum(finding.lacks for finding in findings)
+    verdict = f"{bad} of {len(findings)} checks failed" if bad else "all is well"
+    common.say(f"vlv: {verdict}" + (f"; optional extras missing: {lacking}" if lacking else ""))
     return 1 if bad else 0

@@ -29,10 +29,17 @@ _REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;\s*extra == ['\
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found."""
+    """What one check found.
+
+    Attributes:
+        good: Whether vlv can work with it.
+        text: What was found, and where it is bad what to do.
+        lacks: Whether something optional is missing.
+    """
 
     good: bool
     text: str
+    lacks: bool = False
 
 
 def examine() -> list[Finding]:
@@ -134,13 +141,17 @@ def _import_error(module: str) -> str | None:
 
 
 def _extras() -> Iterator[Finding]:
-    """The optional packages; a missing one is no fault."""
+    """The optional packages, and how to get those that are missing; that is no fault."""
     installed = version_of("vlv") is not None
     names = metadata.metadata("vlv").get_all("Provides-Extra") if installed else None
     for extra in names or []:
-        missing = [package for package in requirements(extra) if version_of(package) is None]
-        state = f"without {', '.join(missing)}" if missing else "complete"
-        yield Finding(True, f"extra [{extra}]: {state}")
+        missing = [
+            f"{package} {version or 'is missing'}"
+            for package, wanted in requirements(extra).items()
+            if (version := version_of(package)) is None or not fits(version, wanted)
+        ]
+        state = f'{", ".join(missing)}; pip install "vlv[{extra}]"' if missing else "complete"
+        yield Finding(True, f"extra [{extra}]: {state}", bool(missing))
 
 
 # --- the machine ----------------------------------------------------------------------------------
