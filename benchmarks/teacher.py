@@ -34,10 +34,10 @@ from vlv.data.records import Record
 from vlv.data.shards import TarShardWriter
 from vlv.data.source import find_records
 from vlv.endpoint import Budget, ChatRequest, Client, Endpoint, KeyedStore, Prices, run, user
+from vlv.jobs.teacher.files import TeacherOutput
 from vlv.jobs.teacher.job import Asking, TeacherJob
 from vlv.jobs.teacher.prompts import read_prompts
-from vlv.jobs.teacher.remote import EndpointTeacher
-from vlv.jobs.teacher.sending import Shrink, prepare
+from vlv.jobs.teacher.remote import EndpointTeacher, Shrink, prepare
 from vlv.training.journal import versions
 
 SERVER = Path(__file__).parents[1] / "tests" / "endpoint" / "server.py"
@@ -97,9 +97,8 @@ def caption(
     endpoint = Endpoint(url, "benchmark", concurrency=concurrency, **options)
     teacher = EndpointTeacher(endpoint, Shrink(), Budget(), Prices())
     prompts, asking = read_prompts(["short"]), Asking(max_tokens=100)
-    job = TeacherJob(
-        records, prompts, asking, teacher, output, forms=("parquet", "jsonl"), retry_failed=False
-    )
+    files = TeacherOutput(output, ("parquet", "jsonl"))
+    job = TeacherJob(records, prompts, asking, teacher, files)
     start = time.perf_counter()
     tally = job.run()
     seconds = time.perf_counter() - start
@@ -209,7 +208,7 @@ def through_kills(number: int, kills: int, folder: Path, seed: int = 0) -> dict[
     killed = 0
     with server() as (url, counts):
         options = ["--prompt", "short", "--max-tokens", "100", "--concurrency", str(concurrency)]
-        options += ["--form", "parquet", "--form", "jsonl", "--on-existing", "skip"]
+        options += ["--format", "parquet", "--format", "jsonl", "--on-existing", "skip"]
         command = [sys.executable, "-m", "vlv", "data", "caption", str(folder / "images")]
         command += ["-o", str(folder / "out"), "--endpoint", url, "--model", "benchmark", *options]
         rows = folder / "out" / "state" / "rows.sqlite-wal"

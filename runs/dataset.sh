@@ -21,7 +21,7 @@ vlv toyworld render "$OUT/held-out" --split val --num 16 --seed "$SEED"
 # shellcheck disable=SC2086  # several inputs and options
 {
   vlv data filter $IMAGES --output "$OUT/filtered" --config relaxed
-  vlv data caption "$OUT/filtered" --output "$OUT/captioned" --form parquet --form jsonl --seed "$SEED" $TEACHER
+  vlv data caption "$OUT/filtered" --output "$OUT/captioned" --format parquet --format jsonl --seed "$SEED" $TEACHER
 }
 vlv data stats "$OUT/captioned/*.parquet" --output "$OUT/stats.html" --seed "$SEED"
 vlv data check "$OUT/captioned/*.parquet"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,10 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli.conftest import Vlv, write_image
+from vlv.data.records import find_records
 from vlv.jobs.caption import COLUMNS
-from vlv.jobs.table import Row, read_parquet
+from vlv.jobs.formats import Row, read_rows
 from vlv.models import placement
 from vlv.models.pipeline import VLVPipeline
 
@@ -22,9 +26,7 @@ SHORT = ("--max-new-tokens", 5)
 
 
 def rows(path: Path) -> list[Row]:
-    if path.suffix == ".parquet":
-        return read_parquet(path)
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return list(read_rows(path, COLUMNS))
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def test_json_lines_to_stdout(vlv: Vlv, args: tuple[object, ...]) -> None:
     assert [json.loads(line)["id"] for line in result.out.splitlines()] == ["0.png", "1.png"]
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 def test_table(vlv: Vlv, args: tuple[object, ...], tmp_path: Path, name: str) -> None:
     output = tmp_path / name
     result = vlv(*args, "--output", output, "--batch-size", 2, "--seed", 3)
@@ -76,7 +78,7 @@ def test_rerun_is_a_no_op(
     assert output.read_bytes() == before
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 def test_interrupted_run_loses_nothing(
     vlv: Vlv, args: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -183,11 +185,35 @@ def test_sidecars_are_filled_from_the_table(
 
 
 def test_two_images_with_one_stem(vlv: Vlv, args: tuple[object, ...], photos: Path) -> None:
+    """Only they fail, and all are named."""
     write_image(photos / "1.jpg", 9)
+    write_image(photos / "more" / "4.png", 9)
     result = vlv(*args, "--sidecar", ".txt")
-    assert result.code == 1
-    assert "would share" in result.err
-    assert not list(photos.glob("*.txt"))
+    assert result.code == 2
+    assert "done 3, skipped 0, failed 4" in result.err
+    for one, other, text in (
+        (photos / "1.jpg", photos / "1.png", photos / "1.txt"),
+        (photos / "more" / "4.jpg", photos / "more" / "4.png", photos / "more" / "4.txt"),
+    ):
+        for a, b in ((one, other), (other, one)):
+            assert f"failed: {a}: it would share {text} with {b}; rename one" in result.err
+    assert sorted(path.name for path in photos.rglob("*.txt")) == ["0.txt", "2.txt", "3.txt"]
+    (photos / "1.jpg").unlink()
+    (photos / "more" / "4.png").unlink()
+    assert "done 2, skipped 3, failed 0" in vlv(*args, "--sidecar", ".txt").err
+
+
+def test_images_with_one_stem_fail_in_the_table_too(
+    vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path
+) -> None:
+    write_image(photos / "1.jpg", 9)
+    output = tmp_path / "out.jsonl"
+    result = vlv(*args, "--sidecar", ".txt", "-o", output)
+    assert (result.code, "done 4, skipped 0, failed 2" in result.err) == (2, True)
+    failed = [row["id"] for row in rows(output) if row["error"] is not None]
+    assert failed == ["1.jpg", "1.png"]
+    dry = vlv(*args, "--sidecar", ".txt", "-o", output, "--dry-run")
+    assert dry.err.count("would fail: ") == 2
 
 
 @pytest.mark.parametrize("suffix", [".png", ".", ".jsonl", "a/b"])
@@ -258,11 +284,16 @@ def test_tar_shards_and_jsonl_lists(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("-o", "captions.csv"), "must end in .jsonl or .parquet"),
+        (("-o", "captions.xls"), "must end in .jsonl, .parquet, .csv"),
+        (("--format", "webdataset"), "--format webdataset needs a folder"),
+        (("--on-changed", "redo"), "--on-changed redo has no effect without --output"),
+        (("--max-words", "0"), "max_words is 0"),
+        (("--batch-size", "many"), "--batch-size is many; it must be auto, or a number"),
+        (("--batch-size", "auto", "--temperature", "1"), "--batch-size auto does not go with"),
         (("--temperature", "0"), "temperature is 0.0"),
         (("--top-p", "2"), "top_p is 2.0"),
         (("--max-new-tokens", "0"), "must be 1 or more"),
-        (("--batch-size", "0"), "greater than or equal to 1"),
+        (("--batch-size", "0"), "--batch-size is 0"),
         (("--on-existing", "perhaps"), "perhaps"),
         (("--device", "toaster"), "'toaster' cannot be used"),
     ],
@@ -320,3 +351,121 @@ def test_the_packages_for_fewer_bits_keep_quiet(
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == [done.stderr.splitlines()[-1]]
     assert done.stderr.startswith("done 1, ")
+
+
+# Words, formats, changed images ------------------------------------------------------------------
+
+
+def test_words_around_captions(
+    vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path
+) -> None:
+    plain, output = tmp_path / "plain.jsonl", tmp_path / "out.jsonl"
+    vlv(*args, "-o", plain)
+    words = ("--prefix", "a photo, ", "--suffix", " #7", "--trigger", "sks", "--max-words", 2)
+    assert vlv(*args, "-o", output, "--sidecar", ".txt", *words).code == 0
+    for before, row in zip(rows(plain), rows(output), strict=True):
+        text = row["caption"]
+        assert text.startswith("sks, a photo, ")
+        assert text.endswith(" #7")
+        inner = text.removeprefix("sks, a photo, ").removesuffix(" #7")
+        assert len(inner.split()) <= 2
+        assert before["caption"].startswith(inner.rstrip("."))
+        assert (photos / row["id"]).with_suffix(".txt").read_text() == " ".join(text.split()) + "\n"
+    result = vlv(*args, "-o", output, *words[:-1], 3)
+    assert "wording.max_words was 2, now 3" in result.err
+
+
+def test_a_csv_table_is_read_back_by_the_standard_library(
+    vlv: Vlv, args: tuple[object, ...], tmp_path: Path
+) -> None:
+    vlv(*args, "-o", tmp_path / "out.jsonl")
+    vlv(*args, "-o", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    expected = rows(tmp_path / "out.jsonl")
+    assert [row["caption"] for row in found] == [row["caption"] for row in expected]
+    assert [int(row["width"]) for row in found] == [row["width"] for row in expected]
+
+
+def test_webdataset(vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path) -> None:
+    (photos / "2.png").write_bytes(b"broken")
+    folder = tmp_path / "out"
+    result = vlv(*args, "-o", folder, "--format", "webdataset")
+    assert (result.code, "done 4, skipped 0, failed 1" in result.err) == (2, True)
+    captions = {row["id"]: row["caption"] for row in rows(folder / "captions.jsonl")}
+    records = find_records([str(folder / "shard-00000.tar")])
+    assert [record.id for record in records] == ["0", "1", "3", "more/4"]
+    for record, name in zip(records, ("0.png", "1.png", "3.png", "more/4.jpg"), strict=True):
+        assert record.caption == captions[name]
+        assert record.open() == (photos / name).read_bytes()
+        assert record.meta is not None
+        assert record.meta["file_name"] == str(photos / name)
+    before = (folder / "shard-00000.tar").stat().st_mtime_ns
+    write_image(photos / "2.png", 2)
+    assert vlv(*args, "-o", folder, "--format", "webdataset").code == 0
+    assert len(find_records([str(folder / "shard-00000.tar")])) == 5
+    assert (folder / "shard-00000.tar").stat().st_mtime_ns > before
+
+
+def test_imagefolder(vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path) -> None:
+    assert vlv(*args, "-o", photos, "--format", "imagefolder").code == 0
+    captions = {row["id"]: row["caption"] for row in rows(photos / "captions.jsonl")}
+    found = [json.loads(line) for line in (photos / "metadata.jsonl").read_text().splitlines()]
+    assert found == [{"file_name": name, "text": text} for name, text in captions.items()]
+    assert "done 0, skipped 5" in vlv(*args, "-o", photos, "--format", "imagefolder").err
+    elsewhere = vlv(*args, "-o", tmp_path / "empty", "--format", "imagefolder")
+    assert (elsewhere.code, "is no file below" in elsewhere.err) == (1, True)
+    (photos / "captions.jsonl").unlink()
+    result = vlv(*args, "-o", photos, "--format", "imagefolder")
+    assert (result.code, "was not written by vlv and is kept" in result.err) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
+def test_changed_images(
+    vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path, name: str
+) -> None:
+    output = tmp_path / name
+    to = (*args, "-o", output, "--sidecar", ".txt")
+    vlv(*to)
+    first = {row["id"]: row for row in rows(output)}
+    (photos / "3.txt").write_text("by hand\n")
+    for number in (1, 3):
+        write_image(photos / f"{number}.png", 100 + number)
+    os.utime(photos / "2.png", ns=(1, 1))  # another time, the same image
+    kept = vlv(*to)
+    assert (kept.code, {row["id"]: row for row in rows(output)}) == (0, first)
+    assert "skipped 5, failed 0, truncated 0, changed 2 (kept as they were" in kept.err
+    redone = vlv(*to, "--on-changed", "redo")
+    assert "done 2, skipped 3, failed 0" in redone.err
+    assert "changed 2 (done again)" in redone.err
+    again = {row["id"]: row for row in rows(output)}
+    assert len(rows(output)) == 5
+    assert {id for id in first if first[id] != again[id]} == {"1.png", "3.png"}
+    assert again["1.png"]["sha256"] != first["1.png"]["sha256"]
+    new = " ".join(again["1.png"]["caption"].split()) + "\n"
+    assert (photos / "1.txt").read_text() == new
+    assert (photos / "3.txt").read_text() == "by hand\n", "words of a person are kept"
+    assert ", changed" not in vlv(*to, "--on-changed", "redo").err
+
+
+def test_automatic_batch_size(vlv: Vlv, args: tuple[object, ...]) -> None:
+    assert vlv(*args, "--batch-size", "auto").out == vlv(*args).out
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_halved(
+    vlv: Vlv, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, sizes = vlv(*args).out, []
+    describe = VLVPipeline.describe
+
+    def small(self: VLVPipeline, images: list[object], **options: object) -> object:
+        sizes.append(len(images))
+        if len(images) > 2:
+            raise torch.OutOfMemoryError
+        return describe(self, images, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(VLVPipeline, "describe", small)
+    result = vlv(*args, "--batch-size", 4)
+    assert (result.code, result.out) == (0, expected)
+    assert "note: 4 images do not fit into memory; going on with 2" in result.err
+    assert sizes == [4, 2, 2, 1]

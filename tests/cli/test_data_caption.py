@@ -20,7 +20,7 @@ from tests.data.files import quadrants, rotated
 from tests.endpoint.server import ScriptedServer, always, faults, images_of, text_of
 from vlv.data.shards import TarShardWriter
 from vlv.data.source import find_records
-from vlv.jobs.table import read_parquet
+from vlv.jobs.formats import read_rows
 
 QUICK = ("--set", "backoff=0.001", "--set", "max_backoff=0.01")
 
@@ -31,7 +31,7 @@ def teacher(url: str, folder: Path | str, output: Path, *more: object) -> tuple[
 
 
 def rows_of(output: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(output.glob("*.parquet")) for row in read_parquet(path)]
+    return [row for path in sorted(output.glob("*.parquet")) for row in read_rows(path)]
 
 
 def files_of(output: Path) -> dict[str, bytes]:
@@ -87,7 +87,7 @@ def test_the_same_command_again_asks_nothing(vlv: Vlv, photos: Path, tmp_path: P
         assert files_of(tmp_path / "out") == before
         assert vlv(*args, "--on-existing", "error").code == 1
         other = vlv(*args, "--prompt", "short")
-        assert "was written with other settings (prompts was" in other.err
+        assert "was made with other settings (prompts.exhaustive was" in other.err
         longer = vlv(*args, "--max-tokens", 9)
         assert "max_tokens was 512, now 9" in longer.err
         again = vlv(*args, "--on-existing", "overwrite")
@@ -105,7 +105,7 @@ def test_prompts_with_fields_and_several_captions(vlv: Vlv, photos: Path, tmp_pa
     with ScriptedServer(always("ok")) as server:
         result = vlv(
             *teacher(server.url, photos, tmp_path / "out"),
-            *("--prompt", f"@{tmp_path / 'look.md'}", "--prompt", "tags", "--form", "jsonl"),
+            *("--prompt", f"@{tmp_path / 'look.md'}", "--prompt", "tags", "--format", "jsonl"),
         )
         assert (result.code, server.requests) == (0, 10)
         texts = [text_of(body) for body in server.bodies]
@@ -204,7 +204,7 @@ def test_retry_failed_asks_only_for_those(vlv: Vlv, photos: Path, tmp_path: Path
     (photos / "2.png").write_bytes(good[:100])
     bad_once = faults({"sorry": 0.3, "400": 0.3}, seed=1)
     with ScriptedServer(bad_once) as server:
-        args = teacher(server.url, photos, tmp_path / "out", "--tries", 1, "--form", "jsonl")
+        args = teacher(server.url, photos, tmp_path / "out", "--tries", 1, "--format", "jsonl")
         first = vlv(*args)
         assert first.code == 2
         assert f"failed: {photos / '2.png'}: cannot be decoded" in first.err
@@ -251,7 +251,9 @@ def test_nobody_there_and_then_somebody(vlv: Vlv, photos: Path, tmp_path: Path) 
 
 def test_a_budget_stops_cleanly(vlv: Vlv, many: Path, tmp_path: Path) -> None:
     with ScriptedServer(always("ok")) as server:
-        args = teacher(server.url, many, tmp_path / "out", "--form", "parquet", "--shard-size", 16)
+        args = teacher(
+            server.url, many, tmp_path / "out", "--format", "parquet", "--shard-size", 16
+        )
         result = vlv(*args, "--max-requests", 20)
         assert (result.code, server.requests) == (2, 20)
         assert "the budget of 20 requests is used up" in result.err
@@ -275,8 +277,8 @@ def test_faults_end_in_the_same_files_whatever_the_order(
             output = tmp_path / f"out{number}"
             result = vlv(
                 *teacher(server.url, many, output, "--concurrency", concurrency),
-                *("--set", "timeout=1", "--set", "retries=20", "--form", "parquet"),
-                *("--form", "jsonl", "--shard-size", 16),
+                *("--set", "timeout=1", "--set", "retries=20", "--format", "parquet"),
+                *("--format", "jsonl", "--shard-size", 16),
             )
             assert result.code in {0, 2}
             assert set(server.delivered.values()) <= {1}
@@ -292,7 +294,7 @@ def test_faults_end_in_the_same_files_whatever_the_order(
 def test_killed_five_times_at_random_and_resumed(vlv: Vlv, many: Path, tmp_path: Path) -> None:
     draw = random.Random(3)
     with ScriptedServer(always("slow"), slow=0.03) as server:
-        more = ("--concurrency", 2, "--shard-size", 7, "--form", "parquet", "--form", "jsonl")
+        more = ("--concurrency", 2, "--shard-size", 7, "--format", "parquet", "--format", "jsonl")
         vlv(*teacher(server.url, many, tmp_path / "whole", *more))
         server.delivered.clear()
         server.requests = 0
@@ -316,33 +318,40 @@ def test_killed_five_times_at_random_and_resumed(vlv: Vlv, many: Path, tmp_path:
 def test_a_full_disk_stops_with_a_sentence(
     vlv: Vlv, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vlv.jobs.teacher.outputs as module
+    real = Path.replace
 
-    real = module.writing
-
-    def full(path: Path) -> Any:
-        if path.name == "00001.parquet":
+    def full(self: Path, target: Path) -> Path:
+        if target.name == "00001.parquet":
             raise OSError(28, "No space left on device")
-        return real(path)
+        return real(self, target)
 
     with ScriptedServer(always("ok")) as server:
         args = teacher(server.url, many, tmp_path / "out", "--shard-size", 10)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "writing", full)
+            patch.setattr(Path, "replace", full)
             result = vlv(*args)
         assert result.code == 1
-        assert "00001.parquet cannot be written: No space left on device" in result.err
+        assert "00001.parquet cannot be written (No space left on device)" in result.err
         assert not (tmp_path / "out" / "00001.parquet").exists()
         assert vlv(*args).code == 0
         assert server.requests <= 40 + 16, "at most those in flight are asked twice"
     assert len(rows_of(tmp_path / "out")) == 40
 
 
-def test_other_forms(vlv: Vlv, photos: Path, tmp_path: Path) -> None:
+def test_other_formats(vlv: Vlv, photos: Path, tmp_path: Path) -> None:
     (photos / "1.txt").write_text("by hand\n")
-    forms = ("--form", "txt", "--form", "imagefolder", "--form", "parquet", "--images", "path")
+    formats = (
+        "--format",
+        "txt",
+        "--format",
+        "imagefolder",
+        "--format",
+        "parquet",
+        "--images",
+        "path",
+    )
     with ScriptedServer(always("ok")) as server:
-        args = teacher(server.url, photos, tmp_path / "out", "--prompt", "short", *forms)
+        args = teacher(server.url, photos, tmp_path / "out", "--prompt", "short", *formats)
         assert vlv(*args).code == 0
     rows = rows_of(tmp_path / "out")
     assert [row["image"] for row in rows][-1] == "../photos/more/4.jpg"
@@ -352,7 +361,7 @@ def test_other_forms(vlv: Vlv, photos: Path, tmp_path: Path) -> None:
     assert table[-1] == {"file_name": "more/4.jpg", "text": rows[-1]["caption"]}
     records = find_records([str(tmp_path / "out" / "00000.parquet")])
     assert [record.load().size for record in records] == [(32, 32)] * 4 + [(50, 40)]
-    other = vlv(*teacher(server.url, photos, tmp_path / "other", "--form", "imagefolder"))
+    other = vlv(*teacher(server.url, photos, tmp_path / "other", "--format", "imagefolder"))
     assert "metadata.jsonl exists" in other.err
 
 
@@ -363,13 +372,13 @@ def test_tar_shards_get_a_file_beside_them(vlv: Vlv, photos: Path, tmp_path: Pat
             writer.write(f"k{number}", {"png": (photos / f"{number}.png").read_bytes()})
     before = tar.read_bytes()
     with ScriptedServer(always("ok")) as server:
-        args = teacher(server.url, tar, tmp_path / "out", "--form", "webdataset")
+        args = teacher(server.url, tar, tmp_path / "out", "--format", "beside-tars")
         assert vlv(*args).code == 0
     table = lines(tar.with_suffix(".captions.jsonl"))
     assert [row["__key__"] for row in table] == ["k0", "k1", "k2"]
     assert all(row["caption"] for row in table)
     assert tar.read_bytes() == before
-    wrong = vlv(*teacher(server.url, photos, tmp_path / "o", "--form", "webdataset"))
+    wrong = vlv(*teacher(server.url, photos, tmp_path / "o", "--format", "beside-tars"))
     assert "lies in no tar shard" in wrong.err
 
 
@@ -391,7 +400,7 @@ def test_options_without_effect_are_refused(vlv: Vlv, photos: Path, tmp_path: Pa
         (("--prompt", "short"), "--prompt has no effect on a model of vlv"),
         (("--endpoint", "http://127.0.0.1:1/v1"), "name the endpoint's model"),
         (("--endpoint", "http://127.0.0.1:1/v1", "--vlm", "x"), "two teachers"),
-        (("--form", "csv"), "there is no form 'csv'"),
+        (("--format", "xls"), "there is no format 'xls'"),
         (("--language", "xx"), "the language 'xx' cannot be told"),
     ):
         result = vlv(*base, *options)
@@ -403,7 +412,7 @@ def test_options_without_effect_are_refused(vlv: Vlv, photos: Path, tmp_path: Pa
 
 def test_a_model_of_vlv(vlv: Vlv, photos: Path, tmp_path: Path, tiny_folder: Path) -> None:
     args = ("data", "caption", photos, "-o", tmp_path / "out", "--model", tiny_folder)
-    more = ("--max-tokens", 5, "--language", "any", "--batch-size", 2, "--form", "jsonl")
+    more = ("--max-tokens", 5, "--language", "any", "--batch-size", 2, "--format", "jsonl")
     result = vlv(*args, *more)
     assert result.code == 2, "a random model never ends its captions"
     assert "it was cut off at the token limit (2 tries)" in result.err

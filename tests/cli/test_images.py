@@ -134,6 +134,14 @@ def test_generate(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     before = first.read_bytes()
     assert vlv(*args, "--seed", 1).out.splitlines()[0] == str(tmp_path / "a-red-cube-2.png")
     assert first.read_bytes() == before
+    again = vlv(*args)
+    assert again.out.splitlines()[0] == str(first), "the same text and settings: it is there"
+    assert "done 0, skipped 2" in again.err
+    assert len(list(tmp_path.glob("a-red-cube*.png"))) == 2
+    refused = vlv(*args, "--on-existing", "error")
+    assert (refused.code, "a-red-cube.png exists" in refused.err) == (1, True)
+    assert vlv(*args, "--seed", 2, "--on-existing", "overwrite").code == 0
+    assert first.read_bytes() != before
     empty = vlv("generate", "  ", "-o", tmp_path, "--model", tiny_folder)
     assert (empty.code, "text number 1 is empty" in empty.err) == (1, True)
 
@@ -173,6 +181,24 @@ def test_mix_of_one_image_with_itself_is_its_reconstruction(
     )
     with Image.open(tmp_path / "0.png") as a, Image.open(tmp_path / "mix.png") as b:
         assert max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)) <= 1
+
+
+def test_mix_never_overwrites_silently(
+    vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "mix.png"
+    args = ("mix", photos / "0.png", photos / "1.png", "-o", output, "--model", tiny_folder, *QUICK)
+    assert vlv(*args).code == 0
+    before = output.read_bytes()
+    other = vlv(*args, "--seed", 1)
+    assert (other.code, "was not made with these settings" in other.err) == (1, True)
+    assert vlv(*args, "--on-existing", "error").code == 1
+    assert output.read_bytes() == before
+    assert vlv(*args, "--seed", 1, "--on-existing", "overwrite").code == 0
+    assert output.read_bytes() != before
+    monkeypatch.setattr(VLVPipeline, "from_pretrained", None)  # the model is not even loaded
+    again = vlv(*args, "--seed", 1)
+    assert (again.code, "the same mix is there already" in again.err) == (0, True)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_no_arguments_show_the_help(vlv: Vlv, arguments: tuple[str, ...]) -> Non
 @pytest.mark.parametrize(
     ("command", "panels"),
     [
-        (("caption",), ("Images", "Output", "Captions", "Model and device")),
+        (("caption",), ("Images", "Output", "Words", "Decoding", "Model and device")),
         (("generate",), ("Sampling", "Model and device")),
         (("data", "caption"), ("Teacher", "Endpoint", "Output")),
         (("data", "pack"), ("Shards", "Processes")),
@@ -121,8 +121,8 @@ def test_a_line_every_thirty_seconds_without_a_terminal(
             progress.report([None])
     lines = capsys.readouterr().err.splitlines()
     assert lines == [
-        "progress: 31/100 images, 1/s, about 01:06 left",
-        "progress: 61/100 images, 1/s, about 00:38 left",
+        "progress: 31/100 images, 1/s, about 01:09 left",
+        "progress: 61/100 images, 1/s, about 00:39 left",
     ]
 
 

@@ -94,7 +94,9 @@ def run(arguments: Sequence[str]) -> int:
         message = error.format_message()
         if not message:  # nothing was asked for, so the help was shown
             return 0
-        common.say(f"vlv: {message} (see vlv {_command(arguments)}--help)")
+        context = getattr(error, "ctx", None)
+        command = "vlv" if context is None else context.command_path
+        common.say(f"vlv: {message} (see {command} --help)")
         return 1
     if code == INTERRUPTED:
         common.say("vlv: interrupted")
@@ -102,12 +104,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 INTERRUPTED = 130
-
-
-def _command(arguments: Sequence[str]) -> str:
-    """First word of the arguments when it is a command."""
-    names = {getattr(command.callback, "__name__", "") for command in app.registered_commands}
-    return f"{arguments[0]} " if arguments and arguments[0] in names else ""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

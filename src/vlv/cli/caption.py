@@ -10,12 +10,13 @@ import typer
 
 from vlv.cli import common
 from vlv.cli.options import option_group, options, takes_options
+from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vlv.jobs.caption import CaptionJob, CaptionSettings
-    from vlv.jobs.table import Row
+    from vlv.jobs.caption import CaptionJob, CaptionOutput, CaptionSettings
+    from vlv.jobs.formats import Row
 
 
 @option_group("Output")
@@ -24,8 +25,19 @@ class OutputOptions:
 
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", help="FILE.jsonl or FILE.parquet; - prints JSON lines."),
+        typer.Option(
+            "--output",
+            "-o",
+            help="FILE.jsonl, FILE.parquet, FILE.csv, or the folder of a --format; - prints JSON lines.",
+        ),
     ] = None
+    format: Annotated[
+        Literal["table", "webdataset", "imagefolder"],
+        typer.Option(
+            help="webdataset packs images and captions into tar shards, imagefolder writes metadata.jsonl into the "
+            "folder of the images; both beside captions.jsonl, the table."
+        ),
+    ] = "table"
     sidecar: Annotated[
         str | None,
         typer.Option(help="Write a text file with this suffix beside each image: .txt"),
@@ -34,18 +46,29 @@ class OutputOptions:
         Literal["skip", "overwrite", "append", "error"],
         typer.Option(help="What to do with captions that exist already."),
     ] = "skip"
+    on_changed: Annotated[
+        Literal["skip", "redo"],
+        typer.Option(help="What to do with an image that changed since it was captioned."),
+    ] = "skip"
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only list what would be captioned.")
     ] = False
 
     @property
-    def table(self) -> Path | None:
-        """The file of the table; None prints the captions instead."""
-        return None if self.output in {None, "-"} else Path(str(self.output))
+    def prints(self) -> bool:
+        """Whether captions go to stdout alone."""
+        return self.output in {None, "-"} and self.sidecar is None
+
+    def checked(self) -> CaptionOutput:
+        """Where captions go, for the job."""
+        from vlv.jobs.caption import CaptionOutput
+
+        path = None if self.output in {None, "-"} else Path(str(self.output))
+        return CaptionOutput(path, self.format, self.sidecar, self.on_existing, self.on_changed)
 
 
-@option_group("Captions")
-class TextOptions:
+@option_group("Decoding")
+class DecodingOptions:
     """How captions are decoded."""
 
     max_new_tokens: Annotated[
@@ -84,11 +107,24 @@ class CaptionOptions:
 
     source: common.InputOptions
     to: OutputOptions
-    text: TextOptions
+    wording: common.WordingOptions
+    max_words: Annotated[
+        int | None,
+        typer.Option(
+            help="Cut captions to so many words, after a sentence if possible.",
+            rich_help_panel=common.WORDING,
+        ),
+    ] = None
+    text: DecodingOptions
     model: common.ModelOptions
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Images processed together.", rich_help_panel="Captions")
-    ] = 8
+        str,
+        typer.Option(
+            metavar="N|auto",
+            help="Images processed together; auto doubles it while that is faster. Halved when memory is short.",
+            rich_help_panel="Model and device",
+        ),
+    ] = "8"
 
     def settings(self, dtype: str) -> CaptionSettings:
         """Everything that a caption depends on, besides the image."""
@@ -106,6 +142,7 @@ class CaptionOptions:
             tidy=self.text.tidy,
             dtype=dtype,
             llm_bits=self.text.llm_bits,
+            wording=self.wording.wording(self.max_words),
         )
 
 
@@ -117,34 +154,36 @@ def caption(given: CaptionOptions) -> int:
     An interrupted run goes on where it stopped when the same command is given again.
     """
     from vlv.jobs.caption import CaptionJob
+    from vlv.jobs.inputs import BatchSize
 
+    size, output = BatchSize.parse(given.batch_size), given.to.checked()
     placement = given.model.placement(llm_bits=given.text.llm_bits)
-    to = given.to
-    job = CaptionJob(
-        given.source.find(),
-        given.settings(common.dtype_name(placement)),
-        output=to.table,
-        sidecar=to.sidecar,
-        on_existing=to.on_existing,
-    )
-    if to.dry_run:
+    settings = given.settings(common.dtype_name(placement))
+    if given.batch_size == "auto" and settings.samples:
+        raise ConfigError(
+            "--batch-size auto does not go with --temperature or --top-p: sampled captions depend on their batch"
+        )
+    job = CaptionJob(given.source.find(), settings, output)
+    if given.to.dry_run:
         return _list(job)
-    printer = _Printer(job, as_json=to.output == "-", silent=bool(to.table or to.sidecar))
+    printer = _Printer(job, as_json=given.to.output == "-", silent=not given.to.prints)
     with printer.progress:
         tally = job.run(
             lambda: given.model.load(["caption"], placement),
-            batch_size=given.batch_size,
+            batch_size=size,
             report=printer.report,
         )
-    return common.close(tally, to.table)
+    return common.close(tally, output.path)
 
 
 def _list(job: CaptionJob) -> int:
-    from vlv.jobs.inputs import file_name
 
     for record in job.todo:
-        typer.echo(file_name(record))
-    common.say(f"dry run: {len(job.todo)} to caption, {job.skipped} already done")
+        typer.echo(record.name)
+    for _, why in job.refused:
+        common.say(f"would fail: {why}")
+    changed = f", {job.changed} changed since" if job.changed else ""
+    common.say(f"dry run: {len(job.todo)} to caption, {job.skipped} already done{changed}")
     return 0
 
 
@@ -154,7 +193,7 @@ class _Printer:
     def __init__(self, job: CaptionJob, *, as_json: bool, silent: bool) -> None:
         self._as_json, self._silent = as_json, silent and not as_json
         self._single = len(job.todo) == 1
-        self.progress = common.Progress(len(job.todo), resumable=silent)
+        self.progress = common.Progress(len(job.todo) + len(job.refused), resumable=silent)
 
     def report(self, rows: Sequence[Row]) -> None:
         self.progress.report([row["error"] for row in rows])

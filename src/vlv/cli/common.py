@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from vlv.data.records import Record
     from vlv.endpoint import Budget, Endpoint, Prices
     from vlv.errors import VLVError
-    from vlv.jobs.reconstruct import SampleSettings
+    from vlv.jobs.images import SampleSettings
     from vlv.jobs.tally import Tally
+    from vlv.jobs.wording import Wording
     from vlv.models.folder import Task
     from vlv.models.pipeline import VLVPipeline
     from vlv.models.placement import Placement
@@ -142,11 +143,32 @@ class SamplingOptions:
 
     def settings(self, model: ModelOptions) -> SampleSettings:
         """Everything that a sampled image depends on."""
-        from vlv.jobs.reconstruct import SampleSettings
+        from vlv.jobs.images import SampleSettings
 
         return SampleSettings(
             model.model, model.revision, self.steps, self.guidance, self.sampler, self.seed
         )
+
+
+WORDING = "Words"
+
+
+@option_group(WORDING)
+class WordingOptions:
+    """Words that go into every caption."""
+
+    prefix: Annotated[str | None, typer.Option(help="Text before every caption, as it is.")] = None
+    suffix: Annotated[str | None, typer.Option(help="Text behind every caption, as it is.")] = None
+    trigger: Annotated[
+        str | None,
+        typer.Option(help="Word and comma that captions begin with, unless they name it already."),
+    ] = None
+
+    def wording(self, max_words: int | None = None) -> Wording:
+        """What is done to the text of a caption."""
+        from vlv.jobs.wording import Wording
+
+        return Wording(self.prefix, self.suffix, self.trigger, max_words)
 
 
 @option_group("Endpoint")
@@ -331,8 +353,12 @@ class Progress:
         self._start(what, total, 0)
 
     def _start(self, what: str, total: int | None, done: int) -> None:
-        self._what, self._total, self._first, self._done = what, total, done, done
-        self._began = self._told = time.monotonic()
+        self._what, self._total, self._done = what, total, done
+        self._began: float | None = (
+            None  # when the first were done: a model had to be loaded before
+        )
+        self._first = done
+        self._told = time.monotonic()
         self._bar = tqdm(
             total=total,
             initial=done,
@@ -353,18 +379,22 @@ class Progress:
         self._seen += count
         self._done += count
         self._bar.update(count)
-        if self._bar.disable and time.monotonic() - self._told >= self.EVERY:
-            self._told = time.monotonic()
-            say(self._line())
+        now = time.monotonic()
+        if self._began is None:
+            self._began, self._first = now, self._done
+        if self._bar.disable and now - self._told >= self.EVERY and self._done != self._total:
+            self._told = now
+            say(self._line(now - self._began))
 
-    def _line(self) -> str:
-        seconds = time.monotonic() - self._began
-        speed = (self._done - self._first) / max(seconds, 1e-9)
+    def _line(self, seconds: float) -> str:
         of = "" if self._total is None else f"/{self._total}"
-        text = f"{self._what or 'progress'}: {self._done}{of} {self._unit}s, {speed:.2g}/s"
-        if self._total is not None and speed > 0:
-            left = max(0, self._total - self._done) / speed
-            text += f", about {tqdm.format_interval(left)} left"
+        text = f"{self._what or 'progress'}: {self._done}{of} {self._unit}s"
+        if seconds > 0 and self._done > self._first:
+            speed = (self._done - self._first) / seconds
+            text += f", {speed:.2g}/s"
+            if self._total is not None:
+                left = max(0, self._total - self._done) / speed
+                text += f", about {tqdm.format_interval(left)} left"
         return f"{text}, {self._postfix}" if self._postfix else text
 
     def stage(self, what: str, done: int, total: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,11 +14,12 @@ from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlv.endpoint import Ledger
+    from vlv.jobs.teacher.files import TeacherOutput
     from vlv.jobs.teacher.job import Asking, Teacher, TeacherJob
     from vlv.jobs.teacher.local import BatchModel
-    from vlv.jobs.teacher.outputs import Form
     from vlv.jobs.teacher.prompts import Prompt
     from vlv.jobs.teacher.remote import EndpointTeacher
+    from vlv.jobs.wording import Wording
 
 
 @option_group("Teacher")
@@ -74,14 +75,14 @@ class AskingOptions:
     max_words: Annotated[int | None, typer.Option(help="Most words of a caption.")] = None
     seed: common.Seed = 0
 
-    def asking(self, default_tokens: int | None) -> Asking:
+    def asking(self, default_tokens: int | None, wording: Wording) -> Asking:
         """How the teacher is asked."""
         from vlv.jobs.teacher.checks import Wanted
         from vlv.jobs.teacher.job import Asking
 
         wanted = Wanted(self.language, self.min_words, self.max_words)
         longest = self.max_tokens or default_tokens
-        return Asking(longest, self.temperature, self.seed, self.tries, wanted)
+        return Asking(longest, self.temperature, self.seed, self.tries, wanted, wording)
 
 
 @option_group("Output")
@@ -89,9 +90,11 @@ class FileOptions:
     """What is written."""
 
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the captions; created.")]
-    form: Annotated[
+    format: Annotated[
         list[str],
-        typer.Option(help="parquet, jsonl, txt, webdataset, imagefolder (repeatable)."),
+        typer.Option(
+            help="parquet, jsonl, csv, txt, webdataset, imagefolder, beside-tars (repeatable)."
+        ),
     ] = field(default_factory=lambda: ["parquet"])
     images: Annotated[
         Literal["bytes", "path"], typer.Option(help="What the Parquet column image holds.")
@@ -108,14 +111,22 @@ class FileOptions:
         bool, typer.Option("--dry-run", help="Show the first prompt and the cost; send nothing.")
     ] = False
 
-    @property
-    def forms(self) -> list[Form]:
-        """The forms asked for, in a fixed order."""
-        from vlv.jobs.teacher.outputs import FORMS
+    def checked(self) -> TeacherOutput:
+        """What is written, for the job."""
+        from vlv.jobs.teacher.files import FORMATS, TeacherOutput
 
-        if unknown := sorted({*self.form} - {*FORMS}):
-            raise ConfigError(f"there is no form {unknown[0]!r}; choose among {', '.join(FORMS)}")
-        return [cast("Form", name) for name in FORMS if name in self.form]
+        if unknown := sorted({*self.format} - {*FORMATS}):
+            raise ConfigError(
+                f"there is no format {unknown[0]!r}; choose among {', '.join(FORMATS)}"
+            )
+        return TeacherOutput(
+            self.output,
+            [name for name in FORMATS if name in self.format],
+            self.images,
+            self.shard_size,
+            self.on_existing,
+            self.retry_failed,
+        )
 
 
 @option_group("Images sent to an endpoint")
@@ -135,6 +146,7 @@ class TeacherCaptionOptions:
     to: FileOptions
     teacher: TeacherOptions
     ask: AskingOptions
+    wording: common.WordingOptions
     endpoint: common.EndpointOptions
     shrink: ShrinkOptions
 
@@ -154,18 +166,13 @@ def _job(given: TeacherCaptionOptions) -> TeacherJob:
     """The job that the options describe."""
     from vlv.jobs.teacher.job import TeacherJob
 
-    to, is_asked = given.to, given.teacher.takes_prompts
+    default_tokens = 512 if given.teacher.takes_prompts else None
     return TeacherJob(
         given.source.find(given.caption_column, detail="texts"),
         _prompts(given),
-        given.ask.asking(512 if is_asked else None),
+        given.ask.asking(default_tokens, given.wording.wording()),
         _local(given.teacher, given.endpoint) if given.teacher.url is None else _remote(given),
-        to.output,
-        forms=to.forms,
-        images=to.images,
-        shard_size=to.shard_size,
-        on_existing=to.on_existing,
-        retry_failed=to.retry_failed,
+        given.to.checked(),
     )
 
 
@@ -183,8 +190,7 @@ def _prompts(given: TeacherCaptionOptions) -> list[Prompt]:
 
 
 def _remote(given: TeacherCaptionOptions) -> EndpointTeacher:
-    from vlv.jobs.teacher.remote import EndpointTeacher
-    from vlv.jobs.teacher.sending import Shrink
+    from vlv.jobs.teacher.remote import EndpointTeacher, Shrink
 
     teacher = given.teacher
     if teacher.vlm is not None:
@@ -233,8 +239,8 @@ def _show(job: TeacherJob) -> int:
 
 
 def _run(job: TeacherJob, output: Path) -> int:
-    with _Bar(job) as bar:
-        tally = job.run(bar.report, bar.skip)
+    with _Progress(job) as bar:
+        tally = job.run(lambda error: bar.report([error]), bar.skip)
     code = common.close(tally, output)
     if bar.ledger is not None:
         common.say(_account(bar.ledger))
@@ -256,8 +262,8 @@ def _account(ledger: Ledger) -> str:
     )
 
 
-class _Bar(common.Progress):
-    """The bar, with what is spent so far."""
+class _Progress(common.Progress):
+    """Progress, with what is spent so far."""
 
     def __init__(self, job: TeacherJob) -> None:
         from vlv.jobs.teacher.remote import EndpointTeacher
@@ -271,6 +277,3 @@ class _Bar(common.Progress):
         self.ledger = ledger
         usd = ledger.before.usd + ledger.spent.usd
         self.postfix(f"{usd:.4f} USD" if usd else f"{ledger.spent.tokens} tokens")
-
-    def report(self, error: str | None) -> None:  # type: ignore[override]
-        super().report([error])

@@ -434,9 +434,7 @@ def rate(
         try:
             server.serve_forever()
         except KeyboardInterrupt:
-            common.say(
-                f"{len(table.done)} votes in {table.path}; next: vlv eval score {run.folder}"
-            )
+            common.say(f"{len(table)} votes in {table.path}; next: vlv eval score {run.folder}")
         finally:
             server.server_close()
     return 0

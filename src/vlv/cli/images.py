@@ -31,7 +31,7 @@ class ReconstructOptions:
 @takes_options
 def reconstruct(given: ReconstructOptions) -> int:
     """Reconstruct images from nothing but their caption embeddings."""
-    from vlv.jobs.reconstruct import ReconstructJob
+    from vlv.jobs.images import ReconstructJob
 
     placement = given.model.placement(given.sampling.vae)
     job = ReconstructJob(
@@ -40,11 +40,11 @@ def reconstruct(given: ReconstructOptions) -> int:
         given.output,
         given.on_existing,
     )
-    with common.Progress(len(job.todo)) as progress:
+    with common.Progress(len(job.todo) + len(job.refused)) as progress:
         tally = job.run(
             lambda: given.model.load(["reconstruct"], placement),
             batch_size=given.batch_size,
-            report=lambda batch: progress.report([item.error for item in batch]),
+            report=progress.report,
         )
     if given.sheet:
         for path in job.write_sheets():
@@ -58,6 +58,7 @@ class GenerateOptions:
 
     texts: Annotated[list[str], typer.Argument(help="Texts, each of which becomes an image.")]
     output: Folder
+    on_existing: common.OnExisting = "skip"
     sampling: common.SamplingOptions
     model: common.ModelOptions
 
@@ -65,11 +66,17 @@ class GenerateOptions:
 @takes_options
 def generate(given: GenerateOptions) -> int:
     """Generate images from texts, with the same frozen decoder that reconstructs images."""
-    from vlv.jobs.reconstruct import generate_files
+    from vlv.jobs.images import generate_files
 
     settings = given.sampling.settings(given.model)
-    pipe = given.model.load(["generate"], given.model.placement(given.sampling.vae))
-    paths, tally = generate_files(pipe, given.texts, given.output, settings)
+    placement = given.model.placement(given.sampling.vae)
+    paths, tally = generate_files(
+        lambda: given.model.load(["generate"], placement),
+        given.texts,
+        given.output,
+        settings,
+        given.on_existing,
+    )
     for path in paths:
         typer.echo(path)
     if tally.truncated:
@@ -95,6 +102,7 @@ class MixOptions:
         Literal["concat", "average", "slerp"] | None,
         typer.Option(help="concat joins vectors; average and slerp blend them."),
     ] = None
+    on_existing: common.OnExisting = "skip"
     sampling: common.SamplingOptions
     model: common.ModelOptions
 
@@ -106,10 +114,19 @@ def mix(given: MixOptions) -> int:
     With --keep the leading vectors of each embedding are joined, as in the paper; with --weights the
     embeddings are blended.
     """
-    from vlv.jobs.mix import MixSettings, mix_files
+    from vlv.jobs.images import MixSettings, mix_files
 
     how = MixSettings.parse(len(given.inputs), given.keep, given.weights, given.mode)
-    pipe = given.model.load(["reconstruct"], given.model.placement(given.sampling.vae))
-    mix_files(pipe, given.inputs, given.output, how, given.sampling.settings(given.model))
+    placement = given.model.placement(given.sampling.vae)
+    made = mix_files(
+        lambda: given.model.load(["reconstruct"], placement),
+        given.inputs,
+        given.output,
+        how,
+        given.sampling.settings(given.model),
+        given.on_existing,
+    )
+    if not made:
+        common.say("the same mix is there already; --on-existing overwrite makes it again")
     typer.echo(given.output)
     return 0

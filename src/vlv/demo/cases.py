@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from vlv.data.framing import frame
-from vlv.jobs.inputs import file_name, open_record
+from vlv.jobs.inputs import open_record
 from vlv.models.context import Context
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, sample_scene
@@ -98,9 +98,7 @@ def held_out_pictures(num: int, seed: int) -> list[Picture]:
 def own_pictures(records: Sequence[Record]) -> tuple[list[Picture], list[str]]:
     """Open files; return the good ones, and for each bad one what is wrong with it."""
     opened = [open_record(record) for record in records]
-    pictures = [
-        Picture(file_name(item.record), item.image) for item in opened if item.image is not None
-    ]
+    pictures = [Picture(item.record.name, item.image) for item in opened if item.image is not None]
     return pictures, [item.error for item in opened if item.error is not None]
 
 

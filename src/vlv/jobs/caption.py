@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from vlv.errors import ConfigError, OutputError
-from vlv.jobs.inputs import file_name, good_images, open_batches
-from vlv.jobs.sidecars import Sidecars
+from vlv.errors import ConfigError, DataError, OutputError
+from vlv.jobs.formats import TABLE_SUFFIXES
+from vlv.jobs.inputs import BatchSize, Opened, Reader, file_stat, good_images
+from vlv.jobs.outputs import METADATA, TarShards, write_metadata
+from vlv.jobs.sidecars import Sidecars, Text
 from vlv.jobs.table import GrowingTable
 from vlv.jobs.tally import Tally
+from vlv.jobs.wording import Wording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from PIL import Image
+
     from vlv.data.records import Record
-    from vlv.jobs.inputs import Opened
-    from vlv.jobs.table import OnExisting, Row
+    from vlv.jobs.formats import Row
+    from vlv.jobs.table import OnExisting
     from vlv.models.captioner import Caption
     from vlv.models.pipeline import VLVPipeline
 
@@ -33,8 +39,12 @@ COLUMNS: dict[str, type] = {
     "width": int,
     "height": int,
     "sha256": str,
+    "file_size": int,
+    "mtime_ns": int,
     "error": str,
 }
+IMAGES_PER_TAR = 1000
+Format = Literal["table", "webdataset", "imagefolder"]
 
 
 @dataclass(frozen=True)
@@ -46,13 +56,14 @@ class CaptionSettings:
         revision: Its revision on the hub.
         max_new_tokens: Longest caption, in tokens of the language model; None is 300, or as many as it has positions for.
         num_beams: Beams of the search; 1 is greedy.
-        temperature: Draw the tokens at this temperature; None takes the likeliest.
-        top_p: Draw among the likeliest tokens that hold this share of the probability.
-        seed: Seed of the draws.
+        temperature: Sample the tokens at this temperature; None takes the likeliest.
+        top_p: Sample from the likeliest tokens that hold this share of the probability.
+        seed: Seed of the sampling.
         early_stopping: End the search as soon as enough beams have ended.
         tidy: Drop repeated and unfinished sentences; None does where the model does not end by itself.
         dtype: Of the weights, such as bfloat16.
         llm_bits: Bits of the language model's weights; None is those of `dtype`.
+        wording: What is done to the text.
     """
 
     model: str
@@ -66,6 +77,7 @@ class CaptionSettings:
     tidy: bool | None = None
     dtype: str = "float32"
     llm_bits: int | None = None
+    wording: Wording = field(default_factory=Wording)
 
     def __post_init__(self) -> None:
         if self.early_stopping and self.num_beams == 1:
@@ -81,14 +93,63 @@ class CaptionSettings:
             raise ConfigError(f"top_p is {self.top_p}; it must lie in (0, 1]")
 
     @property
-    def draws(self) -> bool:
+    def samples(self) -> bool:
         """Whether chance has a part in the caption."""
         return self.temperature is not None or self.top_p is not None
 
 
+@dataclass(frozen=True)
+class CaptionOutput:
+    """Where captions go, and what becomes of those that are there.
+
+    Attributes:
+        path: A ``.jsonl``, ``.parquet`` or ``.csv`` file, or a folder for the other formats; None writes no table.
+        format: ``webdataset`` adds tar shards of images and captions to the table, and ``imagefolder`` the file
+            ``metadata.jsonl``; both tables are ``captions.jsonl`` in the folder.
+        sidecar: Suffix of the text files beside the images, or None.
+        on_existing: What to do with captions that are there.
+        on_changed: Whether an image that changed since it was captioned keeps its caption, or gets a new one.
+    """
+
+    path: Path | None = None
+    format: Format = "table"
+    sidecar: str | None = None
+    on_existing: OnExisting = "skip"
+    on_changed: Literal["skip", "redo"] = "skip"
+
+    def __post_init__(self) -> None:
+        if self.format != "table":
+            self._check_folder()
+        elif self.path is not None and self.path.suffix not in TABLE_SUFFIXES:
+            raise OutputError(
+                f"{self.path} must end in {', '.join(TABLE_SUFFIXES)}, or be a folder with --format"
+            )
+        if self.on_changed == "redo" and self.path is None:
+            raise ConfigError(
+                "--on-changed redo has no effect without --output, which knows the images by size, time and hash"
+            )
+
+    def _check_folder(self) -> None:
+        if self.path is None:
+            raise ConfigError(f"--format {self.format} needs a folder: --output FOLDER")
+        if self.path.exists() and not self.path.is_dir():
+            raise OutputError(f"{self.path} is a file; --format {self.format} writes a folder")
+        metadata = self.path / METADATA
+        if self.format == "imagefolder" and metadata.exists() and not (self.path / TABLE).exists():
+            raise OutputError(f"{metadata} was not written by vlv and is kept; move it away")
+
+    @property
+    def table(self) -> Path | None:
+        """The file of the table."""
+        return self.path / TABLE if self.path and self.format != "table" else self.path
+
+
+TABLE = "captions.jsonl"
+
+
 def key(record: Record) -> tuple[str, str]:
     """What identifies a record in the table."""
-    return record.id, file_name(record)
+    return record.id, record.name
 
 
 class CaptionJob:
@@ -99,106 +160,138 @@ class CaptionJob:
     Args:
         records: Images to caption.
         settings: What the captions depend on.
-        output: A ``.jsonl`` or ``.parquet`` file, or None.
-        sidecar: Suffix of the text files beside the images, or None.
-        on_existing: What to do with captions that are there.
+        output: Where they go.
+
+    Attributes:
+        todo: Images that will be captioned.
+        refused: Images that cannot be, and why: their captions would share a file.
+        skipped: How many have their captions already.
+        changed: How many of all have changed since they were captioned.
 
     Raises:
         OutputError: The output cannot be used as it stands.
     """
 
     def __init__(
-        self,
-        records: Sequence[Record],
-        settings: CaptionSettings,
-        *,
-        output: Path | None = None,
-        sidecar: str | None = None,
-        on_existing: OnExisting = "skip",
+        self, records: Sequence[Record], settings: CaptionSettings, output: CaptionOutput
     ) -> None:
-        if output is not None and output.suffix not in {".jsonl", ".parquet"}:
-            raise OutputError(f"{output} must end in .jsonl or .parquet")
-        self.settings = settings
-        self._sidecars = None if sidecar is None else Sidecars(records, sidecar, on_existing)
+        self.settings, self.output, self._records = settings, output, records
+        if output.format == "imagefolder":
+            _check_below(records, output.path)
+        sidecar, table = output.sidecar, output.table
+        self._sidecars = None if sidecar is None else Sidecars(records, sidecar, output.on_existing)
         self._table = (
-            None if output is None else GrowingTable(output, COLUMNS, asdict(settings), on_existing)
+            None
+            if table is None
+            else GrowingTable(table, COLUMNS, asdict(settings), output.on_existing)
         )
-        self.todo = [record for record in records if not self._is_done(record)]
-        self._known = self._sidecars_to_fill(records)
-        self.skipped = len(records) - len(self.todo)
+        collisions = {} if self._sidecars is None else self._sidecars.collisions
+        self.changed = 0
+        self._old: dict[str, str] = {}  # captions that are made anew, by the id of the image
+        todo = [record for record in records if not self._is_done(record)]
+        self.todo = [record for record in todo if record.id not in collisions]
+        self.refused = [(r, collisions[r.id]) for r in todo if r.id in collisions]
+        self.skipped = len(records) - len(todo)
 
     def _is_done(self, record: Record) -> bool:
-        if self._table is not None:
-            return key(record) in self._table.done
-        return self._sidecars is not None and self._sidecars.keeps(record)
-
-    def _sidecars_to_fill(self, records: Sequence[Record]) -> list[tuple[Record, str]]:
-        """Captions that stand in the table but not yet beside their image."""
-        if self._table is None or self._sidecars is None:
-            return []
-        done = self._table.done
-        return [(record, done[key(record)]["caption"]) for record in records if key(record) in done]
+        if self._table is None:
+            return self._sidecars is not None and self._sidecars.keeps(record)
+        row = self._table.get(key(record))
+        if row is None or not has_changed(record, row):
+            return row is not None
+        self.changed += 1
+        if self.output.on_changed == "redo":
+            self._old[record.id] = row["caption"]
+            return False
+        return True
 
     def run(
         self,
         load: Callable[[], VLVPipeline],
         *,
-        batch_size: int = 8,
+        batch_size: BatchSize | None = None,
         report: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> Tally:
         """Make the captions that are missing.
 
         Args:
             load: Loads the model; called only when there is something to do.
-            batch_size: Images captioned together.
+            batch_size: Images captioned together; 8 by default.
             report: Receives the rows of each batch once they are on disk.
 
         Returns:
             The counts. An interruption leaves everything that was reported on disk.
         """
-        tally = Tally(skipped=self.skipped)
+        redone = len(self._old)
+        tally = Tally(skipped=self.skipped, changed=self.changed - redone, redone=redone)
         try:
             if self._table is not None:
                 self._table.start()
-            for record, caption in self._known:
-                self._write_sidecar(record, caption)
-            for rows in self._rows(load, batch_size, tally) if self.todo else ():
+            if self._table is not None and self._sidecars is not None:
+                self._sidecars.write(self._missing_sidecars())
+            if self.refused:
+                report(self._refuse(tally))
+            for rows in self._rows(load, batch_size or BatchSize(8), tally) if self.todo else ():
                 report(rows)
             if self._table is not None:
                 self._table.finish()
         finally:
             if self._table is not None:
                 self._table.close()
+        self._export()
         return tally
 
+    def _missing_sidecars(self) -> Iterator[Text]:
+        """Captions that stand in the table but perhaps not yet beside their image."""
+        for record in self._records:
+            row = None if self._table is None else self._table.get(key(record))
+            if row is not None and record.id not in self._old:
+                yield Text(record, [row["caption"]])
+
+    def _refuse(self, tally: Tally) -> list[Row]:
+        rows = [self._row(Opened(record, error=why), None) for record, why in self.refused]
+        tally.failed += len(rows)
+        if self._table is not None:
+            self._table.append(rows)
+        return rows
+
     def _rows(
-        self, load: Callable[[], VLVPipeline], batch_size: int, tally: Tally
+        self, load: Callable[[], VLVPipeline], size: BatchSize, tally: Tally
     ) -> Iterator[list[Row]]:
         pipe = load()
         tally.restart()
-        for batch in open_batches(self.todo, batch_size, pipe.image_size, pipe.framing):
-            captions = iter(caption_images(pipe, batch, self.settings))
-            rows = []
-            for item in batch:
-                caption = next(captions) if item.error is None else None
-                if caption is not None:
-                    self._write_sidecar(item.record, caption.text)
-                rows.append(self._row(item, caption))
-                _count(tally, caption)
-            if self._table is not None:
-                self._table.append(rows)
-            yield rows
+        with Reader(self.todo, pipe.image_size, pipe.framing) as reader:
+            while batch := reader.take(size.now):
+                began = time.monotonic()
+                captions = iter(caption_images(pipe, batch, self.settings, size))
+                pairs = [(item, next(captions) if item.error is None else None) for item in batch]
+                size.measured(len(batch), time.monotonic() - began)
+                rows = [self._row(item, caption) for item, caption in pairs]
+                self._save(pairs, rows)
+                for _, caption in pairs:
+                    tally.failed += caption is None
+                    tally.done += caption is not None
+                    tally.truncated += caption is not None and not caption.finished
+                yield rows
 
-    def _write_sidecar(self, record: Record, caption: str) -> None:
+    def _save(self, pairs: Sequence[tuple[Opened, Caption | None]], rows: Sequence[Row]) -> None:
+        """Text files first: what the table holds is done."""
         if self._sidecars is not None:
-            self._sidecars.write(record, caption)
+            self._sidecars.write(
+                Text(item.record, [row["caption"]], self._old.get(item.record.id))
+                for (item, _), row in zip(pairs, rows, strict=True)
+                if row["caption"] is not None
+            )
+        if self._table is not None:
+            self._table.append(rows)
 
     def _row(self, item: Opened, caption: Caption | None) -> Row:
         width, height = item.size or (None, None)
+        file_size, mtime = item.stat or (None, None)
         return {
             "id": item.record.id,
-            "file_name": file_name(item.record),
-            "caption": caption and caption.text,
+            "file_name": item.record.name,
+            "caption": caption and self.settings.wording.apply(caption.text),
             "n_tokens": caption and caption.num_tokens,
             "finish_reason": caption and ("stop" if caption.finished else "length"),
             "model": self.settings.model,
@@ -206,46 +299,78 @@ class CaptionJob:
             "width": width,
             "height": height,
             "sha256": item.sha256,
+            "file_size": file_size,
+            "mtime_ns": mtime,
             "error": item.error,
         }
 
+    def _export(self) -> None:
+        """Write the files of the format from the rows of the table."""
+        folder = self.output.path
+        if folder is None or self._table is None or self.output.format == "table":
+            return
+        rows = ((record, self._table.get(key(record))) for record in self._records)
+        pairs = ((record, row) for record, row in rows if row is not None)
+        if self.output.format == "imagefolder":
+            write_metadata(folder, pairs)
+        else:
+            TarShards(folder).write_all(pairs, IMAGES_PER_TAR)
 
-def _count(tally: Tally, caption: Caption | None) -> None:
-    if caption is None:
-        tally.failed += 1
-    else:
-        tally.done += 1
-        tally.truncated += not caption.finished
+
+def _check_below(records: Sequence[Record], folder: Path | None) -> None:
+    """An imagefolder describes the images below it."""
+    root = Path(folder or "").resolve()
+    for record in records:
+        if not isinstance(record.source, Path) or root not in record.source.resolve().parents:
+            raise OutputError(
+                f"{record.name} is no file below {root}; an imagefolder describes the images in its own folder "
+                "(--format webdataset packs images of any kind)"
+            )
+
+
+def has_changed(record: Record, row: Row) -> bool:
+    """Whether an image is another one than a row describes: by size and time, in doubt by its hash."""
+    stat = file_stat(record)
+    if stat is None or stat == (row.get("file_size"), row.get("mtime_ns")):
+        return False
+    try:
+        return bool(hashlib.sha256(record.open()).hexdigest() != row["sha256"])
+    except DataError:
+        return True
 
 
 def caption_images(
-    pipe: VLVPipeline, batch: Sequence[Opened], settings: CaptionSettings
+    pipe: VLVPipeline,
+    batch: Sequence[Opened],
+    settings: CaptionSettings,
+    batch_size: BatchSize,
 ) -> list[Caption]:
     """Captions of the good images of a batch, in order.
 
-    Drawn captions depend on the other images of the batch, so each batch has a seed of its own, made of
+    Sampled captions depend on the other images of the batch, so each batch has a seed of its own, made of
     the given one and of the first image.
     """
-    images = good_images(batch)
-    if not images:
-        return []
     options: dict[str, Any] = {}
-    if settings.draws:
+    if settings.samples:
         options = {
             "do_sample": True,
             "temperature": settings.temperature or 1.0,
             "top_p": settings.top_p or 1.0,
             "seed": _batch_seed(settings.seed, batch[0].record.id),
         }
-    return pipe.describe(
-        images,
-        batch_size=len(images),
-        max_new_tokens=settings.max_new_tokens,
-        num_beams=settings.num_beams,
-        early_stopping=settings.early_stopping,
-        tidy=settings.tidy,
-        **options,
-    )
+
+    def describe(images: Sequence[Image.Image]) -> list[Caption]:
+        return pipe.describe(
+            list(images),
+            batch_size=len(images),
+            max_new_tokens=settings.max_new_tokens,
+            num_beams=settings.num_beams,
+            early_stopping=settings.early_stopping,
+            tidy=settings.tidy,
+            **options,
+        )
+
+    return batch_size.run(describe, good_images(batch))
 
 
 def _batch_seed(seed: int, first_id: str) -> int:

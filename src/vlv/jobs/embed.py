@@ -7,20 +7,22 @@ end they are joined into ``FILE`` and removed.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vlv.errors import ConfigError, OutputError
-from vlv.jobs.inputs import file_name, good_images, open_batches
+from vlv.jobs.inputs import good_images, open_batches
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.hashing import weights_hash
-from vlv.storage import replacing, write_text
+from vlv.storage import check_settings, replacing, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
 
 OnExistingFile = Literal["skip", "overwrite", "error"]
+_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # in safetensors
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -57,14 +60,16 @@ class EmbedSettings:
 
 @dataclass(frozen=True)
 class Rows:
-    """Some embeddings and the files they belong to.
+    """Some embeddings on disk.
 
     Attributes:
-        z: (N,Q,D).
+        path: Their safetensors file.
+        shape: Of one of them: (Q,D).
         files: One dictionary per row: id, file_name, sha256.
     """
 
-    z: Tensor
+    path: Path
+    shape: list[int]
     files: list[dict[str, Any]]
 
 
@@ -93,7 +98,7 @@ class EmbedJob:
         self._have = [] if on_existing == "overwrite" else self._read_parts()
         self._fresh = on_existing == "overwrite"
         known = {_key(file) for rows in self._have for file in rows.files}
-        self.todo = [r for r in records if (r.id, file_name(r)) not in known]
+        self.todo = [r for r in records if (r.id, r.name) not in known]
         self.skipped = len(records) - len(self.todo)
 
     def _read_parts(self) -> list[Rows]:
@@ -104,15 +109,12 @@ class EmbedJob:
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads((file.metadata() or {}).get("vlv", "{}"))
-                rows = Rows(file.get_tensor("z"), header.get("files", []))
+                shape = file.get_slice("z").get_shape()
         except (SafetensorError, OSError, ValueError) as error:
             raise OutputError(f"{path} is damaged ({error}); remove it") from error
-        if header.get("settings") != vars(self.settings):
-            raise OutputError(
-                f"{path} was made with other settings ({header.get('settings')}, now {vars(self.settings)}); "
-                "name another file, or use --on-existing overwrite"
-            )
-        return rows
+        mend = "name another file, or use --on-existing overwrite"
+        check_settings(path, header.get("settings") or {}, vars(self.settings), mend=mend)
+        return Rows(path, shape[1:], header.get("files", []))
 
     def run(
         self,
@@ -132,37 +134,28 @@ class EmbedJob:
         first = len(self._have)
         batches = open_batches(self.todo, batch_size, pipe.image_size, pipe.framing)
         for number, batch in enumerate(batches, first):
-            self._add(number, self._embed(pipe, batch), tally)
+            if images := good_images(batch):
+                z = pipe.embed(images).to("cpu", DTYPES[self.settings.dtype])
+                self._have.append(self._write_part(number, z, batch))
+                tally.done += len(images)
             tally.failed += sum(item.error is not None for item in batch)
             report(batch)
         self._join(weights_hash(present(pipe.encoder, "encoder")))
         return tally
 
-    def _embed(self, pipe: VLVPipeline, batch: Sequence[Opened]) -> Rows | None:
-        images = good_images(batch)
-        if not images:
-            return None
-        z = pipe.embed(images).to("cpu", DTYPES[self.settings.dtype])
-        good = (item for item in batch if item.error is None)
-        return Rows(
-            z,
-            [
-                {"id": i.record.id, "file_name": file_name(i.record), "sha256": i.sha256}
-                for i in good
-            ],
-        )
-
-    def _add(self, number: int, rows: Rows | None, tally: Tally) -> None:
-        if rows is None:
-            return
-        self._write(self.parts / f"{number:06d}.safetensors", rows)
-        self._have.append(rows)
-        tally.done += len(rows.files)
-
-    def _write(self, path: Path, rows: Rows) -> None:
-        header = {"settings": vars(self.settings), "files": rows.files}
+    def _write_part(self, number: int, z: Tensor, batch: Sequence[Opened]) -> Rows:
+        path = self.parts / f"{number:06d}.safetensors"
+        files = [
+            {"id": item.record.id, "file_name": item.record.name, "sha256": item.sha256}
+            for item in batch
+            if item.error is None
+        ]
         with replacing(path) as temporary:
-            save_file({"z": rows.z.contiguous()}, temporary, {"vlv": json.dumps(header)})
+            save_file({"z": z.contiguous()}, temporary, {"vlv": self._header(files)})
+        return Rows(path, list(z.shape[1:]), files)
+
+    def _header(self, files: Sequence[dict[str, Any]]) -> str:
+        return json.dumps({"settings": vars(self.settings), "files": files})
 
     def _join(self, model_hash: str) -> None:
         """Write the output in the order of the inputs; rows of other inputs follow."""
@@ -170,28 +163,46 @@ class EmbedJob:
             raise OutputError(
                 f"none of the inputs could be embedded, so {self.output} is not written"
             )
-        z = torch.cat([rows.z for rows in self._have])
-        files = [file for rows in self._have for file in rows.files]
-        order = self._order(files)
-        rows = Rows(z[order], [files[index] for index in order])
-        self._write(self.output, rows)
+        places = [(rows, index) for rows in self._have for index in range(len(rows.files))]
+        rank = {(r.id, r.name): number for number, r in enumerate(self.records)}
+        places.sort(key=lambda place: rank.get(_key(place[0].files[place[1]]), len(rank)))
+        files = [rows.files[index] for rows, index in places]
+        shape = [len(files), *self._have[0].shape]
+        with replacing(self.output) as temporary, temporary.open("wb") as out:
+            self._write_joined(out, places, shape, files)
         about = {
             "tensor": "z",
-            "shape": list(rows.z.shape),
+            "shape": shape,
             "dtype": self.settings.dtype,
             "model": self.settings.model,
             "revision": self.settings.revision,
             "model_hash": model_hash,
-            "ids": [file["id"] for file in rows.files],
-            "files": rows.files,
+            "ids": [file["id"] for file in files],
+            "files": files,
         }
-        write_text(self.output.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+        write_json(self.output.with_suffix(".json"), about)
         shutil.rmtree(self.parts, ignore_errors=True)
 
-    def _order(self, files: Sequence[dict[str, Any]]) -> list[int]:
-        rank = {(r.id, file_name(r)): number for number, r in enumerate(self.records)}
-        last = len(rank)
-        return sorted(range(len(files)), key=lambda index: rank.get(_key(files[index]), last))
+    def _write_joined(
+        self,
+        out: BinaryIO,
+        places: Sequence[tuple[Rows, int]],
+        shape: Sequence[int],
+        files: Sequence[dict[str, Any]],
+    ) -> None:
+        """Write a safetensors file row by row: all of them together may not fit into memory."""
+        dtype = DTYPES[self.settings.dtype]
+        size = math.prod(shape) * dtype.itemsize
+        entry = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [0, size]}
+        header = json.dumps({"__metadata__": {"vlv": self._header(files)}, "z": entry}).encode()
+        header += b" " * (-len(header) % 8)
+        out.write(len(header).to_bytes(8, "little") + header)
+        for path, group in groupby(places, key=lambda place: place[0].path):
+            with safe_open(path, "pt") as file:
+                z = file.get_slice("z")
+                for _, index in group:
+                    row: Tensor = z[index : index + 1]
+                    out.write(row.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def _key(file: dict[str, Any]) -> tuple[str, str]:

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
-from vlv.errors import DataError
+from vlv.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
     from PIL import Image
 
     from vlv.data.records import Record
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+READERS = 2
+"""Threads that open images."""
+
+FIRST_AUTO, MOST_AUTO = 8, 512
+"""Where an automatic batch size begins and ends."""
+WORTHWHILE = 1.05
+"""Gain in images per second that makes a batch of twice the size worth its memory."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class Opened:
         image: The upright RGB image, cropped and resized where that was asked for; None when the file is bad.
         size: Width and height of the upright image in the file; None when the file is bad.
         sha256: Hash of the file's bytes; None when they could not be read.
+        stat: Size and modification time of the file before it was read; None inside archives.
         error: What is wrong with the file; None when it is good.
     """
 
@@ -36,12 +51,17 @@ class Opened:
     image: Image.Image | None = None
     size: tuple[int, int] | None = None
     sha256: str | None = None
+    stat: tuple[int, int] | None = None
     error: str | None = None
 
 
-def file_name(record: Record) -> str:
-    """How messages and tables name a record's file."""
-    return record.name
+def file_stat(record: Record) -> tuple[int, int] | None:
+    """Size and modification time (ns) of a record's file; None inside archives, or where it is gone."""
+    if isinstance(record.source, Path):
+        with suppress(OSError):
+            found = os.stat(record.source)  # noqa: PTH116
+            return found.st_size, found.st_mtime_ns
+    return None
 
 
 def open_record(
@@ -54,15 +74,53 @@ def open_record(
         size: Bring it to a square of this many pixels a side; None keeps all.
         framing: How, see `frame`.
     """
-    digest = None
+    stat, digest = file_stat(record), None
     try:
         content = record.open()
         digest = hashlib.sha256(content).hexdigest()
         image = record.decode(content)
     except DataError as error:
-        return Opened(record, sha256=digest, error=str(error))
+        return Opened(record, sha256=digest, stat=stat, error=str(error))
     small = image if size is None else frame(image, size, framing)
-    return Opened(record, small, image.size, digest)
+    return Opened(record, small, image.size, digest, stat)
+
+
+class Reader:
+    """Opens records in order, by threads that work ahead of the caller.
+
+    Args:
+        records: What to read.
+        size: See `open_record`.
+        framing: See `open_record`.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[Record],
+        size: int | None = None,
+        framing: Framing = DEFAULT_FRAMING,
+    ) -> None:
+        self._records = iter(records)
+        self._size, self._framing = size, framing
+        self._pool = ThreadPoolExecutor(READERS)
+        self._waiting: deque[Future[Opened]] = deque()
+
+    def take(self, count: int) -> list[Opened]:
+        """The next records, good and bad, none at the end; as many more are read while the caller works."""
+        self._fill(count)
+        batch = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+        self._fill(count)
+        return [future.result() for future in batch]
+
+    def _fill(self, count: int) -> None:
+        for record in islice(self._records, max(0, count - len(self._waiting))):
+            self._waiting.append(self._pool.submit(open_record, record, self._size, self._framing))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *rest: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
 
 
 def open_batches(
@@ -71,21 +129,73 @@ def open_batches(
     size: int | None = None,
     framing: Framing = DEFAULT_FRAMING,
 ) -> Iterator[list[Opened]]:
-    """Yield the records in order, ``batch_size`` at a time, good and bad.
-
-    The next batch is read by threads while the caller works on this one.
-    """
-    waiting: deque[list[Future[Opened]]] = deque()
-    iterator = iter(records)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        while chunk := list(islice(iterator, batch_size)):
-            waiting.append([pool.submit(open_record, record, size, framing) for record in chunk])
-            if len(waiting) > 1:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
+    """Yield the records in order, ``batch_size`` at a time, good and bad."""
+    with Reader(records, size, framing) as reader:
+        while batch := reader.take(batch_size):
+            yield batch
 
 
 def good_images(batch: Sequence[Opened]) -> list[Image.Image]:
     """Images of a batch, bad files left out."""
     return [item.image for item in batch if item.image is not None]
+
+
+class BatchSize:
+    """How many images to process together: a fixed number, or ``auto``: doubled while that is faster.
+
+    Either is halved when the device runs out of memory.
+
+    Attributes:
+        now: Images of the next batch.
+    """
+
+    def __init__(self, given: int | Literal["auto"]) -> None:
+        self.now = FIRST_AUTO if given == "auto" else given
+        self._grows = given == "auto"
+        self._best = 0.0  # images per second of the size before
+        self._rates: list[float] = []  # of this size
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """A batch size as it is written on the command line.
+
+        Raises:
+            ConfigError: It is neither ``auto`` nor a number above 0.
+        """
+        if text == "auto":
+            return cls("auto")
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(f"--batch-size is {text}; it must be auto, or a number from 1")
+        return cls(int(text))
+
+    def measured(self, count: int, seconds: float) -> None:
+        """So many images took so long; the second batch of a size decides, as the first one warms up."""
+        if not self._grows or count < self.now:
+            return
+        self._rates.append(count / max(seconds, 1e-9))
+        if len(self._rates) < 2:
+            return
+        rate, self._rates = max(self._rates), []
+        if rate < WORTHWHILE * self._best:
+            self._grows, self.now = False, max(1, self.now // 2)
+        elif self.now >= MOST_AUTO:
+            self._grows = False
+        else:
+            self._best, self.now = rate, 2 * self.now
+
+    def run(
+        self, make: Callable[[Sequence[Image.Image]], list[R]], images: Sequence[Image.Image]
+    ) -> list[R]:
+        """What ``make`` returns for the images, in smaller batches where they do not fit into memory."""
+        import torch
+
+        try:
+            return make(images) if images else []
+        except torch.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        half = len(images) // 2
+        self.now, self._grows = min(self.now, half), False
+        logger.warning("note: %d images do not fit into memory; going on with %d", 2 * half, half)
+        torch.cuda.empty_cache()
+        return self.run(make, images[:half]) + self.run(make, images[half:])

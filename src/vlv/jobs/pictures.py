@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin
 
-from vlv.errors import OutputError
 from vlv.storage import replacing
 
 if TYPE_CHECKING:
@@ -27,11 +26,8 @@ def write_png(path: Path, image: Image.Image, settings: Mapping[str, Any]) -> No
     """
     chunk = PngImagePlugin.PngInfo()
     chunk.add_itxt(SETTINGS_KEY, json.dumps(settings, ensure_ascii=False))
-    try:
-        with replacing(path) as temporary:
-            image.save(temporary, format="PNG", pnginfo=chunk)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    with replacing(path) as temporary:
+        image.save(temporary, format="PNG", pnginfo=chunk)
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

@@ -1,28 +1,40 @@
 """A table of rows that survives being killed: JSON lines, synced batch by batch, with its settings beside it.
 
-Beside ``captions.jsonl`` stands ``captions.jsonl.settings.json``, the list of runs that wrote the rows:
-each with its settings, the number of its first row, and whether it came to its end. A Parquet table
-cannot grow row by row, so ``captions.parquet`` is written at the end from a journal that lies beside it
-for as long as the run lasts.
+Memory holds where the rows begin, not the rows, and a resumed run appends to the file as it is. Beside
+``captions.jsonl`` stands ``captions.jsonl.settings.json``, the list of runs that wrote the rows: each with its
+settings, the number of its first row, and whether it came to its end. Parquet and CSV files are written at the
+end, from a journal of JSON lines that lies beside them for as long as the run lasts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
+import shutil
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from vlv.errors import OutputError
-from vlv.storage import replacing, write_text
+from vlv.jobs.formats import Columns, Row, import_pyarrow, read_rows, scan_lines, write_rows
+from vlv.storage import (
+    Journal,
+    check_settings,
+    plain,
+    read_settings,
+    replacing,
+    to_line,
+    write_json,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
     from typing import BinaryIO
 
+__all__ = ["GrowingTable", "OnExisting", "Row"]
+
 OnExisting = Literal["skip", "overwrite", "append", "error"]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -43,38 +55,69 @@ class Run:
 class GrowingTable:
     """The rows of one output file, and which run they belong to.
 
-    Building one reads and checks; `start` makes the file ready and is the first to write.
+    ``key in table`` says whether the current run has a row without error for a key; `get` reads that row.
+    Building a table reads and checks; `start` makes the file ready and is the first to write.
 
-    Attributes:
-        rows: The rows of earlier runs that stay, in file order.
-        done: The rows without error of the run that goes on, by their key; not made again.
+    Args:
+        output: A ``.jsonl``, ``.parquet`` or ``.csv`` file.
+        columns: Its columns and their types; needed for Parquet and CSV.
+        settings: What the rows depend on.
+        on_existing: What to do with an output that is there.
         key: Names of the columns that tell rows apart.
+
+    Raises:
+        OutputError: The output is damaged, not ours, or was made with other settings.
     """
 
     def __init__(
         self,
         output: Path,
-        columns: Mapping[str, type],
+        columns: Columns,
         settings: Mapping[str, object],
         on_existing: OnExisting,
         key: tuple[str, ...] = ("id", "file_name"),
     ) -> None:
-        self.output, self.key = output, key
-        self.columns = dict(columns)
+        self.output, self.key, self.columns = output, key, dict(columns)
         self.header = output.with_name(output.name + ".settings.json")
-        self.is_parquet = output.suffix == ".parquet"
-        if self.is_parquet:
+        self._converts = output.suffix in {".parquet", ".csv"}
+        if output.suffix == ".parquet":
             import_pyarrow()  # complain now, not after hours of work
-        self.path = output.with_name(output.name + ".journal.jsonl") if self.is_parquet else output
-        self._settings = json.loads(json.dumps(dict(settings), default=str))
-        self._file: BinaryIO | None = None
-        self.runs: list[Run] = []
-        self.rows: list[Row] = []
-        self.done: dict[tuple[Any, ...], Row] = {}
+        self.path = output.with_name(output.name + ".journal.jsonl") if self._converts else output
+        self._runs = [Run(plain(settings))]
+        self._anew = True
+        self._journal: Journal | None = None
+        self._lines: BinaryIO | None = None  # the rows as JSON lines, for reading
+        self._latest: dict[
+            int, int
+        ] = {}  # by hash of its key, where the latest row of this run begins
+        self._failed: set[int] = set()  # hashes of keys whose latest row is an error
+        self._num_stale = 0  # rows of this run that a later one replaces
         if output.exists() or self.path.exists():
             self._read_existing(on_existing)
-        else:
-            self.runs = [Run(self._settings)]
+
+    def __contains__(self, key: object) -> bool:
+        mark = _hash(key)
+        return mark in self._latest and mark not in self._failed
+
+    def __len__(self) -> int:
+        return len(self._latest) - len(self._failed)
+
+    def get(self, key: tuple[object, ...]) -> Row | None:
+        """The row without error that the current run has for a key."""
+        if key not in self:
+            return None
+        row = self._read(self._latest[_hash(key)])
+        return row if self._key(row) == key else None
+
+    def _read(self, offset: int) -> Row:
+        assert self._lines is not None
+        self._lines.seek(offset)
+        return cast("Row", json.loads(self._lines.readline()))
+
+    def _key(self, row: Row) -> tuple[object, ...]:
+        return tuple(row[name] for name in self.key)
+
+    # What is there -------------------------------------------------------------------------------
 
     def _read_existing(self, on_existing: OnExisting) -> None:
         if on_existing == "error":
@@ -86,166 +129,164 @@ class GrowingTable:
                 raise OutputError(
                     f"{self.output} was not written by vlv and is not overwritten; remove it, or name another file"
                 )
-            self.runs = [Run(self._settings)]
             return
-        self.runs, self.rows = self._read_header(), self._read_rows()
-        if self._continues(on_existing):
-            self._resume()
-        elif on_existing == "append":
-            self.runs.append(Run(self._settings, first_row=len(self.rows)))
+        (new,) = self._runs
+        self._runs, self._anew = self._read_header(), False
+        last = self._runs[-1]
+        if on_existing == "skip":
+            check_settings(
+                self.output,
+                last.settings,
+                new.settings,
+                mend="name another file, or use --on-existing overwrite or append",
+            )
+        if last.settings == new.settings and (on_existing == "skip" or not last.finished):
+            self._runs[-1] = replace(last, finished=False)
+            self._index(last.first_row)
         else:
-            raise OutputError(self._difference())
-
-    def _continues(self, on_existing: OnExisting) -> bool:
-        last = self.runs[-1]
-        return last.settings == self._settings and (on_existing == "skip" or not last.finished)
-
-    def _resume(self) -> None:
-        """Keep what the last run got right; what failed is tried again."""
-        first = self.runs[-1].first_row
-        kept = [row for row in self.rows[first:] if row.get("error") is None]
-        self.rows = self.rows[:first] + kept
-        self.done = {tuple(row[name] for name in self.key): row for row in kept}
-        self.runs[-1] = replace(self.runs[-1], finished=False)
-
-    def _difference(self) -> str:
-        old, new = self.runs[-1].settings, self._settings
-        names = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-        what = ", ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in names)
-        return (
-            f"{self.output} was written with other settings ({what}); name another file, "
-            "or use --on-existing overwrite or append"
-        )
+            self._runs.append(replace(new, first_row=self._index(None)))
 
     def _read_header(self) -> list[Run]:
-        try:
-            runs = [
-                Run(**run) for run in json.loads(self.header.read_text(encoding="utf-8"))["runs"]
-            ]
-        except FileNotFoundError:
+        mend = "use --on-existing overwrite to begin anew"
+        found = read_settings(self.header, mend=mend)
+        if found is None:
             raise OutputError(
                 f"{self.output} exists, but {self.header.name} beside it does not, so its settings are "
                 "unknown; name another file"
-            ) from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise OutputError(
-                f"{self.header} is damaged ({error}); use --on-existing overwrite to begin anew"
-            ) from error
-        if not runs:
-            raise OutputError(
-                f"{self.header} names no run; use --on-existing overwrite to begin anew"
             )
+        try:
+            runs = [Run(**run) for run in found["runs"]]
+        except (KeyError, TypeError) as error:
+            raise OutputError(f"{self.header} is damaged ({error}); {mend}") from error
+        if not runs:
+            raise OutputError(f"{self.header} names no run; {mend}")
         return runs
 
-    def _read_rows(self) -> list[Row]:
+    def _index(self, first_row: int | None) -> int:
+        """Note where rows begin, from a row on; returns the number of all rows."""
+        self._lines = self._open_lines()
+        count = 0
+        for count, (offset, row) in enumerate(scan_lines(self._lines, self.path, self.key), 1):
+            if first_row is not None and count > first_row:
+                self._note(row, offset)
+        return count
+
+    def _open_lines(self) -> BinaryIO:
         if self.path.exists():
-            return parse_rows(self.path.read_bytes(), self.path, self.key)
-        return read_parquet(self.output)
+            return self.path.open("rb")
+        spool = TemporaryFile()  # noqa: SIM115  # random access to the rows of a finished table
+        for row in read_rows(self.output, self.columns):
+            spool.write(to_line(row))
+        spool.seek(0)
+        return cast("BinaryIO", spool)
+
+    def _note(self, row: Row, offset: int) -> None:
+        mark = _hash(self._key(row))
+        self._num_stale += mark in self._latest
+        self._latest[mark] = offset
+        (self._failed.discard if row.get("error") is None else self._failed.add)(mark)
+
+    # Writing -------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Write the header and the rows that stay, and open the file for more."""
+        """Write the header, and open the file for more rows."""
         self._write_header()
-        with replacing(self.path) as temporary:
-            temporary.write_bytes(_to_lines(self.rows))
-        self._file = self.path.open("ab")
+        if self._anew or self.path.exists():
+            self._open_journal()
+
+    def _open_journal(self) -> Journal:
+        if self._anew:
+            with replacing(self.path) as temporary:
+                temporary.touch()
+            self._anew = False
+        elif not self.path.exists():
+            assert self._lines is not None
+            self._lines.seek(0)
+            with replacing(self.path) as temporary, temporary.open("wb") as out:
+                shutil.copyfileobj(self._lines, out)
+        else:
+            _end_last_line(self.path)
+        self._journal = Journal(self.path)
+        self._lines = self.path.open("rb")
+        self._end = self.path.stat().st_size
+        return self._journal
 
     def append(self, rows: Sequence[Row]) -> None:
-        """Add rows and sync them to disk.
+        """Add rows and sync them to disk; one for a key that has a row already replaces it.
 
         Raises:
             OutputError: Somebody else has written to the file, or the disk is full.
         """
-        assert self._file is not None, "start() comes first"
-        if self.path.stat().st_size != self._file.tell():
+        journal = self._journal or self._open_journal()
+        if self.path.stat().st_size != self._end:  # perhaps another file by now
             raise OutputError(f"another process writes to {self.path}; let only one run at a time")
-        try:
-            self._file.write(_to_lines(rows))
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
-        self.rows.extend(rows)
+        fresh = [row for row in rows if not self._failed_alike(row)]
+        journal.append(fresh)
+        for row in fresh:
+            self._note(row, self._end)
+            self._end += len(to_line(row))
+
+    def _failed_alike(self, row: Row) -> bool:
+        """Whether the file says already that this row has failed, in the same words."""
+        mark = _hash(self._key(row))
+        return mark in self._failed and self._read(self._latest[mark]) == row
 
     def finish(self) -> None:
-        """Mark the run as ended, and write the Parquet table where one was asked for."""
+        """Mark the run as ended, drop rows that were replaced, and write the Parquet or CSV file."""
+        started = self._journal is not None
         self.close()
-        self.runs[-1] = replace(self.runs[-1], finished=True)
-        if self.is_parquet:
-            write_parquet(self.output, self.columns, self.rows)
+        self._runs[-1] = replace(self._runs[-1], finished=True)
+        if self._converts and started:
+            write_rows(self.output, self.columns, self._kept())
+        elif self._num_stale:
+            with replacing(self.path) as temporary, temporary.open("wb") as out:
+                out.writelines(map(to_line, self._kept()))
+            self._latest.clear()
+            self._failed.clear()
+            self._num_stale = 0
+            self._index(self._runs[-1].first_row)
         self._write_header()
-        if self.is_parquet:
-            self.path.unlink()
+        if self._converts:
+            self.path.unlink(missing_ok=True)
+
+    def _kept(self) -> Iterator[Row]:
+        """All rows but those of this run that a later one replaces."""
+        first = self._runs[-1].first_row
+        with self.path.open("rb") as file:
+            for number, (offset, row) in enumerate(scan_lines(file, self.path, self.key)):
+                if number < first or self._latest[_hash(self._key(row))] == offset:
+                    yield row
 
     def close(self) -> None:
         """Close the file; every row that was appended is on disk."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
 
     def _write_header(self) -> None:
-        runs = [asdict(run) for run in self.runs]
-        write_text(self.header, json.dumps({"runs": runs}, indent=2) + "\n")
+        write_json(self.header, {"runs": [asdict(run) for run in self._runs]})
 
 
-def _to_lines(rows: Sequence[Row]) -> bytes:
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+def _hash(key: object) -> int:
+    """64 bits of a key: a million of them fit where a thousand rows would."""
+    text = json.dumps(key, ensure_ascii=False, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def parse_rows(content: bytes, path: Path, key: tuple[str, ...] = ("id", "file_name")) -> list[Row]:
-    """Parse JSON lines that each have the columns of the key; a last line that was torn by a kill is dropped.
-
-    Raises:
-        OutputError: A line before the last is damaged.
-    """
-    lines = content.split(b"\n")
-    rows: list[Row] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+def _end_last_line(path: Path) -> None:
+    """Give a complete last line the line end that it lacks, as after an edit by hand."""
+    with path.open("rb+") as file:
+        size = file.seek(0, 2)
+        if size == 0:
+            return
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return
+        start = max(0, size - 2**20)
+        file.seek(start)
+        last = file.read().rpartition(b"\n")[2]
         try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or not row.keys() >= set(key):
-                raise ValueError(f"no row with {' and '.join(key)}")
-        except ValueError as error:
-            if number == len(lines):  # no line end follows: the write was cut off
-                break
-            raise OutputError(
-                f"line {number} of {path} is damaged ({error}); remove it, or use --on-existing overwrite"
-            ) from error
-        rows.append(row)
-    return rows
-
-
-def import_pyarrow() -> tuple[Any, Any]:
-    """The modules ``pyarrow`` and ``pyarrow.parquet``.
-
-    Raises:
-        OutputError: They are not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise OutputError(
-            'Parquet needs pyarrow: pip install "vlv[data]", or name a .jsonl file'
-        ) from None
-    return pyarrow, pyarrow.parquet
-
-
-def read_parquet(path: Path) -> list[Row]:
-    """Rows of a Parquet table."""
-    arrow, parquet = import_pyarrow()
-    try:
-        rows: list[Row] = parquet.read_table(path).to_pylist()
-    except (arrow.ArrowException, OSError) as error:
-        raise OutputError(f"{path} is no readable Parquet table ({error})") from error
-    return rows
-
-
-def write_parquet(path: Path, columns: Mapping[str, type], rows: Sequence[Row]) -> None:
-    """Write rows as a Parquet table, atomically; ``columns`` gives each column ``str`` or ``int``."""
-    arrow, parquet = import_pyarrow()
-    types = {str: arrow.string(), int: arrow.int64()}
-    schema = arrow.schema([(name, types[kind]) for name, kind in columns.items()])
-    with replacing(path) as temporary:
-        parquet.write_table(arrow.Table.from_pylist(list(rows), schema=schema), temporary)
+            json.loads(last)
+        except ValueError:
+            return
+        file.write(b"\n")

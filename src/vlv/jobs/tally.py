@@ -16,6 +16,8 @@ class Tally:
         failed: Inputs that could not be used.
         truncated: Results cut off at their longest allowed length, or texts cut before use.
         started: Clock at the start, in seconds.
+        changed: Inputs that changed since, and keep their old result all the same.
+        redone: Inputs that changed since, and got a new result.
     """
 
     done: int = 0
@@ -23,6 +25,8 @@ class Tally:
     failed: int = 0
     truncated: int = 0
     started: float = field(default_factory=time.monotonic)
+    changed: int = 0
+    redone: int = 0
 
     def restart(self) -> None:
         """Start the clock anew, once the model is loaded."""
@@ -48,4 +52,8 @@ class Tally:
             f"done {self.done}, skipped {self.skipped}, "
             f"failed {self.failed}, truncated {self.truncated}"
         )
+        if self.changed:
+            counts += f", changed {self.changed} (kept as they were; --on-changed redo)"
+        if self.redone:
+            counts += f", changed {self.redone} (done again)"
         return f"{counts} ({self.images_per_second:.1f} images/s)" if self.done else counts

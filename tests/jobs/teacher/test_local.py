@@ -83,7 +83,7 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
         write_image(tmp_path / "in" / f"{number}.png", number)
     args = ["data", "caption", str(tmp_path / "in"), "--vlm", str(folder), "--device", "cpu"]
     args += ["--prompt", "What is in {file_name}?", "--max-tokens", "8", "--batch-size", "2"]
-    args += ["--language", "any", "--form", "jsonl"]
+    args += ["--language", "any", "--format", "jsonl"]
     outputs = []
     for name in ("a", "b"):
         assert run([*args, "-o", str(tmp_path / name)]) in {0, 2}

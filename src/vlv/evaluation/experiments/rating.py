@@ -61,7 +61,7 @@ class Ballot:
     def next(self) -> dict[str, Any]:
         """The next item for the page: no name of a source, no id."""
         with self._lock:
-            left = [n for n, key in enumerate(self._keys) if key not in self._table.done]
+            left = [n for n, key in enumerate(self._keys) if key not in self._table]
             about = {"left": len(left), "total": len(self._keys), "mode": self._mode}
             if not left:
                 return about
@@ -88,9 +88,8 @@ class Ballot:
         else:
             raise ValueError("there is no such judgement")
         with self._lock:
-            if self._keys[item] not in self._table.done:
+            if self._keys[item] not in self._table:
                 self._table.append([row])
-                self._table.done[self._keys[item]] = row
 
 
 class RatingServer(ThreadingHTTPServer):

@@ -22,7 +22,8 @@ from typing import Any
 
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.evaluation.experiments.samples import DataSet, Sample
-from vlv.jobs.table import GrowingTable, Row, parse_rows
+from vlv.jobs.formats import read_rows
+from vlv.jobs.table import GrowingTable, Row
 from vlv.jobs.tally import Tally
 from vlv.storage import write_text
 from vlv.training.journal import versions
@@ -141,7 +142,7 @@ class Run:
     def all_rows(self, name: str, key: tuple[str, ...]) -> list[Row]:
         """The rows of a table, those that failed among them."""
         path = self.folder / f"{name}.jsonl"
-        return parse_rows(path.read_bytes(), path, key) if path.is_file() else []
+        return list(read_rows(path, key=key)) if path.is_file() else []
 
     def table_settings(self, name: str) -> dict[str, Any]:
         """What the rows of a table depend on."""
@@ -176,7 +177,7 @@ def fill(
         The counts.
     """
     wanted = list(wanted)
-    missing = [key for key in wanted if key not in table.done]
+    missing = [key for key in wanted if key not in table]
     tally = Tally(skipped=len(wanted) - len(missing))
 
     def emit(rows: Sequence[Row]) -> None:

@@ -1,27 +1,24 @@
-"""Caption many images with a teacher: what is missing, the way to make it, and the files in the end."""
+"""Caption many images with a teacher: what is missing, and the way to make it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vlv.errors import BudgetError, ConfigError
 from vlv.jobs.tally import Tally
 from vlv.jobs.teacher.checks import FAULTS, Wanted
-from vlv.jobs.teacher.outputs import OtherForms, Shards, relative_path, wide_row
+from vlv.jobs.teacher.files import Files, State, TeacherOutput, wide_row
 from vlv.jobs.teacher.prompts import check_fields
-from vlv.jobs.teacher.state import State
+from vlv.jobs.wording import Wording
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
     from vlv.data.records import Record
     from vlv.endpoint import Answer
+    from vlv.jobs.formats import Row
     from vlv.jobs.inputs import Opened
-    from vlv.jobs.teacher.outputs import Form
     from vlv.jobs.teacher.prompts import Prompt
-    from vlv.jobs.teacher.state import OnExisting, Row
 
 SECOND_TEMPERATURE = 0.7
 """Least temperature of a second try: the likeliest answer was no caption."""
@@ -33,10 +30,11 @@ class Asking:
 
     Attributes:
         max_tokens: Longest answer, in the teacher's tokens; None is what the teacher allows.
-        temperature: Of the draws; None leaves it to an endpoint, and is the likeliest answer elsewhere.
-        seed: Of the draws; each further try has another.
+        temperature: Of the sampling; None leaves it to an endpoint, and is the likeliest answer elsewhere.
+        seed: Of the sampling; each further try has another.
         tries: How often an image is asked about before the answer counts as failed.
         wanted: What a caption must be.
+        wording: What is done to its text.
     """
 
     max_tokens: int | None = 512
@@ -44,6 +42,7 @@ class Asking:
     seed: int = 0
     tries: int = 2
     wanted: Wanted = field(default_factory=Wanted)
+    wording: Wording = field(default_factory=Wording)
 
     def __post_init__(self) -> None:
         if (self.max_tokens or 1) < 1 or self.tries < 1:
@@ -52,6 +51,11 @@ class Asking:
             )
         if self.temperature is not None and self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
+
+    def settings(self) -> dict[str, Any]:
+        """What the captions depend on."""
+        found = asdict(self)
+        return {**found.pop("wanted"), **found}
 
     def draw(self, attempt: int) -> tuple[float | None, int | None]:
         """Temperature and seed of a try, counted from 0; without chance there is no seed."""
@@ -104,12 +108,7 @@ class TeacherJob:
         prompts: What to ask of each.
         asking: How.
         teacher: Whom.
-        output: Folder of the shards and of the state.
-        forms: What is written.
-        images: Whether the shards hold the bytes of the images or the paths of their files.
-        shard_size: Images of a shard.
-        on_existing: What to do with captions that are there.
-        retry_failed: Ask again what has failed before.
+        output: What is written.
 
     Attributes:
         tally: Counts of images.
@@ -126,30 +125,19 @@ class TeacherJob:
         prompts: Sequence[Prompt],
         asking: Asking,
         teacher: Teacher,
-        output: Path,
-        *,
-        forms: Sequence[Form] = ("parquet",),
-        images: Literal["bytes", "path"] = "bytes",
-        shard_size: int = 2000,
-        on_existing: OnExisting = "skip",
-        retry_failed: bool = False,
+        output: TeacherOutput,
     ) -> None:
         check_fields(prompts, records)
         self.records, self.prompts, self.asking, self.teacher = records, prompts, asking, teacher
         settings = {
             **teacher.settings(),
             "prompts": {prompt.name: prompt.text for prompt in prompts},
-            **_plain(asking),
+            **asking.settings(),
         }
-        self.state = State(output, settings, on_existing, retry_failed=retry_failed)
-        self._others = OtherForms(records, output, forms, on_existing)
-        self._only_sidecars = set(forms) == {"txt"}
-        self._shards = Shards(output, prompts, images) if "parquet" in forms else None
-        if self._shards is not None and images == "path":
-            for record in records:
-                relative_path(record, output)
-        self._size = shard_size
-        self._open = [0] * -(-len(records) // shard_size)  # images of each shard that are not done
+        self.state = State(output, settings)
+        self._files = Files(records, prompts, output)
+        self._size = output.shard_size
+        self._open = [0] * -(-len(records) // self._size)  # images of each shard that are not done
         self.tally = Tally()
         self.left: str | None = None
         self._report: Callable[[str | None], None] = lambda error: None
@@ -180,28 +168,35 @@ class TeacherJob:
                 self.teacher.run(self, self._items())
             except BudgetError as error:
                 self.left = str(error)
-            self._write_files()
+            for shard in range(len(self._open)) if self._files.has_shards else ():
+                self._write_shard(shard)
+            self._files.finish(self.row, len(self._open))
         finally:
             self.state.close()
         return self.tally
 
     def _items(self) -> Iterator[Item]:
         for index, record in enumerate(self.records):
-            if self._only_sidecars and self._others.keeps(record):
+            if (why := self._files.collision(record)) is not None:
+                self.tally.failed += 1
+                self._report(why)
+            elif self._files.keeps(record):
                 self._count_skipped()
+            elif (item := self._item(index, record)) is not None:
+                yield item
                 continue
-            rows = [self.state.get(record, prompt) for prompt in self.prompts]
-            missing = [
-                (prompt, row)
-                for prompt, row in zip(self.prompts, rows, strict=True)
-                if self.state.is_missing(row)
-            ]
-            if missing:
-                tries = {prompt.name: row["tries"] for prompt, row in missing if row is not None}
-                yield Item(index, record, tuple(prompt for prompt, _ in missing), tries)
             else:
                 self._count_skipped()
-                self._open[index // self._size] -= 1
+            self._open[index // self._size] -= 1
+
+    def _item(self, index: int, record: Record) -> Item | None:
+        """What is missing of an image; None where nothing is."""
+        rows = [(prompt, self.state.get(record, prompt)) for prompt in self.prompts]
+        missing = [(prompt, row) for prompt, row in rows if self.state.is_missing(row)]
+        if not missing:
+            return None
+        tries = {prompt.name: row["tries"] for prompt, row in missing if row is not None}
+        return Item(index, record, tuple(prompt for prompt, _ in missing), tries)
 
     def _count_skipped(self) -> None:
         self.tally.skipped += 1
@@ -220,12 +215,12 @@ class TeacherJob:
         error: str | None = None,
     ) -> None:
         """Write the row of an image and prompt: a caption, or the reason why there is none."""
-        good = answer is not None and error is None
+        good = answer if error is None else None
         width, height = opened.size or (None, None)
         row: Row = {
-            "caption": " ".join(answer.text.split()) if good and answer else None,
-            "n_tokens": answer.completion_tokens if good and answer else None,
-            "finish_reason": answer.finish_reason if good and answer else None,
+            "caption": good and self.asking.wording.apply(" ".join(good.text.split())),
+            "n_tokens": good and good.completion_tokens,
+            "finish_reason": good and good.finish_reason,
             "model": self.teacher.name,
             "tries": tries,
             "width": width,
@@ -244,13 +239,12 @@ class TeacherJob:
         self._report(errors[0] if errors else None)
         shard = item.index // self._size
         self._open[shard] -= 1
-        if self._open[shard] or self._shards is None:
+        if self._open[shard] or not self._files.has_shards:
             return None
         return lambda: self._write_shard(shard)
 
-    # Files ----------------------------------------------------------------------------------------
-
-    def _wide(self, record: Record) -> Row | None:
+    def row(self, record: Record) -> Row | None:
+        """One image with its captions for all prompts; None where one is missing."""
         rows = [self.state.get(record, prompt) for prompt in self.prompts]
         complete = [row for row in rows if row is not None]
         if len(complete) < len(rows):
@@ -258,18 +252,8 @@ class TeacherJob:
         return wide_row(record, self.prompts, complete, self.asking.seed)
 
     def _write_shard(self, shard: int) -> None:
-        assert self._shards is not None
         records = self.records[shard * self._size : (shard + 1) * self._size]
-        pairs = [(r, row) for r in records if (row := self._wide(r)) is not None]
-        if pairs:
-            self._shards.write(shard, pairs)
-
-    def _write_files(self) -> None:
-        if self._shards is not None:
-            for shard in range(len(self._open)):
-                self._write_shard(shard)
-            self._shards.remove_from(len(self._open))
-        self._others.write(self._wide, self.prompts)
+        self._files.write_shard(shard, [(r, row) for r in records if (row := self.row(r))])
 
     def num_left(self) -> int:
         """Images that were not worked on."""
@@ -281,16 +265,3 @@ def fault_words(name: str, answer: Answer, fault: str, tries: int) -> str:
     said = answer.refusal or answer.text
     shown = " ".join(said.split())[:80]
     return f"{name}: the answer is no caption, {FAULTS[fault]} ({tries} tries): {shown!r}"
-
-
-def _plain(asking: Asking) -> dict[str, Any]:
-    wanted = asking.wanted
-    return {
-        "max_tokens": asking.max_tokens,
-        "temperature": asking.temperature,
-        "seed": asking.seed,
-        "tries": asking.tries,
-        "language": wanted.language,
-        "min_words": wanted.min_words,
-        "max_words": wanted.max_words,
-    }

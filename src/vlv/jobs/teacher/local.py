@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlv.endpoint import Answer
 from vlv.errors import DataError, ModelFolderError
-from vlv.jobs.inputs import file_name, open_record
+from vlv.jobs.inputs import open_record
 from vlv.jobs.teacher.job import fault_words
 from vlv.models.placement import pick_device, pick_dtype
 
@@ -121,7 +121,7 @@ def _try(
             faults[item.index] = fault
             again.append((item, opened, text))
         else:
-            words = fault_words(file_name(item.record), answer, fault, asking.tries)
+            words = fault_words(item.record.name, answer, fault, asking.tries)
             job.keep(item, prompt, opened, answer, tries=tries, error=words)
     return again
 

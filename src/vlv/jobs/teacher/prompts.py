@@ -8,7 +8,6 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from vlv.errors import ConfigError, DataError
-from vlv.jobs.inputs import file_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -87,7 +86,7 @@ class Prompt:
             found = field_of(record, match[1])
             if found is None and match[2] is None:
                 raise DataError(
-                    f"{file_name(record)}: it has no field {match[1]!r} for the prompt {self.name}; "
+                    f"{record.name}: it has no field {match[1]!r} for the prompt {self.name}; "
                     f"write {{{match[1]}|words to use instead}}"
                 )
             return str(match[2]) if found is None else found
@@ -166,7 +165,7 @@ def field_of(record: Record, name: str) -> str | None:
     meta = record.meta or {}
     value: Any = meta.get(name)
     if name == "file_name":
-        value = PurePosixPath(file_name(record)).name
+        value = PurePosixPath(record.name).name
     elif name == "folder":
         value = path.parent.name
     elif name == "id":

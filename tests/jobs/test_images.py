@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vlv.errors import ConfigError
-from vlv.jobs.mix import MixSettings
+from vlv.jobs.images import MixSettings
 
 
 def test_the_ways_to_mix() -> None:

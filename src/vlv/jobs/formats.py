@@ -1,0 +1,135 @@
+"""Rows to files and back, one at a time: JSON lines, Parquet and CSV."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vlv.errors import OutputError
+from vlv.storage import replacing
+
+Row = dict[str, Any]
+Columns = Mapping[str, type]
+
+TABLE_SUFFIXES = (".jsonl", ".parquet", ".csv")
+ROWS_PER_GROUP = 10_000
+
+
+def scan_lines(file: BinaryIO, path: Path, key: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+    """Yield every row of JSON lines with the offset that it begins at; a last line torn by a kill is left out.
+
+    Raises:
+        OutputError: A line before the last is no row, or lacks a column of the key.
+    """
+    offset = 0
+    for number, line in enumerate(file, start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict) or not row.keys() >= set(key):
+                    raise ValueError(f"no row with {' and '.join(key)}")
+            except (ValueError, RecursionError) as error:
+                if not line.endswith(b"\n"):
+                    return
+                raise OutputError(
+                    f"line {number} of {path} is damaged ({error}); remove it, or use --on-existing overwrite"
+                ) from error
+            yield offset, row
+        offset += len(line)
+
+
+def read_rows(
+    path: Path, columns: Columns | None = None, key: tuple[str, ...] = ("id", "file_name")
+) -> Iterator[Row]:
+    """Yield the rows of a table.
+
+    Args:
+        path: A .jsonl, .parquet or .csv file.
+        columns: Types of the columns, which a CSV file does not tell.
+        key: Columns that every row of JSON lines must have.
+
+    Raises:
+        OutputError: The file is no such table.
+    """
+    if path.suffix == ".parquet":
+        yield from _read_parquet(path)
+    elif path.suffix == ".csv":
+        yield from _read_csv(path, columns or {})
+    else:
+        with path.open("rb") as file:
+            yield from (row for _, row in scan_lines(file, path, key))
+
+
+def write_rows(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
+    """Write rows as a .parquet or .csv table, atomically.
+
+    Args:
+        path: The file.
+        columns: Names and types (``str`` or ``int``) of its columns.
+        rows: What it holds, taken one after the other.
+    """
+    with replacing(path) as temporary:
+        if path.suffix == ".parquet":
+            _write_parquet(temporary, columns, rows)
+        else:
+            with temporary.open("w", encoding="utf-8", newline="") as file:
+                writer = csv.DictWriter(file, list(columns), lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(rows)
+
+
+def import_pyarrow() -> tuple[Any, Any]:
+    """The modules ``pyarrow`` and ``pyarrow.parquet``.
+
+    Raises:
+        OutputError: They are not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise OutputError(
+            'Parquet needs pyarrow: pip install "vlv[data]", or name a .jsonl file'
+        ) from None
+    return pyarrow, pyarrow.parquet
+
+
+def arrow_schema(columns: Columns) -> Any:
+    """The Arrow schema of columns of ``str``, ``int`` and ``bytes``."""
+    arrow, _ = import_pyarrow()
+    types = {str: arrow.string(), int: arrow.int64(), bytes: arrow.binary()}
+    return arrow.schema([(name, types[kind]) for name, kind in columns.items()])
+
+
+def _read_parquet(path: Path) -> Iterator[Row]:
+    arrow, parquet = import_pyarrow()
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (arrow.ArrowException, OSError) as error:
+        raise OutputError(f"{path} is no readable Parquet table ({error})") from error
+
+
+def _write_parquet(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
+    arrow, parquet = import_pyarrow()
+    schema, rows = arrow_schema(columns), iter(rows)
+    with parquet.ParquetWriter(path, schema) as writer:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            writer.write_table(arrow.Table.from_pylist(group, schema=schema))
+
+
+def _read_csv(path: Path, columns: Columns) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file, strict=True):
+                yield {
+                    name: None if text in {"", None} else columns.get(name, str)(text)
+                    for name, text in row.items()
+                }
+    except (OSError, ValueError, csv.Error) as error:
+        raise OutputError(f"{path} is no readable CSV table ({error})") from error
