@@ -401,7 +401,7 @@ def test_options_without_effect_are_refused(vlv: Vlv, photos: Path, tmp_path: Pa
         (("--endpoint", "http://127.0.0.1:1/v1"), "name the endpoint's model"),
         (("--endpoint", "http://127.0.0.1:1/v1", "--vlm", "x"), "two teachers"),
         (("--format", "xls"), "there is no format 'xls'"),
-        (("--language", "xx"), "the language 'xx' cannot be told"),
+        (("--language", "xx"), "the language 'xx' is not recognised"),
     ):
         result = vlv(*base, *options)
         assert result.code == 1

@@ -104,7 +104,7 @@ def _notes(model: str) -> list[str]:
         return []
     return [
         "vlv-tiny knows the toy world only: one to three rendered solids on a plain. It shows the method, not "
-        "what a real model can do; in any other picture it will see spheres, cubes, cylinders and cones."
+        "what a real model can do; in any other image it will see spheres, cubes, cylinders and cones."
     ]
 
 

@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-SHEET_PICTURES = 48
+SHEET_IMAGES = 48
 
 SizeName = Literal["small", "medium", "large"]
 SplitName = Literal["train", "val", "test", "composition"]
@@ -38,10 +38,10 @@ def render(
         int | None, typer.Option(min=1, help="Processes; one for every processor by default.")
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(help="Also lay the first pictures out in this FILE.png.")
+        Path | None, typer.Option(help="Also lay the first images out in this FILE.png.")
     ] = None,
 ) -> int:
-    """Render scenes into tar shards: pictures, captions and the truth about each.
+    """Render scenes into tar shards: images, captions and the truth about each.
 
     Whole shards that are there already are kept: an interrupted command goes on when it is given again.
     """
@@ -55,7 +55,7 @@ def render(
         common.say(f"the whole shards in {out} are kept; the same command goes on from there")
         raise
     if sheet is not None:
-        _write_sheet(sheet, min(num, SHEET_PICTURES), seed, split)
+        _write_sheet(sheet, min(num, SHEET_IMAGES), seed, split)
     common.say(f"{num} scenes in {len(paths)} shards -> {out}")
     return 0
 
@@ -63,7 +63,7 @@ def render(
 @app.command()
 def sheet(
     out: Annotated[Path, typer.Argument(help="FILE.png")],
-    num: Num = SHEET_PICTURES,
+    num: Num = SHEET_IMAGES,
     split: Split = "train",
     seed: common.Seed = 0,
 ) -> int:

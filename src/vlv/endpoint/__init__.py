@@ -1,4 +1,4 @@
-"""Asking a model behind an OpenAI-compatible address: politely, within a budget, and never twice for the same answer."""
+"""Client of OpenAI-compatible endpoints: rate limits, retries, budgets, and a store so that no answer is paid for twice."""
 
 from vlv.endpoint.budget import Budget, Ledger, Prices
 from vlv.endpoint.client import Client

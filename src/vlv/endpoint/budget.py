@@ -1,4 +1,4 @@
-"""What was sent, what it cost, and when to stop."""
+"""Prices, budgets, and the ledger of what was spent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One question, one answer: known already, or asked for with patience until it comes or fails for good."""
+"""The client: an answer comes from the store, or from the endpoint, with retries until it comes or fails for good."""
 
 from __future__ import annotations
 

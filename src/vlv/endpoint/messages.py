@@ -26,9 +26,9 @@ class ChatRequest:
     Attributes:
         messages: The conversation; made by `system` and `user`.
         max_tokens: Longest answer, in the model's tokens; None leaves it to the server.
-        temperature: Of the draws; None leaves it to the server.
+        temperature: Sampling temperature; None leaves it to the server.
         top_p: Share of the probability to draw from; None leaves it to the server.
-        seed: Of the draws; a server may ignore it.
+        seed: Seed of the sampling; a server may ignore it.
         extra: Further fields of the request, such as ``response_format``.
     """
 

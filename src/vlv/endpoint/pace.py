@@ -1,4 +1,4 @@
-"""Not faster than agreed: an even pace instead of bursts, and pauses that the server asks for."""
+"""Rate limits: an even pace instead of bursts, and pauses that the server asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Pace:
-    """Hands out so many units a minute, evenly spaced.
+    """A rate limit: hands out units evenly spaced.
 
     Args:
         per_minute: Units a minute; None does not limit.

@@ -1,4 +1,4 @@
-"""Many requests at once, for callers that know nothing of asynchrony."""
+"""Many requests at once, for callers that are not asynchronous."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a model answers, and how hard it may be asked."""
+"""Settings of an endpoint: address, model, key, rate limits, retries."""
 
 from __future__ import annotations
 

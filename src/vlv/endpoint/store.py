@@ -1,4 +1,4 @@
-"""Values on disk by key: what is written stays, even when the process is killed in the next instant."""
+"""A key-value store in one SQLite file that survives a killed process."""
 
 from __future__ import annotations
 

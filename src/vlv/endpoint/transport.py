@@ -1,4 +1,4 @@
-"""One HTTP request and what became of it: an answer, trouble that may pass, or trouble that stays."""
+"""One HTTP request: an answer, an error worth a retry, or one that is final."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OUT_OF_QUOTA = frozenset({"insufficient_quota", "billing_hard_limit_reached"})
 
 
 class PassingError(Exception):
-    """Something that another try may mend.
+    """An error that another try may not meet.
 
     Attributes:
         reason: What happened, in words.

@@ -1,4 +1,4 @@
-"""Is this machine fit for vlv? Each check says what it found, and where it is bad how to mend it."""
+"""Checks of the installation; each says what it found, and how to mend what is bad."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records in, opened images out, batch by batch: a bad file is reported where it stood, never skipped silently."""
+"""Open the images of records in batches, by threads; a bad file is reported in its place, never skipped silently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures on disk: PNG files that carry their settings, names for them, and side-by-side sheets."""
+"""Images on disk: PNG files that carry their settings, names for them, and side-by-side sheets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What became of the inputs of one command."""
+"""Counts of one command: done, skipped, failed."""
 
 from __future__ import annotations
 

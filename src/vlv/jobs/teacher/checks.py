@@ -52,7 +52,7 @@ class Wanted:
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
             raise ConfigError(
-                f"the language {self.language!r} cannot be told; choose one of {', '.join(LANGUAGES)}"
+                f"the language {self.language!r} is not recognised; choose one of {', '.join(LANGUAGES)}"
             )
         if self.min_words < 1 or (self.max_words or self.min_words) < self.min_words:
             raise ConfigError(

@@ -76,7 +76,7 @@ class Item:
         index: Its number among the inputs.
         record: Where it lies.
         prompts: What is still to be asked.
-        tries: How often each of them was answered in vain before, by name.
+        tries: Number of earlier tries that gave no caption, by name of the prompt.
     """
 
     index: int
@@ -86,7 +86,7 @@ class Item:
 
 
 class Teacher(Protocol):
-    """Whoever makes the captions."""
+    """What makes the captions: an endpoint, or a model on this machine."""
 
     name: str
     """Of the model, for the column ``model``."""

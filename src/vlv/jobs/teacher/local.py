@@ -201,7 +201,7 @@ class TransformersModel:
         asking: Asking,
         attempt: int,
     ) -> list[Answer]:
-        """Answers of a batch; drawn ones depend on the whole batch."""
+        """Answers of a batch; sampled ones depend on the whole batch."""
         inputs = self._processor(
             text=[self._prompt(text) for text in texts],
             images=[[image] for image in images],
