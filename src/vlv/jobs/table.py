@@ -69,6 +69,8 @@ class GrowingTable:
         OutputError: The output is damaged, not ours, or was made with other settings.
     """
 
+    _lines: BinaryIO | None = None  # the rows as JSON lines, for reading
+
     def __init__(
         self,
         output: Path,
@@ -86,7 +88,6 @@ class GrowingTable:
         self._runs = [Run(plain(settings))]
         self._anew = True
         self._journal: Journal | None = None
-        self._lines: BinaryIO | None = None  # the rows as JSON lines, for reading
         self._latest: dict[
             int, int
         ] = {}  # by hash of its key, where the latest row of this run begins
@@ -164,12 +165,22 @@ class GrowingTable:
 
     def _index(self, first_row: int | None) -> int:
         """Note where rows begin, from a row on; returns the number of all rows."""
-        self._lines = self._open_lines()
+        lines = self._open_lines()
+        self._read_from(lines)
         count = 0
-        for count, (offset, row) in enumerate(scan_lines(self._lines, self.path, self.key), 1):
+        for count, (offset, row) in enumerate(scan_lines(lines, self.path, self.key), 1):
             if first_row is not None and count > first_row:
                 self._note(row, offset)
         return count
+
+    def _read_from(self, lines: BinaryIO) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        self._lines = lines
+
+    def __del__(self) -> None:
+        if self._lines is not None:
+            self._lines.close()
 
     def _open_lines(self) -> BinaryIO:
         if self.path.exists():
@@ -207,7 +218,7 @@ class GrowingTable:
         else:
             _end_last_line(self.path)
         self._journal = Journal(self.path)
-        self._lines = self.path.open("rb")
+        self._read_from(self.path.open("rb"))
         self._end = self.path.stat().st_size
         return self._journal
 
