@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Vlv, write_image
-from vlv.data.records import find_records
+from vlv.data.source import find_records
 from vlv.jobs.caption import COLUMNS
 from vlv.jobs.formats import Row, read_rows
 from vlv.models import placement

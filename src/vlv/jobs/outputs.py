@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
 
-from vlv.data.records import TarShardWriter
-from vlv.data.shards import Span, shard_path
+from vlv.data.records import Span
+from vlv.data.shards import TarShardWriter, shard_path
 from vlv.errors import DataError, OutputError
 from vlv.jobs.formats import Columns, Row, arrow_schema, import_pyarrow
 from vlv.storage import replacing, to_line, write_json
