@@ -33,12 +33,9 @@ class Task(Generic[T]):
     def run(self) -> None:
         """Make the call; the outcome is kept."""
         self._thread, self._started = threading.current_thread(), time.monotonic()
-        call, self._call = (
-            self._call,
-            None,
-        )  # or a task would keep its loader, which keeps its tasks
+        call, self._call = self._call, None  # a finished task keeps nothing alive
+        assert call is not None, "a task is run once"
         try:
-            assert call is not None, "a task is run once"
             self._value = call()
         except BaseException as error:  # noqa: BLE001 -- raised where the result is asked for
             self._error = error
