@@ -103,6 +103,7 @@ def test_interrupted_run_loses_nothing(
     assert rows(output) == rows(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130)])
 def test_killed_run_loses_nothing(
     vlv: Vlv, tiny_folder: Path, tmp_path: Path, kind: signal.Signals, code: int

@@ -131,6 +131,7 @@ def dealt_out(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
     return whole.peak, share_only.peak, frozen + peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "ema": 0.9}])
 def test_training_of_a_share(stage: str, changes: dict[str, Any]) -> None:

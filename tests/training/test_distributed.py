@@ -94,6 +94,7 @@ def flops(run_dir: Path) -> float:
     return float(line["mfu"] * 2000 / line["images_per_second"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_ranks", "accumulate"), [(2, 1), (2, 2), (1, 4)])
 def test_the_curve_does_not_depend_on_the_cut(
     tmp_path: Path, num_ranks: int, accumulate: int
@@ -142,6 +143,7 @@ def dealt_out(rank: int, run_dir: Path, parallel: str, interrupted: bool) -> Any
         return weights(objective.module), average, seen + loader.seen
 
 
+@pytest.mark.slow
 def test_what_trains_may_be_dealt_out(tmp_path: Path) -> None:
     whole = run_ranks(2, dealt_out, tmp_path / "ddp", "ddp", False)
     shares = run_ranks(2, dealt_out, tmp_path / "fsdp", "fsdp", False)
@@ -158,6 +160,7 @@ def test_what_trains_may_be_dealt_out(tmp_path: Path) -> None:
     assert flops(tmp_path / "fsdp") == pytest.approx(flops(tmp_path / "ddp"), rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_dealt_out_otherwise(tmp_path: Path) -> None:
     expected = run_ranks(2, dealt_out, tmp_path / "ddp", "ddp", False)
     for first, second in (("ddp", "fsdp"), ("fsdp", "ddp")):
@@ -200,6 +203,7 @@ def other_number(rank: int, run_dir: Path, num_ranks: int, stop: bool) -> Any:
     return weights(objective.module), loader.seen
 
 
+@pytest.mark.slow
 def test_a_run_may_go_on_in_another_number_of_processes(tmp_path: Path) -> None:
     [(expected, seen)] = run_ranks(1, other_number, tmp_path / "one", 1, False)
     for first, second in ((2, 1), (1, 2)):
@@ -244,12 +248,14 @@ class Ending(ShareLoader):
             yield batch
 
 
+@pytest.mark.slow
 def test_a_loader_that_ends_in_one_process_ends_all(tmp_path: Path) -> None:
     told = run_ranks(2, failing, tmp_path, "loader")
     assert "the data ended after 4 of 10 steps" in told[1]
     assert told[0] == "another process of this run failed; it says why"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["error", "exit"])
 def test_a_process_that_ends_ends_all(tmp_path: Path, how: str) -> None:
     ranks = Ranks(2, failing, tmp_path, how)
@@ -277,6 +283,7 @@ def signalled(rank: int, run_dir: Path) -> Any:
     return str(caught.value), caught.value.preempted, caught.value.result.step
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> None:
     first, second = run_ranks(
         2, signalled, tmp_path
@@ -286,6 +293,7 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path: Path) -> N
     assert "SIGUSR1 was received at step 3 of 9" in first[0]
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_in_one_process_are_skipped_by_all(tmp_path: Path) -> None:
     results = run_ranks(2, poisoned, tmp_path)
     assert [skipped for skipped, _ in results] == [2, 2]

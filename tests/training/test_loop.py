@@ -95,6 +95,7 @@ def test_global_generators_are_left_as_they_were(tmp_path: Path) -> None:
     assert before[1] == random.getstate()
 
 
+@pytest.mark.slow
 def test_killed_run_equals_uninterrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tests.training.support", str(tmp_path / "killed"), "2000"]
     root = Path(__file__).parents[2]

@@ -117,6 +117,7 @@ def shortage_in_one(rank: int, run_dir: Path, accumulate: int, step: int) -> Any
     return weights(objective.module)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("accumulate", "step"), [(1, 0), (2, 0)])
 def test_a_shortage_in_one_process(tmp_path: Path, accumulate: int, step: int) -> None:
     expected = run(tmp_path / "a", Plain(), steps=6)
@@ -127,6 +128,7 @@ def test_a_shortage_in_one_process(tmp_path: Path, accumulate: int, step: int) -
             torch.testing.assert_close(each[name], value, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_shortage_while_gradients_are_averaged_ends_all_and_is_remembered(tmp_path: Path) -> None:
     expected = run(tmp_path / "a", Plain(), steps=6)
     with pytest.raises(AssertionError, match="batches are cut into micro-batches of 2"):

@@ -105,6 +105,7 @@ def chosen(rank: int, free: list[float]) -> str:
     return choose_recomputation(objective, tiny.IMAGE_SIZE, loop, optim, world)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("free", "choice"), [([1.07, 1.2], "never"), ([9.0, 0.1], "all")])
 def test_processes_choose_alike_by_the_least_room_and_count_a_share(
     free: list[float], choice: str
