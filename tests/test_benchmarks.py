@@ -12,6 +12,7 @@ SPEED = Path(__file__).parents[1] / "benchmarks" / "speed.py"
 TEACHER = SPEED.with_name("teacher.py")
 
 
+@pytest.mark.slow
 def test_speed(
     tiny_folder: Path,
     tmp_path: Path,

@@ -28,6 +28,7 @@ def test_resizing(
     assert "| 24 | 48 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_full_size_with_miniature_models(
     tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
