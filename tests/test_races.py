@@ -72,6 +72,7 @@ def test_both_ways_give_one_loss_and_one_gradient(stage: int, models: Any, load:
     assert contestant.step(batch(), draws(0, 3)) == pytest.approx(expected.item(), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_step_of_one(load: Any) -> None:
     """With the step of the training loop, whatever is cached; the first loss is the baseline's."""
     ours, training = load("ours"), load("training")

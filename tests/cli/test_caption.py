@@ -343,6 +343,7 @@ def test_a_table_goes_on_in_the_same_precision_only(
     assert len(rows(tmp_path / "out.jsonl")) == 1
 
 
+@pytest.mark.slow
 def test_the_packages_for_fewer_bits_keep_quiet(
     args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
