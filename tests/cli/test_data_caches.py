@@ -14,6 +14,7 @@ from tests.cli.test_train import weights, write_config
 from vlv.data import decoding
 
 
+@pytest.mark.slow
 def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
     images = ingredients / "train"
@@ -36,6 +37,7 @@ def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_pat
     assert vlv(*train, tmp_path / "other", *other).code == 1
 
 
+@pytest.mark.slow
 def test_caches_beside_shards_serve_streamed_and_listed_runs(
     vlv: Vlv, ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
