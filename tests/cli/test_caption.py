@@ -460,11 +460,11 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
     expected, sizes = vlv(*args).out, []
     describe = VLVPipeline.describe
 
-    def small(self: VLVPipeline, images: list[object], **options: object) -> object:
-        sizes.append(len(images))
-        if len(images) > 2:
+    def small(self: VLVPipeline, *, z: torch.Tensor, **options: object) -> object:
+        sizes.append(len(z))
+        if len(z) > 2:
             raise torch.OutOfMemoryError
-        return describe(self, images, **options)  # type: ignore[arg-type]
+        return describe(self, z=z, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(VLVPipeline, "describe", small)
     result = vlv(*args, "--batch-size", 4)

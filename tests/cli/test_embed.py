@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.cli.conftest import Vlv
@@ -168,3 +170,48 @@ def test_info_of_what_cannot_be(vlv: Vlv) -> None:
     assert vlv("info", "vlv-tiny", "--batch-size", 2).code == 1
     result = vlv("caption", "x.png", "--model", "paper")
     assert result.code == 1
+
+
+@pytest.fixture
+def stored(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> Path:
+    assert vlv(*args).code == 0
+    return tmp_path / "z.safetensors"
+
+
+def test_embeddings_are_captioned_like_their_images(
+    vlv: Vlv, stored: Path, photos: Path, tiny_folder: Path
+) -> None:
+    options = ("--model", tiny_folder, "--max-new-tokens", 5)
+    images = vlv("caption", photos, *options, "-o", "-")
+    from_z = vlv("caption", stored, *options, "-o", "-")
+    assert (from_z.code, len(from_z.out.splitlines())) == (0, 5)
+    for one, other in zip(images.out.splitlines(), from_z.out.splitlines(), strict=True):
+        assert json.loads(one)["caption"] == json.loads(other)["caption"]
+        assert json.loads(one)["id"] == json.loads(other)["id"]
+
+
+def test_embeddings_are_reconstructed_and_mixed_like_their_images(
+    vlv: Vlv, stored: Path, photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    options = ("--model", tiny_folder, "--steps", 2)
+    vlv("reconstruct", photos / "1.png", "-o", tmp_path / "a", *options)
+    assert vlv("reconstruct", stored, "-o", tmp_path / "b", *options).code == 0
+    names = {path.name for path in (tmp_path / "b").rglob("*.png")}
+    assert len(names) == 5
+    one = vlv("mix", photos / "1.png", photos / "1.png", "-o", tmp_path / "c.png", *options)
+    assert one.code == 0
+    weights = ("--weights", "0,1,0,0,0")
+    assert vlv("mix", stored, "-o", tmp_path / "d.png", *weights, *options).code == 0
+    with Image.open(tmp_path / "a" / "1.png") as a, Image.open(tmp_path / "d.png") as d:
+        assert max(abs(x - y) for x, y in zip(a.tobytes(), d.tobytes(), strict=True)) <= 1
+
+
+def test_embeddings_of_another_model_are_refused(
+    vlv: Vlv, stored: Path, tiny_pipeline: VLVPipeline, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(tiny_pipeline)
+    with torch.no_grad():
+        next(other.encoder.parameters()).add_(1)  # type: ignore[union-attr]
+    other.save_pretrained(tmp_path / "other")
+    result = vlv("caption", stored, "--model", tmp_path / "other")
+    assert (result.code, "was made by another model" in result.err) == (1, True)

@@ -38,7 +38,9 @@ _TALKATIVE = ("bitsandbytes", "torchao", "torch.utils._pytree")
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(help="Image files, folders, globs, .tar shards, .jsonl or .parquet lists."),
+    typer.Argument(
+        help="Image files, folders, globs, .tar shards, .jsonl or .parquet lists, embeddings of vlv embed."
+    ),
 ]
 Model = Annotated[
     str,

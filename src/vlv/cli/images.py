@@ -90,7 +90,10 @@ def generate(given: GenerateOptions) -> int:
 class MixOptions:
     """Options of ``vlv mix``."""
 
-    inputs: Annotated[list[Path], typer.Argument(help="Two or more images.")]
+    inputs: Annotated[
+        list[str],
+        typer.Argument(help="Two or more images, or caption embeddings that vlv embed wrote."),
+    ]
     output: Annotated[Path, typer.Option("--output", "-o", help="FILE.png for the mixed image.")]
     keep: Annotated[
         str | None, typer.Option(help="Leading vectors to take of each image: 20,12")
@@ -114,13 +117,15 @@ def mix(given: MixOptions) -> int:
     With --keep the leading vectors of each embedding are joined, as in the paper; with --weights the
     embeddings are blended.
     """
+    from vlv.data.source import find_records
     from vlv.jobs.images import MixSettings, mix_files
 
-    how = MixSettings.parse(len(given.inputs), given.keep, given.weights, given.mode)
+    records = [record for name in given.inputs for record in find_records([name])]
+    how = MixSettings.parse(len(records), given.keep, given.weights, given.mode)
     placement = given.model.placement(given.sampling.vae)
     made = mix_files(
         lambda: given.model.load(["reconstruct"], placement),
-        given.inputs,
+        records,
         given.output,
         how,
         given.sampling.settings(given.model),

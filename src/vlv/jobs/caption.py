@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.jobs.formats import TABLE_SUFFIXES
-from vlv.jobs.inputs import BatchSize, Opened, Reader, file_stat, good_images
+from vlv.jobs.inputs import (
+    BatchSize,
+    Opened,
+    Reader,
+    check_embeddings,
+    embeddings,
+    file_stat,
+    good_items,
+)
 from vlv.jobs.outputs import METADATA, TarShards, write_metadata
 from vlv.jobs.sidecars import Sidecars, Text
 from vlv.jobs.table import GrowingTable
@@ -19,8 +27,6 @@ from vlv.jobs.wording import Wording
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from PIL import Image
 
     from vlv.data.records import Record
     from vlv.jobs.formats import Row
@@ -259,6 +265,7 @@ class CaptionJob:
         self, load: Callable[[], VLVPipeline], size: BatchSize, tally: Tally
     ) -> Iterator[list[Row]]:
         pipe = load()
+        check_embeddings(pipe, self.todo)
         tally.restart()
         with Reader(self.todo, pipe.image_size, pipe.framing) as reader:
             while batch := reader.take(size.now):
@@ -345,7 +352,7 @@ def caption_images(
     settings: CaptionSettings,
     batch_size: BatchSize,
 ) -> list[Caption]:
-    """Captions of the good images of a batch, in order.
+    """Captions of the good inputs of a batch, in order.
 
     Sampled captions depend on the other images of the batch, so each batch has a seed of its own, made of
     the given one and of the first image.
@@ -359,10 +366,10 @@ def caption_images(
             "seed": _batch_seed(settings.seed, batch[0].record.id),
         }
 
-    def describe(images: Sequence[Image.Image]) -> list[Caption]:
+    def describe(items: Sequence[Opened]) -> list[Caption]:
         return pipe.describe(
-            list(images),
-            batch_size=len(images),
+            z=embeddings(pipe, items),
+            batch_size=len(items),
             max_new_tokens=settings.max_new_tokens,
             num_beams=settings.num_beams,
             early_stopping=settings.early_stopping,
@@ -370,7 +377,7 @@ def caption_images(
             **options,
         )
 
-    return batch_size.run(describe, good_images(batch))
+    return batch_size.run(describe, good_items(batch))
 
 
 def _batch_seed(seed: int, first_id: str) -> int:

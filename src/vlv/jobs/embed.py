@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from vlv.errors import ConfigError, OutputError
-from vlv.jobs.inputs import good_images, open_batches
+from vlv.jobs.inputs import check_embeddings, embeddings, good_items, open_batches
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.hashing import weights_hash
@@ -130,25 +130,25 @@ class EmbedJob:
         if not self.todo and self.output.exists() and not self._fresh and not self.parts.exists():
             return tally
         pipe = load()
+        check_embeddings(pipe, self.todo)
         tally.restart()
         first = len(self._have)
         batches = open_batches(self.todo, batch_size, pipe.image_size, pipe.framing)
         for number, batch in enumerate(batches, first):
-            if images := good_images(batch):
-                z = pipe.embed(images).to("cpu", DTYPES[self.settings.dtype])
-                self._have.append(self._write_part(number, z, batch))
-                tally.done += len(images)
+            if items := good_items(batch):
+                z = embeddings(pipe, items).to("cpu", DTYPES[self.settings.dtype])
+                self._have.append(self._write_part(number, z, items))
+                tally.done += len(items)
             tally.failed += sum(item.error is not None for item in batch)
             report(batch)
         self._join(weights_hash(present(pipe.encoder, "encoder")))
         return tally
 
-    def _write_part(self, number: int, z: Tensor, batch: Sequence[Opened]) -> Rows:
+    def _write_part(self, number: int, z: Tensor, items: Sequence[Opened]) -> Rows:
         path = self.parts / f"{number:06d}.safetensors"
         files = [
             {"id": item.record.id, "file_name": item.record.name, "sha256": item.sha256}
-            for item in batch
-            if item.error is None
+            for item in items
         ]
         with replacing(path) as temporary:
             save_file({"z": z.contiguous()}, temporary, {"vlv": self._header(files)})

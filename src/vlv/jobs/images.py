@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from PIL import Image
 
-from vlv.data.images import load_image
 from vlv.errors import ConfigError, OutputError
-from vlv.jobs.inputs import Opened, good_images, open_batches, open_record
+from vlv.jobs.inputs import check_embeddings, embeddings, good_items, open_batches, open_record
 from vlv.jobs.pictures import read_settings, sheet, slug, write_png
 from vlv.jobs.sidecars import find_collisions
 from vlv.jobs.tally import Tally
@@ -154,20 +153,18 @@ class ReconstructJob:
         if not self.todo:
             return tally
         pipe = load()
+        check_embeddings(pipe, self.todo)
         tally.restart()
         for batch in open_batches(self.todo, batch_size, pipe.image_size, pipe.framing):
-            good = [item for item in batch if item.error is None]
-            for item, image in zip(good, self._reconstruct(pipe, batch), strict=True):
+            good = good_items(batch)
+            images = draw(pipe, pipe.context(embeddings(pipe, good)), self.settings) if good else []
+            for item, image in zip(good, images, strict=True):
                 source = {"source": item.record.name, "sha256": item.sha256}
                 write_png(self.path(item.record), image, {**asdict(self.settings), **source})
             tally.done += len(good)
             tally.failed += len(batch) - len(good)
             report([item.error for item in batch])
         return tally
-
-    def _reconstruct(self, pipe: VLVPipeline, batch: Sequence[Opened]) -> list[Image.Image]:
-        images = good_images(batch)
-        return draw(pipe, pipe.context(pipe.embed(images)), self.settings) if images else []
 
     def write_sheets(self) -> list[Path]:
         """Lay originals and reconstructions side by side; return the sheets.
@@ -312,32 +309,33 @@ def _numbers(text: str, kind: type[Number], count: int, example: str) -> list[Nu
 
 def mix_files(
     load: Callable[[], VLVPipeline],
-    inputs: Sequence[Path],
+    records: Sequence[Record],
     output: Path,
     how: MixSettings,
     settings: SampleSettings,
     on_existing: OnExisting = "skip",
 ) -> bool:
-    """Mix the embeddings of some image files and make an image of the result, a PNG file.
+    """Mix the embeddings of images, or embeddings themselves, and make an image of the result, a PNG file.
 
     Returns:
         Whether it was made; False where it was there.
 
     Raises:
-        ImageError: A file is no readable image.
+        DataError: An input cannot be read, or is an embedding of another model.
         OutputError: The output is one of the inputs, is no ``.png``, or exists and was made otherwise.
     """
     if output.suffix.lower() != ".png":
         raise OutputError(f"{output} must end in .png")
-    if output.resolve() in {path.resolve() for path in inputs}:
+    files = {record.source.resolve() for record in records if isinstance(record.source, Path)}
+    if output.resolve() in files:
         raise OutputError(f"{output} is an input and would be overwritten; name another file")
-    sources = {"sources": [str(path) for path in inputs]}
-    about = {**asdict(settings), **asdict(how), **sources}
-    images = [load_image(path) for path in inputs]
+    about = {**asdict(settings), **asdict(how), "sources": [record.name for record in records]}
+    items = [r.embedding() if r.is_embedding else r.load() for r in records]
     if is_made(output, about, on_existing):
         return False
     pipe = load()
-    z = pipe.mix(images, keep=how.keep, weights=how.weights, mode=how.mode)
+    check_embeddings(pipe, records)
+    z = pipe.mix(items, keep=how.keep, weights=how.weights, mode=how.mode)
     (image,) = draw(pipe, pipe.context(z), settings)
     write_png(output, image, about)
     return True

@@ -14,13 +14,19 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
+import torch
+
 from vlv.data.framing import DEFAULT_FRAMING, Framing, frame
 from vlv.errors import ConfigError, DataError
+from vlv.models.arguments import present
+from vlv.models.hashing import weights_hash
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from vlv.data.records import Record
+    from vlv.models.pipeline import VLVPipeline
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +47,7 @@ class Opened:
     Attributes:
         record: Where it came from.
         image: The upright RGB image, cropped and resized where that was asked for; None when the file is bad.
+        z: Its caption embedding (Q,D), where the record is one and no image.
         size: Width and height of the upright image in the file; None when the file is bad.
         sha256: Hash of the file's bytes; None when they could not be read.
         stat: Size and modification time of the file before it was read; None inside archives.
@@ -49,6 +56,7 @@ class Opened:
 
     record: Record
     image: Image.Image | None = None
+    z: Tensor | None = None
     size: tuple[int, int] | None = None
     sha256: str | None = None
     stat: tuple[int, int] | None = None
@@ -76,13 +84,15 @@ def open_record(
     """
     stat, digest = file_stat(record), None
     try:
+        if record.is_embedding:
+            return Opened(record, z=record.embedding())
         content = record.open()
         digest = hashlib.sha256(content).hexdigest()
         image = record.decode(content)
     except DataError as error:
         return Opened(record, sha256=digest, stat=stat, error=str(error))
     small = image if size is None else frame(image, size, framing)
-    return Opened(record, small, image.size, digest, stat)
+    return Opened(record, small, None, image.size, digest, stat)
 
 
 class Reader:
@@ -135,9 +145,34 @@ def open_batches(
             yield batch
 
 
-def good_images(batch: Sequence[Opened]) -> list[Image.Image]:
-    """Images of a batch, bad files left out."""
-    return [item.image for item in batch if item.image is not None]
+def good_items(batch: Sequence[Opened]) -> list[Opened]:
+    """Inputs of a batch that can be used, bad files left out."""
+    return [item for item in batch if item.error is None]
+
+
+def embeddings(pipe: VLVPipeline, items: Sequence[Opened]) -> Tensor:
+    """Caption embeddings (B,Q,D) of inputs, whether they are images or embeddings already."""
+    images = [item.image for item in items if item.image is not None]
+    made = list(pipe.embed(images)) if images else []
+    like, rows = (made or [torch.empty(0)])[0], iter(made)
+    return torch.stack([next(rows) if item.z is None else item.z.to(like) for item in items])
+
+
+def check_embeddings(pipe: VLVPipeline, records: Iterable[Record]) -> None:
+    """Make sure that caption embeddings among the inputs were made by this model.
+
+    Raises:
+        DataError: Another model made one: its numbers mean something else here.
+    """
+    ours = None
+    for record in records:
+        if record.is_embedding:
+            ours = ours or weights_hash(present(pipe.encoder, "encoder"))
+            theirs = (record.meta or {}).get("model_hash")
+            if theirs not in (None, ours):
+                raise DataError(
+                    f"{record.name}: its embedding was made by another model; embed the image with this one"
+                )
 
 
 class BatchSize:
@@ -183,19 +218,15 @@ class BatchSize:
         else:
             self._best, self.now = rate, 2 * self.now
 
-    def run(
-        self, make: Callable[[Sequence[Image.Image]], list[R]], images: Sequence[Image.Image]
-    ) -> list[R]:
-        """What ``make`` returns for the images, in smaller batches where they do not fit into memory."""
-        import torch
-
+    def run(self, make: Callable[[Sequence[Opened]], list[R]], items: Sequence[Opened]) -> list[R]:
+        """What ``make`` returns for the inputs, in smaller batches where they do not fit into memory."""
         try:
-            return make(images) if images else []
+            return make(items) if items else []
         except torch.OutOfMemoryError:
-            if len(images) == 1:
+            if len(items) == 1:
                 raise
-        half = len(images) // 2
+        half = len(items) // 2
         self.now, self._grows = min(self.now, half), False
         logger.warning("note: %d images do not fit into memory; going on with %d", 2 * half, half)
         torch.cuda.empty_cache()
-        return self.run(make, images[:half]) + self.run(make, images[half:])
+        return self.run(make, items[:half]) + self.run(make, items[half:])
