@@ -16,7 +16,7 @@ from vlv.demo.cases import Case, Demo, Picture, Sampling, held_out_pictures, mak
 from vlv.demo.claims import mark_claims
 from vlv.demo.page import EVALUATION_NAME, make_page, save_page
 from vlv.errors import ModelFolderError, OutputError
-from vlv.models.captioner import Caption
+from vlv.models.decoding import Caption
 from vlv.models.pipeline import VLVPipeline
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.scene import sample_scene

@@ -49,6 +49,19 @@ def test_import_and_help_load_no_heavy_library() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+def test_importing_is_quick_and_silent() -> None:
+    code = (
+        "import sys, time; start = time.process_time(); import vlv; dir(vlv); "
+        "took = time.process_time() - start; "
+        "heavy = {'numpy', 'torch', 'transformers', 'diffusers', 'torchao', 'bitsandbytes'}; "
+        "print(took < 1.5, sorted(heavy & sys.modules.keys())); vlv.VLVPipeline"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == ("True []\n", "")
+
+
 def test_module_and_script_are_the_command() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "vlv", "caption"], capture_output=True, text=True, check=False

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
         RequestError,
         VLVError,
     )
-    from vlv.models.captioner import Caption, CaptionDecoder
+    from vlv.models.captioner import CaptionDecoder
     from vlv.models.captioning import CaptioningPipeline
+    from vlv.models.decoding import Caption
     from vlv.models.diffusion import DiffusionDecoder
     from vlv.models.encoder import VLVEncoder
     from vlv.models.mixing import mix_embeddings
@@ -62,7 +63,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Caption": "vlv.models.captioner",
+    "Caption": "vlv.models.decoding",
     "CaptionDecoder": "vlv.models.captioner",
     "CaptioningPipeline": "vlv.models.captioning",
     "DiffusionDecoder": "vlv.models.diffusion",

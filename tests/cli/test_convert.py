@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.cli.conftest import Vlv
 from tests.models.official_files import COMPONENTS, STAGE1, STAGE2, tensors, values
-from vlv.models.tidying import tidy_caption
+from vlv.models.decoding import tidy_caption
 
 PARTS = (
     "--florence",

@@ -13,8 +13,8 @@ from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 from tests import tiny
 from vlv.evaluation.sections import Experiment
 from vlv.evaluation.study import Settings, Study
-from vlv.models.captioner import Caption
 from vlv.models.context import Context
+from vlv.models.decoding import Caption
 from vlv.models.diffusion import TextContext
 from vlv.models.folder import COMPONENTS
 from vlv.toyworld.inspector import Inspector, InspectorConfig

@@ -21,8 +21,7 @@ from transformers import (
 from tests.models.official_files import COMPONENTS
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
-from vlv.models.official_keys import florence_names
-from vlv.models.official_parts import Components
+from vlv.models.official_parts import Components, florence_names
 from vlv.models.pipeline import VLVPipeline
 
 State = dict[str, torch.Tensor]

@@ -15,10 +15,16 @@ from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausa
 from tests import tiny
 from tests.models.test_llm_families import FAMILIES, make
 from vlv.errors import ConfigError
-from vlv.models.caption_loss import caption_loss, plain_head
+from vlv.models.caption_loss import (
+    ATTENTION,
+    Packed,
+    can_pack,
+    caption_loss,
+    chunked_cross_entropy,
+    near_lengths,
+    plain_head,
+)
 from vlv.models.captioner import CaptionDecoder
-from vlv.models.cross_entropy import chunked_cross_entropy
-from vlv.models.packing import ATTENTION, Packed, can_pack, near_lengths
 
 CAPTIONS = list(tiny.CAPTIONS)
 

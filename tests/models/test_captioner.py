@@ -12,8 +12,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from tests import tiny
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models import caption_loss
-from vlv.models.captioner import Caption, CaptionDecoder, CaptionDecoderConfig
-from vlv.models.cross_entropy import chunked_cross_entropy
+from vlv.models.caption_loss import chunked_cross_entropy
+from vlv.models.captioner import CaptionDecoder, CaptionDecoderConfig
+from vlv.models.decoding import Caption
 
 TEXTS = ["A large red cube stands on the floor.", "Two spheres", "A pencil sketch of a cone!"]
 

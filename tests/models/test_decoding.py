@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,7 +12,7 @@ from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
 from tests import tiny
 from vlv.models import captioner as captioners
-from vlv.models.decoding import can_record, greedy_search, is_steady
+from vlv.models.decoding import can_record, greedy_search, is_steady, tidy_caption
 
 if TYPE_CHECKING:
     from vlv.models.captioner import CaptionDecoder
@@ -117,3 +119,15 @@ def test_the_caption_decoder_takes_it_for_plain_greedy_search_alone(
 def c() -> torch.Tensor:
     """Contexts of three images."""
     return torch.randn(3, tiny.NUM_QUERIES, tiny.TEXT_WIDTH)
+
+
+# --- tidying --------------------------------------------------------------------------------------
+
+RECORDED = json.loads(
+    (Path(__file__).parents[1] / "official" / "preprocess_reference.json").read_text()
+)["process_caption"]
+
+
+@pytest.mark.parametrize(("text", "expected"), RECORDED)
+def test_captions_are_tidied_as_the_authors_do(text: str, expected: str) -> None:
+    assert tidy_caption(text) == expected

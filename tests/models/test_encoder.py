@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests import tiny
 from vlv.errors import ConfigError
-from vlv.models import image_encoder
+from vlv.models import encoder as image_encoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig, normalize
 
 

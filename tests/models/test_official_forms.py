@@ -11,8 +11,7 @@ import torch
 from tests.models import official_world as world
 from tests.models.official_files import COMPONENTS, STAGE1, STAGE2, tensors, values
 from vlv.models.official import convert_official, load_official, load_stage1, load_stage2
-from vlv.models.official_keys import canonical, florence_names, is_unneeded
-from vlv.models.official_parts import Components
+from vlv.models.official_parts import Components, canonical, florence_names, is_unneeded
 from vlv.models.pipeline import VLVPipeline
 
 IMAGES = tensors("stage1_reference")["images_uint8"][:2]

@@ -18,7 +18,7 @@ from vlv.models.context import Context
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 from vlv.models.encoder import VLVEncoder, normalize
 from vlv.models.official import load_stage1
-from vlv.models.official_keys import florence_names
+from vlv.models.official_parts import florence_names
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.text_tower import tokenize
 

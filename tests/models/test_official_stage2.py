@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from tests.models.official_files import COMPONENTS, STAGE2, close, tensors, values
 from vlv.errors import ConfigError
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.decoding import tidy_caption
 from vlv.models.official import load_stage2
-from vlv.models.official_keys import florence_names
+from vlv.models.official_parts import florence_names
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.tidying import tidy_caption
 
 S = tensors("stage2_reference")
 V = values("stage2_reference")

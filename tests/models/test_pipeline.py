@@ -27,7 +27,7 @@ from vlv.errors import (
 )
 from vlv.models import components, hub
 from vlv.models import folder as folders
-from vlv.models.captioner import Generation, GenerationOptions
+from vlv.models.decoding import Generation, GenerationOptions
 from vlv.models.pipeline import Drawing, DrawingOptions, VLVPipeline
 
 FAST: dict[str, Any] = {"steps": 2}

@@ -22,8 +22,8 @@ from vlv.models.pixels import as_batch, as_float
 if TYPE_CHECKING:
     from PIL import Image
 
-    from vlv.models.captioner import Caption
     from vlv.models.context import Context
+    from vlv.models.decoding import Caption
     from vlv.models.encoder import VLVEncoder
     from vlv.models.pipeline import VLVPipeline
 

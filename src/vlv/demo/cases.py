@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlv.data.records import Record
-    from vlv.models.captioner import Caption
+    from vlv.models.decoding import Caption
     from vlv.models.pipeline import VLVPipeline
 
 SPLITS = (0.75, 0.5, 0.25)

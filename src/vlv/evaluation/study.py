@@ -28,8 +28,8 @@ from vlv.evaluation.scenes import (
 from vlv.evaluation.shelf import Shelf
 from vlv.models.arguments import present
 from vlv.models.batching import side_by_side
-from vlv.models.captioner import Caption
 from vlv.models.context import Context
+from vlv.models.decoding import Caption
 from vlv.models.diffusion import Sampler
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.text_tower import tokenize

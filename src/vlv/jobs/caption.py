@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vlv.data.records import Record
     from vlv.jobs.formats import Row
     from vlv.jobs.table import OnExisting
-    from vlv.models.captioner import Caption
+    from vlv.models.decoding import Caption
     from vlv.models.pipeline import VLVPipeline
 
 COLUMNS: dict[str, type] = {

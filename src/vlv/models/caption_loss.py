@@ -1,28 +1,270 @@
 """The cross-entropy of captions behind their prefixes, computed where captions are and nowhere else.
 
-Shapes: B captions, Q prefix positions, T_b tokens of caption b with its end token, E width of the language model.
-The last token of a caption is predicted and never read, so caption b takes Q + T_b - 1 positions.
+Sequences of different lengths share a pass: packed into one row, each attending to itself, or grouped by length; the
+logits of a large vocabulary exist for a few positions at a time. Shapes: B captions, Q prefix positions, T_b tokens of
+caption b with its end token (the last is predicted and never read, so caption b takes Q + T_b - 1 positions), E width of
+the language model, V vocabulary; S sequences of up to L positions, N positions in all, H heads, d width of a head.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from vlv.errors import ConfigError
 from vlv.models.compilation import untranslated
-from vlv.models.cross_entropy import chunked_cross_entropy
-from vlv.models.packing import Packed, can_pack, enable_packing, near_lengths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from torch import nn
     from transformers import PreTrainedModel
+
+_CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # 64 MB are best measured; 0.5 GB keep a GPU busy
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, targets: Tensor, head: nn.Linear, *, chunk: int | None = None
+) -> Tensor:
+    """Sum of the cross-entropy of every position.
+
+    The logits are computed in the autocast dtype, where there is one, and everything after them in float32.
+
+    Args:
+        hidden: What the head reads, (N, E).
+        targets: Ids, (N,).
+        head: From width to vocabulary; its weight may be that of the token embeddings.
+        chunk: Positions at a time; None takes as many as suit the device.
+
+    Returns:
+        A float32 scalar, with gradients to `hidden` and the head as exact as the whole matrix would give.
+    """
+    device = hidden.device.type
+    if chunk is None:
+        logits = _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cuda"])
+        chunk = max(1, logits // head.out_features)
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    with torch.autocast(device, enabled=False):
+        loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden.to(dtype), head.weight, head.bias, targets, chunk
+        )
+    return cast("Tensor", loss)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """The gradient of a chunk is taken while its logits are there: softmax - one-hot.
+
+    The head computes in the dtype of `hidden`; its gradients are float32 sums over the chunks. A vocabulary is wide, so
+    every pass over its matrix counts: none is filled with zeros or copied without need.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, chunk: int
+    ) -> Tensor:
+        for_hidden, for_weight, for_bias, *_ = ctx.needs_input_grad
+        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+        weight = weight.to(hidden.dtype)
+        bias = None if bias is None else bias.to(hidden.dtype)
+        total = hidden.new_zeros((), dtype=torch.float32)
+        d_hidden = torch.empty_like(hidden) if for_hidden else None
+        d_weight: Tensor | None = None
+        d_bias: Tensor | None = None
+        for start in range(0, len(hidden), chunk):
+            h, ids = hidden[start : start + chunk], targets[start : start + chunk, None]
+            logits = F.linear(h, weight, bias)  # (chunk, V)
+            scores = logits.log_softmax(-1, dtype=torch.float32)
+            total -= scores.gather(1, ids).sum()
+            if not (for_hidden or for_weight or for_bias):
+                continue
+            gradient = scores.exp_()
+            gradient.scatter_add_(1, ids, gradient.new_full(ids.shape, -1.0))
+            if for_bias:
+                d_bias = gradient.sum(0) if d_bias is None else d_bias.add_(gradient.sum(0))
+            gradient = gradient.to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(gradient, weight, out=d_hidden[start : start + chunk])
+            if for_weight:
+                d_weight = _product(gradient, h, d_weight)
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = outputs
+        of_weight, of_bias = ctx.dtypes
+        d_hidden, d_weight, d_bias = ctx.saved_tensors
+        return (
+            None if d_hidden is None else d_hidden * scale.to(d_hidden.dtype),
+            None if d_weight is None else (d_weight * scale).to(of_weight),
+            None if d_bias is None else (d_bias * scale).to(of_bias),
+            None,
+            None,
+        )
+
+
+def _product(gradient: Tensor, hidden: Tensor, total: Tensor | None) -> Tensor:
+    """gradient^T hidden (V, E) in float32, added to a total where there is one already."""
+    if total is None:
+        return (gradient.T @ hidden).float()
+    if hidden.dtype == torch.float32:
+        return torch.addmm(total, gradient.T, hidden, out=total)  # FLOPs of addmm_ are not counted
+    return total.add_(gradient.T @ hidden)
+
+
+ATTENTION = "vlv_packed_sdpa"
+"""Name under which transformers knows `packed_attention`."""
+
+_UNDERSTOOD = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Where the sequences of one row begin and end."""
+
+    positions: Tensor
+    """Position of each token in its own sequence, (1, N)."""
+    spread: Tensor
+    """For each place of the padded sequences, which token of the row stands there, (S L,)."""
+    collect: Tensor
+    """For each token of the row, its place in the padded sequences, (N,)."""
+    shape: tuple[int, int]
+    """(S, L)."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Packed:
+        """The row of sequences of these lengths.
+
+        Where the padded sequences have no token, the last one of the sequence is repeated; it is never looked at.
+        """
+        longest = max(lengths)
+        spread, collect, start = [], [], 0
+        for number, length in enumerate(lengths):
+            place = torch.arange(longest).clamp_(max=length - 1)
+            spread.append(start + place)
+            collect.append(number * longest + place[:length])
+            start += length
+        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device, non_blocking=True)
+
+        shape = (len(lengths), longest)
+        return cls(move(positions), move(torch.cat(spread)), move(torch.cat(collect)), shape)
+
+
+def can_pack(llm: PreTrainedModel) -> bool:
+    """Whether a language model's attention can be exchanged for `packed_attention`.
+
+    It must run on SDPA, find its attention by name, and mix tokens in no other way (as state-space layers do).
+    """
+    config = llm.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    return (
+        config._attn_implementation in ("sdpa", ATTENTION)
+        and bool(getattr(llm, "_supports_attention_backend", False))
+        and kinds <= _UNDERSTOOD
+        and not getattr(config, "alibi", False)
+    )
+
+
+def enable_packing(llm: PreTrainedModel) -> None:
+    """Exchange the attention; without `packing` among its arguments the model works as before."""
+    if llm.config.get_text_config()._attn_implementation != ATTENTION:
+        llm.set_attn_implementation(ATTENTION)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    packing: Packed | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """SDPA of transformers; with `packing`, causal attention within each sequence of a row.
+
+    Args:
+        module: The attention layer.
+        query: (1, H, N, d).
+        key: (1, H', N, d), H' a divisor of H.
+        value: (1, H', N, d).
+        attention_mask: Not read with `packing`.
+        packing: Where the sequences are; None leaves everything to SDPA.
+        **kwargs: As the layer gives them.
+
+    Returns:
+        (1, N, H, d), and no attention weights.
+    """
+    if packing is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    query, key, value = (_apart(x, packing) for x in (query, key, value))
+    kwargs.pop("is_causal", None)
+    window, length = kwargs.get("sliding_window"), packing.shape[1]
+    mask = None if window is None or window >= length else _window(length, window, query.device)
+    causal = mask is None
+    out, _ = sdpa_attention_forward(module, query, key, value, mask, is_causal=causal, **kwargs)
+    return out.flatten(0, 1).index_select(0, packing.collect)[None], None  # (1, N, H, d)
+
+
+def _apart(x: Tensor, packing: Packed) -> Tensor:
+    """A row (1, H, N, d) as padded sequences (S, H, L, d)."""
+    spread = x[0].index_select(1, packing.spread)  # (H, S L, d)
+    return spread.view(len(spread), *packing.shape, -1).transpose(0, 1)
+
+
+def _window(length: int, window: int, device: torch.device) -> Tensor:
+    """Causal mask (1, 1, L, L) that ends `window` tokens back; True is seen."""
+    place = torch.arange(length, device=device)
+    back = place[:, None] - place
+    return ((back >= 0) & (back < window))[None, None]
+
+
+AttentionInterface.register(ATTENTION, packed_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+def near_lengths(lengths: Sequence[int], *, max_padding: float = 0.04) -> list[list[int]]:
+    """Group sequences so that padding each group to its longest adds little.
+
+    Groups are split where that saves most, until the padding is small enough.
+
+    Args:
+        lengths: Of the sequences.
+        max_padding: Largest share of padding in all positions.
+
+    Returns:
+        Indices of each group, the shortest sequences first; equal lengths keep their order.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    groups = [order]
+    total = sum(lengths)
+
+    def padded(group: list[int]) -> int:
+        return len(group) * lengths[group[-1]]
+
+    while 1 - total / sum(map(padded, groups)) > max_padding:
+        savings = [
+            (padded(group) - padded(group[:cut]) - padded(group[cut:]), number, cut)
+            for number, group in enumerate(groups)
+            for cut in range(1, len(group))
+        ]
+        _, number, cut = max(savings)
+        groups[number : number + 1] = [groups[number][:cut], groups[number][cut:]]
+    return groups
+
 
 Batching = Literal["auto", "packed", "bucketed", "padded"]
 

@@ -8,9 +8,9 @@ end token, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast
+from typing import Any, Literal, NamedTuple, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +26,18 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
-from vlv.models.arguments import finite, named, whole_number
+from vlv.models.arguments import named
 from vlv.models.caption_loss import Batching, caption_loss, has_numbers, padding_share, plain_head
 from vlv.models.compilation import untranslated
-from vlv.models.decoding import can_record, greedy_search
+from vlv.models.decoding import (
+    Caption,
+    Generation,
+    GenerationOptions,
+    can_record,
+    greedy_search,
+    tidy_caption,
+)
 from vlv.models.encoder import draw_linear
-from vlv.models.tidying import tidy_caption
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
@@ -57,80 +63,6 @@ class CaptionDecoderConfig(PreTrainedConfig):
     llm_config: dict[str, Any] | PreTrainedConfig | None = None
     text_width: int = 1024
     ends_by_itself: bool = True
-
-
-@dataclass(frozen=True)
-class Caption:
-    """One generated caption."""
-
-    text: str
-    num_tokens: int
-    """Generated tokens, without the end token."""
-    finished: bool
-    """Whether the model ended it by itself, rather than being stopped at ``max_new_tokens``."""
-    ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
-    """The generated tokens."""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How captions are written.
-
-    Raises:
-        ConfigError: The fields contradict each other, or one is out of its range.
-    """
-
-    max_new_tokens: int | None = None
-    """Longest caption; None is 300, or as many as the model has positions for."""
-    num_beams: int = 1
-    """1 is greedy search (or plain sampling)."""
-    do_sample: bool = False
-    """Sample tokens instead of taking the likeliest."""
-    temperature: float = 1.0
-    """Of sampling; without `do_sample` it must stay 1."""
-    top_p: float = 1.0
-    """Nucleus of sampling; without `do_sample` it must stay 1."""
-    repetition_penalty: float = 1.0
-    """1 is none."""
-    early_stopping: bool = False
-    """End the beam search as soon as enough beams have ended, however bad they are: a short improbable caption can then
-    win over the right one that is still being written. The VLV authors do."""
-    end_token: str | None = None
-    """A token that ends the caption in place of the tokenizer's, such as "."."""
-    tidy: bool | None = None
-    """Drop unfinished and repeated sentences, see `tidy_caption`; None does where the model does not end by itself."""
-    seed: int = 0
-    """Of sampling; the global generator is left as it was."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens is not None:
-            whole_number("max_new_tokens", self.max_new_tokens, 1)
-        whole_number("num_beams", self.num_beams, 1)
-        whole_number("seed", self.seed, 0)
-        for name in ("temperature", "top_p", "repetition_penalty"):
-            if finite(name, getattr(self, name)) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; choose more than 0")
-        if self.top_p > 1:
-            raise ConfigError(f"top_p is {self.top_p}; choose at most 1")
-        if not self.do_sample and (self.temperature != 1.0 or self.top_p != 1.0):
-            raise ConfigError("temperature and top_p have no effect without do_sample; set it")
-        if self.early_stopping and self.num_beams == 1:
-            raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
-
-
-class GenerationOptions(TypedDict, total=False):
-    """The fields of `Generation` as keywords."""
-
-    max_new_tokens: int | None
-    num_beams: int
-    do_sample: bool
-    temperature: float
-    top_p: float
-    repetition_penalty: float
-    early_stopping: bool
-    end_token: str | None
-    tidy: bool | None
-    seed: int
 
 
 class CaptionTokens(NamedTuple):

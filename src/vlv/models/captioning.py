@@ -15,11 +15,11 @@ from transformers import AutoConfig, Pipeline, PreTrainedConfig, PreTrainedModel
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from vlv.errors import ConfigError
-from vlv.models.captioner import Caption
+from vlv.models.components import CAPTIONING_TYPE
+from vlv.models.decoding import Caption
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.pixels import as_batch
 from vlv.models.placement import pick_device, pick_dtype
-from vlv.models.saving import CAPTIONING_TYPE
 
 TASK = "image-captioning"
 _HANDED_OVER = {"config", "token", "trust_remote_code", "code_revision", "_from_pipeline"}

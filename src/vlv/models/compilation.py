@@ -1,4 +1,4 @@
-"""What torch.compile and memory layouts need to know, in training and in use."""
+"""What torch.compile, memory layouts and autocast need to know, in training and in use."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from torch import nn
 
 _TRANSLATIONS = 64
 """Of one line of code, before it is run as written."""
@@ -80,3 +82,18 @@ def compile_layers(layers: Iterable[nn.Module], *, dynamic: bool | None) -> None
     limits.recompile_limit = max(limits.recompile_limit, _TRANSLATIONS)
     for layer in layers:
         layer.compile(dynamic=dynamic)
+
+
+def own_precision(module: nn.Module) -> AbstractContextManager[Any]:
+    """No autocast within a module whose weights are held in a half type, as frozen ones are in bfloat16 training.
+
+    All of it computes in that type then, as it does when the model is used. Autocast would compute norms in float32 on a
+    GPU and so carry every residual sum on in float32, which doubles the memory traffic between the products.
+
+    Args:
+        module: Its first parameter decides; one of float32 leaves autocast as it is.
+    """
+    first = next(module.parameters())
+    if first.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(first.device.type, enabled=False)

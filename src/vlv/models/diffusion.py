@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from vlv.errors import ConfigError
 from vlv.models.arguments import finite, missing, present, whole_number
+from vlv.models.compilation import own_precision
 from vlv.models.context import Context
 from vlv.models.draws import rand, randn_like
 from vlv.models.pixels import as_float
-from vlv.models.precision import own_precision
 from vlv.models.text_tower import (
     contextualize,
     num_positions,

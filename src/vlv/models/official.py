@@ -24,19 +24,19 @@ from transformers import (
 from vlv.errors import CheckpointError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import Origin, Provenance, model_card, origin_of
+from vlv.models.components import check_replaceable
 from vlv.models.encoder import VLVEncoder
 from vlv.models.folder import quiet_progress
 from vlv.models.official_files import PICKLE_LIMIT, read_tensors
-from vlv.models.official_keys import (
+from vlv.models.official_parts import Components as Components
+from vlv.models.official_parts import (
     canonical,
     florence_names,
     is_stage2,
     is_unneeded,
     text_tower_names,
 )
-from vlv.models.official_parts import Components as Components
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.saving import check_replaceable
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from vlv.data.images import to_pil
 from vlv.errors import ConfigError
 from vlv.models.arguments import Embeddings, as_embeddings, named, present, whole_number
 from vlv.models.batching import chunks
-from vlv.models.captioner import Caption, Generation, GenerationOptions
 from vlv.models.components import Components
 from vlv.models.context import Context
+from vlv.models.decoding import Caption, Generation, GenerationOptions
 from vlv.models.diffusion import Sampler
 from vlv.models.mixing import MixMode, mix_embeddings
 from vlv.models.pixels import ImageArray, ImageLike, OneImage, as_batch, as_list, is_single

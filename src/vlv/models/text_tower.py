@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from vlv.models.precision import own_precision
+from vlv.models.compilation import own_precision
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase

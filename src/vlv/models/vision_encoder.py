@@ -19,9 +19,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import bottleneck_of
-from vlv.models.encoder import draw_linear, normalize
-from vlv.models.image_encoder import ImageEncoder
-from vlv.models.precision import own_precision
+from vlv.models.compilation import own_precision
+from vlv.models.encoder import ImageEncoder, draw_linear, normalize
 
 _HEAD_WIDTH = 64
 _CANNOT_READ = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)

@@ -14,8 +14,8 @@ import torch
 
 from vlv.errors import ModelFolderError
 from vlv.models.card import CARD_NAME, forget_paths
+from vlv.models.components import write_component
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.saving import write_component
 from vlv.toyworld.inspector import Inspector
 
 LOG_LINES = 200

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlv.config import LoopConfig
     from vlv.models.captioner import CaptionDecoder
     from vlv.models.diffusion import DiffusionDecoder
-    from vlv.models.image_encoder import ImageEncoder
+    from vlv.models.encoder import ImageEncoder
 
 logger = logging.getLogger(__name__)
 
