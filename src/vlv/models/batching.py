@@ -5,25 +5,37 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from vlv.errors import ConfigError
+from vlv.models.arguments import whole_number
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def chunks(items: Any, size: int, progress: bool, what: str) -> Iterator[Any]:
+class Sliceable(Protocol):
+    """A tensor, a list or a range."""
+
+    def __len__(self) -> int:
+        """Number of items."""
+
+    def __getitem__(self, rows: slice, /) -> Self:
+        """Some of them, of the same kind."""
+
+
+S = TypeVar("S", bound=Sliceable)
+
+
+def chunks(items: S, size: int, progress: bool, what: str) -> Iterator[S]:
     """Slices of `size` items, with a bar on stderr where it is asked for.
 
     Raises:
         ConfigError: The size is below 1.
     """
-    if size < 1:
-        raise ConfigError(f"batch_size is {size}; choose 1 or more")
+    whole_number("batch_size", size, 1)
     starts = range(0, len(items), size)
     for start in tqdm(starts, disable=not progress, desc=what):
         yield items[start : start + size]

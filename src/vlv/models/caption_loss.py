@@ -22,7 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from vlv.errors import ConfigError
-from vlv.models.compilation import untranslated
+from vlv.models.compilation import uncompiled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -400,7 +400,7 @@ def plain_head(llm: PreTrainedModel) -> nn.Linear | None:
     Some models scale or cap their logits, and say so nowhere in common; so it is tried out on four tokens.
 
     Args:
-        llm: With real weights; others are taken at their word.
+        llm: Without real weights the check is skipped.
     """
     head = llm.get_output_embeddings()
     body = llm.base_model
@@ -412,7 +412,7 @@ def plain_head(llm: PreTrainedModel) -> nn.Linear | None:
     modes = {module: module.training for module in llm.modules()}
     llm.eval()
     try:
-        with untranslated(llm):
+        with uncompiled(llm):
             expected = llm(inputs_embeds=inputs, use_cache=False).logits
             found = head(body(inputs_embeds=inputs, use_cache=False).last_hidden_state)
     finally:

@@ -28,7 +28,7 @@ from transformers.configuration_utils import SubConfigSpec
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.arguments import named
 from vlv.models.caption_loss import Batching, caption_loss, has_numbers, padding_share, plain_head
-from vlv.models.compilation import untranslated
+from vlv.models.compilation import uncompiled
 from vlv.models.decoding import (
     Caption,
     Generation,
@@ -42,7 +42,7 @@ from vlv.models.encoder import draw_linear
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
 LONGEST_CAPTION = 300
-"""Tokens at which a caption is stopped unless told otherwise (the authors' limit)."""
+"""Tokens at which a caption is stopped by default (the authors' limit)."""
 
 
 class CaptionDecoderConfig(PreTrainedConfig):
@@ -52,7 +52,7 @@ class CaptionDecoderConfig(PreTrainedConfig):
         llm_config: Configuration of any causal language model of transformers.
         text_width: D, the width of the context.
         ends_by_itself: Whether it was taught to end its captions. Where it was not, as the VLV
-            authors' models, captions are tidied unless `generate` is told otherwise.
+            authors' models, captions are tidied by default.
     """
 
     model_type = "vlv_caption_decoder"
@@ -357,9 +357,8 @@ class CaptionDecoder(PreTrainedModel):
                     end=cast("int", settings.eos_token_id),
                     pad=cast("int", settings.pad_token_id),
                 )
-            # What training has compiled would be translated anew for each layer and length of the cache.
             no_draws_outside = torch.random.fork_rng(devices=devices, enabled=sampling)
-            with untranslated(self.llm), no_draws_outside:
+            with uncompiled(self.llm), no_draws_outside:
                 if sampling:
                     torch.manual_seed(seed)
                 ids = self.llm.generate(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,17 +11,15 @@ from torch import nn
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from torch import nn
-
-_TRANSLATIONS = 64
-"""Of one line of code, before it is run as written."""
+_RECOMPILE_LIMIT = 64
+"""Compilations of one line of code before PyTorch gives up and runs it eagerly."""
 
 
-def lay_out(parts: Iterable[Any]) -> None:
-    """Channels last, in place, for parts made of convolutions; None among them is passed over."""
+def lay_out(parts: Iterable[nn.Module | None]) -> None:
+    """Put convolutional modules into channels-last layout, in place; None entries are skipped."""
     for part in parts:
         if part is not None:
-            part.to(memory_format=torch.channels_last)
+            part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def why_no_compiler(device: torch.device) -> str:
@@ -40,10 +38,10 @@ def why_no_compiler(device: torch.device) -> str:
 
 
 def repeated_layers(module: nn.Module) -> list[nn.Module]:
-    """The layers that a transformer is a row of: translated once, they serve all, in seconds where the whole takes minutes.
+    """Repeated layers; compiling one serves all, in seconds where the whole takes minutes.
 
     Args:
-        module: One or several rows of layers of one class, with whatever stands around them.
+        module: One or several stacks of layers of one class, with whatever stands around them.
     """
     found: list[nn.Module] = []
     for child in module.children():
@@ -55,23 +53,17 @@ def repeated_layers(module: nn.Module) -> list[nn.Module]:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether torch.compile is to translate any part of a module."""
+    """Whether any part of a module is compiled."""
     return any(part._compiled_call_impl is not None for part in module.modules())
 
 
-def untranslated(module: nn.Module) -> AbstractContextManager[Any]:
-    """Within the context compiled parts of a module run as written.
-
-    For what would be translated anew all the time, such as layers that read a growing cache.
-    """
+def uncompiled(module: nn.Module) -> AbstractContextManager[object]:
+    """Run compiled parts of a module eagerly within the context: a growing cache would recompile them at every step."""
     return torch.compiler.set_stance("force_eager") if is_compiled(module) else nullcontext()
 
 
 def compile_layers(layers: Iterable[nn.Module], *, dynamic: bool | None) -> None:
-    """Have layers translated, each when it is first used; layers that are alike share one translation.
-
-    All layers of transformers share a line of code at which translations are counted: without a gradient, in other
-    shapes and for other classes there are soon more than PyTorch allows by default before it gives up.
+    """Compile layers in place on first use; equal layers share one compilation.
 
     Args:
         layers: Changed in place.
@@ -79,16 +71,18 @@ def compile_layers(layers: Iterable[nn.Module], *, dynamic: bool | None) -> None
     """
     import torch._dynamo.config as limits
 
-    limits.recompile_limit = max(limits.recompile_limit, _TRANSLATIONS)
+    # transformers' layers share the line of code at which compilations are counted: with and without gradient, in other
+    # shapes and classes, there are soon more than the default allows
+    limits.recompile_limit = max(limits.recompile_limit, _RECOMPILE_LIMIT)
     for layer in layers:
         layer.compile(dynamic=dynamic)
 
 
-def own_precision(module: nn.Module) -> AbstractContextManager[Any]:
-    """No autocast within a module whose weights are held in a half type, as frozen ones are in bfloat16 training.
+def own_precision(module: nn.Module) -> AbstractContextManager[object]:
+    """No autocast within a module whose weights are in a half type, as frozen ones are in bfloat16 training.
 
-    All of it computes in that type then, as it does when the model is used. Autocast would compute norms in float32 on a
-    GPU and so carry every residual sum on in float32, which doubles the memory traffic between the products.
+    Autocast would compute norms in float32 on a GPU and carry every residual sum on in float32, which doubles the memory
+    traffic between the matrix products.
 
     Args:
         module: Its first parameter decides; one of float32 leaves autocast as it is.

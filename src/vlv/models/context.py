@@ -1,4 +1,4 @@
-"""The context c: all that a denoiser is told about an image besides its noise. Shapes: B images, L tokens, D text width."""
+"""The context c: the denoiser's conditioning. Shapes: B images, L tokens, D text width."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class RowGenerator(torch.Generator):
         """
         each, rest = divmod(count, len(self.rows))
         if rest:
-            raise ValueError(f"{count} draws cannot be dealt out to {len(self.rows)} rows")
+            raise ValueError(f"{count} draws cannot be split over {len(self.rows)} rows")
         return torch.cat([draw(generator, each) for generator in self.rows])
 
 

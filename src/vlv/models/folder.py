@@ -82,28 +82,25 @@ MORE_COMPONENTS = (
     "transformer",
 )
 """Those that some families of diffusion decoders have beside or instead of the others."""
-_GENERATE = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
-NEEDED: dict[str, tuple[str, ...]] = {
-    "embed": ("encoder",),
-    "caption": ("encoder", "text_encoder", "caption_decoder"),
-    "reconstruct": ("encoder", *_GENERATE),
-    "generate": _GENERATE,
-}
-"""The components that each task needs where the diffusion decoder has one text tower."""
+_ALL = (*COMPONENTS, *MORE_COMPONENTS)
 
 
-def needed(task: str, present: Iterable[str]) -> tuple[str, ...]:
-    """The components that a task needs of a model with these components."""
-    return _needed_of(decoder_class(tuple(present)), task)
-
-
-def _needed_of(family: type[DiffusionDecoder], task: str) -> tuple[str, ...]:
+def _needed_of(family: type[DiffusionDecoder]) -> dict[str, tuple[str, ...]]:
     return {
         "embed": ("encoder",),
         "caption": ("encoder", *family.towers, "caption_decoder"),
         "reconstruct": ("encoder", *family.components),
         "generate": family.components,
-    }.get(task, ())
+    }
+
+
+NEEDED = _needed_of(DiffusionDecoder)
+"""The components that each task needs where the diffusion decoder has one text tower."""
+
+
+def needed(task: str, present: Iterable[str]) -> tuple[str, ...]:
+    """The components that a task needs of a model with these components."""
+    return _needed_of(decoder_class(tuple(present))).get(task, ())
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -148,11 +145,7 @@ class ModelIndex:
             if task == "generate":
                 optional = decoder_class(tuple(self.components)).optional
                 names += [name for name in optional if (self.folder / name).is_dir()]
-        return [
-            name
-            for name in (*COMPONENTS, *MORE_COMPONENTS)
-            if name in names and name in self.components
-        ]
+        return [name for name in _ALL if name in names and name in self.components]
 
 
 def check_parts(model: str, task: str, present: Iterable[str]) -> None:
@@ -232,7 +225,7 @@ def find_folder(
 def _may_need(task: str) -> set[str]:
     """What a task needs of a model of any family; folders that it lacks do no harm."""
     families = (DiffusionDecoder, SDXLDecoder, SD3Decoder)
-    return {name for family in families for name in _needed_of(family, task)}
+    return {name for family in families for name in _needed_of(family).get(task, ())}
 
 
 def read_index(folder: Path) -> ModelIndex:
@@ -251,8 +244,7 @@ def read_index(folder: Path) -> ModelIndex:
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
-        known = (*COMPONENTS, *MORE_COMPONENTS)
-        entries = {name: index[name] for name in known if name in index}
+        entries = {name: index[name] for name in _ALL if name in index}
         return ModelIndex(
             folder=folder,
             components={

@@ -16,7 +16,10 @@ from vlv.models.compilation import lay_out, why_no_compiler
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from transformers import PreTrainedModel
+
     from vlv.models.captioner import CaptionDecoder
+    from vlv.models.components import Components
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 VAEMode = Literal["whole", "sliced", "tiled"]
@@ -27,9 +30,9 @@ class Placement:
     """How a loaded model lies in memory."""
 
     device: str = "auto"
-    """A device of torch; "auto" is CUDA, else MPS, else the processor."""
+    """A device of torch; "auto" is CUDA, else MPS, else the CPU."""
     dtype: str = "auto"
-    """Of the weights; "auto" is bfloat16 where the device computes in it, float32 on a processor."""
+    """Of the weights; "auto" is bfloat16 where the device computes in it, float32 on a CPU."""
     offload: bool = False
     """Keep the parts in main memory and bring each to the device only while it works."""
     vae: VAEMode = "whole"
@@ -37,7 +40,7 @@ class Placement:
     llm_bits: Literal[4, 8] | None = None
     """Bits of the caption decoder's weights; None leaves them as they are."""
     compile: bool = False
-    """Translate with torch.compile what gains most: vision tower, denoiser, the VAE's decoder; it takes minutes."""
+    """Compile what gains most: vision tower, denoiser, the VAE's decoder; it takes minutes."""
 
 
 def pick_device(device: str) -> str:
@@ -84,7 +87,7 @@ def _mps_has_bfloat16() -> bool:
     return True
 
 
-def place(pipe: Any, placement: Placement) -> None:
+def place(pipe: Components, placement: Placement) -> None:
     """Quantise, slice and move a pipeline as the placement says; its dtype was given to `from_pretrained`.
 
     Raises:
@@ -109,11 +112,11 @@ def place(pipe: Any, placement: Placement) -> None:
     pipe.offload_device = torch.device(device)
 
 
-def compile_parts(pipe: Any, device: torch.device) -> None:
-    """Have vision tower, denoiser and the VAE's decoder translated, each when it is first used.
+def compile_parts(pipe: Components, device: torch.device) -> None:
+    """Compile vision tower, denoiser and the VAE's decoder on first use.
 
     Args:
-        pipe: A pipeline, or whatever has some of its parts.
+        pipe: Changed in place.
         device: Where they will work.
 
     Raises:
@@ -122,14 +125,15 @@ def compile_parts(pipe: Any, device: torch.device) -> None:
     if reason := why_no_compiler(device):
         raise ConfigError(f"nothing can be compiled here: {reason}; leave --compile out")
     towers = () if pipe.encoder is None else pipe.encoder.vision()[:1]
-    for part in (*towers, pipe.unet, pipe.transformer, getattr(pipe.vae, "decoder", None)):
+    parts: list[nn.Module | None] = [*towers, pipe.unet, pipe.transformer]
+    for part in (*parts, getattr(pipe.vae, "decoder", None)):
         if part is not None:
             part.compile()
 
 
 @contextmanager
-def at_work(pipe: Any, *names: str) -> Iterator[None]:
-    """Within the context these components of an offloaded pipeline are on its device; otherwise nothing happens."""
+def at_work(pipe: Components, *names: str) -> Iterator[None]:
+    """Keep these components of an offloaded pipeline on its device within the context."""
     device = pipe.offload_device
     parts = [part for name in names if isinstance(part := getattr(pipe, name), torch.nn.Module)]
     for part in parts if device is not None else ():
@@ -158,7 +162,7 @@ def quantize_llm(caption_decoder: CaptionDecoder, bits: Literal[4, 8]) -> None:
         _to_nf4(llm)
 
 
-def _layers(llm: Any) -> dict[str, nn.Linear]:
+def _layers(llm: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers by name, without the output layer, which may share its weights with the embeddings."""
     head = llm.get_output_embeddings()
     return {
@@ -168,7 +172,7 @@ def _layers(llm: Any) -> dict[str, nn.Linear]:
     }
 
 
-def _to_int8(llm: Any) -> None:
+def _to_int8(llm: PreTrainedModel) -> None:
     quantization = _package("torchao.quantization", "8")
     chosen = set(_layers(llm))
     quantization.quantize_(
@@ -178,7 +182,7 @@ def _to_int8(llm: Any) -> None:
     )
 
 
-def _to_nf4(llm: Any) -> None:
+def _to_nf4(llm: PreTrainedModel) -> None:
     layers = _package("bitsandbytes.nn", "4")
     for name, layer in _layers(llm).items():
         new = layers.Linear4bit(
@@ -195,7 +199,7 @@ def _to_nf4(llm: Any) -> None:
         new.bias = layer.bias
         parent, _, last = name.rpartition(".")
         setattr(llm.get_submodule(parent), last, new)
-    llm.to(llm.device)  # the weights are packed when they are moved
+    nn.Module.to(llm, llm.device)  # the weights are packed when they are moved
 
 
 def _package(name: str, bits: str) -> Any:

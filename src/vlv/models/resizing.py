@@ -53,7 +53,7 @@ def resize(levels: Tensor, height: int, width: int, kernel: Kernel = "bicubic") 
 def _pass(levels: Tensor, size: int, dim: int, kernel: Kernel) -> Tensor:
     """Resize along one dimension.
 
-    The dimension goes first, so that whole runs of memory are taken at once; on a processor in blocks of columns that
+    The dimension goes first, so that whole runs of memory are taken at once; on a CPU in blocks of columns that
     stay in its cache, which makes batches five times as fast.
     """
     sources, weights = (taps.to(levels.device) for taps in _taps(levels.shape[dim], size, kernel))

@@ -321,12 +321,12 @@ def pooled_of(c: Context) -> Tensor:
 
 
 def decoder_class(names: Sequence[str], text_encoder: object = None) -> type[DiffusionDecoder]:
-    """The family of a diffusion decoder, told by its components.
+    """The family of a diffusion decoder, by its components.
 
     Args:
         names: Of the components there are.
-        text_encoder: The first tower, which tells the families with two towers apart where the
-            denoiser was not loaded.
+        text_encoder: The first tower, by which families with two towers differ where the denoiser
+            was not loaded.
     """
     if "transformer" in names or hasattr(text_encoder, "text_projection"):
         return SD3Decoder
