@@ -385,7 +385,7 @@ def _padded(
     return chunked_cross_entropy(states.index_select(0, wanted), targets, head)
 
 
-def _on(device: torch.device, values: Any) -> Tensor:
+def _on(device: torch.device, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
     """Integers on a device, without waiting for it."""
     tensor = torch.tensor(values, dtype=torch.long)
     if device.type == "cuda":

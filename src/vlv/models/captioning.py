@@ -7,7 +7,7 @@ chat. So the task here has a name of its own, "image-captioning". Importing this
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import nn
@@ -16,9 +16,9 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from vlv.errors import ConfigError
 from vlv.models.components import CAPTIONING_TYPE
-from vlv.models.decoding import Caption
+from vlv.models.decoding import Caption, GenerationOptions
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.pixels import as_batch
+from vlv.models.pixels import ImageLike, as_batch
 from vlv.models.placement import pick_device, pick_dtype
 
 TASK = "image-captioning"
@@ -54,7 +54,7 @@ class CaptioningModel(PreTrainedModel):
         dtype: str | torch.dtype | None = "auto",
         revision: str | None = None,
         local_files_only: bool = False,
-        **others: Any,
+        **others: object,
     ) -> CaptioningModel:
         """Load what captioning needs; arguments as those of ``VLVPipeline.from_pretrained``.
 
@@ -82,7 +82,9 @@ class CaptioningModel(PreTrainedModel):
         )
         return cls(CaptioningConfig(), pipe)
 
-    def forward(self, pixels: torch.Tensor, **generation: Any) -> list[Caption]:
+    def forward(
+        self, pixels: torch.Tensor, **generation: Unpack[GenerationOptions]
+    ) -> list[Caption]:
         """Captions of squares (B, 3, H, W) in [0, 1]; further arguments as in `CaptionDecoder.generate`."""
         return self.pipe.describe(list(pixels.cpu()), batch_size=len(pixels), **generation)
 
@@ -106,7 +108,7 @@ class CaptioningPipeline(Pipeline):
     def _sanitize_parameters(self, **settings: Any) -> tuple[dict[str, Any], ...]:
         return {}, settings, {}
 
-    def preprocess(self, image: Any) -> dict[str, torch.Tensor]:  # type: ignore[override]
+    def preprocess(self, image: ImageLike) -> dict[str, torch.Tensor]:  # type: ignore[override]
         """One image as a square (1, 3, H, W)."""
         pipe = cast("VLVPipeline", self.model.pipe)
         return {"pixels": as_batch([image], pipe.image_size, pipe.framing)}
@@ -114,7 +116,7 @@ class CaptioningPipeline(Pipeline):
     def _forward(self, inputs: dict[str, Any], **settings: Any) -> Any:  # type: ignore[override]
         return {"captions": self.model(inputs["pixels"], **settings)}
 
-    def postprocess(self, outputs: dict[str, Any]) -> list[dict[str, str]]:  # type: ignore[override]
+    def postprocess(self, outputs: dict[str, list[Caption]]) -> list[dict[str, str]]:  # type: ignore[override]
         """The caption in the form of transformers."""
         return [{"generated_text": caption.text} for caption in outputs["captions"]]
 

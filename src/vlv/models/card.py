@@ -115,7 +115,7 @@ def _of_card(card: Path, part: str) -> Origin:
     return Origin(tuple(map(str, bases)), "" if licence in (None, UNKNOWN) else str(licence))
 
 
-def _whole_licence(matter: Mapping[str, Any]) -> Any:
+def _whole_licence(matter: Mapping[str, object]) -> object:
     return matter.get("license_name") or matter.get("license")
 
 
@@ -157,7 +157,7 @@ def read_front_matter(card: Path) -> dict[str, Any]:
 
 
 def model_card(
-    name: str, components: Mapping[str, Any], provenance: Provenance | None = None
+    name: str, components: Mapping[str, object], provenance: Provenance | None = None
 ) -> str:
     """Write the card of a model.
 
@@ -238,7 +238,7 @@ def _unique(items: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(items))
 
 
-def _usage(name: str, present: Mapping[str, Any]) -> str:
+def _usage(name: str, present: Mapping[str, object]) -> str:
     lines = ["from vlv import VLVPipeline", "", f'pipe = VLVPipeline.from_pretrained("{name}")']
     if present.get("caption_decoder") is not None:
         lines.append('pipe.caption("photo.jpg")')
@@ -247,7 +247,7 @@ def _usage(name: str, present: Mapping[str, Any]) -> str:
     return "\n".join(["```python", *lines, "```", ""])
 
 
-def _parts(present: Mapping[str, Any], origins: Mapping[str, Origin]) -> str:
+def _parts(present: Mapping[str, object], origins: Mapping[str, Origin]) -> str:
     rows = [
         f"| `{part}` | {type(component).__name__} | {_num_parameters(component)} | "
         f"{', '.join(origins[part].bases) or 'not recorded'} | "
@@ -258,7 +258,7 @@ def _parts(present: Mapping[str, Any], origins: Mapping[str, Origin]) -> str:
     return "\n".join(["## Parts", "", head, *rows, ""])
 
 
-def _num_parameters(component: Any) -> str:
+def _num_parameters(component: object) -> str:
     if not isinstance(component, nn.Module):
         return ""
     return f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f} M"

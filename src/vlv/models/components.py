@@ -92,14 +92,14 @@ def _forget_origin(config: Path) -> None:
         config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _without(value: Any, keys: set[str]) -> Any:
+def _without(value: object, keys: set[str]) -> object:
     """A value of a configuration without some keys, at any depth."""
     if isinstance(value, dict):
         return {k: _without(v, keys) for k, v in value.items() if k not in keys}
     return value
 
 
-def index_entry(component: Any) -> list[str]:
+def index_entry(component: object) -> list[str]:
     """[library, class] of a component, as diffusers writes it; ours name their module."""
     module = type(component).__module__
     library = module.split(".", maxsplit=1)[0]
@@ -150,7 +150,7 @@ def _replace(new: Path, folder: Path) -> None:
 
 
 def write_index(
-    folder: Path, class_name: str, components: Mapping[str, Any], extra: Mapping[str, Any]
+    folder: Path, class_name: str, components: Mapping[str, object], extra: Mapping[str, object]
 ) -> None:
     """Write ``model_index.json``, for each component its entry or null; and ``config.json``, by which transformers knows it."""
     index = {"_class_name": class_name, "_diffusers_version": diffusers.__version__}
@@ -160,7 +160,7 @@ def write_index(
     (folder / "config.json").write_text(about, encoding="utf-8")
 
 
-class Components(DiffusionPipeline):
+class VLVComponents(DiffusionPipeline):
     """The components of a Vision-Language-Vision auto-encoder, each of which may be absent.
 
     Args:
@@ -305,7 +305,7 @@ class Components(DiffusionPipeline):
         Args:
             folder: New, empty, or an older model that is replaced.
             dtype: Of the weights in the files (``torch.float16`` halves them); None keeps that in memory.
-            references: Components that are named instead of copied; None keeps those the model was loaded with.
+            references: VLVComponents that are named instead of copied; None keeps those the model was loaded with.
             card: Text of README.md; None keeps that of the replaced or the loaded folder, or writes one.
 
         Raises:

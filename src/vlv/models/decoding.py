@@ -20,6 +20,8 @@ from vlv.models.arguments import finite, whole_number
 from vlv.models.compilation import is_compiled
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from transformers import PreTrainedModel
 
 
@@ -197,7 +199,7 @@ class _Search:
         self._place += 1
         self._take(logits)
 
-    def record(self) -> Any:
+    def record(self) -> Callable[[], None]:
         """One token more, and the function that writes each further one."""
         device = self.ids.device
         with torch.cuda.device(device):

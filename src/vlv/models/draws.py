@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class RowGenerator(torch.Generator):
         return torch.cat([draw(generator, each) for generator in self.rows])
 
 
-def mixed_seed(*parts: Any) -> int:
+def mixed_seed(*parts: object) -> int:
     """A seed in [0, 2^63) that depends on all the parts.
 
     >>> mixed_seed(0, 1) == mixed_seed(0, 1), mixed_seed(0, 1) == mixed_seed(1, 0)

@@ -37,6 +37,8 @@ from vlv.models.resizing import resize
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from vlv.models.vision_encoder import VisionEncoderConfig
+
 EncoderParts = Literal["none", "language", "all"]
 
 _PIXELS_AT_ONCE = 16 * 768 * 768
@@ -345,7 +347,7 @@ class VLVEncoder(ImageEncoder):
         return language.encoder, language.decoder
 
 
-def normalize(pixels: Tensor, config: Any) -> Tensor:
+def normalize(pixels: Tensor, config: VLVEncoderConfig | VisionEncoderConfig) -> Tensor:
     """What a vision tower sees, to the bit as the image processors of transformers, which resize 8-bit images with Pillow.
 
     Args:

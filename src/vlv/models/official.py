@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,15 +89,26 @@ class Report:
         return lines
 
 
+class LoadOptions(TypedDict, total=False):
+    """How a checkpoint of the authors is loaded."""
+
+    dtype: torch.dtype
+    """Of the weights in memory; float32 by default."""
+    image_size: int | None
+    """None is the authors' 384, or the U-Net's own where that is smaller."""
+    max_bytes: int
+    """Largest pickled file that is opened."""
+
+
 def load_stage1(
-    checkpoint: str | Path, components: str | Path | Components, **options: Any
+    checkpoint: str | Path, components: str | Path | Components, **options: Unpack[LoadOptions]
 ) -> VLVPipeline:
     """Load the authors' stage 1: encoder and diffusion decoder; see `load_official`."""
     return _load(checkpoint, components, stage=1, **options)[0]
 
 
 def load_stage2(
-    checkpoint: str | Path, components: str | Path | Components, **options: Any
+    checkpoint: str | Path, components: str | Path | Components, **options: Unpack[LoadOptions]
 ) -> VLVPipeline:
     """Load the authors' stage 2: encoder, text tower and caption decoder; see `load_official`.
 
@@ -108,7 +119,7 @@ def load_stage2(
 
 
 def load_official(
-    checkpoint: str | Path, components: str | Path | Components, **options: Any
+    checkpoint: str | Path, components: str | Path | Components, **options: Unpack[LoadOptions]
 ) -> tuple[VLVPipeline, Report]:
     """Load a checkpoint of the authors' code, of either stage.
 
@@ -118,8 +129,7 @@ def load_official(
         components: A folder that holds ``Florence2large``, ``stable-diffusion-2-1-base`` and
             ``Qwen2.5``, or the three folders. Their weights may be absent where the checkpoint has
             them.
-        **options: ``dtype`` of the weights in memory (float32), ``image_size`` (the authors' 384,
-            or the U-Net's own where that is smaller), ``max_bytes`` of a pickled file.
+        **options: See `LoadOptions`.
 
     Returns:
         The pipeline on the CPU, in eval mode, and what was read.
@@ -132,7 +142,10 @@ def load_official(
 
 
 def convert_official(
-    checkpoint: str | Path, components: str | Path | Components, output: str | Path, **options: Any
+    checkpoint: str | Path,
+    components: str | Path | Components,
+    output: str | Path,
+    **options: Unpack[LoadOptions],
 ) -> Report:
     """Write the authors' checkpoint as an ordinary model folder: complete, or not at all.
 
@@ -163,22 +176,20 @@ def _card(name: str, pipe: VLVPipeline, components: str | Path | Components) -> 
 def _load(
     checkpoint: str | Path,
     components: str | Path | Components,
-    *,
     stage: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    image_size: int | None = None,
-    max_bytes: int = PICKLE_LIMIT,
+    **options: Unpack[LoadOptions],
 ) -> tuple[VLVPipeline, Report]:
     folders = components if isinstance(components, Components) else Components.at(components)
     path = Path(checkpoint)
-    assembly = _Assembly(path, read_tensors(path, max_bytes=max_bytes), folders, dtype)
+    tensors = read_tensors(path, max_bytes=options.get("max_bytes", PICKLE_LIMIT))
+    assembly = _Assembly(path, tensors, folders, options.get("dtype", torch.float32))
     report = assembly.report
     if stage is not None and report.stage != stage:
         raise CheckpointError(
             f"{path} is a checkpoint of stage {report.stage}; load it with "
             f"load_stage{report.stage} or load_official"
         )
-    pipe = assembly.pipeline(image_size or folders.image_size())
+    pipe = assembly.pipeline(options.get("image_size") or folders.image_size())
     level = logging.WARNING if report.unexpected or report.misshaped else logging.INFO
     logger.log(level, "%s: %s", path, "; ".join(line.strip() for line in report.lines()))
     return pipe, report

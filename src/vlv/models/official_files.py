@@ -10,7 +10,6 @@ import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -148,7 +147,7 @@ def _read_pickle(path: Path, max_bytes: int) -> dict[str, Tensor]:
     return _state_dict(loaded, path)
 
 
-def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+def _state_dict(loaded: object, path: Path) -> dict[str, Tensor]:
     """The tensors in what a pickle held, out of any wrapping dictionaries."""
     while isinstance(loaded, Mapping):
         inner = next(

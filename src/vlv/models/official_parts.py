@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar
 
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
@@ -26,6 +26,7 @@ from transformers import (
     CLIPTextConfig,
     CLIPTokenizer,
     Florence2Config,
+    PreTrainedTokenizerBase,
 )
 
 from vlv.errors import ModelFolderError
@@ -47,6 +48,8 @@ _VISION_SETTINGS = (
     *("depths", "patch_size", "patch_stride", "patch_padding", "patch_prenorm"),
     *("num_heads", "num_groups", "window_size", "drop_path_rate", "projection_dim"),
 )
+T = TypeVar("T")
+
 _UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError)
 
 
@@ -91,7 +94,7 @@ class Components:
 
     # --- Florence-2 ------------------------------------------------------------------------------
 
-    def florence_config(self, num_positions: int) -> Any:
+    def florence_config(self, num_positions: int) -> Florence2Config:
         """The native configuration of either form.
 
         Args:
@@ -107,7 +110,7 @@ class Components:
 
         return _reading(self.florence / "config.json", read)
 
-    def florence_tokenizer(self) -> Any:
+    def florence_tokenizer(self) -> PreTrainedTokenizerBase:
         """Its tokenizer; the automatic class would want the remote code."""
         return _read_tokenizer(BartTokenizer, self.florence)
 
@@ -122,18 +125,18 @@ class Components:
             size = int(values["size"]["height"])
             return Vision(size, list(values["image_mean"]), list(values["image_std"]))
 
-        return cast("Vision", _reading(path, read))
+        return _reading(path, read)
 
     # --- Stable Diffusion ------------------------------------------------------------------------
 
-    def text_config(self) -> Any:
+    def text_config(self) -> CLIPTextConfig:
         """Of the text tower."""
         path = self.diffusion / "text_encoder"
         return _reading(
             path, lambda: CLIPTextConfig.from_dict(_read_json(path / "config.json", "hidden_size"))
         )
 
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the text tower."""
         return _read_tokenizer(CLIPTokenizer, self.diffusion / "tokenizer")
 
@@ -167,7 +170,7 @@ class Components:
             path, lambda: AutoConfig.from_pretrained(path.parent, **_LOCAL, trust_remote_code=False)
         )
 
-    def llm_tokenizer(self) -> Any:
+    def llm_tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the language model."""
         return _read_tokenizer(AutoTokenizer, self._llm(), **_LOCAL)
 
@@ -198,7 +201,7 @@ class Components:
             missing = {*info["missing_keys"], *(str(key) for key in info["mismatched_keys"])}
             return {key: x for key, x in loaded.state_dict().items() if key not in missing}
 
-        return cast("dict[str, Tensor]", _reading(folder, read))
+        return _reading(folder, read)
 
 
 _LOCAL = {"local_files_only": True}
@@ -233,19 +236,22 @@ def _read_json(path: Path, *needed: str) -> dict[str, Any]:
     return values
 
 
-def _read_tokenizer(kind: Any, folder: Path, **options: Any) -> Any:
+def _read_tokenizer(kind: Any, folder: Path, **options: bool) -> PreTrainedTokenizerBase:
     """A tokenizer from local files; without them some classes make an empty one."""
 
-    def read() -> Any:
+    def read() -> PreTrainedTokenizerBase:
         names = {path.name for path in folder.iterdir()}
         if "tokenizer.json" not in names and not {"vocab.json", "merges.txt"} <= names:
             raise FileNotFoundError("the files of its tokenizer are missing")
-        return kind.from_pretrained(folder, trust_remote_code=False, **options)
+        tokenizer: PreTrainedTokenizerBase = kind.from_pretrained(
+            folder, trust_remote_code=False, **options
+        )
+        return tokenizer
 
     return _reading(folder, read)
 
 
-def _reading(path: Path, read: Callable[[], Any]) -> Any:
+def _reading(path: Path, read: Callable[[], T]) -> T:
     """Read something below a component folder; whatever is wrong becomes one sentence."""
     if not path.exists():
         raise ModelFolderError(

@@ -19,7 +19,7 @@ from vlv.data.images import to_pil
 from vlv.errors import ConfigError
 from vlv.models.arguments import Embeddings, as_embeddings, named, present, whole_number
 from vlv.models.batching import chunks
-from vlv.models.components import Components
+from vlv.models.components import VLVComponents
 from vlv.models.context import Context
 from vlv.models.decoding import Caption, Generation, GenerationOptions
 from vlv.models.diffusion import Sampler
@@ -61,7 +61,7 @@ class DrawingOptions(TypedDict, total=False):
     progress: bool
 
 
-class VLVPipeline(Components):
+class VLVPipeline(VLVComponents):
     """The Vision-Language-Vision auto-encoder as one object.
 
     Every component is optional: captioning needs no U-Net, reconstruction no language model. A
@@ -69,7 +69,7 @@ class VLVPipeline(Components):
     gives one result and a list gives a list; images are PIL images, paths, arrays (H, W, 3) or
     tensors (3, H, W), and are brought to squares of `image_size`.
 
-    The components are those of `Components`.
+    The components are those of `VLVComponents`.
     """
 
     def _embedding(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -48,23 +48,25 @@ def is_single(images: object) -> bool:
     return isinstance(images, Image.Image | str | Path | bytes)
 
 
-def as_list(images: Any) -> list[Any]:
+def as_list(images: object) -> list[ImageLike]:
     """One image, a sequence of images, or a batch (B, 3, H, W) / (B, H, W, 3), as a list of images.
 
     Raises:
         ImageError: There is no image.
     """
-    if not is_single(images) and not isinstance(images, Iterable):
+    if is_single(images):
+        return [cast("ImageLike", images)]
+    if not isinstance(images, Iterable):
         raise ImageError(
             f"an image is a PIL image, a path, bytes, an array or a tensor, got {type(images).__name__}"
         )
-    items = [images] if is_single(images) else list(images)
+    items = list(images)
     if not items:
         raise ImageError("no image was given; pass one image or a list of images")
     return items
 
 
-def as_batch(images: Sequence[Any], size: int, framing: Framing = DEFAULT_FRAMING) -> Tensor:
+def as_batch(images: Sequence[object], size: int, framing: Framing = DEFAULT_FRAMING) -> Tensor:
     """Bring images to squares, see `frame`.
 
     Args:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from types import ModuleType
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from vlv.models.captioner import CaptionDecoder
-    from vlv.models.components import Components
+    from vlv.models.components import VLVComponents
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 VAEMode = Literal["whole", "sliced", "tiled"]
@@ -87,7 +88,7 @@ def _mps_has_bfloat16() -> bool:
     return True
 
 
-def place(pipe: Components, placement: Placement) -> None:
+def place(pipe: VLVComponents, placement: Placement) -> None:
     """Quantise, slice and move a pipeline as the placement says; its dtype was given to `from_pretrained`.
 
     Raises:
@@ -112,7 +113,7 @@ def place(pipe: Components, placement: Placement) -> None:
     pipe.offload_device = torch.device(device)
 
 
-def compile_parts(pipe: Components, device: torch.device) -> None:
+def compile_parts(pipe: VLVComponents, device: torch.device) -> None:
     """Compile vision tower, denoiser and the VAE's decoder on first use.
 
     Args:
@@ -132,7 +133,7 @@ def compile_parts(pipe: Components, device: torch.device) -> None:
 
 
 @contextmanager
-def at_work(pipe: Components, *names: str) -> Iterator[None]:
+def at_work(pipe: VLVComponents, *names: str) -> Iterator[None]:
     """Keep these components of an offloaded pipeline on its device within the context."""
     device = pipe.offload_device
     parts = [part for name in names if isinstance(part := getattr(pipe, name), torch.nn.Module)]
@@ -202,7 +203,7 @@ def _to_nf4(llm: PreTrainedModel) -> None:
     nn.Module.to(llm, llm.device)  # the weights are packed when they are moved
 
 
-def _package(name: str, bits: str) -> Any:
+def _package(name: str, bits: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
