@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import json
-import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -48,9 +47,10 @@ from vlv.models.folder import (
 from vlv.models.hub import upload
 from vlv.models.placement import pick_device, pick_dtype
 from vlv.models.two_towers import make_diffusion_decoder
+from vlv.storage import replacing_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     import torch
 
@@ -117,36 +117,10 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a temporary folder beside `folder`, then put it in its place.
-
-    Raises:
-        OutputError: `folder` exists and is no model.
-    """
-    check_replaceable(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        write(temporary)
-        _make_readable(temporary)
-        _replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _make_readable(folder: Path) -> None:
     """Undo the private modes that temporary folders and safetensors files are born with."""
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-
-
-def _replace(new: Path, folder: Path) -> None:
-    """Rename `new` to `folder`; an older folder is removed only after that."""
-    old = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.old."))
-    if folder.exists():
-        folder.rename(old / folder.name)
-    new.rename(folder)
-    shutil.rmtree(old)
 
 
 def write_index(
@@ -305,7 +279,7 @@ class VLVComponents(DiffusionPipeline):
         Args:
             folder: New, empty, or an older model that is replaced.
             dtype: Of the weights in the files (``torch.float16`` halves them); None keeps that in memory.
-            references: VLVComponents that are named instead of copied; None keeps those the model was loaded with.
+            references: Components that are named instead of copied; None keeps those the model was loaded with.
             card: Text of README.md; None keeps that of the replaced or the loaded folder, or writes one.
 
         Raises:
@@ -317,19 +291,19 @@ class VLVComponents(DiffusionPipeline):
         name = folder.resolve().name
         text = card or read_card(folder) or self._card(name, references)
 
-        def write(temporary: Path) -> None:
-            entries: dict[str, object] = {name: [None, None] for name in COMPONENTS}
-            for name, component in parts.items():
-                if name in references:
-                    entries[name] = dict(references[name])
+        entries: dict[str, object] = {name: [None, None] for name in COMPONENTS}
+        check_replaceable(folder)
+        with replacing_folder(folder) as temporary:
+            for part, component in parts.items():
+                if part in references:
+                    entries[part] = dict(references[part])
                 elif component is not None:
-                    write_component(component, temporary / name, dtype)
-                    entries[name] = index_entry(component)
+                    write_component(component, temporary / part, dtype)
+                    entries[part] = index_entry(component)
             extra = {"image_size": self._known_image_size(), "framing": self.framing}
             write_index(temporary, type(self).__name__, entries, extra)
             (temporary / CARD_NAME).write_text(text, encoding="utf-8")
-
-        write_atomically(folder, write)
+            _make_readable(temporary)
 
     def push_to_hub(  # type: ignore[override]
         self,
