@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = [
     ("errors",),
     ("storage",),
+    ("progress",),
     ("pages",),
     ("config_files",),
     ("config_sections",),

@@ -114,7 +114,7 @@ def test_a_line_every_thirty_seconds_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr("vlv.cli.common.time.monotonic", lambda: now)
+    monkeypatch.setattr("vlv.progress.time.monotonic", lambda: now)
     with common.Progress(100) as progress:
         for second in range(70):
             now = float(second)

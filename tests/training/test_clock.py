@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.training.support import train
-from vlv.training.clock import Clock
 from vlv.training.interrupt import Interrupted
-from vlv.training.journal import read_metrics
+from vlv.training.journal import Clock, read_metrics
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     time = [1000.0]
-    monkeypatch.setattr("vlv.training.clock.time.monotonic", lambda: time[0])
+    monkeypatch.setattr("vlv.training.journal.time.monotonic", lambda: time[0])
     return time
 
 

@@ -84,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
     1
     """
     common.quieten()
+    common.share_processor()
     try:
         code = app(args=list(arguments), prog_name="vlv", standalone_mode=False)
     except VLVError as error:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import time
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
-from tqdm import tqdm
 
+from vlv import progress
 from vlv.cli.options import option_group
 from vlv.errors import OtherProcessError
+from vlv.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -229,11 +228,6 @@ class EndpointOptions:
         return Prices(self.price_in, self.price_out)
 
 
-def say(message: str) -> None:
-    """Write one line to stderr, above a progress bar where there is one."""
-    tqdm.write(message, file=sys.stderr)
-
-
 def say_once(message: str) -> None:
     """Write one line to stderr for all the processes that were launched together."""
     if _is_first_process():
@@ -257,6 +251,15 @@ class _Say(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))
+
+
+def share_processor() -> None:
+    """Let idle threads sleep instead of spin, unless the user has chosen; before torch is imported.
+
+    As many threads as cores is right on a quiet machine. On a busy one a thread that spins takes the core from the one
+    it waits for: the same step took three times as long as with sleeping threads, or as with one (docs/performance.md).
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def quieten() -> None:
@@ -329,8 +332,8 @@ def dtype_name(placement: Placement) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-class Progress:
-    """How far a command is, on stderr: a bar on a terminal, elsewhere a line every 30 seconds.
+class Progress(progress.Progress):
+    """Progress of a command, which names bad files and says at the end what an interruption leaves.
 
     Args:
         total: Number of inputs; None where it is not known.
@@ -338,8 +341,6 @@ class Progress:
         unit: What is counted.
         resumable: Whether the same command goes on after an interruption.
     """
-
-    EVERY = 30.0  # seconds
 
     def __init__(
         self,
@@ -349,25 +350,8 @@ class Progress:
         unit: str = "image",
         resumable: bool = True,
     ) -> None:
-        self._unit, self._resumable = unit, resumable
-        self._seen = 0
-        self._postfix = ""
-        self._start(what, total, 0)
-
-    def _start(self, what: str, total: int | None, done: int) -> None:
-        self._what, self._total, self._done = what, total, done
-        self._began: float | None = (
-            None  # when the first were done: a model had to be loaded before
-        )
-        self._first = done
-        self._told = time.monotonic()
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=what or None,
-            unit=self._unit,
-            disable=not sys.stderr.isatty(),
-        )
+        super().__init__(total, what=what, unit=unit)
+        self._resumable, self._seen = resumable, 0
 
     def report(self, errors: Sequence[str | None]) -> None:
         """Name the bad files of a batch, one entry per file, and move on by so many."""
@@ -376,56 +360,13 @@ class Progress:
                 say(f"failed: {error}")
         self.advance(len(errors))
 
-    def advance(self, count: int) -> None:
+    def advance(self, count: int = 1) -> None:
         """So many more are done."""
         self._seen += count
-        self._done += count
-        self._bar.update(count)
-        now = time.monotonic()
-        if self._began is None:
-            self._began, self._first = now, self._done
-        if self._bar.disable and now - self._told >= self.EVERY and self._done != self._total:
-            self._told = now
-            say(self._line(now - self._began))
-
-    def _line(self, seconds: float) -> str:
-        of = "" if self._total is None else f"/{self._total}"
-        text = f"{self._what or 'progress'}: {self._done}{of} {self._unit}s"
-        if seconds > 0 and self._done > self._first:
-            speed = (self._done - self._first) / seconds
-            text += f", {speed:.2g}/s"
-            if self._total is not None:
-                left = max(0, self._total - self._done) / speed
-                text += f", about {tqdm.format_interval(left)} left"
-        return f"{text}, {self._postfix}" if self._postfix else text
-
-    def stage(self, what: str, done: int, total: int) -> None:
-        """So many of a stage are done; a new name begins a new stage."""
-        if what != self._what:
-            self._bar.close()
-            self._start(what, total, done)
-        else:
-            self.advance(done - self._done)
-
-    def skip(self) -> None:
-        """Pass one whose result is there; it does not count for the speed."""
-        self._first += 1
-        self._done += 1
-        if not self._bar.disable:
-            self._bar.initial += 1
-            self._bar.n += 1
-            self._bar.last_print_n += 1
-
-    def postfix(self, text: str) -> None:
-        """Show something behind the numbers."""
-        self._postfix = text
-        self._bar.set_postfix_str(text, refresh=False)
-
-    def __enter__(self) -> Self:
-        return self
+        super().advance(count)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._bar.close()
+        super().__exit__(kind, *rest)
         if kind is KeyboardInterrupt and self._resumable:
             say(f"{self._seen} results are kept; the same command goes on from there")
 

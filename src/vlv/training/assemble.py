@@ -42,10 +42,10 @@ from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import columns_of, find_data, make_loader
+from vlv.training.held_out import DenoisingMeter, HeldOutLoss
 from vlv.training.loop import fit
 from vlv.training.parallel import uses_fsdp
 from vlv.training.precision import fast_products, store_frozen
-from vlv.training.progress import DenoisingMeter, HeldOutLoss
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
 from vlv.training.samples import Samples

@@ -63,7 +63,7 @@ class World:
             return [list(values)]
         own = torch.tensor(values, dtype=torch.float64)
         everyone = [torch.empty_like(own) for _ in range(self.num_ranks)]
-        with others_may_end():
+        with lost_process_in_words():
             dist.all_gather(everyone, own, group=self.hosts)
         return [numbers.tolist() for numbers in everyone]
 
@@ -76,7 +76,7 @@ class World:
         if not self.is_shared:
             return [value]
         everyone: list[Any] = [None] * self.num_ranks
-        with others_may_end():
+        with lost_process_in_words():
             dist.all_gather_object(everyone, value, group=self.hosts)
         return everyone
 
@@ -146,7 +146,7 @@ def _tell_of_failure(world: World) -> None:
 
 
 @contextmanager
-def others_may_end() -> Iterator[None]:
+def lost_process_in_words() -> Iterator[None]:
     """Tell a lost connection in words."""
     try:
         yield

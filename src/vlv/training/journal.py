@@ -1,4 +1,4 @@
-"""What a run folder tells: metrics.jsonl, what the trackers get, the progress bar, config.yaml and versions.json."""
+"""What a run tells of itself: metrics.jsonl, figures for trackers, progress, time and cost, config.yaml, versions.json."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import yaml
-from tqdm import tqdm
 
-from vlv.errors import CheckpointError, OutputError
-from vlv.storage import write_text
+from vlv.errors import OutputError
+from vlv.progress import Progress, say
+from vlv.storage import read_journal, write_text
 from vlv.training.trackers import open_trackers
 
 if TYPE_CHECKING:
@@ -91,6 +91,66 @@ class Meter:
         self.images, self.seconds = state["images"], state["seconds"]
 
 
+class Clock:
+    """Wall time of a run, training and looking together, and the hours of its devices.
+
+    Work that a crash undid is no part of `elapsed_seconds`, but its devices were paid for: `device_seconds` keeps it.
+
+    Args:
+        steps: Optimiser steps of the whole run.
+        num_devices: Processes that train together, one device each.
+        usd_per_hour: Price of one device; None where it is not known.
+    """
+
+    def __init__(self, steps: int, num_devices: int, usd_per_hour: float | None) -> None:
+        self.steps, self.num_devices, self.usd_per_hour = steps, num_devices, usd_per_hour
+        self.elapsed_seconds = self.device_seconds = 0.0
+        self._first_step = 0
+        self._first_seconds = 0.0
+        self._last = time.monotonic()
+
+    def tick(self) -> float:
+        """Book the time since the last call, and return it in seconds."""
+        now = time.monotonic()
+        seconds = now - self._last
+        self._last = now
+        self.elapsed_seconds += seconds
+        self.device_seconds += seconds * self.num_devices
+        return seconds
+
+    def eta_seconds(self, step: int) -> float | None:
+        """Seconds to the end at the pace since the run was last started; None before its first step is done."""
+        done = step - self._first_step
+        if done < 1:
+            return None
+        return (self.elapsed_seconds - self._first_seconds) / done * (self.steps - step)
+
+    def figures(self, step: int) -> dict[str, float]:
+        """For the log: elapsed_seconds, device_hours, and where they are known eta_seconds and cost_usd."""
+        hours = self.device_seconds / 3600
+        figures = {"elapsed_seconds": round(self.elapsed_seconds, 2), "device_hours": hours}
+        if (eta := self.eta_seconds(step)) is not None:
+            figures["eta_seconds"] = round(eta, 1)
+        if self.usd_per_hour is not None:
+            figures["cost_usd"] = hours * self.usd_per_hour
+        return {name: float(f"{value:.6g}") for name, value in figures.items()}
+
+    def was_paid(self, device_hours: float) -> None:
+        """The log of the run tells of so many hours, some of which may have been lost in a crash."""
+        self.device_seconds = max(self.device_seconds, 3600 * device_hours)
+
+    def state_dict(self) -> dict[str, float]:
+        """JSON values."""
+        return {"elapsed_seconds": self.elapsed_seconds, "device_seconds": self.device_seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        """Go on from what `state_dict` returned at a step; the time since this clock was made counts."""
+        begun = state["elapsed_seconds"]
+        self.elapsed_seconds += begun
+        self.device_seconds += state.get("device_seconds", begun)
+        self._first_step, self._first_seconds = step, begun
+
+
 class Journal:
     """Writer of the run folder's records.
 
@@ -124,20 +184,13 @@ class Journal:
         self.latest = {key: value for line in lines for key, value in line.items()}
         self._stream = self._file.open("ab", buffering=0)
         self._trackers = open_trackers(trackers, run_dir, settings, step=step)
-        self._bar = tqdm(
-            total=total_steps,
-            initial=step,
-            desc=run_dir.name,
-            unit="step",
-            dynamic_ncols=True,
-            mininterval=1.0 if sys.stderr.isatty() else 30.0,
-        )
+        self._progress = Progress(total_steps, done=step, what=run_dir.name, unit="step")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._bar.close()
+        self._progress.close()
         self._stream.close()
         for tracker in self._trackers:
             tracker.close()
@@ -154,7 +207,7 @@ class Journal:
 
     def tick(self) -> None:
         """Move the progress bar by one step."""
-        self._bar.update(1)
+        self._progress.advance()
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line: `kind` is train or eval.
@@ -173,10 +226,10 @@ class Journal:
         for tracker in self._trackers:
             tracker.figures(kind, step, values)
         if kind == "train":
-            self._bar.set_postfix_str(", ".join(_in_short(values)), refresh=False)
+            self._progress.postfix(", ".join(_in_short(values)))
         else:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-            self._bar.write(f"step {step}  {shown}", file=sys.stderr)
+            say(f"step {step}  {shown}")
 
     def show(self, step: int, folder: Path) -> None:
         """Hand the samples of a step, `<step>*.png` and `<step>*.txt`, to the trackers."""
@@ -220,19 +273,9 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; a last line that a crash cut short is left out.
 
     Raises:
-        CheckpointError: A line before the last is no JSON.
+        OutputError: A line before the last is damaged.
     """
-    lines = file.read_text().splitlines() if file.exists() else []
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if number < len(lines):
-                raise CheckpointError(
-                    f"{file} line {number} is no JSON; mend or delete the line"
-                ) from error
-    return found
+    return list(read_journal(file))
 
 
 def _halves(numbers: list[float]) -> tuple[list[float], list[float]]:

@@ -27,13 +27,12 @@ from vlv.training.checkpoint import (
     reopen_checkpoint,
     save_checkpoint,
 )
-from vlv.training.clock import Clock
 from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
 from vlv.training.flops import FlopMeter, peak_flops
 from vlv.training.hollow import without_numbers
 from vlv.training.interrupt import Interrupted, StopRequests
-from vlv.training.journal import Journal, Meter, SilentJournal
+from vlv.training.journal import Clock, Journal, Meter, SilentJournal
 from vlv.training.microbatches import num_rows, with_targets
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample
 from vlv.training.optim import BadSteps

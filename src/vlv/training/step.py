@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vlv.models.draws import RowGenerator, mixed_seed
 from vlv.training.cpu import fast_attention
-from vlv.training.distributed import World, others_may_end
+from vlv.training.distributed import World, lost_process_in_words
 from vlv.training.microbatches import MicroBatch, micro_batches
 from vlv.training.objective import Batch, Objective, to_device
 from vlv.training.optim import MovingAverage, Optimizer
@@ -78,7 +78,7 @@ class TrainingStep:
             ConfigError: Memory does not suffice for a single row.
             OtherProcessError: Another process ended.
         """
-        with others_may_end():
+        with lost_process_in_words():
             values = self._forward_and_backward(batches, step)
             norm = self.optimizer.clip()
         finite = torch.isfinite(norm + values["loss"])

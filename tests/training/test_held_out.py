@@ -6,7 +6,7 @@ import torch
 from tests import tiny
 from tests.training.test_stages import generator, make_batch, stage2
 from vlv.models.context import Context
-from vlv.training.progress import (
+from vlv.training.held_out import (
     DenoisingGap,
     DenoisingMeter,
     HeldOutLoss,

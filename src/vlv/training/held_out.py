@@ -1,4 +1,4 @@
-"""Meters for held-out data, to be handed to the loop as `evaluate`."""
+"""Figures on held-out data, handed to the loop as `evaluate`."""
 
 from __future__ import annotations
 
