@@ -13,7 +13,6 @@ import typer
 from vlv import progress
 from vlv.cli.options import option_group
 from vlv.errors import OtherProcessError
-from vlv.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,6 +225,9 @@ class EndpointOptions:
         from vlv.endpoint import Prices
 
         return Prices(self.price_in, self.price_out)
+
+
+say = progress.say
 
 
 def say_once(message: str) -> None:
