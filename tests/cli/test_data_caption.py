@@ -148,6 +148,17 @@ def test_a_record_that_lacks_a_field_is_named(vlv: Vlv, photos: Path, tmp_path: 
     assert f"failed: {photos / '0.png'}: it has no field 'caption'" in result.err
 
 
+def test_an_embedding_is_no_image_to_send(
+    vlv: Vlv, photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    z = tmp_path / "z.safetensors"
+    assert vlv("embed", photos, "--limit", 2, "--model", tiny_folder, "-o", z).code == 0
+    with ScriptedServer(always("ok")) as server:
+        result = vlv(*teacher(server.url, z, tmp_path / "out"))
+        assert (result.code, server.requests) == (2, 0)
+    assert result.err.count("caption embedding, from which no image can be read") == 2
+
+
 def test_images_are_sent_small_and_upright(vlv: Vlv, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.jpg").write_bytes(rotated(quadrants(480, 320), 6, "JPEG", quality=95))

@@ -73,7 +73,11 @@ def file_stat(record: Record) -> tuple[int, int] | None:
 
 
 def open_record(
-    record: Record, size: int | None = None, framing: Framing = DEFAULT_FRAMING
+    record: Record,
+    size: int | None = None,
+    framing: Framing = DEFAULT_FRAMING,
+    *,
+    embeddings: bool = False,
 ) -> Opened:
     """Read one record; a bad file comes back with its error.
 
@@ -81,10 +85,11 @@ def open_record(
         record: What to read.
         size: Bring it to a square of this many pixels a side; None keeps all.
         framing: How, see `frame`.
+        embeddings: Take a caption embedding for its image; otherwise it counts as a bad file.
     """
     stat, digest = file_stat(record), None
     try:
-        if record.is_embedding:
+        if embeddings and record.is_embedding:
             return Opened(record, z=record.embedding())
         content = record.open()
         digest = hashlib.sha256(content).hexdigest()
@@ -96,7 +101,7 @@ def open_record(
 
 
 class Reader:
-    """Opens records in order, by threads that work ahead of the caller.
+    """Opens records, images or caption embeddings, in order, by threads that work ahead of the caller.
 
     Args:
         records: What to read.
@@ -124,7 +129,9 @@ class Reader:
 
     def _fill(self, count: int) -> None:
         for record in islice(self._records, max(0, count - len(self._waiting))):
-            self._waiting.append(self._pool.submit(open_record, record, self._size, self._framing))
+            self._waiting.append(
+                self._pool.submit(open_record, record, self._size, self._framing, embeddings=True)
+            )
 
     def __enter__(self) -> Self:
         return self
