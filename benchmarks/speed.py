@@ -28,8 +28,9 @@ from torch import Tensor, nn
 from transformers.utils.logging import disable_progress_bar
 
 from vlv.config import OptimConfig, load_config
-from vlv.evaluation.scenes import World, make_world
-from vlv.evaluation.toyworld import describe_model
+from vlv.data.images import to_tensor
+from vlv.evaluation.experiments.samples import DataSet
+from vlv.evaluation.experiments.toyworld import describe_model
 from vlv.models.batching import side_by_side
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoderConfig
@@ -43,7 +44,7 @@ from vlv.toyworld.objectives import (
 )
 from vlv.toyworld.pretrain import RECIPES
 from vlv.toyworld.render import image_box, render
-from vlv.toyworld.scene import sample_scene
+from vlv.toyworld.scene import Scene, sample_scene
 from vlv.training.journal import versions
 from vlv.training.objective import Batch, Objective
 from vlv.training.optim import Optimizer
@@ -52,6 +53,30 @@ from vlv.training.weights import set_train_mode, trainable_parameters
 
 AFTER_WARM_START = 10**6
 """Number of the timed step: far behind the warm start, so that the loss is the denoising loss."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Rendered scenes with their captions."""
+
+    scenes: tuple[Scene, ...]
+    captions: tuple[str, ...]
+    pixels: Tensor
+    """uint8 (N, 3, S, S)."""
+
+    def floats(self) -> Tensor:
+        """Pixels in [0, 1]."""
+        return self.pixels.float() / 255
+
+
+def make_world(num: int, side: int) -> World:
+    """Scenes of the split test, of one side."""
+    samples = DataSet("test", 0, num).samples()
+    return World(
+        tuple(sample.known_scene for sample in samples),
+        tuple(sample.references[0] for sample in samples),
+        torch.stack([to_tensor(sample.square(side)) for sample in samples]),
+    )
 
 
 @dataclass(frozen=True)
@@ -114,7 +139,7 @@ def time_renderer(clock: Clock) -> None:
 
 def time_inference(clock: Clock, pipe: VLVPipeline, world: World) -> None:
     """Captions and reconstructions, from pixels."""
-    images = list(world.floats(slice(None)))
+    images = list(world.floats())
     if pipe.caption_decoder is not None:
         batch = images[:32]
         clock.rate(
@@ -220,7 +245,7 @@ def make_batch(world: World, size: int) -> Batch:
 
 def cached_latents(decoder: DiffusionDecoder, world: World) -> dict[str, Tensor]:
     """What `vlv data cache-latents` would have stored."""
-    posterior = decoder.posterior(world.floats(slice(None)))
+    posterior = decoder.posterior(world.floats())
     return {"latents_mean": posterior.mean, "latents_std": posterior.std}
 
 
@@ -307,7 +332,7 @@ def main() -> None:
     arguments = parse_arguments()
     disable_progress_bar()
     pipe = VLVPipeline.from_pretrained(arguments.model)
-    world = make_world("test", 0, range(64), pipe.image_size)
+    world = make_world(64, pipe.image_size)
     clock = Clock(arguments.repeats, arguments.seconds)
     with threads(arguments.threads):
         if arguments.only in (None, "renderer"):

@@ -15,7 +15,7 @@ guidances=()
 for guidance in $GUIDANCES; do guidances+=(--guidance "$guidance"); done
 
 # 1, 2 and 6: pictures from captions and from z, their claims and their 3-D boxes
-vlv eval predict reconstruction --run "$OUT/reconstruction" --num "$NUM" --seed "$SEED" --painter "model:$MODEL" --dtype "$DTYPE" \
+vlv eval predict reconstruction --run "$OUT/reconstruction" --num "$NUM" --seed "$SEED" --generator "model:$MODEL" --dtype "$DTYPE" \
   --from true --from "ours=model:$MODEL" --from "z=z:$MODEL" --from words --from other "${guidances[@]}"
 vlv eval judge "$OUT/reconstruction" --judge pixels --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/reconstruction"

@@ -59,7 +59,7 @@ def test_seed_decides() -> None:
         (statistics.complement, [[1, 2], [2, 2]], 0.25),
         (statistics.f1, [[8, 10, 6], [2, 0, 1]], 2 * 7 / 20),
         (statistics.ratio_of_f1, [[8, 10, 6, 8, 10, 9]], 6 / 9),
-        (statistics.way, [[0.26, 0.14, 0.17]], 0.75),
+        (statistics.recovered, [[0.26, 0.14, 0.17]], 0.75),
     ],
 )
 def test_statistics_by_hand(
@@ -71,7 +71,7 @@ def test_statistics_by_hand(
 
 
 def test_there_is_no_way_to_a_text_that_does_not_help() -> None:
-    assert math.isnan(estimate([[0.26, 0.27, 0.28]], statistics.way, seed=0).value)
+    assert math.isnan(estimate([[0.26, 0.27, 0.28]], statistics.recovered, seed=0).value)
 
 
 def test_nothing_to_measure_is_nan() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vlv.evaluation.statistics import Estimate
@@ -90,6 +90,8 @@ class Section:
     figures: tuple[Figure, ...] = ()
     tables: tuple[Table, ...] = ()
     not_measured: str | None = None
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
@@ -99,6 +101,7 @@ class Section:
             "title": self.title,
             "figures": {f.key: f.to_dict() for f in self.figures},
             "tables": [t.to_dict() for t in self.tables],
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
 
 
@@ -109,10 +112,6 @@ class Results:
     settings: dict[str, Any]
     """Everything that decides the figures: seeds, sizes, steps, guidance, weights, versions."""
     sections: tuple[Section, ...]
-    examples: dict[str, Any] = field(default_factory=dict)
-    """Pictures of the first scenes by origin, uint8 (E, 3, H, W)."""
-    samples: tuple[dict[str, Any], ...] = ()
-    """One row per scene, for a look at single cases."""
 
     @property
     def figures(self) -> dict[str, Figure]:
@@ -147,7 +146,26 @@ def format_results(results: Results) -> str:
             cells.append(f"  not measured: {section.not_measured}")
         cells += [_figure_cells(figure) for figure in section.figures]
         cells += [line for table in section.tables for line in format_table(table)]
+        cells += [f"  {note}" for note in section.notes]
     return _align(cells)
+
+
+def format_summary(results: Results, keys: Sequence[str]) -> str:
+    """The figures that say most as an aligned table, with what could not be measured and how to see the rest."""
+    settings, figures = results.settings, results.figures
+    cells: list[Sequence[str] | str] = [_HEAD]
+    for section in results.sections:
+        for figure in section.figures:
+            if figure.key in keys:
+                title = section.title.partition(":")[0]
+                cells.append(_figure_cells(replace(figure, label=f"{title}: {figure.label}")))
+    notes = [note for section in results.sections for note in section.notes]
+    missing = [s for s in results.sections if s.not_measured]
+    if missing:
+        notes += [f"not measured: {s.name} ({s.not_measured})" for s in missing]
+    left = len(figures) - sum(key in figures for key in keys)
+    about = f"{settings['num']} scenes of seed {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
+    return "\n".join([_align(cells), *notes, f"{about}; --full prints the other {left} figures"])
 
 
 def _figure_cells(figure: Figure) -> tuple[str, ...]:

@@ -63,13 +63,18 @@ def ratio_of_f1(columns: Array) -> Array:
     return f1(columns) / f1(columns[..., 3:])
 
 
-def way(columns: Array) -> Array:
-    """How far along from loss a (column 0) down to loss b (column 1) loss c (column 2) has come: (a - c) / (a - b).
+def recovered(columns: Array) -> Array:
+    """Recovered share of the gain from loss a (column 0) to loss b (column 1) by loss c (column 2): (a - c) / (a - b).
 
-    0 at a, 1 at b, above 1 below b; NaN where b is not below a, for then there is no way to go.
+    0 at a, 1 at b, above 1 below b; NaN where b is not below a, for then there is no gain.
     """
-    length = columns[..., 0] - columns[..., 1]
-    return (columns[..., 0] - columns[..., 2]) / np.where(length > 0, length, np.nan)
+    gain = columns[..., 0] - columns[..., 1]
+    return (columns[..., 0] - columns[..., 2]) / np.where(gain > 0, gain, np.nan)
+
+
+def decibels(columns: Array) -> Array:
+    """PSNR of the mean squared error in column 0, for pixels in [0, 1]."""
+    return np.asarray(-10 * np.log10(columns[..., 0]))
 
 
 def resample_counts(n: int, num: int, rng: np.random.Generator) -> Array:

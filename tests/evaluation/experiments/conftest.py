@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.evaluation.support import make_inspector
+from vlv.endpoint import Endpoint
 from vlv.evaluation.experiments.backends import Backends
 
 if TYPE_CHECKING:
@@ -28,6 +30,6 @@ def make_backends(tmp_path: Path) -> Callable[..., Backends]:
     """Backends whose endpoints are asked quickly."""
 
     def make(**options: Any) -> Backends:
-        return Backends(batch_size=3, **{"endpoint": QUICK} | options)
+        return Backends(batch_size=3, **{"endpoint": partial(Endpoint, **QUICK)} | options)
 
     return make

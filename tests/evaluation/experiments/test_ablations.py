@@ -129,7 +129,7 @@ def test_boxes_by_images_seen_and_trainings_that_are_shared(bench: Path, tmp_pat
     more = ("--trained", str(trained), "--set1", "loop.steps=7")
     assert ablate(bench, "data", tmp_path / "data", *more) == 0
     result = result_of(tmp_path / "data")
-    boxes = ("angle", "centre", "scale")
+    boxes = ("centre", "scale")
     assert {f"data.{who}.{m}" for who in ("originals", "6", "40") for m in boxes} < set(
         result["figures"]
     )
@@ -211,7 +211,7 @@ def test_a_measurement_without_a_measure_is_done_again() -> None:
     assert ablations._about(more, more.variants[1], 0, plan) != ablations._about(
         captions, captions.variants[1], 0, plan
     )
-    assert "angle" in ablations._about(boxes, boxes.variants[0], 0, plan)["measures"]
+    assert "centre" in ablations._about(boxes, boxes.variants[0], 0, plan)["measures"]
 
 
 def test_the_interval_knows_of_seeds() -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.endpoint.server import ScriptedServer, always, images_of, text_of
+from tests.evaluation.support import judge
 from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments import arena
-from vlv.evaluation.experiments.judging import judge_run, score_experiment
+from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.rating import Ballot, RatingServer
 from vlv.evaluation.experiments.reconstruction import predict_captions
 from vlv.evaluation.experiments.run import Run
@@ -45,9 +46,9 @@ def figures(run: Run) -> dict[str, float]:
 
 
 def test_the_exact_judge_knows_the_truth(run: Run, make_backends: Callable[..., Backends]) -> None:
-    assert judge_run(run, "exact", make_backends()).done == 18
-    assert judge_run(run, "exact", make_backends()).done == 0
-    assert judge_run(run, "choice=exact", make_backends(), pairs=True).done == 36
+    assert judge(run, "exact", make_backends()).done == 18
+    assert judge(run, "exact", make_backends()).done == 0
+    assert judge(run, "choice=exact", make_backends(), pairs=True).done == 36
     found = figures(run)
     assert found["true.exact.rating"] == 6
     assert found["other.exact.rating"] < 2
@@ -68,12 +69,12 @@ def test_ratings_of_an_endpoint(run: Run, make_backends: Callable[..., Backends]
     babble = True
     with ScriptedServer(script) as server:
         spec = f"vlm=endpoint:judge@{server.url}"
-        assert judge_run(run, spec, make_backends()).failed == 18
+        assert judge(run, spec, make_backends()).failed == 18
         assert "no rating from 0 to 6" in lines(run, "vlm")[0]["error"]
         with pytest.raises(DataError, match=r"nothing of .* has been judged"):
             score_experiment(run, seed=0)
         babble = False
-        assert judge_run(run, spec, make_backends()).done == 18
+        assert judge(run, spec, make_backends()).done == 18
         assert len(images_of(server.bodies[-1])) == 1
     captions = {
         (row["id"], source): row["caption"]
@@ -85,7 +86,7 @@ def test_ratings_of_an_endpoint(run: Run, make_backends: Callable[..., Backends]
     rows = lines(run, "vlm")
     assert all(row["rating"] == len(captions[row["id"], row["source"]]) % 7 for row in rows)
     assert rows[0]["model"] == "scripted/judge"
-    judge_run(run, "exact", make_backends())
+    judge(run, "exact", make_backends())
     found = figures(run)
     assert {"alpha.ordinal", "alpha.interval"} <= found.keys()
     about = json.loads((run.folder / "result.json").read_text())["settings"]
@@ -96,7 +97,7 @@ def test_a_judge_who_always_prefers_the_first_gives_ties(
     run: Run, make_backends: Callable[..., Backends]
 ) -> None:
     with ScriptedServer(always("say Hm. Verdict: A")) as server:
-        judge_run(run, f"vlm=endpoint:judge@{server.url}", make_backends(), pairs=True)
+        judge(run, f"vlm=endpoint:judge@{server.url}", make_backends(), pairs=True)
     found = figures(run)
     assert found["vlm.consistent"] == 0
     assert [found[f"{name}.vlm.strength"] for name in ("true", "other", "words")] == pytest.approx([1, 1, 1])  # fmt: skip
@@ -111,7 +112,7 @@ def test_a_judge_of_taste(run: Run, make_backends: Callable[..., Backends]) -> N
         return f"say Verdict: {'tie' if a == b else 'A' if a > b else 'B'}"
 
     with ScriptedServer(script) as server:
-        judge_run(run, f"vlm=endpoint:judge@{server.url}", make_backends(), pairs=True)
+        judge(run, f"vlm=endpoint:judge@{server.url}", make_backends(), pairs=True)
     found = figures(run)
     assert found["vlm.consistent"] == 1
     winners = {(r["first"], r["second"], r["id"]): r["winner"] for r in lines(run, "vlm")}
@@ -131,9 +132,9 @@ def test_answers_are_read_with_care() -> None:
 
 def test_wrong_judges_are_refused(run: Run, make_backends: Callable[..., Backends]) -> None:
     with pytest.raises(ConfigError, match="is no judge of captions"):
-        judge_run(run, "x=inspector:y", make_backends())
+        judge(run, "x=inspector:y", make_backends())
     with pytest.raises(ConfigError, match="shots has no effect"):
-        judge_run(run, "exact", make_backends(), shots=4)
+        judge(run, "exact", make_backends(), shots=4)
     with pytest.raises(ConfigError, match="a source z writes none"):
         arena.settings(["z:vlv-tiny"])
 

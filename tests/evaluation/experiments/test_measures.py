@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.evaluation.support import save_clip
+from tests.evaluation.support import judge, save_clip
 from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.evaluation.experiments import arena
 from vlv.evaluation.experiments.judging import judge_run, score_experiment
-from vlv.evaluation.experiments.reconstruction import captions_of, predict_captions
-from vlv.evaluation.experiments.run import Run, by_id
+from vlv.evaluation.experiments.reconstruction import predict_captions
+from vlv.evaluation.experiments.run import Judge, Run, by_id
 from vlv.evaluation.experiments.samples import DataSet
+from vlv.evaluation.experiments.viewing import captions_of
 from vlv.evaluation.metrics.features import ClipScore
 from vlv.evaluation.metrics.sentences import bleu, bleu_counts, cider_d, rouge_l
 from vlv.toyworld.language import compare, parse, true_claims
@@ -121,7 +122,7 @@ def by_hand(ours: Sequence[str], references: Sequence[Sequence[str]]) -> dict[st
 def test_figures_are_those_of_the_functions(
     run: Run, make_backends: Callable[..., Backends]
 ) -> None:
-    assert judge_run(run, "references", make_backends()).done == 4
+    assert judge(run, "references", make_backends()).done == 4
     expected = by_hand(list(OURS.values()), list(REFERENCES.values()))
     found = figures(run)
     assert {key: figure.estimate.value for key, figure in found.items()} == pytest.approx(expected)
@@ -133,7 +134,7 @@ def test_figures_are_those_of_the_functions(
     row = lines(run, "references")[1]
     assert (row["id"], row["caption"], row["references"]) == ("1.png", OURS["1.png"], REFERENCES["1.png"])  # fmt: skip
     content = result(run)
-    assert content["settings"]["texts of references"] == "4 pictures, 1 to 3 captions each"
+    assert content["settings"]["texts of references"] == "4 images, 1 to 3 captions each"
     assert len(content["settings"]["judge references"]["references"]) == 64
     (table,) = content["tables"]
     assert table["rows"][0]["n"] == 4
@@ -153,20 +154,20 @@ def test_the_example_of_a_textbook(
     references = write_references(tmp_path / "r.jsonl", {"0.png": known})
     run = start(tmp_path / "run", pictures, {"0.png": caption}, references)
     predict_captions(run, make_backends())
-    judge_run(run, "references", make_backends())
+    judge(run, "references", make_backends())
     found = values(run)
     assert found["ours.references.bleu4"] == pytest.approx(0.5045666840058485)
     assert found["ours.references.bleu1"] == pytest.approx(17 / 18)
     assert found["ours.references.cider_d"] == 0
-    assert any("of one picture it is 0" in note for note in result(run)["notes"])
+    assert any("of one image it is 0" in note for note in result(run)["notes"])
 
 
 def test_what_is_judged_is_not_judged_again(
     run: Run, make_backends: Callable[..., Backends]
 ) -> None:
-    judge_run(run, "references", make_backends())
+    judge(run, "references", make_backends())
     before = (run.folder / "judgements/references.jsonl").read_bytes()
-    tally = judge_run(run, "references", make_backends())
+    tally = judge(run, "references", make_backends())
     assert (tally.done, tally.skipped, tally.failed) == (0, 4, 0)
     assert (run.folder / "judgements/references.jsonl").read_bytes() == before
 
@@ -176,9 +177,9 @@ def test_an_interrupted_judge_goes_on(run: Run, make_backends: Callable[..., Bac
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        judge_run(run, "references", make_backends(), interrupt)
+        judge_run(run, Judge.parse("references"), make_backends(), interrupt)
     assert len(lines(run, "references")) == 3  # one batch
-    tally = judge_run(run, "references", make_backends())
+    tally = judge(run, "references", make_backends())
     assert (tally.done, tally.skipped) == (1, 3)
     assert [row["id"] for row in lines(run, "references")] == list(REFERENCES)
     assert values(run) == pytest.approx(by_hand(list(OURS.values()), list(REFERENCES.values())))
@@ -190,7 +191,7 @@ def test_a_picture_without_reference_fails_alone(
     some = {id: texts for id, texts in REFERENCES.items() if id != "2.png"}
     run = start(tmp_path / "run", pictures, OURS, write_references(tmp_path / "r.jsonl", some))
     predict_captions(run, make_backends())
-    tally = judge_run(run, "references", make_backends())
+    tally = judge(run, "references", make_backends())
     assert (tally.done, tally.failed) == (3, 1)
     (bad,) = [row for row in lines(run, "references") if row.get("error")]
     assert bad["id"] == "2.png"
@@ -209,25 +210,25 @@ def test_without_any_reference_it_says_so_at_once(
     run = start(tmp_path / "run", pictures, OURS, None)
     predict_captions(run, make_backends())
     assert vlv(["eval", "judge", str(run.folder), "--judge", "references"]) == 1
-    assert "none of the 4 pictures has a reference caption" in capsys.readouterr().err
+    assert "none of the 4 images has a reference caption" in capsys.readouterr().err
     assert not (run.folder / "judgements").exists()
 
 
 def test_other_references_are_not_mixed_in(
     run: Run, tmp_path: Path, make_backends: Callable[..., Backends]
 ) -> None:
-    judge_run(run, "references", make_backends())
+    judge(run, "references", make_backends())
     write_references(tmp_path / "r.jsonl", {**REFERENCES, "0.png": ["A blue cube."]})
     with pytest.raises(OutputError, match="references was"):
-        judge_run(run, "references", make_backends())
-    assert judge_run(run, "changed=references", make_backends()).done == 4
+        judge(run, "references", make_backends())
+    assert judge(run, "changed=references", make_backends()).done == 4
 
 
 def test_every_source_is_weighed_alike(toy: Run, make_backends: Callable[..., Backends]) -> None:
     """A source that lacks a caption has the weights of all samples."""
     path = toy.folder / "captions/other.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
-    judge_run(toy, "references", make_backends())
+    judge(toy, "references", make_backends())
     found = figures(toy)
     assert found["other.references.cider_d"].estimate.n == 5
     samples = toy.data.samples()
@@ -250,7 +251,7 @@ def test_two_runs_are_compared_pair_by_pair(
     other = start(tmp_path / "other", pictures, worse, tmp_path / "r.jsonl")
     predict_captions(other, make_backends())
     for one in (run, other):
-        judge_run(one, "references", make_backends())
+        judge(one, "references", make_backends())
     theirs = values(other)
     ours = figures(run, other.folder)
     compared = result(run)["comparisons"]
@@ -266,7 +267,7 @@ def test_two_runs_are_compared_pair_by_pair(
 
 
 def test_claims_of_captions(toy: Run, make_backends: Callable[..., Backends]) -> None:
-    assert judge_run(toy, "facts=claims", make_backends()).done == 24
+    assert judge(toy, "facts=claims", make_backends()).done == 24
     found, known = values(toy), by_id(toy.data.samples())
     for name in ("true", "again", "words", "other"):
         counts = [compare(parse(row["caption"]), known[id].scene) for id, row in captions_of(toy, name).items()]  # fmt: skip
@@ -291,7 +292,7 @@ def test_the_truth_of_files_is_not_known(
     run: Run, tmp_path: Path, pictures: Path, make_backends: Callable[..., Backends]
 ) -> None:
     with pytest.raises(ConfigError, match="the judge claims is for the toy world"):
-        judge_run(run, "claims", make_backends())
+        judge(run, "claims", make_backends())
     data = DataSet(None, 0, None, (str(pictures),))
     other = Run.start(tmp_path / "again", arena.NAME, data, arena.settings(["again"]))
     with pytest.raises(ConfigError, match="the source again is for the toy world"):
@@ -308,7 +309,7 @@ def test_clip_reads_captions_of_any_length(
     folder.mkdir()
     spec = f"clip=clip:{save_clip(folder)}"
     (pictures / "3.png").write_bytes(b"no picture")
-    tally = judge_run(run, spec, make_backends())
+    tally = judge(run, spec, make_backends())
     assert (tally.done, tally.failed) == (3, 1)
     rows = {row["id"]: row for row in lines(run, "clip")}
     assert "3.png" in rows["3.png"]["error"]
@@ -324,9 +325,9 @@ def test_clip_reads_captions_of_any_length(
 def test_what_measures_nothing_is_refused(run: Run, make_backends: Callable[..., Backends]) -> None:
     for wrong in ("x=references:y", "clip", "claims:z"):
         with pytest.raises(ConfigError, match="write references, claims or clip:MODEL"):
-            judge_run(run, wrong, make_backends())
+            judge(run, wrong, make_backends())
     with pytest.raises(ConfigError, match="pairs has no effect on the judge references"):
-        judge_run(run, "references", make_backends(), pairs=True)
+        judge(run, "references", make_backends(), pairs=True)
     with pytest.raises(DataError, match=r"nothing of .* has been judged"):
         score_experiment(run, 0)
 

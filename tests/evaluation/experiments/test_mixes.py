@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from tests.evaluation.support import judge
 from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments import mixes
-from vlv.evaluation.experiments.judging import judge_run, score_experiment
+from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet
 from vlv.toyworld.language import true_claims
@@ -108,9 +109,9 @@ def test_from_nothing_to_figures(
     lost = mixes.picture_path(run, "average", "test-0000001")
     kept = lost.read_bytes()
     lost.unlink()
-    assert judge_run(run, f"second=inspector:{inspector_folder}", make_backends()).failed == 1
+    assert judge(run, f"second=inspector:{inspector_folder}", make_backends()).failed == 1
     lost.write_bytes(kept)
-    assert judge_run(run, f"second=inspector:{inspector_folder}", make_backends()).done == 1
+    assert judge(run, f"second=inspector:{inspector_folder}", make_backends()).done == 1
     backends = make_backends()
     pipe, samples = backends.pipeline(str(tiny_folder)), run.data.samples()
     zs = [pipe.embed(sample.load()) for sample in samples]
@@ -123,10 +124,10 @@ def test_from_nothing_to_figures(
 
 
 def test_what_cannot_be_mixed(run: Run, make_backends: Callable[..., Backends], tmp_path: Path) -> None:  # fmt: skip
-    with pytest.raises(DataError, match="no pictures yet"):
-        judge_run(run, "inspector:vlv-tiny", make_backends())
+    with pytest.raises(DataError, match="no images yet"):
+        judge(run, "inspector:vlv-tiny", make_backends())
     with pytest.raises(ConfigError, match="judges no mixes"):
-        judge_run(run, "pixels", make_backends())
+        judge(run, "pixels", make_backends())
     two = Run.start(tmp_path / "two", mixes.NAME, DataSet("test", 3, 2), run.settings)
     with pytest.raises(ConfigError, match="need three samples, got 2"):
         mixes.predict(two, make_backends())

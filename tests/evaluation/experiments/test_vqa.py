@@ -11,10 +11,11 @@ from PIL import Image
 
 from tests import tiny
 from tests.endpoint.server import ScriptedServer, text_of
+from tests.evaluation.support import judge
 from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments import vqa
-from vlv.evaluation.experiments.judging import judge_run, score_experiment
+from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.reconstruction import predict_captions
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet
@@ -42,8 +43,8 @@ def test_true_captions_answer_every_question(
 ) -> None:
     """All but whether something is there that the caption cannot rule out is said; so is that."""
     run = toy(tmp_path / "run", make_backends(), num=40)
-    assert judge_run(run, "parser", make_backends()).failed == 0
-    assert judge_run(run, "parser", make_backends()).done == 0
+    assert judge(run, "parser", make_backends()).failed == 0
+    assert judge(run, "parser", make_backends()).done == 0
     found = figures(run)
     assert found["true.parser.accuracy"] == found["true.parser.exact"] == 1
     assert found["other.parser.accuracy"] < 0.5
@@ -85,9 +86,9 @@ def test_an_endpoint_reads_with_examples(
 
     with ScriptedServer(script) as server:
         spec = f"llm4=endpoint:reader@{server.url}"
-        tally = judge_run(run, spec, make_backends(), shots=4)
+        tally = judge(run, spec, make_backends(), shots=4)
         assert tally.failed == 1
-        assert judge_run(run, spec, make_backends(), shots=4).done == 1
+        assert judge(run, spec, make_backends(), shots=4).done == 1
     assert all(prompt.count("Question:") == 5 for prompt in prompts)
     assert all(prompt.startswith(vqa.INSTRUCTION) for prompt in prompts)
     assert all(prompt.endswith("Answer:") for prompt in prompts)
@@ -118,7 +119,7 @@ def test_a_local_language_model_reads(
     tiny_parts.llm.save_pretrained(tmp_path / "llm")
     tiny.make_llm_tokenizer().save_pretrained(tmp_path / "llm")
     run = toy(tmp_path / "run", make_backends(), num=2)
-    tally = judge_run(run, f"llm:{tmp_path / 'llm'}", make_backends())
+    tally = judge(run, f"llm:{tmp_path / 'llm'}", make_backends())
     assert tally.failed == 0
     assert tally.done == 2 * len(vqa.questions_of(run))
     assert "true.llm.accuracy" in figures(run)
@@ -183,7 +184,7 @@ def test_files_that_do_not_belong_together(official: Path) -> None:
     with pytest.raises(DataError, match=r"missing\.json cannot be read"):
         vqa.read_vqa(official / "missing.json", other, samples)
     other.write_text(json.dumps({"questions": []}))
-    with pytest.raises(DataError, match="about a picture of the run"):
+    with pytest.raises(DataError, match="about an image of the run"):
         vqa.read_vqa(other, official / "annotations.json", samples)
     with pytest.raises(ConfigError, match="name both"):
         vqa.settings(["true"], "questions.json")

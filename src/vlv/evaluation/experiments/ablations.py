@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,31 +28,35 @@ import torch
 from vlv.config import RunConfig, load_config
 from vlv.errors import ConfigError
 from vlv.evaluation import statistics
-from vlv.evaluation.experiments.boxes import toy_box, true_boxes
+from vlv.evaluation.experiments import toyworld
+from vlv.evaluation.experiments.backends import load_inspector
+from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
+from vlv.evaluation.experiments.run import Report, Run, silent
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES
-from vlv.evaluation.metrics.boxes import Box, Deviation, deviation
+from vlv.evaluation.experiments.toyworld_scores import SECTIONS
+from vlv.evaluation.experiments.viewing import ORIGINAL, PICTURE_KEY
+from vlv.evaluation.metrics.boxes import Box, deviation
 from vlv.evaluation.results import Figure, Section, Unit
-from vlv.evaluation.scenes import Inspection, World, make_world
-from vlv.evaluation.sections import recall_columns
 from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
-from vlv.evaluation.study import Settings, Study
 from vlv.models.pipeline import VLVPipeline
-from vlv.storage import write_text
-from vlv.toyworld.inspector import Inspector
+from vlv.storage import plain, read_settings, write_json
 from vlv.training.assemble import train
 from vlv.training.journal import versions
 
 MEASURES: dict[str, tuple[str, Statistic, Unit]] = {
-    "claims": ("true claims found in pictures from z", statistics.ratio, "share"),
-    "way": ("denoising loss: way from no text to the true text", statistics.way, "ratio"),
+    "claims": ("true claims found in reconstructions", statistics.ratio, "share"),
+    "way": (
+        "denoising loss: recovered share of the true caption's gain",
+        statistics.recovered,
+        "ratio",
+    ),
     "f1": ("claims of captions: F1", statistics.f1, "share"),
-    "angle": ("3-D boxes of pictures from z: L1 of the angle, radians", statistics.ratio, "length"),
-    "centre": ("3-D boxes of pictures from z: L1 of the centre", statistics.ratio, "length"),
-    "scale": ("3-D boxes of pictures from z: L1 of the scale", statistics.ratio, "length"),
+    "centre": ("3-D boxes of reconstructions: L1 of the centre", statistics.ratio, "length"),
+    "scale": ("3-D boxes of reconstructions: L1 of the scale", statistics.ratio, "length"),
 }
 """Label, statistic and unit of what can be measured of a variant."""
 
-BOXES = ("angle", "centre", "scale")
+BOXES = ("centre", "scale")
 """What is measured of 3-D boxes (paper, Table 6), against those of the originals; less is better."""
 
 ORIGINALS = "originals"
@@ -175,11 +180,7 @@ class Plan:
         changes2: Likewise.
         seeds: S; seed s trains with ``loop.seed=s``.
         given: Model folders by variant, one for each seed, that are measured instead of trained.
-        num: N, scenes.
-        scenes_seed: Of the scenes, the noise and the intervals.
-        batch_size: Pictures drawn together.
-        steps: Sampler steps.
-        guidance: Classifier-free guidance.
+        measuring: N scenes, their seed, steps and guidance; its sections follow from the measures.
         trained: Folder of the training runs, which ablations can share; in the run's own folder by default.
     """
 
@@ -190,22 +191,12 @@ class Plan:
     changes2: tuple[str, ...] = ()
     seeds: int = 3
     given: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    num: int = 500
-    scenes_seed: int = 0
-    batch_size: int = 64
-    steps: int = 20
-    guidance: float = 2.0
+    measuring: toyworld.Plan = field(default_factory=lambda: toyworld.Plan(num=500))
     trained: Path | None = None
-
-    def drawing(self, *, progress: bool = False) -> Settings:
-        """How pictures are drawn."""
-        return Settings(
-            self.scenes_seed, self.batch_size, self.steps, self.guidance, progress=progress
-        )
 
 
 def run_ablation(
-    name: str, folder: Path, plan: Plan, device: torch.device, *, progress: bool = False
+    name: str, folder: Path, plan: Plan, device: torch.device, report: Report = silent
 ) -> Section:
     """Train what is not trained, measure what is not measured, and write ``result.json``.
 
@@ -214,7 +205,7 @@ def run_ablation(
         folder: Of the run; the same call goes on there.
         plan: Of training and measuring.
         device: Where models are measured; training chooses its own.
-        progress: Show bars on stderr.
+        report: Receives what was measured, row by row.
 
     Returns:
         All figures.
@@ -224,7 +215,6 @@ def run_ablation(
         Interrupted: As `train`.
     """
     ablation = _check(name, plan)
-    world: World | None = None
     tables: dict[str, dict[str, list[Any]]] = {}
     for variant in ablation.variants:
         for seed in range(plan.seeds):
@@ -233,13 +223,8 @@ def run_ablation(
             found = _kept(path, about)
             if found is None:
                 model = _model(ablation, variant, seed, folder, plan)
-                pipe = VLVPipeline.from_pretrained(model).to(device)
-                world = world or _world(plan, pipe.image_size, progress=progress)
-                study = _study(pipe, world, plan, device, f"{variant.name} {seed}", progress)
-                found = {measure: _columns(study, measure) for measure in ablation.measures}
-                if set(BOXES) & found.keys():
-                    found |= {f"{ORIGINALS}.{m}": c for m, c in _floor(study).items()}
-                write_text(path, json.dumps({"about": about, "columns": found}) + "\n")
+                found = _measure(ablation, model, path.with_suffix(""), plan, device, report)
+                write_json(path, {"about": about, "columns": found})
             for key, rows in found.items():
                 floor, _, measure = key.rpartition(".")
                 if not floor:
@@ -347,8 +332,7 @@ def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> dict[
     about: dict[str, Any] = {
         "measures": list(ablation.measures),
         "inspector": str(plan.parts / "inspector"),
-        "num": plan.num,
-        "drawing": asdict(plan.drawing()),
+        "measuring": asdict(replace(plan.measuring, batch_size=1, sections=())),
         "given": None,
     }
     if variant.name in plan.given:
@@ -362,58 +346,54 @@ def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> dict[
 
 def _kept(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
     """The columns of an earlier call with the same settings."""
-    if not path.is_file():
-        return None
-    content = json.loads(path.read_text("utf-8"))
-    return content["columns"] if content["about"] == about else None
+    content = read_settings(path)
+    return content["columns"] if content and content["about"] == plain(about) else None
 
 
-def _world(plan: Plan, size: int, *, progress: bool) -> World:
-    return make_world("test", plan.scenes_seed, range(plan.num), size, progress=progress)
+_SECTIONS = {"claims": "reconstruction", "way": "denoising", "f1": "captions"}
+_KEYS = {"claims": "reconstruction.recall", "way": "denoising.way", "f1": "captions.f1"}
 
 
-def _study(
-    pipe: VLVPipeline, world: World, plan: Plan, device: torch.device, name: str, progress: bool
-) -> Study:
-    folder = plan.parts / "inspector"
-    inspector = (
-        cast("Any", Inspector.from_pretrained(folder, dtype=torch.float32)).eval().to(device)
-    )
-    return Study(pipe, inspector, world, plan.drawing(progress=progress), name)
+def _measure(
+    ablation: Ablation,
+    model: Path,
+    folder: Path,
+    plan: Plan,
+    device: torch.device,
+    report: Report,
+) -> dict[str, Any]:
+    """The columns of every measure, N rows each; what they were measured on is not kept."""
+    pipe = VLVPipeline.from_pretrained(model).to(device)
+    inspector = load_inspector(plan.parts / "inspector", device)
+    wanted = {_SECTIONS.get(measure, "reconstruction") for measure in ablation.measures}
+    sections = tuple(name for name in SECTIONS if name in wanted)
+    measuring = replace(plan.measuring, sections=sections)
+    _, run = toyworld.evaluate_toyworld(toyworld.Models(pipe, inspector), measuring, folder, report)
+    measures = {m.key: m for m in toyworld.score(run, measuring.seed).measures}
+    found = {m: measures[_KEYS[m]].columns.tolist() for m in ablation.measures if m in _KEYS}
+    if set(BOXES) & set(ablation.measures):
+        found |= _boxes(run)
+    shutil.rmtree(folder)
+    return found
 
 
-def _columns(study: Study, measure: str) -> list[Any]:
-    """The columns of a measure, N rows."""
-    if measure in BOXES:
-        pairs = zip(_boxes(study.originals), _boxes(study.from_z), strict=True)
-        return [_box_columns(deviation(*pair), measure) for pair in pairs]
-    columns: dict[str, Callable[[], Array]] = {
-        "claims": lambda: recall_columns(study.from_z.counts),
-        "way": lambda: study.denoising_losses.mean(-1),
-        "f1": lambda: study.captions.counts.sum(1),
-    }
-    return cast("list[Any]", columns[measure]().tolist())
-
-
-def _floor(study: Study) -> dict[str, list[Any]]:
-    """The columns of `BOXES` for the inspector's own error: the originals against the truth."""
-    truth = map(true_boxes, study.world.scenes)
-    found = [deviation(*pair) for pair in zip(truth, _boxes(study.originals), strict=True)]
-    return {measure: [_box_columns(d, measure) for d in found] for measure in BOXES}
-
-
-def _boxes(found: Inspection) -> list[list[Box]]:
-    """The boxes of each picture."""
-    return [
-        [toy_box(*one) for one in zip(claims.objects, places, strict=True)]
-        for claims, places in zip(found.claims, found.places, strict=True)
-    ]
-
-
-def _box_columns(found: Deviation, measure: str) -> tuple[float, int]:
-    """Sum of the deviations of a picture's boxes, and of how many."""
-    sums = {"angle": found.angle, "centre": found.centre, "scale": found.scale}
-    return sums[measure], found.num_angles if measure == "angle" else found.pairs
+def _boxes(run: Run) -> dict[str, Any]:
+    """Boxes of the reconstructions against those of the originals, and the error of the inspector itself."""
+    read: dict[str, dict[str, list[Box]]] = {ORIGINAL: {}, "z": {}}
+    for row in run.rows(f"judgements/{toyworld.JUDGE.name}", PICTURE_KEY):
+        if row["source"] in read:
+            read[row["source"]][row["id"]] = boxes_of(row)
+    found: dict[str, Any] = {}
+    for sample in run.data.samples():
+        originals = read[ORIGINAL][sample.id]
+        compared = {
+            "": deviation(originals, read["z"][sample.id]),
+            f"{ORIGINALS}.": deviation(true_boxes(sample.known_scene), originals),
+        }
+        for prefix, d in compared.items():
+            found.setdefault(f"{prefix}centre", []).append((d.centre, d.pairs))
+            found.setdefault(f"{prefix}scale", []).append((d.scale, d.pairs))
+    return found
 
 
 def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> list[Figure]:
@@ -422,7 +402,7 @@ def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> 
     for measure, (label, statistic, unit) in MEASURES.items():
         columns = {v: np.array(t[measure], np.float64) for v, t in tables.items() if measure in t}
         for variant, table in columns.items():
-            value = estimate_over_seeds(table, statistic, plan.scenes_seed)
+            value = estimate_over_seeds(table, statistic, plan.measuring.seed)
             figures.append(
                 Figure(f"{name}.{variant}.{measure}", _label(variant, label), value, unit)
             )
@@ -431,7 +411,7 @@ def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> 
                 value = estimate_over_seeds(
                     np.concatenate((columns[better], columns[worse]), -1),
                     _difference(statistic, columns[better].shape[-1]),
-                    plan.scenes_seed,
+                    plan.measuring.seed,
                 )
                 key, text = f"{name}.{better} over {worse}.{measure}", f"{better} minus {worse}"
                 figures.append(Figure(key, f"{text}: {label}", value, unit))
@@ -441,7 +421,7 @@ def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> 
 def _label(variant: str, label: str) -> str:
     if variant == ORIGINALS:
         return (
-            f"originals against the truth (noise floor): {label.replace(' of pictures from z', '')}"
+            f"originals against the truth (noise floor): {label.replace(' of reconstructions', '')}"
         )
     return f"{variant}: {label}"
 
@@ -457,13 +437,18 @@ def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None
     notes = [
         "Variants are trained alike but for what is compared; every figure is of all seeds and scenes together."
     ]
-    if plan.num < FEW_SAMPLES:
-        notes.append(f"a figure has only {plan.num} scenes; its interval is a rough one")
+    if plan.measuring.num < FEW_SAMPLES:
+        notes.append(f"a figure has only {plan.measuring.num} scenes; its interval is a rough one")
     if plan.seeds < 3:
         notes.append(f"{plan.seeds} seeds say little of how much training itself varies")
     content = {
         "experiment": section.name,
-        "data": {"split": "test", "seed": plan.scenes_seed, "num": plan.num, "files": 0},
+        "data": {
+            "split": "test",
+            "seed": plan.measuring.seed,
+            "num": plan.measuring.num,
+            "files": 0,
+        },
         "settings": {
             "seeds": plan.seeds,
             "variants": [variant.name for variant in ABLATIONS[name].variants],
@@ -471,8 +456,8 @@ def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None
             "stage1": Path(plan.stage1).name,
             "stage2": Path(plan.stage2).name,
             "changes": [c for c in (*plan.changes1, *plan.changes2) if "/" not in c],
-            "steps": plan.steps,
-            "guidance": plan.guidance,
+            "steps": plan.measuring.steps,
+            "guidance": plan.measuring.guidance,
         },
         "intervals": "95 %, 1000 bootstrap resamples of scenes and of seeds at once",
         **section.to_dict(),
@@ -481,4 +466,4 @@ def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None
         "notes": notes,
         "versions": {k: v for k, v in versions().items() if k != "command"},
     }
-    write_text(folder / "result.json", json.dumps(content, indent=2) + "\n")
+    write_json(folder / "result.json", content)

@@ -15,14 +15,26 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vlv.endpoint import Answer, ChatRequest, Client, user
+from vlv.endpoint import Answer, Client
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments import measures
-from vlv.evaluation.experiments.reconstruction import captions_of, sources_of
-from vlv.evaluation.experiments.run import Emit, Key, Report, Run, batches, by_id, fill
+from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.reconstruction import predict_captions
+from vlv.evaluation.experiments.run import (
+    Emit,
+    Judge,
+    Key,
+    Report,
+    Run,
+    batches,
+    by_id,
+    fill,
+    silent,
+)
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores
-from vlv.evaluation.experiments.sources import ask_all, open_pictures, parse_sources, png
+from vlv.evaluation.experiments.sources import ask_about, captions_only
+from vlv.evaluation.experiments.viewing import captions_of, sources_of
 from vlv.evaluation.metrics.ratings import Level, bradley_terry_estimates, krippendorff_alpha
 from vlv.evaluation.results import Figure, Table
 from vlv.evaluation.statistics import Estimate
@@ -81,16 +93,16 @@ def settings(sources: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: A source makes no sense, or writes no captions.
     """
-    named = parse_sources(sources)
-    if any(source.kind == "z" for source in named):
-        raise ConfigError("an arena compares captions; a source z writes none")
-    return {"sources": {source.name: str(source) for source in named}}
+    return {"sources": captions_only(sources)}
+
+
+predict = predict_captions
 
 
 # --- judges ----------------------------------------------------------------------------------------------
 
 
-class Judge(Protocol):
+class Rater(Protocol):
     """Rates captions, or chooses between two."""
 
     def rate(self, items: Iterator[tuple[Row, Sample, str]], emit: Emit) -> None:
@@ -117,12 +129,12 @@ class ExactJudge:
         """By the F1 of the claims; a tie where it is equal."""
         rows: list[Row] = []
         for key, sample, first, second in items:
-            a, b = (compare(parse(text), _scene(sample)).f1 for text in (first, second))
+            a, b = (compare(parse(text), sample.known_scene).f1 for text in (first, second))
             rows.append({**key, "winner": "tie" if a == b else "first" if a > b else "second"})
         emit(rows)
 
     def _rate(self, sample: Sample, caption: str) -> Row:
-        counts = compare(parse(caption), _scene(sample))
+        counts = compare(parse(caption), sample.known_scene)
         wrong = counts.stated - counts.correct
         return {"rating": rubric(counts.recall, wrong, counts.stated), "wrong": wrong}
 
@@ -138,14 +150,6 @@ def rubric(coverage: float, wrong: int, stated: int) -> int:
     if wrong:
         return 2 if coverage >= 0.5 else 1
     return 3 + sum(coverage >= threshold for threshold in (0.5, 0.75, 0.95))
-
-
-def _scene(sample: Sample) -> Any:
-    if sample.scene is None:
-        raise ConfigError(
-            f"the truth of {sample.id} is not known: the judge exact is for the toy world; name an endpoint"
-        )
-    return sample.scene
 
 
 class EndpointJudge:
@@ -170,27 +174,12 @@ class EndpointJudge:
         self._ask(asked, read_verdict, emit)
 
     def _ask(
-        self,
-        items: Iterator[tuple[Row, Sample, str]],
-        read: Callable[[str], Row],
-        emit: Emit,
+        self, items: Iterator[tuple[Row, Sample, str]], read: Callable[[str], Row], emit: Emit
     ) -> None:
-        bad: list[Row] = []
-
-        def requests() -> Iterator[tuple[Row, ChatRequest]]:
-            for key, sample, prompt in items:
-                images, failed = open_pictures([sample])
-                bad.extend({**row, **key} for row in failed)
-                for image in images.values():
-                    asked = user(prompt, png(image))
-                    yield key, ChatRequest([asked], max_tokens=MAX_VERDICT_TOKENS, temperature=0.0)
-
         def answer(found: Answer) -> Row:
             return {**read(found.text), "reason": " ".join(found.text.split())}
 
-        ask_all(self._client, requests(), answer, emit)
-        if bad:
-            emit(bad)
+        ask_about(self._client, items, MAX_VERDICT_TOKENS, answer, emit)
 
 
 def read_rating(text: str) -> Row:
@@ -247,81 +236,76 @@ def wanted_pairs(run: Run) -> list[Key]:
     ]
 
 
-def judge(
-    run: Run,
-    name: str,
-    load: Callable[[], Judge],
-    about: dict[str, Any],
-    mode: Mode,
-    report: Report = lambda rows: None,
-) -> Tally:
-    """Let a judge rate the captions that it has not rated, or choose between every two in both orders.
+def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -> Tally:
+    """Let a judge look at the captions that it has not seen: rate them, choose between every two in both orders, or measure.
 
-    Args:
-        run: With captions.
-        name: Of the judge; its table is ``judgements/NAME.jsonl``.
-        load: Loads it.
-        about: What its judgements depend on.
-        mode: What it does.
-        report: Receives finished rows.
+    Raises:
+        ConfigError: It is no judge of captions.
     """
     run.check(NAME)
+    if judge.kind in measures.KINDS:
+        return _measure(run, judge, backends, report)
+    rater = _rater(judge, backends)
+    mode: Mode = "pairs" if judge.pairs else "rating"
     known = by_id(run.data.samples())
     texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
 
     def caption(source: str, id: str) -> str:
         return str(texts[source][id]["caption"])
 
-    def make(missing: list[Key], emit: Emit) -> None:
-        if mode == "rating":
-            load().rate(
-                (({"id": id, "source": s}, known[id], caption(s, id)) for id, s in missing), emit
-            )
-        else:
-            load().choose(
-                (
-                    ({"id": id, "first": a, "second": b}, known[id], caption(a, id), caption(b, id))
-                    for id, a, b in missing
-                ),
-                emit,
-            )
+    def rate(missing: list[Key], emit: Emit) -> None:
+        rater.rate(
+            (({"id": id, "source": s}, known[id], caption(s, id)) for id, s in missing), emit
+        )
 
-    key = RATING_KEY if mode == "rating" else PAIR_KEY
-    wanted = wanted_ratings(run) if mode == "rating" else wanted_pairs(run)
-    with run.filling(f"judgements/{name}", key, {**about, "mode": mode}) as table:
+    def choose(missing: list[Key], emit: Emit) -> None:
+        rater.choose(
+            (
+                ({"id": id, "first": a, "second": b}, known[id], caption(a, id), caption(b, id))
+                for id, a, b in missing
+            ),
+            emit,
+        )
+
+    key, wanted, make = (
+        (RATING_KEY, wanted_ratings(run), rate)
+        if mode == "rating"
+        else (PAIR_KEY, wanted_pairs(run), choose)
+    )
+    about = {"judge": str(judge), "mode": mode}
+    with run.filling(f"judgements/{judge.name}", key, about) as table:
         return fill(table, wanted, make, report)
 
 
-def measure(
-    run: Run,
-    name: str,
-    load: Callable[[], measures.Meter],
-    about: dict[str, Any],
-    batch_size: int,
-    report: Report = lambda rows: None,
-) -> Tally:
-    """Let a judge that measures look at the captions that it has not seen.
+def _rater(judge: Judge, backends: Backends) -> Rater:
+    if judge.kind == "exact" and not judge.value:
+        return ExactJudge()
+    if judge.kind == "endpoint":
+        return EndpointJudge(backends.client(judge.value))
+    raise ConfigError(
+        f'"{judge.kind}" is no judge of captions; write exact or claims for the toy world, references, clip:MODEL, or '
+        "endpoint:MODEL@URL; people rate with vlv eval rate"
+    )
 
-    Args:
-        run: With captions.
-        name: Of the judge; its table is ``judgements/NAME.jsonl``.
-        load: Loads it.
-        about: What its rows depend on, see `measures.about`.
-        batch_size: Captions looked at together.
-        report: Receives finished rows.
-    """
-    run.check(NAME)
-    known = by_id(run.data.samples())
+
+def _measure(run: Run, judge: Judge, backends: Backends, report: Report) -> Tally:
+    """Let a judge that measures look at the captions that it has not seen."""
+    if judge.pairs:
+        raise ConfigError(f"pairs has no effect on the judge {judge}, which measures; leave it out")
+    samples = run.data.samples()
+    load = measures.loader(str(judge), backends.device)
+    about = measures.about(str(judge), samples)
+    known = by_id(samples)
     texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
 
     def make(missing: list[Key], emit: Emit) -> None:
         meter = load()
-        for batch in batches(missing, batch_size):
+        for batch in batches(missing, backends.batch_size):
             captions = [str(texts[source][id]["caption"]) for id, source in batch]
-            rows = meter.measure([known[id] for id, _ in batch], captions)
+            rows = meter([known[id] for id, _ in batch], captions)
             emit([{"id": id, "source": s, **r} for (id, s), r in zip(batch, rows, strict=True)])
 
-    with run.filling(f"judgements/{name}", RATING_KEY, about) as table:
+    with run.filling(f"judgements/{judge.name}", RATING_KEY, about) as table:
         return fill(table, wanted_ratings(run), make, report)
 
 
@@ -334,7 +318,7 @@ def score(run: Run, seed: int) -> Scores:
     scores = Scores()
     names = [source.name for source in sources_of(run)]
     tables: dict[str, dict[tuple[str, str], float]] = {}
-    for judge_name in run.judges(""):
+    for judge_name in run.judges():
         about = run.table_settings(f"judgements/{judge_name}")
         scores.settings[f"judge {judge_name}"] = about
         mode = about["mode"]

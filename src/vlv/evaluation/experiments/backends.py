@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,23 +10,25 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlv.endpoint import Budget, Client, Endpoint, KeyedStore, Prices
-from vlv.errors import ConfigError
-from vlv.evaluation.experiments.painters import (
-    DiffusersPainter,
-    ModelPainter,
-    Painter,
-    split_painter,
+from vlv.errors import ConfigError, ModelFolderError
+from vlv.evaluation.experiments.generators import (
+    DiffusersGenerator,
+    Generator,
+    ModelGenerator,
+    split_generator,
 )
 from vlv.evaluation.experiments.sources import (
     Captioner,
-    EndpointCaptions,
-    FileCaptions,
-    ModelCaptions,
     Source,
-    TrueCaptions,
+    endpoint_captions,
+    file_captions,
+    model_captions,
+    true_captions,
 )
+from vlv.models.folder import find_folder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.placement import DTYPES
+from vlv.toyworld.inspector import Inspector
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.samples import Sample
@@ -48,29 +50,34 @@ class Backends:
 
     Attributes:
         device: Where models work.
-        batch_size: Pictures worked on together.
-        endpoint: Further settings of every `Endpoint`: key_env, concurrency, requests_per_minute, timeout, ...
+        batch_size: Images worked on together.
+        endpoint: From an address and the model asked there to an `Endpoint`, with its further settings.
         budget: Of each endpoint.
         prices: Of its model.
         store: Folder that keeps the answers of endpoints, so that none is paid for twice; None keeps none.
+        max_new_tokens: Longest caption of a model; None leaves it to the model.
+        pipes: Models by name and dtype that are loaded already; others are loaded when they are needed.
+        inspectors: Inspectors by name, likewise.
     """
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     batch_size: int = 16
-    endpoint: dict[str, Any] = field(default_factory=dict)
+    endpoint: Callable[[str, str], Endpoint] = Endpoint
     budget: Budget | None = None
     prices: Prices | None = None
     store: Path | None = None
-    _pipes: dict[tuple[str, torch.dtype], VLVPipeline] = field(default_factory=dict, repr=False)
+    max_new_tokens: int | None = None
+    pipes: dict[tuple[str, torch.dtype], VLVPipeline] = field(default_factory=dict, repr=False)
+    inspectors: dict[str, Inspector] = field(default_factory=dict, repr=False)
     _stores: dict[str, KeyedStore] = field(default_factory=dict, repr=False)
 
     def pipeline(self, name: str, dtype: torch.dtype = torch.float32) -> VLVPipeline:
-        """A model of ours, with weights of a dtype."""
-        if (name, dtype) not in self._pipes:
+        """A VLV model, with weights of a dtype."""
+        if (name, dtype) not in self.pipes:
             pipe = VLVPipeline.from_pretrained(name, dtype=dtype)
             pipe.to(self.device)
-            self._pipes[name, dtype] = pipe
-        return self._pipes[name, dtype]
+            self.pipes[name, dtype] = pipe
+        return self.pipes[name, dtype]
 
     def client(self, spec: str) -> Client:
         """A client of the endpoint ``MODEL@URL``.
@@ -83,7 +90,7 @@ class Backends:
             raise ConfigError(
                 f'"{spec}" is no endpoint; write MODEL@URL, such as qwen@http://127.0.0.1:8000/v1'
             )
-        endpoint = Endpoint(url, model, **self.endpoint)
+        endpoint = self.endpoint(url, model)
         if self.store is not None and spec not in self._stores:
             name = "".join(c if c.isalnum() else "-" for c in spec)
             self._stores[spec] = KeyedStore(self.store / f"{name}.answers")
@@ -101,27 +108,56 @@ class Backends:
         """
         match source.kind:
             case "file":
-                return FileCaptions(Path(source.value), everything)
+                return file_captions(Path(source.value), everything)
             case "model":
-                return ModelCaptions(self.pipeline(source.value), self.batch_size)
+                pipe = self.pipeline(source.value)
+                return model_captions(pipe, self.batch_size, self.max_new_tokens)
             case "endpoint":
-                return EndpointCaptions(self.client(source.value))
+                return endpoint_captions(self.client(source.value))
             case _:
-                return TrueCaptions(everything, source.kind, seed)
+                return true_captions(everything, source.kind, seed)
 
-    def painter(self, text: str, steps: int, dtype: torch.dtype = torch.float32) -> Painter:
-        """What draws pictures of texts, with weights of a dtype."""
-        kind, value = split_painter(text)
+    def generator(self, text: str, steps: int, dtype: torch.dtype = torch.float32) -> Generator:
+        """What draws images from texts, with weights of a dtype."""
+        kind, value = split_generator(text)
         if kind == "model":
-            return self.embedder(value, steps, dtype)
-        return DiffusersPainter(value, steps, self.device, dtype)
+            return self.reconstructor(value, steps, dtype)
+        return DiffusersGenerator(value, steps, self.device, dtype)
 
-    def embedder(self, name: str, steps: int, dtype: torch.dtype = torch.float32) -> ModelPainter:
-        """What rebuilds pictures from caption embeddings, with weights of a dtype."""
-        return ModelPainter(self.pipeline(name, dtype), steps)
+    def reconstructor(
+        self, name: str, steps: int, dtype: torch.dtype = torch.float32
+    ) -> ModelGenerator:
+        """What reconstructs images from caption embeddings, with weights of a dtype."""
+        return ModelGenerator(self.pipeline(name, dtype), steps)
+
+    def inspector(self, folder: str) -> Inspector:
+        """The inspector in a folder, or in the folder ``inspector`` of a model."""
+        if folder not in self.inspectors:
+            self.inspectors[folder] = load_inspector(Path(folder), self.device)
+        return self.inspectors[folder]
+
+    @property
+    def workers(self) -> int:
+        """Batches that are drawn side by side."""
+        return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     def close(self) -> None:
         """Close the files of answers."""
         for store in self._stores.values():
             store.close()
         self._stores.clear()
+
+
+def load_inspector(folder: Path, device: torch.device | str = "cpu") -> Inspector:
+    """The inspector in a folder, or in the folder ``inspector`` of a model.
+
+    Raises:
+        ModelFolderError: There is none.
+    """
+    if not (folder / "config.json").is_file():
+        folder = find_folder(str(folder)) / "inspector"
+    if not (folder / "config.json").is_file():
+        raise ModelFolderError(f"there is no inspector in {folder}; name the folder of one")
+    found: Any = Inspector.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    inspector: Inspector = found.eval().to(device)
+    return inspector

@@ -4,9 +4,9 @@ A measure is written ``KIND`` or ``KIND:VALUE``:
 
 | measure | says of each caption |
 |---|---|
-| ``references`` | BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D against the reference captions of its picture |
+| ``references`` | BLEU-1 to BLEU-4, ROUGE-L and CIDEr-D against the reference captions of its image |
 | ``claims`` | in the toy world, precision, recall and F1 of its claims, and the hallucinated share |
-| ``clip:MODEL`` | CLIPScore of the picture with the whole caption, in pieces where CLIP cannot read it at once |
+| ``clip:MODEL`` | CLIPScore of the image with the whole caption, in pieces where CLIP cannot read it at once |
 
 They are judges of the arena, and no experiment of their own, because they look at the very captions that are rated: written
 once, every figure stands beside the ratings of the same samples.
@@ -18,7 +18,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,73 +36,57 @@ from vlv.toyworld.language import compare, parse
 KINDS = ("references", "claims", "clip")
 
 
-class Meter(Protocol):
-    """Measures captions."""
-
-    def measure(self, samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
-        """Columns of each caption in its place, or ``error`` where it cannot be measured."""
-        ...
+Meter = Callable[[Sequence[Sample], Sequence[str]], list[Row]]
+"""Columns of each caption in its place, or ``error`` where it cannot be measured."""
 
 
-class ReferenceMeter:
-    """Captions against the reference captions of their pictures.
+def against_references(samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
+    """Counts of BLEU (`BleuCounts.columns`), ROUGE-L, and the texts: CIDEr-D can be computed from all images only."""
+    return [_against_own(s, caption) for s, caption in zip(samples, captions, strict=True)]
 
-    A row has what BLEU and ROUGE-L are computed from, and the texts, for CIDEr-D can be had of all pictures only.
-    """
 
-    def measure(self, samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
-        """Counts of BLEU (`BleuCounts.columns`), ROUGE-L, caption and references."""
-        return [self._row(s, caption) for s, caption in zip(samples, captions, strict=True)]
-
-    def _row(self, sample: Sample, caption: str) -> Row:
-        known = sample.references
-        if not known:
-            return {
-                "error": f"{sample.id} has no reference caption; a run with a file --references that has one can measure it"
-            }
+def _against_own(sample: Sample, caption: str) -> Row:
+    known = sample.references
+    if not known:
         return {
-            "bleu": list(bleu_counts(caption, known).columns),
-            "rouge_l": rouge_l(caption, known),
-            "caption": caption,
-            "references": list(known),
+            "error": f"{sample.id} has no reference caption; a run with a file --references that has one can measure it"
         }
+    return {
+        "bleu": list(bleu_counts(caption, known).columns),
+        "rouge_l": rouge_l(caption, known),
+        "caption": caption,
+        "references": list(known),
+    }
 
 
-class ClaimsMeter:
-    """The claims of captions against the truth of their scenes."""
-
-    def measure(self, samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
-        """Claims: stated, true, correct."""
-        rows: list[Row] = []
-        for sample, caption in zip(samples, captions, strict=True):
-            assert sample.scene is not None, "`about` has looked"
-            counts = compare(parse(caption), sample.scene)
-            rows.append({"claims": [counts.stated, counts.true, counts.correct]})
-        return rows
+def against_truth(samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
+    """Claims of captions: stated, true, correct."""
+    pairs = zip(samples, captions, strict=True)
+    counts = [compare(parse(caption), sample.known_scene) for sample, caption in pairs]
+    return [{"claims": [c.stated, c.true, c.correct]} for c in counts]
 
 
-class ClipMeter:
-    """CLIPScore of pictures with captions of any length.
+def with_clip(name: str, device: torch.device | str = "cpu") -> Meter:
+    """CLIPScore of images with captions of any length, and whether a caption was read in pieces.
 
     Raises:
         ModelFolderError: There is no such CLIP.
     """
+    clip = ClipScore(name, device)
 
-    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        self._score = ClipScore(name, device)
-
-    def measure(self, samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
-        """Score, and whether the caption was read in pieces."""
+    def measure(samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
         images, bad = open_pictures(list({sample.id: sample for sample in samples}.values()))
         errors = {row["id"]: row["error"] for row in bad}
         good = [i for i, sample in enumerate(samples) if sample.id in images]
         rows: list[Row] = [{"error": errors.get(sample.id)} for sample in samples]
         if good:
             pictures = [images[samples[i].id] for i in good]
-            found = self._score.in_pieces(pictures, [captions[i] for i in good])
+            found = clip.in_pieces(pictures, [captions[i] for i in good])
             for i, score, cut in zip(good, found.scores, found.truncated, strict=True):
                 rows[i] = {"clip_score": float(score), "in_pieces": bool(cut)}
         return rows
+
+    return measure
 
 
 def loader(spec: str, device: torch.device | str) -> Callable[[], Meter]:
@@ -117,8 +101,8 @@ def loader(spec: str, device: torch.device | str) -> Callable[[], Meter]:
             f'"{spec}" is no judge of captions; write references, claims or clip:MODEL'
         )
     if kind == "clip":
-        return lambda: ClipMeter(value, device)
-    return ReferenceMeter if kind == "references" else ClaimsMeter
+        return lambda: with_clip(value, device)
+    return lambda: against_references if kind == "references" else against_truth
 
 
 def about(spec: str, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -132,13 +116,13 @@ def about(spec: str, samples: Sequence[Sample]) -> dict[str, Any]:
     settings: dict[str, Any] = {"judge": spec, "mode": kind}
     if kind == "claims" and any(sample.scene is None for sample in samples):
         raise ConfigError(
-            "the truth of pictures from files is not known: the judge claims is for the toy world; use references or clip:MODEL"
+            "the truth of images from files is not known: the judge claims is for the toy world; use references or clip:MODEL"
         )
     if kind == "references":
         texts = {sample.id: sample.references for sample in samples if sample.references}
         if not texts:
             raise DataError(
-                f"none of the {len(samples)} pictures has a reference caption; begin a run with vlv eval predict arena "
+                f"none of the {len(samples)} images has a reference caption; begin a run with vlv eval predict arena "
                 "--references FILE, or with data that have captions"
             )
         content = json.dumps(texts, sort_keys=True).encode()
@@ -209,9 +193,9 @@ def _references(
     numbers = [len(texts) for texts in corpus.values()]
     least, most = min(numbers), max(numbers)
     each = f"{least}" if least == most else f"{least} to {most}"
-    scores.settings[f"texts of {judge}"] = f"{len(corpus)} pictures, {each} captions each"
+    scores.settings[f"texts of {judge}"] = f"{len(corpus)} images, {each} captions each"
     if len(corpus) == 1:
-        scores.notes.append(f"{judge}: CIDEr-D weighs words by rarity, and of one picture it is 0")
+        scores.notes.append(f"{judge}: CIDEr-D weighs words by rarity, and of one image it is 0")
     for name, table in found.items():
         if all(row["caption"] in row["references"] for row in table.values()):
             scores.notes.append(

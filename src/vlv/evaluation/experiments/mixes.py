@@ -1,7 +1,7 @@
 """Experiment 7: does a mix of caption embeddings compose, and what does each span of tokens carry? (paper, section 4.4.2, Fig. 6).
 
-The paper joins the leading tokens of two embeddings and shows pictures; it measures nothing. In the toy world it can be measured: a
-mix should keep the objects and the layout of the first picture, and take the style, or an object, of the second.
+The paper joins the leading tokens of two embeddings and shows images; it measures nothing. In the toy world it can be measured: a
+mix should keep the objects and the layout of the first image, and take the style, or an object, of the second.
 
 A mix is written as it is made: ``a48+b16`` are the first 48 tokens of the first embedding and then the first 16 of the second;
 ``b@16:32`` is the first embedding whose tokens 16 to 31 are the second's. Sample i is mixed with samples i + 1 and i + 2.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,17 @@ from vlv.data.images import load_image
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.backends import Backends, dtype_of, with_dtype
 from vlv.evaluation.experiments.instruments import InspectorLook
-from vlv.evaluation.experiments.run import Emit, Key, Report, Run, add, batches, by_id, fill
+from vlv.evaluation.experiments.run import (
+    Emit,
+    Judge,
+    Key,
+    Report,
+    Run,
+    add,
+    batches,
+    fill,
+    silent,
+)
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores
 from vlv.evaluation.metrics.features import stack
@@ -34,16 +44,14 @@ from vlv.jobs.table import Row
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.mixing import mix_embeddings
-from vlv.toyworld.inspector import Inspector
 from vlv.toyworld.language import Claims, compare, true_claims
 from vlv.toyworld.scene import Scene
-from vlv.toyworld.words import OBJECT_FACTS
+from vlv.toyworld.words import OBJECT_FACTS, SCENE_FACTS
 
 NAME = "mixes"
 TITLE = "Mixes of caption embeddings"
 MIX_KEY = ("id", "mix")
 LAYOUT = ("column", "row")
-SCENE_FACTS = ("style", "ground", "time", "light", "view")
 COLUMN_FACTS = ("shape", "colour", "size", "material", "row")
 NUM_SPANS = 4
 _SPAN = re.compile(r"b@(\d+):(\d+)")
@@ -92,7 +100,7 @@ def mix(name: str, zs: Sequence[Tensor]) -> Tensor:
 # --- predict -----------------------------------------------------------------------------------------
 
 
-def predict(run: Run, backends: Backends, report: Report = lambda rows: None) -> Tally:
+def predict(run: Run, backends: Backends, report: Report = silent) -> Tally:
     """Draw the mixes that are missing, each from the noise of its first sample."""
     run.check(NAME)
     samples = run.data.samples()
@@ -130,7 +138,7 @@ def predict(run: Run, backends: Backends, report: Report = lambda rows: None) ->
 
 
 def table_name(mix: str) -> str:
-    """The table that lists the pictures of a mix."""
+    """The table that lists the images of a mix."""
     return "pictures/" + mix.replace(":", "-")
 
 
@@ -140,7 +148,7 @@ def picture_path(run: Run, mix: str, id: str) -> Path:
 
 
 def drawn_mixes(run: Run) -> list[str]:
-    """The mixes of which there are pictures, in the order in which they are made."""
+    """The mixes of which there are images, in the order in which they are made."""
     tables = (run.folder / "pictures").glob("*.jsonl")
     names = [path.name.removesuffix(".jsonl").replace("-", ":") for path in tables]
     return sorted(names, key=lambda name: ("@" in name, name.count("+"), name))
@@ -149,54 +157,50 @@ def drawn_mixes(run: Run) -> list[str]:
 # --- judge -------------------------------------------------------------------------------------------
 
 
-def judge(
-    run: Run,
-    name: str,
-    inspector: Callable[[], Inspector],
-    batch_size: int,
-    report: Report = lambda rows: None,
-) -> Tally:
-    """Let the inspector look at the mixes that it has not seen."""
+def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -> Tally:
+    """Let the inspector look at the mixes that it has not seen.
+
+    Raises:
+        ConfigError: The judge is no inspector, or the truth of the samples is not known.
+        DataError: Nothing was mixed yet.
+    """
     run.check(NAME)
-    known, mixes = by_id(run.data.samples()), drawn_mixes(run)
+    if judge.kind != "inspector" or not judge.value:
+        raise ConfigError(f'"{judge}" judges no mixes; write inspector:FOLDER')
+    mixes = drawn_mixes(run)
     if not mixes:
-        raise DataError(f"{run.folder} has no pictures yet; begin with vlv eval predict mixes")
-    if any(sample.scene is None for sample in known.values()):
+        raise DataError(f"{run.folder} has no images yet; begin with vlv eval predict mixes")
+    if any(sample.scene is None for sample in run.data.samples()):
         raise ConfigError(
-            "mixes are measured in the toy world only; look at the pictures of other data"
+            "mixes are measured in the toy world only; look at the images of other data"
         )
-    loaded = inspector()
+    inspector = backends.inspector(judge.value)
 
     def make(missing: list[Key], emit: Emit) -> None:
-        for batch in batches(missing, batch_size):
-            pictures, bad = _open(run, batch)
-            emit(bad)
-            if not pictures:
-                continue
-            reports = loaded.inspect(stack(list(pictures.values())).to(loaded.device))
-            emit(
-                [
-                    {
-                        "id": id,
-                        "mix": mix,
-                        "scene": r.claims.scene,
-                        "objects": list(r.claims.objects),
-                    }
-                    for (id, mix), r in zip(pictures, reports, strict=True)
-                ]
-            )
+        for batch in batches(missing, backends.batch_size):
+            images, bad = _open(run, batch)
+            if bad:
+                emit(bad)
+            if images:
+                pixels = stack(list(images.values())).to(inspector.device)
+                pairs = zip(images, inspector.inspect(pixels), strict=True)
+                emit([_row(id, mix, found.claims) for (id, mix), found in pairs])
 
     total = Tally()
-    about = InspectorLook(loaded).identity()
-    with run.filling(f"judgements/{name}", MIX_KEY, about) as table:
+    about = InspectorLook(inspector).identity()
+    with run.filling(f"judgements/{judge.name}", MIX_KEY, about) as table:
         for mix_name in mixes:
             rows = run.rows(table_name(mix_name), MIX_KEY)
             total = add(total, fill(table, [(r["id"], mix_name) for r in rows], make, report))
     return total
 
 
+def _row(id: str, mix: str, claims: Claims) -> Row:
+    return {"id": id, "mix": mix, "scene": claims.scene, "objects": list(claims.objects)}
+
+
 def _open(run: Run, keys: Sequence[Key]) -> tuple[dict[Key, Image.Image], list[Row]]:
-    """The pictures that can be opened, by key, and a row for each of the others."""
+    """The images that can be opened, by key, and a row for each of the others."""
     pictures: dict[Key, Image.Image] = {}
     bad: list[Row] = []
     for id, name in keys:
@@ -210,12 +214,13 @@ def _open(run: Run, keys: Sequence[Key]) -> tuple[dict[Key, Image.Image], list[R
 # --- score -------------------------------------------------------------------------------------------
 
 
-def score(run: Run) -> Scores:
-    """What every mix has of its first and of its second picture, and the map of the spans."""
+def score(run: Run, seed: int) -> Scores:
+    """What every mix has of its first and of its second image, and the map of the spans."""
+    del seed  # every figure is one of samples
     run.check(NAME)
     scores, samples = Scores(), run.data.samples()
     place = {sample.id: row for row, sample in enumerate(samples)}
-    for name in run.judges(""):
+    for name in run.judges():
         scores.settings[f"judge {name}"] = run.table_settings(f"judgements/{name}")
         by_mix: dict[str, list[Row]] = {}
         for row in run.rows(f"judgements/{name}", MIX_KEY):
@@ -237,10 +242,9 @@ Case = tuple[str, Claims, Scene, Scene]
 
 def _case(row: Row, samples: Sequence[Sample], place: dict[str, int]) -> Case:
     number = place[row["id"]]
-    first, second = samples[number].scene, samples[(number + 1) % len(samples)].scene
-    assert first is not None, "checked by judge"
-    assert second is not None, "checked by judge"
-    return row["id"], Claims(row["scene"], tuple(row["objects"])), first, second
+    first, second = samples[number], samples[(number + 1) % len(samples)]
+    seen = Claims(row["scene"], tuple(row["objects"]))
+    return row["id"], seen, first.known_scene, second.known_scene
 
 
 def _measure(scores: Scores, mix_name: str, cases: Sequence[Case]) -> None:
@@ -290,7 +294,7 @@ def _own_objects(seen: Claims, first: Scene, second: Scene) -> tuple[int, int]:
 
 
 def _map(scores: Scores, by_span: dict[str, list[Case]]) -> None:
-    """For every span and fact: where the two scenes differ, how often the picture has the second's value."""
+    """For every span and fact: where the two scenes differ, how often the image has the second's value."""
     rows: list[tuple[str | float, ...]] = []
     for name, cases in sorted(by_span.items(), key=lambda item: int(item[0][2:].partition(":")[0])):
         shares: list[float] = []

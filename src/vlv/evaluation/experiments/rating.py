@@ -26,9 +26,9 @@ from vlv.evaluation.experiments.arena import (
     wanted_pairs,
     wanted_ratings,
 )
-from vlv.evaluation.experiments.reconstruction import captions_of, sources_of
 from vlv.evaluation.experiments.run import Run, by_id
 from vlv.evaluation.experiments.sources import png
+from vlv.evaluation.experiments.viewing import captions_of, sources_of
 from vlv.jobs.table import GrowingTable, Row
 from vlv.pages import render
 

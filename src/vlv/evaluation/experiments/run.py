@@ -3,9 +3,9 @@
 ```
 RUN/run.json               which experiment, data and settings
 RUN/captions.jsonl ...     what was predicted, one row per sample and source
-RUN/pictures/              pictures that were drawn
+RUN/pictures/              images that were generated
 RUN/judgements/NAME.jsonl  what the judge of that name says, one row per thing judged
-RUN/features/              features of the pictures, for the distances
+RUN/features/              features of the images, for the distances
 RUN/scores.jsonl           one row per sample: what every figure is computed from
 RUN/result.json            the figures
 ```
@@ -18,21 +18,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.evaluation.experiments.samples import DataSet, Sample
 from vlv.jobs.formats import read_rows
 from vlv.jobs.table import GrowingTable, Row
 from vlv.jobs.tally import Tally
-from vlv.storage import write_text
+from vlv.storage import check_settings, plain, write_json
 from vlv.training.journal import versions
+
+if TYPE_CHECKING:
+    from vlv.evaluation.experiments.backends import Backends
+    from vlv.evaluation.experiments.scoring import Scores
+    from vlv.evaluation.metrics.features import Resize
 
 Key = tuple[Any, ...]
 Emit = Callable[[Sequence[Row]], None]
 """Receives rows that are finished."""
 Report = Callable[[Sequence[Row]], None]
 """Receives rows that are on disk."""
+
+
+def silent(rows: Sequence[Row]) -> None:
+    """A `Report` that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +69,13 @@ class Run:
         Raises:
             OutputError: The folder holds another run, or cannot be written.
         """
-        run = cls(folder, experiment, data, json.loads(json.dumps(dict(settings))))
-        if (folder / "run.json").exists():
-            old, new = cls.open(folder)._identity(), run._identity()
-            if changed := [
-                name for name in new.keys() | old.keys() if old.get(name) != new.get(name)
-            ]:
-                what = ", ".join(f"{k} was {old.get(k)}, now {new.get(k)}" for k in sorted(changed))
-                raise OutputError(
-                    f"{folder} holds a run with other settings ({what}); name another folder"
-                )
-            return run
-        content = {**run._identity(), "versions": versions()}
-        try:
-            write_text(folder / "run.json", json.dumps(content, indent=2) + "\n")
-        except OSError as error:
-            raise OutputError(f"{folder} cannot be written: {error.strerror or error}") from error
+        run = cls(folder, experiment, data, plain(settings))
+        path = folder / "run.json"
+        if path.exists():
+            old = cls.open(folder)._identity()
+            check_settings(folder, old, run._identity(), mend="name another folder")
+        else:
+            write_json(path, {**run._identity(), "versions": versions()})
         return run
 
     @classmethod
@@ -103,7 +103,7 @@ class Run:
             raise DataError(f"{path} is damaged ({error}); begin the run anew") from error
 
     def _identity(self) -> dict[str, Any]:
-        data = json.loads(json.dumps(asdict(self.data)))
+        data = plain(asdict(self.data))
         return {"experiment": self.experiment, "data": data, "settings": self.settings}
 
     def check(self, *experiments: str) -> None:
@@ -152,17 +152,84 @@ class Run:
         settings: dict[str, Any] = json.loads(path.read_text("utf-8"))["runs"][-1]["settings"]
         return settings
 
-    def judges(self, kind: str) -> list[str]:
+    def judges(self) -> list[str]:
         """Names of the judges whose tables are there, sorted."""
         folder = self.folder / "judgements"
-        return sorted(path.name.removesuffix(".jsonl") for path in folder.glob(f"{kind}*.jsonl"))
+        return sorted(path.name.removesuffix(".jsonl") for path in folder.glob("*.jsonl"))
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Who judges a run: ``NAME=KIND:VALUE``, and the options that belong to it.
+
+    Attributes:
+        name: Its table is ``judgements/NAME.jsonl``.
+        kind: What it is.
+        value: Which one: a model, a file, an address.
+        resize: For Inception.
+        pairs: In an arena, choose between two captions instead of rating each.
+        shots: For questions, examples before each.
+    """
+
+    name: str
+    kind: str
+    value: str = ""
+    resize: Resize = "pytorch-fid"
+    pairs: bool = False
+    shots: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.value}" if self.value else self.kind
+
+    @classmethod
+    def parse(
+        cls, text: str, resize: Resize = "pytorch-fid", pairs: bool = False, shots: int = 0
+    ) -> Judge:
+        """Read ``NAME=KIND:VALUE``, or ``KIND:VALUE`` for a judge that is called by its kind.
+
+        Raises:
+            ConfigError: The name is none.
+
+        >>> str(Judge.parse("fid=inception:weights.pth")), Judge.parse("pixels").name
+        ('inception:weights.pth', 'pixels')
+        """
+        name, equals, spec = text.partition("=")
+        if not equals or ":" in name:  # an equals sign further on belongs to an address
+            name, spec = text.partition(":")[0], text
+        if not name.replace("-", "").isalnum():
+            raise ConfigError(f'"{name}" is no name for a judge; use letters, digits and hyphens')
+        kind, _, value = spec.partition(":")
+        return cls(name, kind, value, resize, pairs, shots)
+
+
+class Experiment(Protocol):
+    """Three steps over one run folder; a module of this package with these names is one."""
+
+    NAME: str
+    TITLE: str
+
+    def predict(self, run: Run, backends: Backends, report: Report = ...) -> Tally:
+        """Write captions and generate images, those that are missing."""
+        ...
+
+    def judge(self, run: Run, judge: Judge, backends: Backends, report: Report = ...) -> Tally:
+        """Let one judge look at what it has not seen.
+
+        Raises:
+            ConfigError: The experiment does not know the judge.
+        """
+        ...
+
+    def score(self, run: Run, seed: int) -> Scores:
+        """Figures of everything that was judged."""
+        ...
 
 
 def fill(
     table: GrowingTable,
     wanted: Iterable[Key],
     make: Callable[[list[Key], Emit], None],
-    report: Report = lambda rows: None,
+    report: Report = silent,
 ) -> Tally:
     """Make the rows that a table lacks.
 

@@ -1,4 +1,4 @@
-"""What an experiment looks at: pictures with what is known about them, from the toy world or from files."""
+"""What an experiment looks at: images with what is known about them, from the toy world or from files."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from vlv.data.foreign import parse_object
@@ -24,14 +26,14 @@ from vlv.toyworld.writing import describe
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture.
+    """One image.
 
     Attributes:
         id: Unique in its data set.
         seed: Of whatever is drawn for it, whichever run draws it.
         references: Captions that are right, by whoever wrote the data set; may be none.
         scene: The whole truth, in the toy world.
-        load: Opens the picture, upright and RGB.
+        load: Opens the image, upright and RGB.
     """
 
     id: str
@@ -40,8 +42,21 @@ class Sample:
     scene: Scene | None
     load: Callable[[], Image.Image]
 
+    @property
+    def known_scene(self) -> Scene:
+        """The scene.
+
+        Raises:
+            ConfigError: The truth is not known.
+        """
+        if self.scene is None:
+            raise ConfigError(
+                f"the truth of {self.id} is not known, as it is in the toy world only; use another judge or source"
+            )
+        return self.scene
+
     def square(self, side: int) -> Image.Image:
-        """The picture, centre-cropped and resized (Lanczos) to a square."""
+        """The image, centre-cropped and resized (Lanczos) to a square."""
         image = self.load()
         return image if image.size == (side, side) else frame(image, side)
 
@@ -54,7 +69,7 @@ class DataSet:
         split: Of the toy world; None takes files.
         seed: Of the scenes, and of what is drawn for each sample.
         num: How many; None is all files.
-        inputs: Files and folders of pictures, as `find_records` takes them.
+        inputs: Files and folders of images, as `find_records` takes them.
         references: A file with right captions, see `read_references`.
     """
 
@@ -71,16 +86,16 @@ class DataSet:
             raise ConfigError(f"num is {self.num}; at least one sample is needed")
 
     def samples(self) -> list[Sample]:
-        """The samples; pictures are rendered or opened when they are asked for.
+        """The samples; images are rendered or opened when they are asked for.
 
         Raises:
-            DataError: There is no picture, or the references belong to other pictures.
+            DataError: There is no image, or the references belong to other images.
         """
         if self.split is not None:
             return [_rendered(self.split, self.seed, index) for index in range(self.num or 0)]
         records = find_records(list(self.inputs))[: self.num]
         if not records:
-            raise DataError(f"there is no picture in {', '.join(self.inputs)}")
+            raise DataError(f"there is no image in {', '.join(self.inputs)}")
         texts = {} if self.references is None else read_references(Path(self.references))
         samples = [
             Sample(
@@ -94,14 +109,13 @@ class DataSet:
         ]
         if texts and not any(sample.references for sample in samples):
             raise DataError(
-                f"{self.references} has captions for {next(iter(texts))} and others, but for none of the pictures such as "
+                f"{self.references} has captions for {next(iter(texts))} and others, but for none of the images such as "
                 f"{samples[0].id}; name the file that belongs to them"
             )
         return samples
 
 
 def _rendered(split: Split, seed: int, index: int) -> Sample:
-    """As `vlv.evaluation.scenes.make_world`: the same scenes, captions and seeds."""
     scene = sample_scene(seed, index, split)
     rng = np.random.default_rng([seed, index, 1])
     caption = describe(scene, "detailed", rng)
@@ -110,8 +124,14 @@ def _rendered(split: Split, seed: int, index: int) -> Sample:
         seed=int(rng.integers(2**62)),
         references=(caption,),
         scene=scene,
-        load=lambda: Image.fromarray(render(scene).image),
+        load=lambda: Image.fromarray(_render(split, seed, index)),
     )
+
+
+@lru_cache(maxsize=4096)
+def _render(split: Split, seed: int, index: int) -> NDArray[np.uint8]:
+    """A rendered scene; several judges look at the same."""
+    return render(sample_scene(seed, index, split)).image
 
 
 def _captions_of(record: Record, texts: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -17,9 +17,9 @@ from vlv.evaluation import statistics
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import read_rows
 from vlv.evaluation.metrics.sentences import MAX_N, bleu
-from vlv.evaluation.results import Figure, Section, Table, Unit, number
+from vlv.evaluation.results import Figure, Section, Table, Target, Unit, number
 from vlv.evaluation.statistics import Paired, Statistic, estimate, paired_test
-from vlv.storage import write_text
+from vlv.storage import write_json, write_text
 from vlv.training.journal import versions
 
 STATISTICS: dict[str, Statistic] = {
@@ -27,6 +27,10 @@ STATISTICS: dict[str, Statistic] = {
     "ratio": statistics.ratio,
     "complement": statistics.complement,
     "f1": statistics.f1,
+    "ratio_of_ratios": statistics.ratio_of_ratios,
+    "ratio_of_f1": statistics.ratio_of_f1,
+    "recovered": statistics.recovered,
+    "decibels": statistics.decibels,
     **{f"bleu{n}": partial(bleu, n=n) for n in range(1, MAX_N + 1)},
 }
 """What a figure may be of its columns; named in the files, so that others can recompute it."""
@@ -99,6 +103,23 @@ class Comparison:
     unit: Unit
 
 
+def figures_of(
+    scores: Scores, seed: int, targets: Mapping[str, Target] | None = None
+) -> tuple[Figure, ...]:
+    """All figures, with intervals and the targets that they are held against."""
+    computed = [
+        Figure(
+            m.key,
+            m.label,
+            estimate(m.columns, STATISTICS[m.statistic], seed),
+            m.unit,
+            (targets or {}).get(m.key),
+        )
+        for m in scores.measures
+    ]
+    return (*computed, *scores.figures)
+
+
 def score_run(
     run: Run, scores: Scores, title: str, seed: int, baseline: Path | None = None
 ) -> Section:
@@ -122,12 +143,9 @@ def score_run(
             f"nothing of {run.folder} has been judged, so there is nothing to score; begin with vlv eval judge"
         )
     compared = [] if baseline is None else compare(scores, baseline, seed, scores.notes)
-    figures = [
-        Figure(m.key, m.label, estimate(m.columns, STATISTICS[m.statistic], seed), m.unit)
-        for m in scores.measures
-    ]
     _note_few(scores)
-    section = Section(run.experiment, title, (*figures, *scores.figures), tuple(scores.tables))
+    figures = figures_of(scores, seed)
+    section = Section(run.experiment, title, figures, tuple(scores.tables))
     _write_scores(run, scores)
     content = {
         "experiment": run.experiment,
@@ -146,7 +164,7 @@ def score_run(
         "notes": scores.notes,
         "versions": {k: v for k, v in versions().items() if k != "command"},  # it names folders
     }
-    write_text(run.folder / "result.json", json.dumps(content, indent=2) + "\n")
+    write_json(run.folder / "result.json", content)
     return section
 
 

@@ -1,4 +1,4 @@
-"""Who writes the captions: a file, a model of ours, an endpoint, the truth, or the truth spoilt as a control.
+"""Who writes the captions: a file, a VLV model, an endpoint, the truth, or the truth spoilt as a control.
 
 A source is written ``NAME=KIND`` or ``NAME=KIND:VALUE``:
 
@@ -9,18 +9,18 @@ A source is written ``NAME=KIND`` or ``NAME=KIND:VALUE``:
 | ``words`` | the words of the first reference in random order |
 | ``again`` | in the toy world, the whole truth in other words: what a right caption scores against a reference |
 | ``file:PATH`` | JSON lines with ``id`` (or ``file_name``) and ``caption``, as ``vlv caption`` writes them |
-| ``model:MODEL`` | a model of ours |
+| ``model:MODEL`` | a VLV model |
 | ``endpoint:MODEL@URL`` | a vision model behind an OpenAI-compatible address |
-| ``z:MODEL`` | none: pictures are rebuilt from the caption embedding itself |
+| ``z:MODEL`` | none: images are reconstructed from the caption embedding itself |
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -100,15 +100,23 @@ def parse_sources(texts: Sequence[str]) -> list[Source]:
     return sources
 
 
-class Captioner(Protocol):
-    """Writes captions of samples."""
+def captions_only(texts: Sequence[str]) -> dict[str, str]:
+    """Sources by name, as settings hold them, for an experiment that reads captions.
 
-    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
-        """Hand on rows with ``id``, ``caption``, and ``error`` where there is none."""
-        ...
+    Raises:
+        ConfigError: One is wrong, or writes no captions.
+    """
+    sources = parse_sources(texts)
+    if any(source.kind == "z" for source in sources):
+        raise ConfigError("this experiment reads captions; a source z writes none")
+    return {source.name: str(source) for source in sources}
 
 
-class TrueCaptions:
+Captioner = Callable[[Sequence[Sample], Emit], None]
+"""Hands on rows with ``id``, ``caption``, and ``error`` where there is none."""
+
+
+def true_captions(everything: Sequence[Sample], kind: str, seed: int) -> Captioner:
     """References as captions, in their places, one further on, or with their words shuffled; or the truth in other words.
 
     Args:
@@ -119,93 +127,77 @@ class TrueCaptions:
     Raises:
         ConfigError: The truth of a sample that is to be told again is not known.
     """
+    step = 1 if kind == "other" else 0
+    texts = {
+        sample.id: everything[(row + step) % len(everything)].references
+        for row, sample in enumerate(everything)
+    }
+    if kind == "again":
+        texts = {sample.id: (_told_again(sample, seed),) for sample in everything}
 
-    def __init__(self, everything: Sequence[Sample], kind: str, seed: int) -> None:
-        step = 1 if kind == "other" else 0
-        self._of = {
-            sample.id: everything[(row + step) % len(everything)].references
-            for row, sample in enumerate(everything)
-        }
-        if kind == "again":
-            self._of = {sample.id: (_told_again(sample, seed),) for sample in everything}
-        self._shuffled, self._seed = kind == "words", seed
-
-    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
-        """All at once."""
-        emit([self._row(sample) for sample in samples])
-
-    def _row(self, sample: Sample) -> Row:
-        texts = self._of[sample.id]
-        if not texts:
+    def row(sample: Sample) -> Row:
+        if not texts[sample.id]:
             return {"id": sample.id, "error": f"{sample.id} has no reference caption"}
-        caption = texts[0]
-        if self._shuffled:
-            rng = np.random.default_rng([self._seed, sample.seed % 2**32, 2])
+        caption = texts[sample.id][0]
+        if kind == "words":
+            rng = np.random.default_rng([seed, sample.seed % 2**32, 2])
             caption = " ".join(rng.permutation(caption.split()))
         return {"id": sample.id, "caption": caption}
 
+    return lambda samples, emit: emit([row(sample) for sample in samples])
+
 
 def _told_again(sample: Sample, seed: int) -> str:
-    if sample.scene is None:
-        raise ConfigError(
-            f"the truth of {sample.id} is not known: the source again is for the toy world; leave it out"
-        )
     rng = np.random.default_rng([seed, sample.seed % 2**32, 3])
-    return describe(sample.scene, "detailed", rng)
+    return describe(sample.known_scene, "detailed", rng)
 
 
-class FileCaptions:
+def file_captions(path: Path, everything: Sequence[Sample]) -> Captioner:
     """Captions that somebody has written into JSON lines.
 
     Raises:
         DataError: The file cannot be read, or none of its captions belongs to a sample.
     """
+    rows: dict[str, Row] = {}
+    for row in read_rows(path):
+        for name in (row.get("id"), row.get("file_name")):
+            if name is not None and row.get("caption"):
+                rows.update(dict.fromkeys(names_of(str(name)), row))
 
-    def __init__(self, path: Path, everything: Sequence[Sample]) -> None:
-        self._path = path
-        self._rows: dict[str, Row] = {}
-        for row in read_rows(path):
-            for name in (row.get("id"), row.get("file_name")):
-                if name is not None and row.get("caption"):
-                    self._rows.update(dict.fromkeys(names_of(str(name)), row))
-        if not any(self._find(sample) for sample in everything):
-            first = next(iter(self._rows), "nothing")
-            raise DataError(
-                f"none of the captions in {path} (of {first} and others) belongs to a sample such as {everything[0].id}; "
-                "the ids must be those of the pictures"
-            )
+    def find(sample: Sample) -> Row | None:
+        return next((rows[name] for name in names_of(sample.id) if name in rows), None)
 
-    def _find(self, sample: Sample) -> Row | None:
-        return next((self._rows[n] for n in names_of(sample.id) if n in self._rows), None)
+    def caption(sample: Sample) -> Row:
+        found = find(sample)
+        if found is None:
+            return {"id": sample.id, "error": f"{path} has no caption of {sample.id}"}
+        kept = {k: found[k] for k in ("n_tokens", "finish_reason", "model") if k in found}
+        return {"id": sample.id, "caption": str(found["caption"]), **kept}
 
-    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
-        """All at once."""
-        rows: list[Row] = []
-        for sample in samples:
-            found = self._find(sample)
-            if found is None:
-                rows.append(
-                    {"id": sample.id, "error": f"{self._path} has no caption of {sample.id}"}
-                )
-            else:
-                kept: Row = {
-                    k: found[k] for k in ("n_tokens", "finish_reason", "model") if k in found
-                }
-                rows.append({"id": sample.id, "caption": str(found["caption"]), **kept})
-        emit(rows)
+    if not any(find(sample) for sample in everything):
+        first = next(iter(rows), "nothing")
+        raise DataError(
+            f"none of the captions in {path} (of {first} and others) belongs to a sample such as {everything[0].id}; "
+            "the ids must be those of the images"
+        )
+    return lambda samples, emit: emit([caption(sample) for sample in samples])
 
 
-class ModelCaptions:
-    """Greedy captions of a model of ours."""
+def model_captions(
+    pipe: VLVPipeline, batch_size: int, max_new_tokens: int | None = None
+) -> Captioner:
+    """Greedy captions of a VLV model."""
 
-    def __init__(self, pipe: VLVPipeline, batch_size: int) -> None:
-        self._pipe, self._batch_size = pipe, batch_size
-
-    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
-        """Batches, as they are written."""
-        for batch in batches(samples, self._batch_size):
+    def write(samples: Sequence[Sample], emit: Emit) -> None:
+        for batch in batches(samples, batch_size):
             images, bad = open_pictures(batch)
-            written = self._pipe.describe(list(images.values())) if images else []
+            written = (
+                pipe.describe(
+                    list(images.values()), batch_size=batch_size, max_new_tokens=max_new_tokens
+                )
+                if images
+                else []
+            )
             rows = [
                 {
                     "id": id,
@@ -217,31 +209,17 @@ class ModelCaptions:
             ]
             emit([*bad, *rows])
 
+    return write
 
-class EndpointCaptions:
-    """Captions of a vision model behind an address."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+def endpoint_captions(client: Client) -> Captioner:
+    """Captions of a vision model behind an address, row by row as the answers come."""
 
-    def write(self, samples: Sequence[Sample], emit: Emit) -> None:
-        """One row at a time, as the answers come."""
-        bad: list[Row] = []
+    def write(samples: Sequence[Sample], emit: Emit) -> None:
+        asked = ((({"id": sample.id}), sample, CAPTION_PROMPT) for sample in samples)
+        ask_about(client, asked, MAX_CAPTION_TOKENS, _caption, emit)
 
-        def requests() -> Iterator[tuple[Row, ChatRequest]]:
-            for sample in samples:
-                images, failed = open_pictures([sample])
-                bad.extend(failed)
-                for id, image in images.items():
-                    asked = user(CAPTION_PROMPT, png(image))
-                    yield (
-                        {"id": id},
-                        ChatRequest([asked], max_tokens=MAX_CAPTION_TOKENS, temperature=0.0),
-                    )
-
-        ask_all(self._client, requests(), _caption, emit)
-        if bad:
-            emit(bad)
+    return write
 
 
 def _caption(answer: Answer) -> Row:
@@ -272,6 +250,29 @@ def ask_all(
     run(client, requests, on_answer)
 
 
+def ask_about(
+    client: Client,
+    items: Iterable[tuple[Row, Sample, str]],
+    max_tokens: int,
+    read: Callable[[Answer], Row],
+    emit: Emit,
+) -> None:
+    """Ask about images: as `ask_all`, for rows that each have a sample and a prompt; one that cannot be opened fails."""
+    bad: list[Row] = []
+
+    def requests() -> Iterator[tuple[Row, ChatRequest]]:
+        for key, sample, prompt in items:
+            images, failed = open_pictures([sample])
+            bad.extend({**row, **key} for row in failed)
+            for image in images.values():
+                asked = user(prompt, png(image))
+                yield key, ChatRequest([asked], max_tokens=max_tokens, temperature=0.0)
+
+    ask_all(client, requests(), read, emit)
+    if bad:
+        emit(bad)
+
+
 def _read_answer(answer: Answer | RequestError, read: Callable[[Answer], Row]) -> Row:
     if isinstance(answer, RequestError):
         return {"error": str(answer)}
@@ -286,7 +287,7 @@ def _read_answer(answer: Answer | RequestError, read: Callable[[Answer], Row]) -
 
 
 def open_pictures(samples: Sequence[Sample]) -> tuple[dict[str, Image.Image], list[Row]]:
-    """The pictures that can be opened, by id, and a row with the error of each of the others."""
+    """The images that can be opened, by id, and a row with the error of each of the others."""
     images: dict[str, Image.Image] = {}
     bad: list[Row] = []
     for sample in samples:
@@ -298,7 +299,7 @@ def open_pictures(samples: Sequence[Sample]) -> tuple[dict[str, Image.Image], li
 
 
 def png(image: Image.Image) -> bytes:
-    """A picture as the bytes of a PNG file."""
+    """A image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

@@ -1,7 +1,7 @@
 """Experiment 4: what can be answered from the caption alone (paper, section 4.2.3 and Table 3).
 
-A reader that never sees the picture gets the caption and a question. The paper does not give its prompt, how its examples are
-picked, how answers are normalised or which of the ten right answers counts; here the examples are questions about other pictures
+A reader that never sees the image gets the caption and a question. The paper does not give its prompt, how its examples are
+picked, how answers are normalised or which of the ten right answers counts; here the examples are questions about other images
 of the run with their captions by the same source, and the official VQAv2 accuracy stands beside the exact match.
 """
 
@@ -10,21 +10,33 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from vlv.endpoint import Answer, ChatRequest, Client, user
+from vlv.endpoint import ChatRequest, Client, user
 from vlv.errors import ConfigError, DataError, ModelFolderError
-from vlv.evaluation.experiments.reconstruction import captions_of, sources_of
-from vlv.evaluation.experiments.run import Emit, Key, Report, Run, add, batches, fill
+from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.reconstruction import predict_captions
+from vlv.evaluation.experiments.run import (
+    Emit,
+    Judge,
+    Key,
+    Report,
+    Run,
+    add,
+    batches,
+    fill,
+    silent,
+)
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores
-from vlv.evaluation.experiments.sources import ask_all, parse_sources
+from vlv.evaluation.experiments.sources import ask_all, captions_only
+from vlv.evaluation.experiments.viewing import captions_of, sources_of
 from vlv.evaluation.metrics.answers import exact_match, normalise_answer, vqa_accuracy
 from vlv.evaluation.results import Table
 from vlv.jobs.table import Row
@@ -47,7 +59,7 @@ INSTRUCTION = (
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One question about one picture."""
+    """One question about one image."""
 
     id: str
     sample: str
@@ -67,14 +79,14 @@ def settings(
     """
     if (questions is None) != (annotations is None):
         raise ConfigError("questions and annotations are two files that belong together; name both")
-    named = parse_sources(sources)
-    if any(source.kind == "z" for source in named):
-        raise ConfigError("questions are answered from captions; a source z writes none")
     return {
-        "sources": {source.name: str(source) for source in named},
+        "sources": captions_only(sources),
         "questions": questions,
         "annotations": annotations,
     }
+
+
+predict = predict_captions
 
 
 # --- questions -----------------------------------------------------------------------------------------
@@ -84,31 +96,30 @@ def questions_of(run: Run) -> list[Question]:
     """All questions of a run, in a fixed order.
 
     Raises:
-        DataError: The files have another form, or belong to other pictures.
+        DataError: The files have another form, or belong to other images.
     """
     samples = run.data.samples()
     if run.settings["questions"] is not None:
         files = Path(run.settings["questions"]), Path(run.settings["annotations"])
         return read_vqa(*files, samples)
     if samples[0].scene is None:
-        raise ConfigError("for pictures of your own name --questions and --annotations")
+        raise ConfigError("for images of your own name --questions and --annotations")
     return [question for sample in samples for question in _about(sample, run.data.seed)]
 
 
 def _about(sample: Sample, seed: int) -> Iterator[Question]:
-    assert sample.scene is not None, "checked by questions_of"
     rng = np.random.default_rng([seed, sample.seed % 2**32, 3])
-    for asked in ask(sample.scene, rng):
+    for asked in ask(sample.known_scene, rng):
         id = f"{sample.id}/{asked.kind}"
         answer = normalise_answer(asked.answer)  # numbers as digits, as annotators write them
         yield Question(id, sample.id, asked.question, (answer,) * ANNOTATORS, asked.kind)
 
 
 def read_vqa(questions: Path, annotations: Path, samples: Sequence[Sample]) -> list[Question]:
-    """Read the official files of VQAv2 and OK-VQA; questions about other pictures are left out.
+    """Read the official files of VQAv2 and OK-VQA; questions about other images are left out.
 
     Raises:
-        DataError: A file cannot be read or has another form, or none of its pictures is a sample.
+        DataError: A file cannot be read or has another form, or none of its images is a sample.
     """
     by_number = {}
     for sample in samples:
@@ -140,7 +151,7 @@ def read_vqa(questions: Path, annotations: Path, samples: Sequence[Sample]) -> l
         ) from error
     if not found:
         raise DataError(
-            f"none of the questions in {questions} is about a picture of the run; their names must end in COCO's image id, "
+            f"none of the questions in {questions} is about an image of the run; their names must end in COCO's image id, "
             f"and the first is {samples[0].id}"
         )
     return found
@@ -149,12 +160,10 @@ def read_vqa(questions: Path, annotations: Path, samples: Sequence[Sample]) -> l
 # --- readers -------------------------------------------------------------------------------------------
 
 
-class Reader(Protocol):
-    """Answers questions from text."""
-
-    def answer(self, prompts: Iterator[tuple[Row, str, str, Question]], emit: Emit) -> None:
-        """Hand on a row with ``answer`` or ``error`` for each (key, prompt, caption, question)."""
-        ...
+Prompt = tuple[Row, str, str, Question]
+"""The key of a row, the prompt, the caption and the question."""
+Reader = Callable[[Iterator[Prompt], Emit], None]
+"""Answers questions from text: hands on a row with ``answer`` or ``error`` for each prompt."""
 
 
 def clean(text: str) -> str:
@@ -167,93 +176,75 @@ def clean(text: str) -> str:
     return re.sub(r"^(?:answer|a)\s*:\s*", "", first, flags=re.IGNORECASE)
 
 
-class EndpointReader:
-    """A language model behind an address."""
+def endpoint_reader(client: Client) -> Reader:
+    """A language model behind an address, asked many questions at a time."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-
-    def answer(self, prompts: Iterator[tuple[Row, str, str, Question]], emit: Emit) -> None:
-        """Many at a time, in any order."""
+    def answer(prompts: Iterator[Prompt], emit: Emit) -> None:
         requests = (
             (key, ChatRequest([user(prompt)], max_tokens=MAX_ANSWER_TOKENS, temperature=0.0))
             for key, prompt, _, _ in prompts
         )
+        ask_all(client, requests, lambda found: {"answer": clean(found.text)}, emit)
 
-        def read(answer: Answer) -> Row:
-            return {"answer": clean(answer.text)}
-
-        ask_all(self._client, requests, read, emit)
+    return answer
 
 
-class LocalReader:
-    """A causal language model of transformers, greedy.
+def local_reader(name: str, device: torch.device, batch_size: int) -> Reader:
+    """A causal language model of transformers, greedy, batch by batch.
 
     Raises:
         ModelFolderError: There is none of that name.
     """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    def __init__(self, name: str, device: torch.device, batch_size: int) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            name, padding_side="left", trust_remote_code=False
+        )
+        loaded: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{name} is no language model of transformers ({error})") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model = loaded.to(device).eval()
+    chats = getattr(tokenizer, "chat_template", None) is not None
 
-        try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(
-                name, padding_side="left", trust_remote_code=False
-            )
-            loaded: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelFolderError(
-                f"{name} is no language model of transformers ({error})"
-            ) from error
-        if self._tokenizer.pad_token is None:
-            self._tokenizer.pad_token = self._tokenizer.eos_token
-        self._model = loaded.to(device).eval()
-        self._device, self._batch_size = device, batch_size
+    def dialogue(prompt: str) -> str:
+        turn = [{"role": "user", "content": prompt}]
+        if not chats:
+            return prompt
+        return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
 
     @torch.no_grad()
-    def answer(self, prompts: Iterator[tuple[Row, str, str, Question]], emit: Emit) -> None:
-        """Batch by batch."""
-        for batch in batches(list(prompts), self._batch_size):
-            texts = [self._dialogue(prompt) for _, prompt, _, _ in batch]
-            inputs = self._tokenizer(texts, return_tensors="pt", padding=True).to(self._device)
-            ids = self._model.generate(
+    def answer(prompts: Iterator[Prompt], emit: Emit) -> None:
+        for batch in batches(list(prompts), batch_size):
+            texts = [dialogue(prompt) for _, prompt, _, _ in batch]
+            inputs = tokenizer(texts, return_tensors="pt", padding=True).to(device)
+            ids = model.generate(
                 input_ids=inputs.input_ids,
                 attention_mask=inputs.attention_mask,
                 max_new_tokens=MAX_ANSWER_TOKENS,
                 do_sample=False,
-                pad_token_id=self._tokenizer.pad_token_id,
+                pad_token_id=tokenizer.pad_token_id,
             )[:, inputs.input_ids.shape[1] :]
-            written = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-            emit(
-                [
-                    {**key, "answer": clean(text)}
-                    for (key, *_), text in zip(batch, written, strict=True)
-                ]
-            )
+            written = tokenizer.batch_decode(ids, skip_special_tokens=True)
+            keys = [key for key, *_ in batch]
+            emit([{**k, "answer": clean(text)} for k, text in zip(keys, written, strict=True)])
 
-    def _dialogue(self, prompt: str) -> str:
-        if getattr(self._tokenizer, "chat_template", None) is None:
-            return prompt
-        turn = [{"role": "user", "content": prompt}]
-        return str(
-            self._tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        )
+    return answer
 
 
-class ToyReader:
-    """Reads a caption of the toy world with the parser; it says "unknown" where the caption does not tell.
+def toy_reader(prompts: Iterator[Prompt], emit: Emit) -> None:
+    """Read a caption of the toy world with the parser; it says "unknown" where the caption does not tell.
 
     It needs no examples and makes no mistakes of its own: what it gets wrong the caption got wrong, or left out.
     """
-
-    def answer(self, prompts: Iterator[tuple[Row, str, str, Question]], emit: Emit) -> None:
-        """All at once."""
-        emit(
-            [
-                {**key, "answer": answer_from_claims(question.question, parse(caption))}
-                for key, _, caption, question in prompts
-            ]
-        )
+    emit(
+        [
+            {**key, "answer": answer_from_claims(question.question, parse(caption))}
+            for key, _, caption, question in prompts
+        ]
+    )
 
 
 UNKNOWN = "unknown"
@@ -309,68 +300,74 @@ def _side(claims: Claims, first: str, second: str) -> str:
 # --- judge ---------------------------------------------------------------------------------------------
 
 
-def judge(
-    run: Run,
-    name: str,
-    load: Callable[[], Reader],
-    about: dict[str, Any],
-    shots: int,
-    report: Report = lambda rows: None,
-) -> Tally:
+def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -> Tally:
     """Let a reader answer the questions that it has not answered.
 
-    Args:
-        run: With captions.
-        name: Of the reader; its table is ``judgements/NAME.jsonl``.
-        load: Loads it.
-        about: What its answers depend on.
-        shots: Examples before each question.
-        report: Receives finished rows.
+    Raises:
+        ConfigError: It is no reader.
     """
     run.check(NAME)
-    if shots < 0:
-        raise ConfigError(f"shots is {shots}; it must be 0 or more")
+    load = _reader(judge, backends)
     questions, total = questions_of(run), Tally()
-    known = {question.id: question for question in questions}
-    with run.filling(f"judgements/{name}", ANSWER_KEY, {**about, "shots": shots}) as table:
+    about = {"reader": str(judge), "instruction": INSTRUCTION, "shots": judge.shots}
+    with run.filling(f"judgements/{judge.name}", ANSWER_KEY, about) as table:
         for source in sources_of(run):
-            captions = {
-                id: str(row["caption"]) for id, row in captions_of(run, source.name).items()
-            }
-            if not captions:
+            rows = captions_of(run, source.name)
+            if not rows:
                 raise DataError(
                     f"{run.folder} has no captions of {source.name} yet; begin with vlv eval predict"
                 )
+            captions = {id: str(row["caption"]) for id, row in rows.items()}
             usable = [q for q in questions if q.sample in captions]
+            asked = _Asked(source.name, captions, usable, judge.shots, run.data.seed)
 
-            def prompts(
-                missing: Sequence[Key],
-                captions: dict[str, str] = captions,
-                usable: Sequence[Question] = usable,
-            ) -> Iterator[tuple[Row, str, str, Question]]:
-                for id, source_name in missing:
-                    question = known[id]
-                    examples = pick_shots(question, usable, shots, run.data.seed)
-                    key = {"question_id": id, "source": source_name}
-                    yield (
-                        key,
-                        make_prompt(question, examples, captions),
-                        captions[question.sample],
-                        question,
-                    )
-
-            def make(missing: list[Key], emit: Emit, prompts: Any = prompts) -> None:
-                load().answer(prompts(missing), emit)
+            def make(missing: list[Key], emit: Emit, asked: _Asked = asked) -> None:
+                load()(asked.prompts(missing), emit)
 
             wanted = [(question.id, source.name) for question in usable]
             total = add(total, fill(table, wanted, make, report))
     return total
 
 
+def _reader(judge: Judge, backends: Backends) -> Callable[[], Reader]:
+    """What makes a reader; wrong ones are refused at once, models are loaded when they are needed."""
+    value = judge.value
+    if judge.kind == "parser" and not value:
+        return lambda: toy_reader
+    if judge.kind == "endpoint":
+        return lambda: endpoint_reader(backends.client(value))
+    if judge.kind == "llm" and value:
+        return lambda: local_reader(value, backends.device, backends.batch_size)
+    raise ConfigError(
+        f'"{judge.kind}" is no reader; write parser for the toy world, llm:MODEL, or endpoint:MODEL@URL'
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The questions about the captions of one source."""
+
+    source: str
+    captions: Mapping[str, str]
+    questions: Sequence[Question]
+    shots: int
+    seed: int
+
+    def prompts(self, missing: Sequence[Key]) -> Iterator[Prompt]:
+        """(key, prompt, caption, question) for each key."""
+        known = {question.id: question for question in self.questions}
+        for id, _ in missing:
+            question = known[id]
+            examples = pick_shots(question, self.questions, self.shots, self.seed)
+            prompt = make_prompt(question, examples, self.captions)
+            key = {"question_id": id, "source": self.source}
+            yield key, prompt, self.captions[question.sample], question
+
+
 def pick_shots(
     question: Question, questions: Sequence[Question], shots: int, seed: int
 ) -> list[Question]:
-    """Examples for a question: drawn from those about other pictures, the same whoever asks."""
+    """Examples for a question: drawn from those about other images, the same whoever asks."""
     if not shots:
         return []
     number = int.from_bytes(question.id.encode()[-8:], "big")
@@ -381,12 +378,14 @@ def pick_shots(
             chosen[index] = questions[index]
     if len(chosen) < shots:
         raise ConfigError(
-            f"{shots} examples are more than the questions about other pictures; ask for fewer shots, or take more pictures"
+            f"{shots} examples are more than the questions about other images; ask for fewer shots, or take more images"
         )
     return list(chosen.values())
 
 
-def make_prompt(question: Question, examples: Sequence[Question], captions: dict[str, str]) -> str:
+def make_prompt(
+    question: Question, examples: Sequence[Question], captions: Mapping[str, str]
+) -> str:
     """Instruction, examples with their most frequent answer, and the question."""
     blocks = [INSTRUCTION]
     for example in examples:
@@ -402,12 +401,13 @@ def _block(caption: str, question: str, answer: str) -> str:
 # --- score ---------------------------------------------------------------------------------------------
 
 
-def score(run: Run) -> Scores:
-    """Accuracy of every source by every reader; intervals over pictures, of which each has several questions."""
+def score(run: Run, seed: int) -> Scores:
+    """Accuracy of every source by every reader; intervals over images, of which each has several questions."""
+    del seed  # every figure is one of samples
     run.check(NAME)
     scores = Scores()
     questions = {question.id: question for question in questions_of(run)}
-    for name in run.judges(""):
+    for name in run.judges():
         about = run.table_settings(f"judgements/{name}")
         scores.settings[f"reader {name}"] = about
         everything = run.all_rows(f"judgements/{name}", ANSWER_KEY)

@@ -23,104 +23,24 @@ _NUMBERS = {
 } | {"none": "0"}
 _ARTICLES = ("a", "an", "the")
 
-_ONCE = [
-    "ain't",
-    "aren't",
-    "can't",
-    "could've",
-    "couldn't",
-    "didn't",
-    "doesn't",
-    "don't",
-    "hadn't",
-    "hasn't",
-    "haven't",
-    "he'd",
-    "he's",
-    "how'd",
-    "how'll",
-    "how's",
-    "isn't",
-    "it'd",
-    "it'll",
-    "ma'am",
-    "mightn't",
-    "might've",
-    "mustn't",
-    "must've",
-    "needn't",
-    "not've",
-    "o'clock",
-    "oughtn't",
-    "shan't",
-    "should've",
-    "shouldn't",
-    "somebody'll",
-    "somebody's",
-    "someone'd",
-    "someone'll",
-    "someone's",
-    "something'd",
-    "something'll",
-    "that's",
-    "there'd",
-    "there're",
-    "there's",
-    "they'd",
-    "they'll",
-    "they're",
-    "they've",
-    "'twas",
-    "wasn't",
-    "we've",
-    "weren't",
-    "what'll",
-    "what're",
-    "what's",
-    "what've",
-    "when's",
-    "where'd",
-    "where's",
-    "where've",
-    "who'd",
-    "who'll",
-    "who's",
-    "who've",
-    "why'll",
-    "why're",
-    "why's",
-    "won't",
-    "would've",
-    "wouldn't",
-    "y'all",
-    "you'd",
-    "you'll",
-    "you're",
-    "you've",
-]
-_TWICE = [
-    "couldn't've",
-    "hadn't've",
-    "he'd've",
-    "it'd've",
-    "mightn't've",
-    "she'd've",
-    "shouldn't've",
-    "somebody'd've",
-    "someone'd've",
-    "something'd've",
-    "there'd've",
-    "they'd've",
-    "we'd've",
-    "who'd've",
-    "wouldn't've",
-    "y'all'll",
-    "you'd've",
-]
+_ONCE = """
+ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's
+how'd how'll how's isn't it'd it'll ma'am mightn't might've mustn't must've needn't not've
+o'clock oughtn't shan't should've shouldn't somebody'll somebody's someone'd someone'll
+someone's something'd something'll that's there'd there're there's they'd they'll they're
+they've 'twas wasn't we've weren't what'll what're what's what've when's where'd where's
+where've who'd who'll who's who've why'll why're why's won't would've wouldn't y'all you'd
+you'll you're you've
+"""
+_TWICE = """
+couldn't've hadn't've he'd've it'd've mightn't've she'd've shouldn't've somebody'd've
+someone'd've something'd've there'd've they'd've we'd've who'd've wouldn't've y'all'll
+you'd've
+"""
 _CONTRACTIONS = (
-    {word.replace("'", ""): word for word in _ONCE}
-    | {word.replace("'", "", 1): word for word in _TWICE}
-    | {"'".join(word.rsplit("'", 1)[:1]) + word.rsplit("'", 1)[1]: word for word in _TWICE}
+    {word.replace("'", ""): word for word in _ONCE.split()}
+    | {word.replace("'", "", 1): word for word in _TWICE.split()}
+    | {"'".join(word.rsplit("'", 1)[:1]) + word.rsplit("'", 1)[1]: word for word in _TWICE.split()}
     | dict.fromkeys(("ow's'at", "'ows'at", "'ow'sat"), "'ow's'at")
     | dict.fromkeys(("yall'd've", "y'alld've", "y'all'dve"), "y'all'd've")
     | {"somebody'd": "somebodyd"}  # the official table has this one the wrong way round

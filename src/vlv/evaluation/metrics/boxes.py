@@ -1,4 +1,4 @@
-"""How far the 3-D boxes of two pictures of one scene lie apart (paper, section 4.4.1 and Table 6).
+"""How far the 3-D boxes of two images of one scene lie apart (paper, section 4.4.1 and Table 6).
 
 The paper takes the L1 deviation of angle, centre and scale between boxes "with identical labels"; it states neither the units
 nor what becomes of boxes without a partner. Here the pairs are those of the least total distance of the centres within a label
@@ -31,7 +31,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """How far the boxes of one picture lie from those of another."""
+    """How far the boxes of one image lie from those of another."""
 
     angle: float
     """Sum over pairs whose turn can be seen of the smaller angle between the two, in radians."""
@@ -43,7 +43,7 @@ class Deviation:
     """Sum over pairs of the mean |difference| of the three edge lengths."""
     pairs: int
     missing: int
-    """Boxes of the first picture without a partner."""
+    """Boxes of the first image without a partner."""
     extra: int
     """Boxes of the second without one."""
 
@@ -70,7 +70,7 @@ def match_boxes(first: Sequence[Box], second: Sequence[Box]) -> list[tuple[Box, 
 
 
 def deviation(first: Sequence[Box], second: Sequence[Box]) -> Deviation:
-    """Compare the boxes of a picture with those of the original.
+    """Compare the boxes of a image with those of the original.
 
     >>> cube = Box("cube", (0, 0, 1), (2, 2, 2), angle=0.1)
     >>> moved = Box("cube", (0.3, 0, 1), (2, 2, 2.6), angle=0.1 - 2 * np.pi)

@@ -1,6 +1,6 @@
-"""Feature extractors: pictures to vectors, for distances between sets and similarities between pairs.
+"""Feature extractors: images to vectors, for distances between sets and similarities between pairs.
 
-Shapes: B pictures, W feature width. Each extractor says how it resizes, for that alone moves a Frechet distance by units
+Shapes: B images, W feature width. Each extractor says how it resizes, for that alone moves a Frechet distance by units
 (Parmar et al. 2022).
 """
 
@@ -31,10 +31,10 @@ _CANNOT_LOAD = (OSError, ValueError, KeyError)
 
 
 class Extractor(Protocol):
-    """Pictures to features."""
+    """Images to features."""
 
     resize: str
-    """How pictures are brought to the network's size, in words."""
+    """How images are brought to the network's size, in words."""
 
     @property
     def width(self) -> int:
@@ -42,12 +42,12 @@ class Extractor(Protocol):
         ...
 
     def __call__(self, pictures: Sequence[Image.Image]) -> Features:
-        """Features of RGB pictures of one size, (B, W)."""
+        """Features of RGB images of one size, (B, W)."""
         ...
 
 
 def stack(pictures: Sequence[Image.Image]) -> Tensor:
-    """Pictures of one size as pixels (B, 3, H, W) in [0, 1]."""
+    """Images of one size as pixels (B, 3, H, W) in [0, 1]."""
     return torch.stack([to_tensor(picture) for picture in pictures]).float() / 255
 
 
@@ -218,7 +218,7 @@ class ClipScore:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
-        """Score each picture with the text in its place."""
+        """Score each image with the text in its place."""
         whole = self._tokenizer(list(texts), verbose=False).input_ids
         inputs = self._tokenizer(
             list(texts),
@@ -234,10 +234,10 @@ class ClipScore:
 
     @torch.no_grad()
     def in_pieces(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
-        """Score each picture with the whole of a text, however long: 2.5 max(mean cosine of its pieces, 0).
+        """Score each image with the whole of a text, however long: 2.5 max(mean cosine of its pieces, 0).
 
         A text that CLIP cannot read at once is cut into as few pieces as can be, of as many tokens each, and each piece has
-        its own start and end token. Of a short text this is CLIPScore itself; `truncated` tells long texts. A picture that is
+        its own start and end token. Of a short text this is CLIPScore itself; `truncated` tells long texts. A image that is
         given several times is looked at once.
         """
         head, tail = self._ends()

@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vlv.evaluation.experiments.ablations import BOXES
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
@@ -178,7 +177,7 @@ def _ablation(source: str, text: str, name: str, measure: str) -> Claim:
     """A claim that an ablation measures."""
     command = f"vlv eval ablation {name}"
     if measure == "boxes":
-        decide = _every_step(name, *BOXES, falls=True)
+        decide = _every_step(name, "angle", "centre", "scale", falls=True)
     else:
         decide = _every_step(name, measure)
     return Claim(source, text, _CRITERIA[measure], decide, command)

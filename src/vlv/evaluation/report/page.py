@@ -12,6 +12,8 @@ from vlv.data.images import load_image
 from vlv.errors import DataError
 from vlv.evaluation.experiments import mixes, reconstruction
 from vlv.evaluation.experiments.run import Run
+from vlv.evaluation.experiments.toyworld_scores import image_tables
+from vlv.evaluation.experiments.viewing import pairs, picture_path
 from vlv.evaluation.report.claims import Result, findings
 from vlv.evaluation.report.document import about_run, format_cell, paper
 from vlv.evaluation.results import format_value
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NUM_EXAMPLES = 8
+NUM_SHEET = 12
 _BY_GUIDANCE = ("fid", "kid", "claims", "cosine")
 _DIFFERENCE = ("difference", "low", "high", "p")
 
@@ -126,10 +129,8 @@ def _samples(run: Run) -> tuple[str, str] | None:
     samples = run.data.samples()[:NUM_EXAMPLES]
     if run.experiment == reconstruction.NAME:
         files = {
-            f"{source}, guidance {g:g}": [
-                reconstruction.picture_path(run, source, g, s.id) for s in samples
-            ]
-            for source, g in reconstruction.pairs(run)
+            f"{source}, guidance {g:g}": [picture_path(run, source, g, s.id) for s in samples]
+            for source, g in pairs(run)
         }
     elif run.experiment == mixes.NAME:
         names = mixes.drawn_mixes(run)
@@ -148,6 +149,17 @@ def _samples(run: Run) -> tuple[str, str] | None:
     originals = [sample.square(side) for sample in samples]
     text = "From above: originals; " + "; ".join(rows)
     return image_uri(grid([originals, *rows.values()])), text
+
+
+def example_sheet(run: Run) -> Image.Image:
+    """The first scenes of a run of the toy world as columns: the original above, what was made of it below."""
+    samples = run.data.samples()[:NUM_SHEET]
+    side, (guidance,) = run.settings["image_size"], run.settings["guidances"]
+    made = [
+        [load_image(picture_path(run, source, guidance, sample.id)) for sample in samples]
+        for source in image_tables(run.settings).values()
+    ]
+    return grid([[sample.square(side) for sample in samples], *made], gap=0)
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 3) -> Image.Image:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vlv.evaluation.pixels import psnr, squared_error
+from vlv.evaluation.metrics.pixels import psnr, squared_error
 
 
 def test_known_errors() -> None:

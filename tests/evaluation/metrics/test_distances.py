@@ -5,14 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from vlv.evaluation.frechet import (
+from vlv.evaluation.metrics.distances import (
     Moments,
     distance_of_moments,
-    few_images,
     frechet_distance,
     frechet_estimate,
+    frechet_excess,
     kernel_distance,
     kernel_estimate,
+    too_few_images,
 )
 
 
@@ -145,9 +146,77 @@ def test_the_interval_of_subsets_covers_the_truth() -> None:
     assert standard_error == pytest.approx(np.std(repeats), rel=0.5)
 
 
-def test_few_images_are_remarked_upon() -> None:
-    assert few_images(2048) is None
-    assert "2047 images" in str(few_images(2047))
+def direct_kernel_distance(a: np.ndarray, b: np.ndarray, *, paired: bool) -> float:
+    """By its sums, pair by pair."""
+
+    def k(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / len(x) + 1) ** 3)
+
+    within = [
+        np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j])
+        for x in (a, b)
+    ]
+    cross = [k(x, y) for i, x in enumerate(a) for j, y in enumerate(b) if not (paired and i == j)]
+    return float(sum(within) - 2 * np.mean(cross))
+
+
+def test_the_kernel_distance_of_pairs_by_its_sums() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(9, 4))
+    b = a + rng.normal(size=(9, 4)) / 2
+    for paired in (False, True):
+        expected = direct_kernel_distance(a, b, paired=paired)
+        assert kernel_distance(a, b, paired=paired) == pytest.approx(expected)
+    assert kernel_distance(a, a, paired=True) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="one size"):
+        kernel_distance(a, b[:8], paired=True)
+
+
+def test_the_kernel_distance_of_pairs_is_unbiased() -> None:
+    """Pairs that share all but noise are of one distribution; counted as independent they would come out closer than that."""
+    rng = np.random.default_rng(0)
+
+    def draw() -> tuple[np.ndarray, np.ndarray]:
+        common = rng.normal(size=(20, 6))
+        return tuple(common + 0.1 * rng.normal(size=(20, 6)) for _ in "ab")  # type: ignore[return-value]
+
+    sets = [draw() for _ in range(200)]
+    found, naive = ([kernel_distance(a, b, paired=p) for a, b in sets] for p in (True, False))
+    assert np.mean(found) == pytest.approx(0, abs=3 * np.std(found) / math.sqrt(200))
+    assert np.mean(naive) < -3 * np.std(naive) / math.sqrt(200)
+
+
+def test_subsets_of_pairs_keep_the_pairs() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(60, 4))
+    found = kernel_estimate(a, a, seed=0, subsets=5, paired=True)
+    assert found.value == pytest.approx(0, abs=1e-9)
+
+
+def test_the_excess_of_images_that_are_their_originals_is_zero() -> None:
+    rng = np.random.default_rng(0)
+    reference, originals = rng.normal(size=(300, 4)), rng.normal(size=(60, 4))
+    same = frechet_excess(reference, originals, originals, seed=0, num=5)
+    assert same.value == same.low == same.high == pytest.approx(0)
+    moved = frechet_excess(reference, originals + 1, originals, seed=0)
+    direct = frechet_distance(reference, originals + 1) - frechet_distance(reference, originals)
+    assert moved.value == pytest.approx(direct)
+    assert moved.low > 0
+    repeats = []
+    for _ in range(40):
+        reference, originals = rng.normal(size=(300, 4)), rng.normal(size=(60, 4))
+        near, far = (frechet_distance(reference, originals + shift) for shift in (0, 1))
+        repeats.append(far - near)
+    standard_error = (moved.high - moved.low) / 2 / 1.96
+    assert standard_error == pytest.approx(np.std(repeats), rel=0.5)
+
+
+def test_few_images_have_no_distance() -> None:
+    assert too_few_images(512, 512) is None
+    assert too_few_images(511, 512) == (
+        "no FID of 511 images: with fewer images than features (512) it is mostly bias; read the KID"
+    )
+    assert str(too_few_images(99, 512)).startswith("no FID and no KID of 99 images")
 
 
 def test_fewer_images_than_features_take_a_shorter_way() -> None:

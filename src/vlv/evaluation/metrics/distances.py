@@ -1,7 +1,9 @@
-"""Distances between two sets of images, seen as two clouds of feature vectors.
+"""Distances between two sets of images by their features: Frechet (FID) and kernel (KID).
 
-Shapes: N and M images, D feature width. They compare sets, not pairs: whether the right image was drawn for each caption
-does not enter.
+They compare sets, not pairs: whether the right image was drawn for each caption does not enter. But a set of
+reconstructions is paired with its originals, image by image, and an estimator that takes the two sets for independent
+then calls them closer than they are; `paired` says so.
+Shapes: N and M images, D feature width.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from vlv.evaluation.statistics import Estimate, resample_counts
 Array = NDArray[np.float64]
 Features = NDArray[np.float32] | NDArray[np.float64]
 
-FEW_IMAGES = 2048
-"""Below so many images a Frechet distance in Inception's 2,048 features is mostly bias."""
+FEWEST_FOR_KERNEL = 100
+"""Below so many images the interval of a kernel distance is as wide as the distances that one wants to compare."""
 _ROWS = 2048
 """Rows of features that are looked at together; what is remembered does not grow with N."""
 
@@ -109,14 +111,25 @@ def frechet_estimate(
     return Estimate(value, max(0.0, value - margin), value + margin, min(len(a), len(b)))
 
 
-def kernel_distance(features_a_ND: Features, features_b_ND: Features) -> float:
+def kernel_distance(
+    features_a_ND: Features, features_b_ND: Features, *, paired: bool = False
+) -> float:
     """Kernel distance (KID, Binkowski et al. 2018, equation 4): unbiased squared MMD with the kernel (x.y / D + 1)^3.
 
     Unbiased at any N, so it is read beside the Frechet distance of small sets; it may be slightly negative.
+
+    Args:
+        features_a_ND: (N, D).
+        features_b_ND: (M, D).
+        paired: Row i of both sets belongs to one sample, as an original and its reconstruction do; M is N. Such pairs are
+            more alike than two random images, so the cross term leaves them out as the other terms leave out i = j.
     """
     a, b = (np.asarray(x, np.float64) for x in _checked(features_a_ND, features_b_ND))
-    within = (_off_diagonal_mean(_kernel(x, x)) for x in (a, b))
-    return float(sum(within) - 2 * _kernel(a, b).mean())
+    if paired and len(a) != len(b):
+        raise ValueError(f"paired sets have one size, got {len(a)} and {len(b)}")
+    cross = _kernel(a, b)
+    between = _off_diagonal_mean(cross) if paired else float(cross.mean())
+    return _off_diagonal_mean(_kernel(a, a)) + _off_diagonal_mean(_kernel(b, b)) - 2 * between
 
 
 def kernel_estimate(
@@ -125,23 +138,60 @@ def kernel_estimate(
     seed: int,
     subsets: int = 100,
     size: int = 1000,
+    *,
+    paired: bool = False,
 ) -> Estimate:
     """`kernel_distance` averaged over random subsets, as KID is published, with 1.96 standard errors on either side.
 
-    Both sets give subsets of m images without replacement: `size`, or half of the smaller set. The standard error is that of
-    the jackknife that leaves out the other n - m (Shao and Wu 1989): sqrt(m / (n - m)) times the spread of the subsets.
+    Both sets give subsets of m images without replacement: `size`, or half of the smaller set; of paired sets the same
+    rows. The standard error is that of the jackknife that leaves out the other n - m (Shao and Wu 1989):
+    sqrt(m / (n - m)) times the spread of the subsets.
     """
     a, b = _checked(features_a_ND, features_b_ND)
     n = min(len(a), len(b))
     m = max(2, min(size, n // 2))
     rng = np.random.default_rng(seed)
-    drawn = [
-        kernel_distance(*(x[np.sort(rng.choice(len(x), m, replace=False))] for x in (a, b)))
-        for _ in range(subsets)
-    ]
+
+    def subset() -> float:
+        rows = np.sort(rng.choice(len(a), m, replace=False))
+        others = rows if paired else np.sort(rng.choice(len(b), m, replace=False))
+        return kernel_distance(a[rows], b[others], paired=paired)
+
+    drawn = [subset() for _ in range(subsets)]
     value = float(np.mean(drawn))
     margin = 1.96 * float(np.std(drawn, ddof=1)) * (m / max(1, n - m)) ** 0.5
     return Estimate(value, value - margin, value + margin, n)
+
+
+def frechet_excess(
+    reference_MD: Features, features_ND: Features, originals_ND: Features, seed: int, num: int = 30
+) -> Estimate:
+    """How much farther images are from a reference than their own originals are, by `frechet_distance`.
+
+    The bias of a finite set is in both distances and cancels, and so does what the pairs share. The interval is 1.96
+    bootstrap standard errors on either side; a resample redraws images and originals together, and the reference.
+
+    Args:
+        reference_MD: Features of M further images, independent of the originals.
+        features_ND: Of the images.
+        originals_ND: Of the originals in the same order.
+        seed: Of the resamples.
+        num: How many.
+    """
+    images, originals = _checked(features_ND, originals_ND)
+    rng = np.random.default_rng(seed)
+
+    def excess(own: Array | None, of_reference: Array | None) -> float:
+        reference = Moments.of(reference_MD, of_reference)
+        distances = [
+            distance_of_moments(reference, Moments.of(x, own)) for x in (images, originals)
+        ]
+        return distances[0] - distances[1]
+
+    counts = resample_counts(len(images), num, rng), resample_counts(len(reference_MD), num, rng)
+    spread = float(np.std([excess(own, of) for own, of in zip(*counts, strict=True)], ddof=1))
+    value = excess(None, None)
+    return Estimate(value, value - 1.96 * spread, value + 1.96 * spread, len(images))
 
 
 def _kernel(x: Array, y: Array) -> Array:
@@ -184,14 +234,18 @@ def _centred(features: Features, weights: Array | None) -> tuple[Array, Array]:
     return mean, (x - mean) * np.sqrt(counts / (counts.sum() - 1))[:, None]
 
 
-def few_images(n: int) -> str | None:
-    """What to say of a Frechet distance of n images; None where nothing is."""
-    if n >= FEW_IMAGES:
+def too_few_images(n: int, width: int) -> str | None:
+    """Which distances of n images with features of this width say nothing, and why; None where both can be given.
+
+    >>> too_few_images(16, 512)
+    'no FID and no KID of 16 images: a KID takes 100, a FID as many as there are features, 512'
+    """
+    if n >= width:
         return None
-    return (
-        f"a Frechet distance of {n} images is biased upwards; compare it with distances of {n} images only, take "
-        f"{FEW_IMAGES} or more to publish it, and read the kernel distance beside it"
-    )
+    if n < FEWEST_FOR_KERNEL:
+        needs = f"a KID takes {FEWEST_FOR_KERNEL}, a FID as many as there are features, {width}"
+        return f"no FID and no KID of {n} images: {needs}"
+    return f"no FID of {n} images: with fewer images than features ({width}) it is mostly bias; read the KID"
 
 
 def _checked(a: Features, b: Features) -> tuple[Features, Features]:

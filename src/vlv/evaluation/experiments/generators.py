@@ -1,9 +1,9 @@
-"""Who draws the pictures: the frozen decoder of a model of ours, or any text-to-image pipeline of diffusers."""
+"""What draws images from texts: the frozen decoder of a VLV model, or any text-to-image pipeline of diffusers."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -25,9 +25,9 @@ KINDS = ("model", "diffusers")
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How the pictures of a published table were drawn."""
+    """How the images of a published table were drawn."""
 
-    painter: str
+    generator: str
     steps: int
     guidances: tuple[float, ...]
 
@@ -43,47 +43,58 @@ PRESETS = {
 
 
 class Drawn(NamedTuple):
-    """Pictures of a batch of texts."""
+    """Images of a batch."""
 
-    pictures: list[Image.Image]
-    truncated: list[bool]
-    """Whether every text encoder lost some of the text, for each text."""
+    images: list[Image.Image]
+    truncated: list[bool] | None
+    """Whether every text encoder lost some of the text, for each text; None where there were no texts."""
 
 
-class Painter(Protocol):
-    """Draws pictures of texts."""
+Job = Callable[[], Drawn]
+"""Draws a batch that has been read already; it may run on any thread, as tokenizers may not."""
 
-    def draw(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Drawn:
-        """One picture per text, from the noise of its seed, whatever the batch."""
+
+class Generator(Protocol):
+    """Draws images from texts."""
+
+    parallel: bool
+    """Whether its jobs may run side by side."""
+
+    def prepare(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Job:
+        """Read a batch; the job draws one image per text, each from the noise of its seed, whatever the batch."""
         ...
 
 
-class ModelPainter:
-    """The frozen diffusion decoder of a model of ours."""
+class ModelGenerator:
+    """The frozen diffusion decoder of a VLV model."""
+
+    parallel = True
 
     def __init__(self, pipe: VLVPipeline, steps: int) -> None:
         self.pipe, self._steps = pipe, steps
 
-    def draw(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Drawn:
-        """From texts."""
+    def prepare(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Job:
+        """Draw from texts."""
         tokenizer = present(self.pipe.tokenizer, "tokenizer")
-        cut = tokenize(tokenizer, self.pipe.decoder.text_encoder, list(texts))[1]
+        cut = tokenize(tokenizer, self.pipe.decoder.text_encoder, list(texts))[1].tolist()
         c = self.pipe.decoder.encode_text(list(texts)).c
-        return Drawn(self._draw(c, seeds, guidance), [bool(flag) for flag in cut])
+        return lambda: Drawn(self._draw(c, seeds, guidance), cut)
 
-    def rebuild(
+    def prepare_images(
         self, images: Sequence[Image.Image], seeds: Sequence[int], guidance: float
-    ) -> list[Image.Image]:
-        """From the caption embeddings of pictures (experiment 2)."""
-        return self._draw(self.pipe.context(self.pipe.embed(list(images))), seeds, guidance)
+    ) -> Job:
+        """Reconstruct images from their caption embeddings (experiment 2)."""
+        c = self.pipe.context(self.pipe.embed(list(images), batch_size=len(images)))
+        return lambda: Drawn(self._draw(c, seeds, guidance), None)
 
+    @torch.no_grad()
     def _draw(self, c: Context, seeds: Sequence[int], guidance: float) -> list[Image.Image]:
         return self.pipe.draw(
             c, seed=list(seeds), steps=self._steps, guidance=guidance, batch_size=len(seeds)
         )
 
 
-class DiffusersPainter:
+class DiffusersGenerator:
     """A text-to-image pipeline of diffusers.
 
     Args:
@@ -95,6 +106,8 @@ class DiffusersPainter:
     Raises:
         ModelFolderError: There is no such pipeline, or it draws from something other than text.
     """
+
+    parallel = False
 
     def __init__(
         self, name: str, steps: int, device: torch.device, dtype: torch.dtype = torch.float32
@@ -116,17 +129,20 @@ class DiffusersPainter:
         longest = parameters.get("max_sequence_length")
         self._t5_length = longest.default if longest is not None else None
 
-    def draw(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Drawn:
-        """One picture per text, each with a generator of its own."""
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        pictures = self.pipe(
-            prompt=list(texts),
-            num_inference_steps=self._steps,
-            guidance_scale=guidance,
-            generator=generators,
-            output_type="pil",
-        ).images
-        return Drawn(list(pictures), self._truncated(texts))
+    def prepare(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Job:
+        """The pipeline reads and draws at once, each image with a random generator of its own."""
+
+        def job() -> Drawn:
+            images = self.pipe(
+                prompt=list(texts),
+                num_inference_steps=self._steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+                output_type="pil",
+            ).images
+            return Drawn(list(images), self._truncated(texts))
+
+        return job
 
     def _truncated(self, texts: Sequence[str]) -> list[bool]:
         """A text is lost in part only where no tokenizer reads the whole of it."""
@@ -143,7 +159,7 @@ class DiffusersPainter:
         return [bool(row.all()) for row in np.array(flags).T] if flags else [False] * len(texts)
 
 
-def split_painter(text: str) -> tuple[str, str]:
+def split_generator(text: str) -> tuple[str, str]:
     """Read ``model:MODEL`` or ``diffusers:NAME``.
 
     Raises:
@@ -152,6 +168,6 @@ def split_painter(text: str) -> tuple[str, str]:
     kind, _, value = text.partition(":")
     if kind not in KINDS or not value:
         raise ConfigError(
-            f'"{text}" is no painter; write model:MODEL for a model of ours, or diffusers:NAME for a pipeline of diffusers'
+            f'"{text}" is no generator; write model:MODEL for a VLV model, or diffusers:NAME for a pipeline of diffusers'
         )
     return kind, value
