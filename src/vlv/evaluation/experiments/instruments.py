@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from vlv.evaluation.metrics.features import (
     stack,
 )
 from vlv.evaluation.metrics.pixels import psnr
+from vlv.jobs.table import Row
 from vlv.models.hashing import weights_hash
 from vlv.toyworld.inspector import Inspector
 from vlv.toyworld.language import compare
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from vlv.evaluation.experiments.backends import Backends
     from vlv.evaluation.experiments.run import Judge
     from vlv.evaluation.experiments.samples import Sample
-    from vlv.jobs.table import Row
 
 KINDS = ("pixels", "inspector", "inception", "vision", "clip", "boxes")
 
@@ -65,150 +65,104 @@ class Look(NamedTuple):
     """What each was drawn from."""
 
 
-class Instrument(Protocol):
-    """Judges images."""
-
-    compares_pixels: bool
-    """Whether it looks at the originals beside the images; opening them takes time."""
-
-    @property
-    def width(self) -> int:
-        """Of the features that it gives; 0 is none."""
-        ...
-
-    def identity(self) -> dict[str, Any]:
-        """What its judgements depend on, as JSON values."""
-        ...
-
-    def judge(
-        self, look: Look, originals: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32] | None, list[Row]]:
-        """Features (B, width) and further columns of each image.
-
-        Args:
-            look: B images.
-            originals: Features of the originals (B, width); None when these are the originals.
-        """
-        ...
+Features = NDArray[np.float32]
+Seen = tuple[Features | None, list[Row]]
+"""Features (B, W) and further columns of each image."""
 
 
-class Pixels:
-    """PSNR to the original."""
+@dataclass(frozen=True)
+class Instrument:
+    """Judges images.
 
-    width = 0
-    compares_pixels = True
+    Attributes:
+        about: What its judgements depend on, as JSON values.
+        look: Judges B images, given the features of their originals (B, W); None where these are the originals.
+        width: W of the features that it gives; 0 is none.
+        compares_pixels: Whether it looks at the originals beside the images; opening them takes time.
+    """
 
-    def identity(self) -> dict[str, Any]:
-        """Nothing to know."""
-        return {"instrument": "pixels"}
+    about: dict[str, Any]
+    look: Callable[[Look, Features | None], Seen]
+    width: int = 0
+    compares_pixels: bool = False
 
-    def judge(
-        self, look: Look, originals: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32] | None, list[Row]]:
-        """Decibels, capped at 100 where images are equal."""
+
+def pixels() -> Instrument:
+    """PSNR to the original in dB, capped at 100 where images are equal."""
+
+    def look(at: Look, originals: Features | None) -> Seen:
         del originals
-        decibels = psnr(stack(look.pictures), stack(look.originals)).clamp_max(100)
+        decibels = psnr(stack(at.pictures), stack(at.originals)).clamp_max(100)
         return None, [{"psnr": value} for value in decibels.tolist()]
 
+    return Instrument({"instrument": "pixels"}, look, compares_pixels=True)
 
-class InspectorLook:
-    """The inspector of the toy world."""
 
-    compares_pixels = False
+def inspector_instrument(inspector: Inspector) -> Instrument:
+    """The inspector of the toy world: objects and where they stand, and claims (stated, true, correct)."""
+    features = InspectorFeatures(inspector)
 
-    def __init__(self, inspector: Inspector) -> None:
-        self._inspector = inspector
-        self.features = InspectorFeatures(inspector)
-        self.width = self.features.width
-
-    def identity(self) -> dict[str, Any]:
-        """Its weights."""
-        return {
-            "instrument": "inspector",
-            "sha256": weights_hash(self._inspector),
-            "resize": self.features.resize,
-        }
-
-    def judge(
-        self, look: Look, originals: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32] | None, list[Row]]:
-        """Claims (stated, true, correct), objects and boxes; cosine with the original."""
-        features = self.features(look.pictures)
-        reports = self._inspector.inspect(stack(look.pictures).to(self._inspector.device))
+    def look(at: Look, originals: Features | None) -> Seen:
+        del originals
+        reports = inspector.inspect(stack(at.pictures).to(inspector.device))
         rows: list[Row] = []
-        for report, sample in zip(reports, look.samples, strict=True):
+        for report, sample in zip(reports, at.samples, strict=True):
             row: Row = {"scene": report.claims.scene, "objects": list(report.claims.objects)}
             row["boxes"] = [list(place) for place in report.boxes]
             if sample.scene is not None:
                 counts = compare(report.claims, sample.scene)
                 row["claims"] = [counts.stated, counts.true, counts.correct]
             rows.append(row)
-        return features, rows
+        return features(at.pictures), rows
+
+    return Instrument(inspector_about(inspector), look, features.width)
 
 
-@dataclass
-class FeatureLook:
+def inspector_about(inspector: Inspector) -> dict[str, Any]:
+    """What the judgements of an inspector depend on: its weights."""
+    digest = weights_hash(inspector)
+    return {"instrument": "inspector", "sha256": digest, "resize": InspectorFeatures.resize}
+
+
+def features_instrument(
+    kind: str, extractor: Extractor, about: dict[str, Any], *, paired: bool
+) -> Instrument:
     """A feature extractor.
 
     Args:
         kind: Of the instrument.
         extractor: What it looks with.
-        about: What it depends on.
+        about: What it depends on beside its resizing.
         paired: Whether the cosine with the original means something.
     """
 
-    kind: str
-    extractor: Extractor
-    about: dict[str, Any]
-    paired: bool
-    compares_pixels: bool = False
+    def look(at: Look, originals: Features | None) -> Seen:
+        found = extractor(at.pictures)
+        if originals is None or not paired:
+            return found, [{} for _ in at.pictures]
+        return found, [{"cosine": value} for value in cosine(found, originals).tolist()]
 
-    @property
-    def width(self) -> int:
-        """Of the features."""
-        return self.extractor.width
-
-    def identity(self) -> dict[str, Any]:
-        """Kind, model and resizing."""
-        return {"instrument": self.kind, "resize": self.extractor.resize, **self.about}
-
-    def judge(
-        self, look: Look, originals: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32] | None, list[Row]]:
-        """Features, and the cosine with those of the original."""
-        features = self.extractor(look.pictures)
-        if originals is None or not self.paired:
-            return features, [{} for _ in look.pictures]
-        return features, [{"cosine": value} for value in cosine(features, originals).tolist()]
+    return Instrument(
+        {"instrument": kind, "resize": extractor.resize, **about}, look, extractor.width
+    )
 
 
-class ClipLook:
-    """CLIPScore."""
+def clip_instrument(name: str, device: torch.device) -> Instrument:
+    """CLIPScore, and whether the text was cut; nothing for an image that was drawn from no text."""
+    score = ClipScore(name, device)
 
-    width = 0
-    compares_pixels = False
-
-    def __init__(self, name: str, device: torch.device) -> None:
-        self._name, self._score = name, ClipScore(name, device)
-
-    def identity(self) -> dict[str, Any]:
-        """The model."""
-        return {"instrument": "clip", "model": self._name}
-
-    def judge(
-        self, look: Look, originals: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32] | None, list[Row]]:
-        """Score and whether the text was cut; nothing for a image that was drawn from no text."""
+    def look(at: Look, originals: Features | None) -> Seen:
         del originals
-        having = [row for row, text in enumerate(look.texts) if text]
-        rows: list[Row] = [{} for _ in look.pictures]
+        having = [row for row, text in enumerate(at.texts) if text]
+        rows: list[Row] = [{} for _ in at.pictures]
         if having:
-            found = self._score(
-                [look.pictures[row] for row in having], [str(look.texts[row]) for row in having]
-            )
-            for row, score, cut in zip(having, found.scores, found.truncated, strict=True):
-                rows[row] = {"clip_score": float(score), "clip_truncated": bool(cut)}
+            pictures = [at.pictures[row] for row in having]
+            found = score(pictures, [str(at.texts[row]) for row in having])
+            for row, value, cut in zip(having, found.scores, found.truncated, strict=True):
+                rows[row] = {"clip_score": float(value), "clip_truncated": bool(cut)}
         return None, rows
+
+    return Instrument({"instrument": "clip", "model": name}, look)
 
 
 MAX_BOXES_TOKENS = 1500
@@ -219,31 +173,19 @@ Answer with JSON only: a list of objects with "label" (a short noun in lower cas
 height) and "angle" (rotation about the vertical axis, in radians)."""
 
 
-class BoxesLook:
-    """A vision model behind an address that estimates boxes; an instrument."""
+def boxes_instrument(connect: Callable[[], Client]) -> Instrument:
+    """Boxes of each image as a vision model behind an address estimates them, or an error.
 
-    width = 0
-    compares_pixels = False
+    Args:
+        connect: Gives a client, which serves one round of requests; there is one for each batch.
+    """
 
-    def __init__(self, connect: Callable[[], Client]) -> None:
-        self._connect = (
-            connect  # a client serves one round of requests, and there is one for each batch
-        )
-
-    def identity(self) -> dict[str, Any]:
-        """The model and what it is asked."""
-        model = self._connect().endpoint.model
-        return {"instrument": "boxes", "model": model, "prompt": BOXES_PROMPT}
-
-    def judge(
-        self, look: Look, originals: NDArray[np.float32] | None
-    ) -> tuple[NDArray[np.float32] | None, list[Row]]:
-        """Boxes of each image, or an error."""
+    def look(at: Look, originals: Features | None) -> Seen:
         del originals
         rows: dict[int, Row] = {}
 
         def requests() -> Iterator[tuple[Row, ChatRequest]]:
-            for number, picture in enumerate(look.pictures):
+            for number, picture in enumerate(at.pictures):
                 asked = user(BOXES_PROMPT, png(picture))
                 yield {"number": number}, ChatRequest([asked], max_tokens=MAX_BOXES_TOKENS, temperature=0.0)  # fmt: skip
 
@@ -251,8 +193,11 @@ class BoxesLook:
             for row in found:
                 rows[row["number"]] = {k: v for k, v in row.items() if k != "number"}
 
-        ask_all(self._connect(), requests(), _read, keep)
-        return None, [rows[number] for number in range(len(look.pictures))]
+        ask_all(connect(), requests(), _read, keep)
+        return None, [rows[number] for number in range(len(at.pictures))]
+
+    model = connect().endpoint.model
+    return Instrument({"instrument": "boxes", "model": model, "prompt": BOXES_PROMPT}, look)
 
 
 def _read(answer: Answer) -> Row:
@@ -304,14 +249,16 @@ def make_instrument(judge: Judge, backends: Backends) -> Instrument:
         )
     match kind:
         case "pixels":
-            return Pixels()
+            return pixels()
         case "inspector":
-            return InspectorLook(backends.inspector(value))
+            return inspector_instrument(backends.inspector(value))
         case "clip":
-            return ClipLook(value, device)
+            return clip_instrument(value, device)
         case "boxes":
-            return BoxesLook(lambda: backends.client(value))
+            return boxes_instrument(lambda: backends.client(value))
         case "inception":
             inception = InceptionFeatures(Path(value), judge.resize, device)
-            return FeatureLook(kind, inception, {"weights": Path(value).name}, paired=False)
-    return FeatureLook(kind, VisionFeatures(value, device), {"model": value}, paired=True)
+            about = {"weights": Path(value).name}
+            return features_instrument(kind, inception, about, paired=False)
+    vision = VisionFeatures(value, device)
+    return features_instrument(kind, vision, {"model": value}, paired=True)

@@ -23,7 +23,7 @@ from torch import Tensor
 from vlv.data.images import load_image
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.backends import Backends, dtype_of, with_dtype
-from vlv.evaluation.experiments.instruments import InspectorLook
+from vlv.evaluation.experiments.instruments import inspector_about
 from vlv.evaluation.experiments.run import (
     Emit,
     Judge,
@@ -187,7 +187,7 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
                 emit([_row(id, mix, found.claims) for (id, mix), found in pairs])
 
     total = Tally()
-    about = InspectorLook(inspector).identity()
+    about = inspector_about(inspector)
     with run.filling(f"judgements/{judge.name}", MIX_KEY, about) as table:
         for mix_name in mixes:
             rows = run.rows(table_name(mix_name), MIX_KEY)

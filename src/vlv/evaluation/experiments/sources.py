@@ -171,7 +171,7 @@ def file_captions(path: Path, everything: Sequence[Sample]) -> Captioner:
         found = find(sample)
         if found is None:
             return {"id": sample.id, "error": f"{path} has no caption of {sample.id}"}
-        kept = {k: found[k] for k in ("n_tokens", "finish_reason", "model") if k in found}
+        kept: Row = {k: found[k] for k in ("n_tokens", "finish_reason", "model") if k in found}
         return {"id": sample.id, "caption": str(found["caption"]), **kept}
 
     if not any(find(sample) for sample in everything):

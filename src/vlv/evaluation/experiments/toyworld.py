@@ -21,7 +21,7 @@ import torch
 
 from vlv.errors import ConfigError
 from vlv.evaluation.experiments.backends import Backends
-from vlv.evaluation.experiments.instruments import InspectorLook
+from vlv.evaluation.experiments.instruments import inspector_instrument
 from vlv.evaluation.experiments.reconstruction import draw, write_captions
 from vlv.evaluation.experiments.run import (
     Judge,
@@ -40,6 +40,7 @@ from vlv.evaluation.experiments.toyworld_scores import SECTIONS, score_all, scor
 from vlv.evaluation.experiments.toyworld_tables import COMPOSITION, TEST, Tables, split_samples
 from vlv.evaluation.experiments.viewing import ORIGINAL, Viewer, captions_of, sources_of
 from vlv.evaluation.metrics.distances import FEWEST_FOR_KERNEL
+from vlv.evaluation.metrics.features import InspectorFeatures
 from vlv.evaluation.results import Results, Section
 from vlv.jobs.tally import Tally
 from vlv.models.folder import COMPONENTS, NEEDED
@@ -302,7 +303,8 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
     run.check(NAME)
     if judge.kind != "inspector":
         raise ConfigError(f'"{judge}" judges no scenes of the toy world; write inspector:FOLDER')
-    look = InspectorLook(backends.inspector(judge.value))
+    inspector = backends.inspector(judge.value)
+    instrument = inspector_instrument(inspector)
     samples = [*run.data.samples(), *split_samples(run, COMPOSITION)]
     guidance = float(run.settings["guidances"][0])
     wanted: list[list[Key]] = [[(sample.id, ORIGINAL, 0.0) for sample in samples]]
@@ -315,15 +317,15 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
                 if texts is None or sample.id in texts
             ]
         )
-    viewer = Viewer(run, judge.name, look, samples, run.settings["image_size"])
+    viewer = Viewer(run, judge.name, instrument, samples, run.settings["image_size"])
     tally = viewer.judge(wanted, backends.batch_size, report)
     if "fid" in run.settings["sections"] and len(run.data.samples()) >= FEWEST_FOR_KERNEL:
-        _look_at_references(run, judge.name, look, backends.batch_size, report)
+        _look_at_references(run, judge.name, inspector, backends.batch_size, report)
     return tally
 
 
 def _look_at_references(
-    run: Run, name: str, look: InspectorLook, batch_size: int, report: Report
+    run: Run, name: str, inspector: Inspector, batch_size: int, report: Report
 ) -> None:
     """Features of renders that stand for the world, independent of those that are measured."""
     path = Tables.reference_path(run, name)
@@ -331,9 +333,9 @@ def _look_at_references(
         return
     num = run.data.num or 0
     others = DataSet(TEST, run.data.seed, num + NUM_REFERENCES).samples()[num:]
-    side, found = run.settings["image_size"], []
+    side, found, features = run.settings["image_size"], [], InspectorFeatures(inspector)
     for batch in batches(others, batch_size):
-        found.append(look.features([sample.square(side) for sample in batch]))
+        found.append(features([sample.square(side) for sample in batch]))
         report([{"id": sample.id} for sample in batch])
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, np.concatenate(found))

@@ -89,7 +89,7 @@ class Viewer:
             for batch in batches(missing, batch_size):
                 emit(self._judge(batch))
 
-        about = self._instrument.identity()
+        about = self._instrument.about
         with self._run.filling(f"judgements/{self._name}", PICTURE_KEY, about) as table:
             for group in wanted:
                 total = add(total, fill(table, group, make, report))
@@ -109,7 +109,7 @@ class Viewer:
         _, source, guidance = keys[0]
         compared = source != ORIGINAL and self._instrument.width > 0
         before = self._features.read(ORIGINAL, 0.0)[at] if compared else None
-        features, found = self._instrument.judge(look, before)
+        features, found = self._instrument.look(look, before)
         if features is not None:
             self._features.write(source, guidance, at, features)
         return bad + [
