@@ -44,11 +44,11 @@ from vlv.evaluation.metrics.features import InspectorFeatures
 from vlv.evaluation.results import Results, Section
 from vlv.jobs.tally import Tally
 from vlv.models.folder import COMPONENTS, NEEDED
+from vlv.models.hashing import weights_hash
 from vlv.models.pipeline import VLVPipeline
 from vlv.storage import replacing
 from vlv.toyworld.inspector import Inspector
 from vlv.training.journal import versions
-from vlv.models.hashing import weights_hash
 
 NAME = "toyworld"
 TITLE = "A model of the toy world"
