@@ -15,7 +15,7 @@ from vlv.errors import DataError
 from vlv.evaluation.experiments.instruments import Instrument, Look
 from vlv.evaluation.experiments.run import Emit, Key, Report, Run, add, batches, fill
 from vlv.evaluation.experiments.samples import Sample
-from vlv.evaluation.experiments.sources import CAPTION_KEY, Source, parse_sources
+from vlv.evaluation.experiments.sources import CAPTION_KEY, Source, parse_source
 from vlv.jobs.table import Row
 from vlv.jobs.tally import Tally
 
@@ -26,7 +26,7 @@ ORIGINAL = "original"
 
 def sources_of(run: Run) -> list[Source]:
     """The sources of a run."""
-    return parse_sources([f"{name}={spec}" for name, spec in run.settings["sources"].items()])
+    return [parse_source(f"{name}={spec}") for name, spec in run.settings["sources"].items()]
 
 
 def captions_of(run: Run, source: str) -> dict[str, Row]:

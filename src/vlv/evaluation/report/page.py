@@ -207,7 +207,7 @@ def ablation_chart(figures: Mapping[str, Any]) -> Figure:
         if " over " not in variant and figure["value"] is not None:
             panels.setdefault(measure, {})[variant] = figure
     columns = max(1, len(panels))
-    plot, all_axes = charts.new_chart(3.0 * columns, 3.0, columns=columns)
+    plot, all_axes = charts.new_chart(3.4 * columns, 3.0, columns=columns)
     for axes, (measure, points) in zip(all_axes, panels.items(), strict=False):
         charts.error_bars(axes, range(len(points)), list(points.values()))
         axes.set_xticks(range(len(points)), list(points), rotation=20)
