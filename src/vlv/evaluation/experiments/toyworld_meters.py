@@ -23,8 +23,8 @@ from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.batching import side_by_side
 from vlv.models.context import Context
-from vlv.toyworld.language import describe
 from vlv.toyworld.render import render
+from vlv.toyworld.writing import describe
 
 MODEL = "model"
 """Name of the model among the pipelines of `Backends`."""

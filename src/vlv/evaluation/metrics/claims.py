@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vlv.toyworld.language import Claims, compare, true_claims
+from vlv.toyworld.language import Claims, compare, name_of, true_claims
 from vlv.toyworld.scene import COLOURED_STYLES, COLUMNS, HELD_OUT, Scene
 from vlv.toyworld.words import OBJECT_FACTS, SCENE_FACTS
 
@@ -66,8 +66,8 @@ def _shown(relation: tuple[str, str, str], objects: Sequence[Mapping[str, str]])
 
 
 def _is(seen: Mapping[str, str], name: str) -> bool:
-    """Whether every word of a name, such as "small cube", is an attribute of the object."""
-    return set(name.split()) <= set(seen.values())
+    """Whether every word of a name, such as "small cube", is an attribute of the object, or the word for any object."""
+    return set(name.split()) <= {*seen.values(), name_of({})}
 
 
 def _holds(kind: str, a: Mapping[str, str], b: Mapping[str, str]) -> bool:
