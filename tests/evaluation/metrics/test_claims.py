@@ -82,6 +82,11 @@ def test_unseen_pairs() -> None:
     np.testing.assert_array_equal(found, [[1, 1], [0, 1], [0, 0]])
 
 
+def test_nothing_to_count() -> None:
+    assert claim_counts([], []).shape == (0, len(FACTS), 3)
+    assert unseen_pairs([], []).shape == (0, 2)
+
+
 def test_relations_stated() -> None:
     truth = scene(CUBE, CONE)
     texts = [

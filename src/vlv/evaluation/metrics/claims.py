@@ -27,7 +27,7 @@ LEFT_TO_RIGHT, FRONT_TO_BACK = ("left", "right"), ("front", "behind")
 def claim_counts(claims: Sequence[Claims], scenes: Sequence[Scene]) -> Counts:
     """Claims stated, true and correct for every scene and fact of `FACTS`, (N, F, 3)."""
     rows = [[row[1:] for row in compare(c, s).by_fact] for c, s in zip(claims, scenes, strict=True)]
-    return np.array(rows, np.float64)
+    return np.array(rows, np.float64).reshape(-1, len(FACTS), 3)
 
 
 def recall_columns(counts: Counts) -> Counts:
@@ -79,7 +79,8 @@ def _holds(kind: str, a: Mapping[str, str], b: Mapping[str, str]) -> bool:
 
 def unseen_pairs(claims: Sequence[Claims], scenes: Sequence[Scene]) -> Counts:
     """Objects whose shape and colour never occur together in training: (claimed, there to be seen), (N, 2)."""
-    return np.array([_pairs(c, s) for c, s in zip(claims, scenes, strict=True)], np.float64)
+    rows = [_pairs(c, s) for c, s in zip(claims, scenes, strict=True)]
+    return np.array(rows, np.float64).reshape(-1, 2)
 
 
 def _pairs(claims: Claims, scene: Scene) -> tuple[int, int]:
