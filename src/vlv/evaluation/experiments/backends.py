@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from vlv.evaluation.experiments.sources import (
 from vlv.models.folder import find_folder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.placement import DTYPES
-from vlv.toyworld.inspector import Inspector
+from vlv.toyworld.inspector import Inspector, InspectorConfig
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.samples import Sample
@@ -154,10 +155,13 @@ def load_inspector(folder: Path, device: torch.device | str = "cpu") -> Inspecto
     Raises:
         ModelFolderError: There is none.
     """
-    if not (folder / "config.json").is_file():
-        folder = find_folder(str(folder)) / "inspector"
-    if not (folder / "config.json").is_file():
-        raise ModelFolderError(f"there is no inspector in {folder}; name the folder of one")
-    found: Any = Inspector.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    home = folder if folder.is_dir() else find_folder(str(folder))
+    if (home / "inspector").is_dir():
+        home /= "inspector"
+    config = home / "config.json"
+    kind = json.loads(config.read_text("utf-8")).get("model_type") if config.is_file() else None
+    if kind != InspectorConfig.model_type:
+        raise ModelFolderError(f"there is no inspector in {home}; name the folder of one")
+    found: Any = Inspector.from_pretrained(home, local_files_only=True, dtype=torch.float32)
     inspector: Inspector = found.eval().to(device)
     return inspector
