@@ -42,16 +42,16 @@ from vlv.config import ModelPreset, RunConfig, load_config, load_models
 from vlv.data.loader import Listed, Loader, LoaderSettings
 from vlv.data.shards import TarShardWriter
 from vlv.data.source import find_records
-from vlv.jobs.memory_plan import STAGES, plan_captioning, plan_reconstruction, plan_training
-from vlv.models.architectures import outline_caption_decoder, outline_decoder, outline_encoder
+from vlv.jobs.plans import STAGES, plan_captioning, plan_reconstruction, plan_training
+from vlv.models.architectures import outline
 from vlv.models.compilation import lay_out
 from vlv.models.folder import part_dtype
 from vlv.models.placement import compile_parts
 from vlv.training.assemble import Parts, prepare
 from vlv.training.distributed import World, join_world
-from vlv.training.flops import peak_flops
 from vlv.training.journal import versions
 from vlv.training.precision import fast_products
+from vlv.training.prediction import peak_flops
 from vlv.training.profile import profile_training
 from vlv.training.recompute import choose_recomputation
 
@@ -141,15 +141,13 @@ class Bench:
         """Parts with random weights, the same each time."""
         gc.collect()
         torch.manual_seed(0)
-        model, device = self.preset.model, str(self.device)
-        assert model.florence is not None, "checked by ModelPreset"
-        assert model.llm is not None, "checked by ModelPreset"
-        decoder = outline_decoder(model.decoder, device)
-        side = self.options.input_size or model.input_size
-        encoder = outline_encoder(model.florence, decoder, model.num_queries, side, device)
-        if not captions:
+        model = self.preset.model
+        changes = {"input_size": self.options.input_size or model.input_size}
+        changes |= {} if captions else {"llm": None}
+        drawn = outline(model.model_copy(update=changes), self.size, str(self.device))
+        encoder, decoder, caption_decoder = drawn
+        if caption_decoder is None:
             return Parts(encoder, decoder)
-        caption_decoder = outline_caption_decoder(model.llm, decoder, device)
         vocabulary = caption_decoder.llm.config.vocab_size
         tokens: Any = Tokens(self.options.tokens, vocabulary)
         caption_decoder.tokenizer = tokens

@@ -12,7 +12,7 @@ import argparse
 from itertools import chain
 
 from vlv.config import load_config, load_models, model_preset_names
-from vlv.jobs.memory_plan import STAGES, describe_parts, plan_training, plan_uses
+from vlv.jobs.plans import STAGES, describe_preset, plan_training, plan_uses
 
 HALF = "loop.precision=bf16"
 
@@ -31,7 +31,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for name in options.presets:
         preset = load_models(name)
-        download = sum(part.download for part in describe_parts(preset)) / 1e9
+        download = sum(part.download for part in describe_preset(preset)) / 1e9
         half = plan_training(preset, "stage 1", load_config(STAGES["stage 1"], changes))
         for use in chain(plan_uses(preset, batch_size=size), [half]):
             found = use.footprint

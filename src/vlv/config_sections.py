@@ -131,7 +131,7 @@ class LoopConfig(Settings):
     )
     """Where figures and samples go too; null is TensorBoard where it is installed, [] is nowhere."""
     peak_tflops: Annotated[PositiveFloat | None, FREE_ON_RESUME] = None
-    """Bfloat16 TFLOP/s of the device at best, for the MFU; null looks the GPU's name up, and knows no CPU's."""
+    """TFLOP/s of the device at best in the run's precision, for the MFU; null looks the GPU's name up, and knows no CPU's."""
     usd_per_gpu_hour: Annotated[PositiveFloat | None, FREE_ON_RESUME] = None
     """Price of one GPU for an hour, for the cost in the log and the summary; null counts no cost."""
 

@@ -148,7 +148,7 @@ def test_info_of_a_preset(vlv: Vlv, tiny_models: ModelPreset, tmp_path: Path) ->
 
 
 def test_info_of_a_preset_downloads_nothing(vlv: Vlv, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlv.jobs.memory_plan.plan_uses", lambda *_, **__: [])
+    monkeypatch.setattr("vlv.jobs.plans.plan_uses", lambda *_, **__: [])
     result = vlv("info", "paper-0.5b")
     assert result.code == 0
     assert "Qwen/Qwen2.5-0.5B  Apache-2.0" in result.out

@@ -17,7 +17,7 @@ from tests.cli.test_train import write_config
 from tests.tiny import IMAGE_SIZE, NUM_QUERIES
 from vlv.config import load_config
 from vlv.curation.settings import load_filter
-from vlv.jobs.run_plan import plan_run
+from vlv.jobs.plans import plan_run
 from vlv.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[2]

@@ -20,8 +20,8 @@ from vlv.models.compilation import repeated_layers
 from vlv.training import precision as precision_module
 from vlv.training.cpu import cpu_attention, fast_attention
 from vlv.training.distributed import World, join_world
-from vlv.training.memory import num_bytes
 from vlv.training.precision import compile_parts, fast_products, store_frozen
+from vlv.training.prediction import num_bytes
 from vlv.training.recompute import (
     cheapest_that_fits,
     choose_recomputation,

@@ -50,10 +50,10 @@ def info(
 
 def _preset(name: str, overrides: list[str], batch_size: int | None) -> int:
     from vlv.config import load_models
-    from vlv.jobs.memory_plan import describe_parts, plan_uses
+    from vlv.jobs.plans import describe_preset, plan_uses
 
     preset = load_models(name, overrides)
-    parts = describe_parts(preset)
+    parts = describe_preset(preset)
     typer.echo(f"{name}  (models to start from; nothing is downloaded to print this)")
     typer.echo(f"  {'part':<20} {'parameters':>11} {'download':>9}  from, and licence")
     for part in parts:

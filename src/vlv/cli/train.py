@@ -102,9 +102,9 @@ def summary(
 
 
 def _plan(settings: RunConfig, run_dir: Path, processes: int) -> int:
-    from vlv.jobs.run_plan import plan_lines, plan_run
+    from vlv.jobs.plans import plan_run
 
-    for line in plan_lines(plan_run(settings, run_dir, num_processes=processes), run_dir):
+    for line in plan_run(settings, run_dir, num_processes=processes).lines(run_dir):
         typer.echo(line)
     return 0
 

@@ -1,4 +1,4 @@
-"""The real models by their configurations alone: sizes are known, and parts are built without weights, before any download."""
+"""Real models by their configurations alone: parts are built without weights, before any download."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import diffusers
 import torch
@@ -20,17 +20,20 @@ from vlv.errors import ModelFolderError
 from vlv.models.captioner import CaptionDecoder, CaptionDecoderConfig
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
-from vlv.models.folder import scheduler_class
+from vlv.models.folder import scheduler_class, shipped_models
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import nn
 
-    from vlv.config import ModelConfig, ModelPreset, PartSource
+    from vlv.config import ModelConfig, PartSource
 
 _PROMPT_TOKENS = 14  # of Florence-2's prompt for a long caption
-_FOLDERS = ("text_encoder", "unet", "vae", "scheduler")
+_COMPONENTS = {
+    "florence": ("florence",),
+    "decoder": ("text_encoder", "unet", "vae", "scheduler"),
+    "llm": ("llm",),
+}
+"""Configurations of each part; a single one lies in the folder itself, several in subfolders."""
 _DTYPE_OF_VARIANT = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -46,43 +49,33 @@ class Architecture:
     """Dtype of its files on the hub; None for a folder on this machine."""
 
 
-@dataclass(frozen=True)
-class Outline:
-    """The parts of a fresh VLV on the meta device: every shape, no numbers."""
-
-    encoder: VLVEncoder
-    decoder: DiffusionDecoder
-    caption_decoder: CaptionDecoder
-    image_size: int
-    """Side of the images in pixels."""
-
-
-def find_architecture(source: PartSource, components: Sequence[str]) -> Architecture:
-    """What is known of a part: from its folder, from the package, or from the cache of the hub. Nothing is fetched.
+def find_architecture(source: PartSource, part: str) -> Architecture:
+    """Find out what a part is from its folder, from the package, or from the cache of the hub; nothing is fetched.
 
     Args:
-        source: Of the part.
-        components: Names of the configurations; a single one lies in the folder itself, several in subfolders.
+        source: Where the part is.
+        part: "florence", "decoder" or "llm".
 
     Raises:
         ModelFolderError: Nothing is known of it.
     """
+    files = {name: _file(name, part) for name in _COMPONENTS[part]}
     if Path(source.path).expanduser().is_dir():
         folder = Path(source.path).expanduser() / (source.subfolder or ".")
-        return Architecture({name: _read(folder / _file(name, components)) for name in components})
+        return Architecture({name: _read(folder / file) for name, file in files.items()})
     for known in known_repositories():
         if source.path in known["ids"]:
             stored = _DTYPE_OF_VARIANT.get(source.variant or "", getattr(torch, known["stored"]))
             return Architecture(known["configs"], known["licence"], stored)
-    configs = {name: _cached(source, _file(name, components)) for name in components}
+    configs = {name: _cached(source, file) for name, file in files.items()}
     dtypes = {config.get("dtype", config.get("torch_dtype")) for config in configs.values()}
     halves = dtypes & {"float16", "bfloat16"}
     return Architecture(configs, stored=torch.float16 if halves else torch.float32)
 
 
-def _file(name: str, components: Sequence[str]) -> str:
+def _file(name: str, part: str) -> str:
     file = "scheduler_config.json" if name == "scheduler" else "config.json"
-    return file if len(components) == 1 else f"{name}/{file}"
+    return file if len(_COMPONENTS[part]) == 1 else f"{name}/{file}"
 
 
 def known_repositories() -> list[dict[str, Any]]:
@@ -120,93 +113,96 @@ def _cached(source: PartSource, file: str) -> dict[str, Any]:
 # --- building -------------------------------------------------------------------------------------
 
 
-def outline(preset: ModelPreset, device: str = "meta") -> Outline:
-    """The parts of a preset without its weights: shapes alone on the meta device, random numbers on any other."""
-    model = preset.model
-    assert model.florence is not None, "checked by ModelPreset"
-    assert model.llm is not None, "checked by ModelPreset"
-    assert model.num_queries is not None, "checked by ModelPreset"
-    assert model.input_size is not None, "checked by ModelPreset"
-    decoder = outline_decoder(model.decoder, device)
-    encoder = outline_encoder(model.florence, decoder, model.num_queries, model.input_size, device)
-    caption_decoder = outline_caption_decoder(model.llm, decoder, device)
-    return Outline(encoder, decoder, caption_decoder, preset.data.image_size)
+class Outline(NamedTuple):
+    """The parts of a model without their weights."""
+
+    encoder: VLVEncoder
+    decoder: DiffusionDecoder
+    caption_decoder: CaptionDecoder | None
 
 
-def outline_decoder(source: PartSource, device: str = "meta") -> DiffusionDecoder:
-    """A diffusion decoder of the family of Stable Diffusion 1 and 2 on a device.
+def outline(model: ModelConfig, image_size: int, device: str = "meta") -> Outline:
+    """Build the parts that a run or a preset starts from without reading any weights.
+
+    Args:
+        model: Where the parts are.
+        image_size: Side of the images in pixels, where the settings give Florence-2 no other.
+        device: The meta device for shapes alone; on any other the numbers are random.
 
     Raises:
-        ModelFolderError: Nothing is known of it, or it is of another family.
+        ModelFolderError: Sizes are not known without loading the weights.
     """
+    with torch.device(device):
+        decoder = _decoder(_local(model.decoder))
+        if model.encoder is not None:
+            folder = _component(model.encoder, "encoder")
+            encoder = VLVEncoder(VLVEncoderConfig.from_pretrained(folder))
+        elif model.florence is not None:
+            configs = find_architecture(_local(model.florence), "florence").configs
+            backbone = Florence2Config(**_without_class(configs["florence"]))
+            encoder = VLVEncoder(
+                VLVEncoderConfig(
+                    backbone_config=backbone,
+                    num_queries=model.num_queries or decoder.num_positions,
+                    text_width=decoder.text_width,
+                    prompt_ids=[0] * _PROMPT_TOKENS,
+                    image_size=model.input_size or image_size,
+                )
+            )
+        else:
+            raise ModelFolderError(
+                "the sizes of a vision backbone are known only when it is loaded"
+            )
+        caption_decoder = _caption_decoder(model, decoder)
+    encoder.train(False)
+    return Outline(encoder, decoder, caption_decoder)
+
+
+def _decoder(source: PartSource) -> DiffusionDecoder:
     folder = Path(source.path).expanduser() / (source.subfolder or ".")
     if (folder.is_dir() and not (folder / "unet").is_dir()) or (folder / "text_encoder_2").is_dir():
         raise ModelFolderError(
             f"the sizes of {source.path} are known only when it is loaded: it is not of the family of "
             "Stable Diffusion 1 and 2"
         )
-    configs = find_architecture(source, _FOLDERS).configs
-    with torch.device(device):
-        text_encoder = CLIPTextModel(CLIPTextConfig(**_without_class(configs["text_encoder"])))
-        unet = diffusers.UNet2DConditionModel.from_config(configs["unet"])
-        vae = diffusers.AutoencoderKL.from_config(configs["vae"])
+    configs = find_architecture(source, "decoder").configs
+    text_encoder = CLIPTextModel(CLIPTextConfig(**_without_class(configs["text_encoder"])))
+    unet = diffusers.UNet2DConditionModel.from_config(configs["unet"])
+    vae = diffusers.AutoencoderKL.from_config(configs["vae"])
     scheduler = scheduler_class(configs["scheduler"]).from_config(configs["scheduler"])
     return DiffusionDecoder(text_encoder, None, unet, vae, scheduler)
 
 
-def outline_encoder(
-    source: PartSource,
-    decoder: DiffusionDecoder,
-    num_queries: int | None,
-    side: int,
-    device: str = "meta",
-) -> VLVEncoder:
-    """A fresh encoder of Florence-2 on a device.
-
-    Args:
-        source: Florence-2.
-        decoder: What z is for.
-        num_queries: Q; None takes every position of the text tower.
-        side: Of the image that Florence-2 sees, in pixels.
-        device: The meta device for shapes alone; on any other the numbers are random.
-    """
-    config = find_architecture(source, ["florence"]).configs["florence"]
-    with torch.device(device):
-        encoder = VLVEncoder(
-            VLVEncoderConfig(
-                backbone_config=Florence2Config(**_without_class(config)),
-                num_queries=num_queries or decoder.num_positions,
-                text_width=decoder.text_width,
-                prompt_ids=[0] * _PROMPT_TOKENS,
-                image_size=side,
-            )
-        )
-    return encoder.train(False)
-
-
-def outline_caption_decoder(
-    source: PartSource, decoder: DiffusionDecoder, device: str = "meta"
-) -> CaptionDecoder:
-    """A language model with a fresh projector on a device."""
-    config = find_architecture(source, ["llm"]).configs["llm"]
-    with torch.device(device):
-        llm = AutoConfig.for_model(**_without_class(config))
-        caption_decoder = CaptionDecoder(
-            CaptionDecoderConfig(llm_config=llm, text_width=decoder.text_width)
-        )
+def _caption_decoder(model: ModelConfig, decoder: DiffusionDecoder) -> CaptionDecoder | None:
+    if model.caption_decoder is not None:
+        folder = _component(model.caption_decoder, "caption_decoder")
+        config = CaptionDecoderConfig.from_pretrained(folder)
+    elif model.llm is not None:
+        configs = find_architecture(_local(model.llm), "llm").configs
+        llm = AutoConfig.for_model(**_without_class(configs["llm"]))
+        config = CaptionDecoderConfig(llm_config=llm, text_width=decoder.text_width)
+    else:
+        return None
+    caption_decoder = CaptionDecoder(config)
     caption_decoder.train(False)
     return caption_decoder
 
 
-def architectures(model: ModelConfig) -> dict[str, Architecture]:
-    """What is known of Florence-2, the diffusion decoder and the language model."""
-    assert model.florence is not None, "checked by ModelPreset"
-    assert model.llm is not None, "checked by ModelPreset"
-    return {
-        "florence": find_architecture(model.florence, ["florence"]),
-        "decoder": find_architecture(model.decoder, _FOLDERS),
-        "llm": find_architecture(model.llm, ["llm"]),
-    }
+def _local(source: PartSource) -> PartSource:
+    """The source, with the folder of a shipped model in place of its name."""
+    folder = shipped_models().get(source.path)
+    return source if folder is None else source.model_copy(update={"path": str(folder)})
+
+
+def _component(source: PartSource, name: str) -> Path:
+    """The folder of one component in a model folder, or the component's own."""
+    folder = Path(_local(source).path).expanduser() / (source.subfolder or ".")
+    folder = folder / name if (folder / name).is_dir() else folder
+    if not (folder / "config.json").is_file():
+        raise ModelFolderError(
+            f"the sizes of {source.path} are not known: there is no folder with a config.json of that name yet"
+        )
+    return folder
 
 
 def _without_class(config: dict[str, Any]) -> dict[str, Any]:

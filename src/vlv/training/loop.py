@@ -29,14 +29,12 @@ from vlv.training.checkpoint import (
 )
 from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
-from vlv.training.flops import FlopMeter, peak_flops
-from vlv.training.hollow import without_numbers
 from vlv.training.interrupt import Interrupted, StopRequests
 from vlv.training.journal import Clock, Journal, Meter, SilentJournal
 from vlv.training.microbatches import num_rows, with_targets
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample
 from vlv.training.optim import BadSteps
-from vlv.training.parallel import uses_fsdp
+from vlv.training.prediction import FlopMeter, peak_flops
 from vlv.training.rng import preserved_rng
 from vlv.training.step import TrainingStep
 from vlv.training.weights import (
@@ -177,9 +175,11 @@ class Run:
         self.world, self.objective, self.loader, self.config = world, objective, loader, config
         self.run_dir, self.settings = run_dir, settings
         on_device(objective.module, world.device)
-        # a shard of the weights cannot be counted, nor can the first process compute without the others
-        is_sharded = uses_fsdp(config, world)
-        self.flops = FlopMeter(without_numbers(objective) if is_sharded else objective)
+        self.peak_flops = peak_flops(
+            world.device, config.peak_tflops, precision=config.precision, tf32=config.tf32
+        )
+        # copied before it is sharded: a shard of the weights cannot be counted
+        self.flops = FlopMeter(objective) if self.peak_flops and world.is_main else None
         notes = run_dir / "micro_batches.json"
         self.training_step = TrainingStep(objective, config, optim, world, notes)
         self.meter = Meter()
@@ -240,14 +240,15 @@ class Run:
 
     def _mfu(self, images_per_second: float) -> dict[str, float]:
         """The share of the devices' peak that the images took; nothing where the peak or the FLOPs are not known."""
-        peak = peak_flops(self.world.device, self.config.peak_tflops)
-        if peak is None or not self.world.is_main:
+        if self.flops is None or self.peak_flops is None:
             return {}
         whole = {"step": self.step - 1, "target_weight": 1.0}  # as a pass has them
         flops = self.flops.per_image(self.example | whole)
         if flops is None:
             return {}
-        return {"mfu": round(flops * images_per_second / (peak * self.world.num_ranks), 4)}
+        return {
+            "mfu": round(flops * images_per_second / (self.peak_flops * self.world.num_ranks), 4)
+        }
 
     def evaluate(self, evaluate: Evaluate) -> None:
         """One line with the figures of the evaluation."""

@@ -1,18 +1,17 @@
 """Where the time of a training step goes.
 
-The run's own loop does the steps; marks at the seams between the parts divide all of the time among them, so that the
-shares add up to the step. On a GPU the marks are events in its stream: nobody waits for them, and time in which the GPU
-waits for data is booked under data.
+Marks at the seams between the parts divide all of the time among them, so that the shares add up to the step. On a GPU the
+marks are events in its stream: nobody waits for them, and time in which the GPU waits for data counts as data.
 """
 
 from __future__ import annotations
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +21,16 @@ from torch import Tensor
 from vlv.errors import ConfigError
 from vlv.storage import write_text
 from vlv.training.assemble import feed, load_parts, prepare
-from vlv.training.distributed import join_world
+from vlv.training.cpu import kept_memory
+from vlv.training.distributed import World, join_world
 from vlv.training.feeding import find_data
-from vlv.training.flops import FlopMeter, peak_flops
-from vlv.training.loop import fit
-from vlv.training.objective import Batch, Loader, Losses
+from vlv.training.microbatches import with_targets
+from vlv.training.objective import Loader, Losses
 from vlv.training.precision import fast_products
+from vlv.training.prediction import FlopMeter, peak_flops
 from vlv.training.recompute import choose_recomputation
+from vlv.training.step import TrainingStep
+from vlv.training.weights import set_train_mode
 
 if TYPE_CHECKING:
     from vlv.config import LoopConfig, OptimConfig, RunConfig
@@ -40,7 +42,7 @@ _OTHER = "other"
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one optimiser step, on average."""
+    """One optimiser step, on average."""
 
     steps: int
     """Steps that were timed."""
@@ -49,7 +51,7 @@ class Profile:
     seconds: dict[str, float]
     """Seconds by part; their sum is the step."""
     flops_per_image: float | None
-    """See `vlv.training.flops`."""
+    """See `vlv.training.prediction`."""
     mfu: float | None
     """Share of the device's peak; None where the peak is not known."""
 
@@ -60,15 +62,14 @@ class Profile:
 
     @property
     def images_per_second(self) -> float:
-        """Of this process."""
+        """Speed of this process."""
         return self.images / self.step_seconds
 
     def __str__(self) -> str:
         total = self.step_seconds
+        rows = [*sorted(self.seconds.items(), key=lambda item: -item[1]), ("step", total)]
         lines = [f"{'part':<22}{'ms':>10}{'share':>9}"]
-        for name, seconds in sorted(self.seconds.items(), key=lambda item: -item[1]):
-            lines.append(f"{name:<22}{1e3 * seconds:>10.1f}{seconds / total:>9.1%}")
-        lines.append(f"{'step':<22}{1e3 * total:>10.1f}{1:>9.1%}")
+        lines += [f"{name:<22}{1e3 * s:>10.1f}{s / total:>9.1%}" for name, s in rows]
         speed = f"{self.images} images per step, {self.images_per_second:.2f} images/s"
         if self.flops_per_image is not None:
             rate = self.flops_per_image * self.images_per_second
@@ -80,13 +81,9 @@ class Profile:
         return "\n".join([*lines, speed])
 
     def write(self, file: Path) -> None:
-        """As JSON."""
-        value = {
-            **asdict(self),
-            "step_seconds": self.step_seconds,
-            "images_per_second": self.images_per_second,
-        }
-        write_text(file, json.dumps(value, indent=1) + "\n")
+        """Write it as JSON."""
+        rates = {"step_seconds": self.step_seconds, "images_per_second": self.images_per_second}
+        write_text(file, json.dumps(asdict(self) | rates, indent=1) + "\n")
 
 
 class Timeline:
@@ -126,93 +123,40 @@ class Timeline:
         return found
 
 
-class _Finished(Exception):  # noqa: N818
-    """Enough steps were timed."""
-
-
-class _TimedLoader:
-    """Hands batches on, books the waiting for them, and ends the profile."""
-
-    def __init__(
-        self, loader: Loader, timeline: Timeline, passes: int, steps: int, trace: Path | None
-    ) -> None:
-        self._loader, self._timeline, self._trace = loader, timeline, trace
-        self._first, self._last = _WARM_UP * passes, (_WARM_UP + steps) * passes
-        self._end = self._last + (passes if trace else 0)
-
-    def __iter__(self) -> Iterator[Batch]:
-        profiler: Any = None
-        batches = iter(self._loader)
-        for number in range(self._end + 1):
-            self._timeline.mark("data")
-            if number == self._first:
-                self._timeline.restart()
-            if number == self._last:
-                self.seconds = self._timeline.seconds()
-                if self._trace is not None:
-                    profiler = torch.profiler.profile()
-                    profiler.start()
-            if number == self._end:
-                break
-            batch = next(batches)
-            self.batch = batch
-            self._timeline.mark(_OTHER)
-            yield batch
-        if profiler is not None:
-            profiler.stop()
-            profiler.export_chrome_trace(str(self._trace))
-        raise _Finished
-
-    def state_dict(self) -> dict[str, Any]:
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._loader.load_state_dict(state)
-
-
-class _TimedObjective:
-    """An objective whose backward pass is followed by the optimiser."""
-
-    def __init__(self, objective: Stage1 | Stage2, timeline: Timeline) -> None:
-        self._objective, self._timeline = objective, timeline
-        self.module = objective.module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._objective, name)
-
-    def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """The objective's, with marks."""
-        self._timeline.mark(_OTHER)
-        losses = self._objective.loss(batch, generator)
-        losses.total.register_hook(self._backward_begins)  # type: ignore[no-untyped-call]
-        return losses
-
-    def _backward_begins(self, _: Tensor) -> None:
-        self._timeline.mark(_OTHER)
-        engine: Any = torch.autograd.Variable._execution_engine
-        engine.queue_callback(lambda: self._timeline.mark("optimiser"))
-
-
 @contextmanager
 def watched(objective: Stage1 | Stage2, timeline: Timeline) -> Iterator[None]:
     """Mark where each part begins and ends, in both directions."""
-    decoder: Any = objective.decoder
-    caption_decoder = getattr(objective, "caption_decoder", None)
-    seams = [
+    decoder, reader = objective.decoder, getattr(objective, "caption_decoder", None)
+    seams: list[tuple[Any, str, str]] = [
         (objective.encoder, "forward", "encoder"),
         (decoder, "context", "text tower"),
         (decoder, "posterior", "VAE"),
         (decoder, "_predict", "U-Net"),
-        (caption_decoder, "loss", "LLM"),
     ]
-    present = [seam for seam in seams if seam[0] is not None]
-    for owner, method, label in present:
-        setattr(owner, method, _marked(getattr(owner, method), label, timeline))
+    if reader is not None:
+        seams.append((reader, "loss", "LLM"))
+    with ExitStack() as stack:
+        for owner, method, label in seams:
+            wrapped = _marked(getattr(owner, method), label, timeline)
+            stack.enter_context(_replaced(owner, method, wrapped))
+        loss = objective.loss
+
+        def marked_loss(*args: Any) -> Losses:
+            losses = loss(*args)
+            losses.total.register_hook(lambda _: timeline.mark(_OTHER) and None)  # type: ignore[no-untyped-call]
+            return losses
+
+        stack.enter_context(_replaced(objective, "loss", marked_loss))
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, method: str, by: Callable[..., Any]) -> Iterator[None]:
+    setattr(owner, method, by)
     try:
         yield
     finally:
-        for owner, method, _ in present:
-            delattr(owner, method)
+        delattr(owner, method)
 
 
 def _marked(method: Callable[..., Any], label: str, timeline: Timeline) -> Callable[..., Any]:
@@ -225,8 +169,9 @@ def _marked(method: Callable[..., Any], label: str, timeline: Timeline) -> Calla
         outer = timeline.mark(forward)
         result = method(*args, **kwargs)
         timeline.mark(outer)
-        if isinstance(result, Tensor) and result.requires_grad:
-            result.register_hook(begins)  # type: ignore[no-untyped-call]
+        tensor = getattr(result, "sequence", result)  # a context holds one
+        if isinstance(tensor, Tensor) and tensor.requires_grad:
+            tensor.register_hook(begins)  # type: ignore[no-untyped-call]
         return result
 
     return call
@@ -245,42 +190,49 @@ def profile_training(
     """Time the first steps of a run; what they learn is thrown away, and nothing of the run is touched.
 
     Args:
-        objective: Its weights change.
-        loader: Of the run.
-        loop: Of the run; it does not log, evaluate or save meanwhile.
-        optim: Of the run.
+        objective: On its device; its weights change.
+        loader: The run's.
+        loop: The run's.
+        optim: The run's.
         run_dir: Gets profile.json, and trace.json.
         steps: Optimiser steps to time, after three to warm up.
         trace: Also write every operation of one more step, for chrome://tracing or Perfetto.
-
-    Returns:
-        The profile.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    timeline = Timeline(device)
-    never = max(loop.steps, _WARM_UP + steps + 2)
-    quiet = loop.model_copy(
-        update={
-            "steps": never,
-            "log_every": never,
-            "eval_every": None,
-            "sample_every": None,
-            "save_every": never,
-            "save_every_seconds": None,
-            "trackers": [],
-        }
-    )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    where = run_dir / "trace.json" if trace else None
-    passes = loop.passes_per_step()
-    timed = _TimedLoader(loader, timeline, passes, steps, where)
-    flops = FlopMeter(objective)
-    scratch = tempfile.TemporaryDirectory()
-    with scratch as folder, watched(objective, timeline), suppress(_Finished):
-        fit(_TimedObjective(objective, timeline), timed, quiet, optim, Path(folder))
-    images = loop.batch_size * passes
-    seconds = {name: value / steps for name, value in timed.seconds.items()}
-    count, peak = flops.per_image({**timed.batch, "step": 0}), peak_flops(device, loop.peak_tflops)
+    device = next(objective.module.parameters()).device
+    peak = peak_flops(device, loop.peak_tflops, precision=loop.precision, tf32=loop.tf32)
+    meter = FlopMeter(objective)
+    step = TrainingStep(objective, loop, optim, World(0, 1, device))
+    set_train_mode(step.module, everything=loop.train_mode == "all")
+    timeline, passes, stream = Timeline(device), loop.passes_per_step(), iter(loader)
+    clip = step.optimizer.clip
+
+    def marked_clip() -> Tensor:
+        timeline.mark("optimiser")
+        return clip()
+
+    def take_step(number: int) -> dict[str, Any]:
+        timeline.mark("data")
+        if number == _WARM_UP:
+            timeline.restart()
+        taken = islice(stream, passes)
+        batches = [with_targets(batch, objective, loop.batch_size) for batch in taken]
+        timeline.mark(_OTHER)
+        step(batches, number)
+        return batches[0]
+
+    on_cpu = loop.cpu_tricks and device.type == "cpu"
+    with watched(objective, timeline), kept_memory(enabled=on_cpu):
+        with _replaced(step.optimizer, "clip", marked_clip):
+            for number in range(_WARM_UP + steps):
+                batch = take_step(number)
+            timeline.mark("data")
+        seconds = {name: value / steps for name, value in timeline.seconds().items()}
+        if trace:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            with torch.profiler.profile() as profiler:
+                take_step(_WARM_UP + steps)
+            profiler.export_chrome_trace(str(run_dir / "trace.json"))
+    images, count = loop.batch_size * passes, meter.per_image({**batch, "step": 0})
     rate = images / sum(seconds.values())
     mfu = None if count is None or peak is None else count * rate / peak
     found = Profile(steps, images, seconds, count, mfu)
@@ -305,13 +257,9 @@ def profile_run(config: RunConfig, run_dir: Path, steps: int, *, trace: bool = F
         raise ConfigError(
             f"a profile is that of one process, but {world.num_ranks} were launched; launch one"
         )
+    loop, optim = config.loop, config.optim
     found, parts = find_data(config.data), load_parts(config)
     objective = prepare(config, parts, world.device)
-    choose_recomputation(objective, config.data.image_size, config.loop, config.optim, world)
-    with (
-        fast_products(tf32=config.loop.tf32),
-        feed(config, parts, found, run_dir, world) as loader,
-    ):
-        return profile_training(
-            objective, loader, config.loop, config.optim, run_dir, steps, trace=trace
-        )
+    choose_recomputation(objective, config.data.image_size, loop, optim, world)
+    with fast_products(tf32=loop.tf32), feed(config, parts, found, run_dir, world) as loader:
+        return profile_training(objective, loader, loop, optim, run_dir, steps, trace=trace)

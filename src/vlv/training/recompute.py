@@ -5,15 +5,18 @@ It costs about a third of the parts' work and saves most of their memory, so it 
 
 from __future__ import annotations
 
-import copy
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from vlv.training.hollow import hollow
-from vlv.training.memory import FullLength, num_bytes, rehearse_training, training_batch
+from vlv.training.prediction import (
+    FullLength,
+    fake_copy,
+    num_bytes,
+    predict_step,
+    training_batch,
+)
 
 if TYPE_CHECKING:
     from vlv.config import LoopConfig, OptimConfig
@@ -24,7 +27,6 @@ logger = logging.getLogger(__name__)
 
 Choice = Literal["never", "unet", "all"]
 
-_LONGEST_CAPTION = 300
 _ROOM = 0.92
 """Share of the free memory that the prediction may take: it sees no workspaces and no fragments."""
 
@@ -44,9 +46,6 @@ def choose_recomputation(
         loop: The setting, batch size and precision.
         optim: The optimiser.
         world: The processes; all of them call this, and all choose the same.
-
-    Returns:
-        What was chosen.
 
     Raises:
         OtherProcessError: The prediction failed in the first process, or another one ended.
@@ -85,8 +84,7 @@ def recompute(objective: Stage1 | Stage2, choice: Choice) -> None:
             denoiser.disable_gradient_checkpointing()
         else:
             denoiser.enable_gradient_checkpointing()
-    parts = [objective.encoder.backbone, getattr(objective, "caption_decoder", None)]
-    for part in parts:
+    for part in (objective.encoder.backbone, getattr(objective, "caption_decoder", None)):
         language: Any = getattr(part, "llm", part)
         if language is None or not language.supports_gradient_checkpointing:
             continue
@@ -133,15 +131,13 @@ def predicted_peak(
     num_ranks: int = 1,
 ) -> int:
     """Bytes of a step in one of several processes with a choice, from shapes alone; the objective stays as it is."""
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        with FakeCopyMode(mode):
-            imagined = copy.deepcopy(objective)
-        hollow(imagined.module)
-        recompute(imagined, choice)
-        caption_decoder = getattr(imagined, "caption_decoder", None)
+    copied, mode = fake_copy(objective)
+    with mode:
+        recompute(copied, choice)
+        caption_decoder: Any = getattr(copied, "caption_decoder", None)
         if caption_decoder is not None:
-            longest = getattr(imagined.config, "max_caption_tokens", None) or _LONGEST_CAPTION
+            longest = getattr(copied.config, "max_caption_tokens", None)
             caption_decoder.tokenizer = FullLength(longest)
         shape = (loop.batch_size, 3, image_size, image_size)
         batch = training_batch(torch.zeros(shape, dtype=torch.uint8))
-        return rehearse_training(imagined, batch, loop, optim, num_ranks=num_ranks).peak
+        return predict_step(copied, batch, loop, optim, num_ranks=num_ranks).peak

@@ -15,8 +15,8 @@ from tests.training.ranks import run_ranks
 from tests.training.support import loop_config, optim_config
 from tests.training.test_stages import make_batch, stage1, stage2
 from vlv.config import LoopConfig, ModelPreset, RunConfig, load_config
-from vlv.jobs.memory_plan import (
-    describe_parts,
+from vlv.jobs.plans import (
+    describe_preset,
     plan_captioning,
     plan_reconstruction,
     plan_training,
@@ -25,8 +25,8 @@ from vlv.jobs.memory_plan import (
 from vlv.models.pipeline import VLVPipeline
 from vlv.training.assemble import Parts, make_objective, set_precision
 from vlv.training.distributed import join_world
-from vlv.training.memory import num_bytes, rehearse_training, sum_of_bytes
 from vlv.training.microbatches import with_targets
+from vlv.training.prediction import num_bytes, predict_step, sum_of_bytes
 from vlv.training.step import TrainingStep
 from vlv.training.weights import set_train_mode
 
@@ -102,7 +102,7 @@ def test_training(
     pixels = torch.zeros(BATCH_SIZE, 3, tiny.IMAGE_SIZE, tiny.IMAGE_SIZE, dtype=torch.uint8)
     peak = measured(
         tensors_of(objective.module),
-        lambda: rehearse_training(objective, training_batch(pixels), run.loop, run.optim),
+        lambda: predict_step(objective, training_batch(pixels), run.loop, run.optim),
     )
     assert predicted.peak == pytest.approx(peak, rel=0.10), predicted
     trained = sum(p.numel() * 4 for p in objective.module.parameters() if p.requires_grad)
@@ -116,7 +116,7 @@ def dealt_out(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
     del rank
     make, optim = {"stage1": stage1, "stage2": stage2}[stage], optim_config(lr_scale={})
     whole, share_only = (
-        rehearse_training(make(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2)
+        predict_step(make(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2)
     )
     objective = make()
     step = TrainingStep(objective, loop, optim, join_world())
@@ -143,9 +143,7 @@ def test_training_of_a_share(stage: str, changes: dict[str, Any]) -> None:
 
 def test_each_process_of_ddp_holds_its_gradients_all_the_time() -> None:
     loop, optim = loop_config(batch_size=2), optim_config(lr_scale={})
-    alone, beside = (
-        rehearse_training(stage2(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2)
-    )
+    alone, beside = (predict_step(stage2(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2))
     assert beside.peak - alone.peak == alone.gradients == beside.gradients
 
 
@@ -170,6 +168,6 @@ def test_inference(tiny_models: ModelPreset, tiny_folder: Any, dtype: torch.dtyp
 
 
 def test_parts(tiny_models: ModelPreset) -> None:
-    parts = {part.name: part for part in describe_parts(tiny_models)}
+    parts = {part.name: part for part in describe_preset(tiny_models)}
     assert parts["llm"].num_parameters == sum(p.numel() for p in tiny.make_llm().parameters())
     assert parts["llm"].download == 0

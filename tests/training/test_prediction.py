@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.training.test_stages import make_batch, stage1, stage2
 from vlv.config import load_config, load_models
 from vlv.models.architectures import outline
-from vlv.training import flops
-from vlv.training.flops import FlopMeter, flops_per_image, peak_flops
+from vlv.training import prediction
 from vlv.training.objective import Losses
+from vlv.training.prediction import FlopMeter, flops_per_image, peak_flops
 from vlv.training.stages import Stage1, Stage2
 
 LATE = 10**6
@@ -93,12 +93,14 @@ def test_what_cannot_be_counted_is_said_once(caplog: pytest.LogCaptureFixture) -
 def test_peak_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda")
     monkeypatch.setattr(
-        flops.torch.cuda, "get_device_name", lambda _: "NVIDIA RTX 6000 Ada Generation"
+        prediction.torch.cuda, "get_device_name", lambda _: "NVIDIA RTX 6000 Ada Generation"
     )
     assert peak_flops(cuda) == 364.2e12
-    assert peak_flops(cuda, 790) == 790e12
+    assert peak_flops(cuda, precision="fp32") == 91.1e12
+    assert peak_flops(cuda, precision="fp32", tf32=True) == 182.1e12
+    assert peak_flops(cuda, 790, precision="fp32") == 790e12
     assert peak_flops(torch.device("cpu")) is None
-    monkeypatch.setattr(flops.torch.cuda, "get_device_name", lambda _: "Unknown accelerator")
+    monkeypatch.setattr(prediction.torch.cuda, "get_device_name", lambda _: "Unknown accelerator")
     assert peak_flops(cuda) is None
 
 
@@ -114,7 +116,7 @@ class Words:
 # GFLOPs worked out part by part from the published configurations, with a prompt of 12 tokens.
 @pytest.mark.slow
 def test_stage1_at_real_size() -> None:
-    drawn = outline(load_models("paper", ["model.input_size=384"]))
+    drawn = outline(load_models("paper", ["model.input_size=384"]).model, 512)
     drawn.encoder.config.prompt_ids = [0] * 12
     settings = load_config("paper-stage1").stage1
     assert settings is not None
@@ -129,7 +131,7 @@ def test_stage1_at_real_size() -> None:
 @pytest.mark.slow
 def test_stage2_at_real_size() -> None:
     """77 + 170 positions of the 3B model; the last token of a caption is never read, so it has 171."""
-    drawn = outline(load_models("paper", ["model.input_size=384"]))
+    drawn = outline(load_models("paper", ["model.input_size=384"]).model, 512)
     drawn.encoder.config.prompt_ids = [0] * 12
     drawn.caption_decoder.tokenizer = Words()
     drawn.decoder.unet = drawn.decoder.vae = None
