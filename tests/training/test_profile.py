@@ -11,7 +11,9 @@ import torch
 
 from tests.training.support import loop_config, optim_config
 from tests.training.test_stages import BATCH_SIZE, OneBatch, make_batch, stage1, stage2
+from vlv.training.distributed import World
 from vlv.training.profile import Timeline, profile_training, watched
+from vlv.training.step import TrainingStep
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -74,7 +76,8 @@ def test_a_trace_on_request(tmp_path: Path) -> None:
 
 def test_marks_are_taken_off_again() -> None:
     objective, timeline = stage2(denoising_weight=0.5), Timeline(CPU)
-    with watched(objective, timeline):
+    step = TrainingStep(objective, loop_config(), optim_config(lr_scale={}), World(0, 1, CPU))
+    with watched(objective, step, timeline):
         objective.loss(make_batch(), torch.Generator().manual_seed(0))
     count = len(timeline._marks)
     objective.loss(make_batch(), torch.Generator().manual_seed(0))

@@ -25,7 +25,7 @@ from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import find_data
 from vlv.training.microbatches import with_targets
-from vlv.training.objective import Loader, Losses
+from vlv.training.objective import Batch, Loader, Losses
 from vlv.training.precision import fast_products
 from vlv.training.prediction import FlopMeter, peak_flops
 from vlv.training.recompute import choose_recomputation
@@ -124,8 +124,8 @@ class Timeline:
 
 
 @contextmanager
-def watched(objective: Stage1 | Stage2, timeline: Timeline) -> Iterator[None]:
-    """Mark where each part begins and ends, in both directions."""
+def watched(objective: Stage1 | Stage2, step: TrainingStep, timeline: Timeline) -> Iterator[None]:
+    """Mark where each part of a step begins and ends, in both directions."""
     decoder, reader = objective.decoder, getattr(objective, "caption_decoder", None)
     seams: list[tuple[Any, str, str]] = [
         (objective.encoder, "forward", "encoder"),
@@ -147,6 +147,13 @@ def watched(objective: Stage1 | Stage2, timeline: Timeline) -> Iterator[None]:
             return losses
 
         stack.enter_context(_replaced(objective, "loss", marked_loss))
+        clip = step.optimizer.clip
+
+        def marked_clip() -> Tensor:
+            timeline.mark("optimiser")
+            return clip()
+
+        stack.enter_context(_replaced(step.optimizer, "clip", marked_clip))
         yield
 
 
@@ -200,17 +207,12 @@ def profile_training(
     """
     device = next(objective.module.parameters()).device
     peak = peak_flops(device, loop.peak_tflops, precision=loop.precision, tf32=loop.tf32)
-    meter = FlopMeter(objective)
+    meter, timeline, passes = FlopMeter(objective), Timeline(device), loop.passes_per_step()
     step = TrainingStep(objective, loop, optim, World(0, 1, device))
     set_train_mode(step.module, everything=loop.train_mode == "all")
-    timeline, passes, stream = Timeline(device), loop.passes_per_step(), iter(loader)
-    clip = step.optimizer.clip
+    stream = iter(loader)
 
-    def marked_clip() -> Tensor:
-        timeline.mark("optimiser")
-        return clip()
-
-    def take_step(number: int) -> dict[str, Any]:
+    def take_step(number: int) -> Batch:
         timeline.mark("data")
         if number == _WARM_UP:
             timeline.restart()
@@ -221,16 +223,15 @@ def profile_training(
         return batches[0]
 
     on_cpu = loop.cpu_tricks and device.type == "cpu"
-    with watched(objective, timeline), kept_memory(enabled=on_cpu):
-        with _replaced(step.optimizer, "clip", marked_clip):
-            for number in range(_WARM_UP + steps):
-                batch = take_step(number)
-            timeline.mark("data")
+    with watched(objective, step, timeline), kept_memory(enabled=on_cpu):
+        for number in range(_WARM_UP + steps):
+            batch = take_step(number)
+        timeline.mark("data")
         seconds = {name: value / steps for name, value in timeline.seconds().items()}
         if trace:
-            run_dir.mkdir(parents=True, exist_ok=True)
             with torch.profiler.profile() as profiler:
                 take_step(_WARM_UP + steps)
+            run_dir.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(run_dir / "trace.json"))
     images, count = loop.batch_size * passes, meter.per_image({**batch, "step": 0})
     rate = images / sum(seconds.values())
