@@ -203,7 +203,7 @@ def test_the_state_of_another_rank_is_refused():
     with pytest.raises(DataError, match="row 3 is needed; merge the states of all ranks"):
         second.load_state_dict(first.state_dict())
     next(first)
-    with pytest.raises(DataError, match="cannot resume: the saved data position has batches 1"):
+    with pytest.raises(DataError, match=r"cannot resume: .*\(batches was 1, now 0\)"):
         merge_states([second.state_dict(), first.state_dict()])
     for wrong in ({"rank": 2, "num_ranks": 2}, {"rank": -1}, {"num_ranks": 0}):
         with pytest.raises(ValueError, match="rank must be at least 0 and less than"):
@@ -317,7 +317,7 @@ def test_the_state_belongs_to_what_was_handed_out(records):
 def test_another_data_set_or_order_is_refused(change, field):
     options = {"records": names(30), "batch_size": 4, "image_size": None, "seed": 0}
     state = listed(**options).state_dict()
-    with pytest.raises(DataError, match=f"cannot resume: .* {field} "):
+    with pytest.raises(DataError, match=rf"cannot resume: .*\b{field} was "):
         listed(**{**options, **change}).load_state_dict(state)
     listed(**{**options, "num_workers": 3}).load_state_dict(state)
 
@@ -438,7 +438,7 @@ def test_metadata_that_is_no_json_is_a_bad_record(records):
 def test_a_quarantine_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     options = {"seed": 0, "quarantine": tmp_path / "file" / "q.jsonl", "max_bad_share": 1}
-    with pytest.raises(OutputError, match=r"q\.jsonl: cannot be written"):
+    with pytest.raises(OutputError, match=r"q\.jsonl cannot be written"):
         next(listed(names(3), 1, SIZE, **options))
 
 

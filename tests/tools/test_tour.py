@@ -96,7 +96,7 @@ def test_words_are_what_the_pipeline_says(traces: Traces, tiny_pipeline: VLVPipe
     assert words.e.shape == (1, 8, 48)
     assert len(words.pieces) == words.ids.shape[1]
     reader = tiny_pipeline.caption_decoder
-    assert words.true_loss == pytest.approx(float(reader.loss(traces.encoding.c.sequence, [TRUTH])))
+    assert words.true_loss == pytest.approx(reader.loss(traces.encoding.c.sequence, [TRUTH]).item())
 
 
 def test_drawing_is_what_the_pipeline_draws(traces: Traces, tiny_pipeline: VLVPipeline) -> None:

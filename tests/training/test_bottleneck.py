@@ -83,6 +83,7 @@ def test_a_gradient_asks_for_the_mixture_and_nothing_else_does() -> None:
     assert one.item() == other.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_interrupted_run_goes_on_exactly(kind: BottleneckKind, tmp_path: Path) -> None:
     straight = stage1(kind)

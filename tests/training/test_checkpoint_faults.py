@@ -125,6 +125,7 @@ def test_no_fault_leaves_a_torn_checkpoint(tmp_path: Path) -> None:
     assert failed >= 100
 
 
+@pytest.mark.slow
 def test_no_kill_leaves_a_torn_checkpoint(tmp_path: Path) -> None:
     steps = set()
     for number in range(1000):

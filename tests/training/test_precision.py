@@ -89,7 +89,7 @@ def test_the_loss_is_nearly_that_of_single_precision() -> None:
         _, objective = assembled("stage2", precision, denoising_weight=0.5)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss = objective.loss(make_batch(), torch.Generator().manual_seed(0))
-        losses.append(float(loss.total))
+        losses.append(loss.total.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
 

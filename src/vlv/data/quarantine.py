@@ -44,7 +44,6 @@ class Quarantine:
         self.num_bad = 0
         self._on_bad = on_bad
         self._named = _ids_in(path)
-        self._journal: Journal | None = None  # opened for the first bad record
 
     def count(self, record: Record, reason: str | None) -> None:
         """Count one record; `reason` says why it is bad, None that it is sound.
@@ -75,10 +74,9 @@ class Quarantine:
         self.bad[record.id] = bad
         logger.warning("skipped: %s", reason)
         if self.path is not None and record.id not in self._named:
-            if self._journal is None:
-                self._journal = Journal(self.path)
             row = {"id": bad.id, "source": bad.source, "reason": bad.reason}
-            self._journal.append([row])
+            with Journal(self.path) as journal:
+                journal.append([row])
         if self._on_bad is not None:
             self._on_bad(bad)
 
