@@ -325,14 +325,3 @@ def test_settings_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         tiny_decoder.sample(c, **settings)
-
-
-def test_progress_is_shown_only_when_asked_for(
-    tiny_decoder: DiffusionDecoder, c: Context, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny_decoder.sample(c, seeds=[0, 1, 2], steps=1)
-    assert capsys.readouterr() == ("", "")
-    tiny_decoder.sample(c, seeds=[0, 1, 2], steps=1, progress=True)
-    shown = capsys.readouterr()
-    assert "sampling" in shown.err
-    assert shown.out == ""

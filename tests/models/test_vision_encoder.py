@@ -289,7 +289,7 @@ def test_stage_1_trains_on_a_backbone(run_settings: list[str]) -> None:
         ("model.encoder=x", "model.backbone has no effect beside model.encoder"),
         ("model.prompt=What?", "model.prompt has no effect beside model.backbone"),
         ("stage1.warm_start_steps=1", "needs model.florence, whose captions"),
-        ("model.backbone=null", "model.backbone_layers has no effect without model.backbone|needs"),
+        ("model.backbone=null", "model.encoder are all missing; set one of them"),
     ],
 )
 def test_settings_that_contradict_a_backbone(
