@@ -209,7 +209,7 @@ class CaptionDecoder(PreTrainedModel):
             Ids padded on the right, with the lengths that make the loss mask: pad and end token may
             share an id.
         """
-        rows = self._token_rows(captions, with_end)
+        rows = self.token_rows(captions, with_end=with_end)
         num_truncated = sum(len(row) > max_tokens for row in rows) if max_tokens else 0
         tensors = [torch.tensor(row[:max_tokens]) for row in rows]
         ids = nn.utils.rnn.pad_sequence(
@@ -218,18 +218,12 @@ class CaptionDecoder(PreTrainedModel):
         lengths = torch.tensor([len(row) for row in tensors])
         return CaptionTokens(ids.to(self.device), lengths.to(self.device), num_truncated)
 
-    def _token_rows(self, captions: Sequence[str], with_end: bool) -> list[list[int]]:
-        """The tokens of each caption, with the end token where it is wanted."""
+    def token_rows(self, captions: Sequence[str], *, with_end: bool = True) -> list[list[int]]:
+        """The tokens of each caption, uncut, with the end token where it is wanted."""
         tokenizer = self._tokenizer()
         rows = tokenizer(list(captions), add_special_tokens=False).input_ids
         end = [tokenizer.eos_token_id] if with_end else []
         return [[*row, *end] for row in rows]
-
-    def count_tokens(
-        self, captions: Sequence[str], max_tokens: int | None = None, *, with_end: bool = True
-    ) -> list[int]:
-        """Supervised tokens of each of B captions, as `tokenize` would make them."""
-        return [len(row[:max_tokens]) for row in self._token_rows(captions, with_end)]
 
     def loss(
         self,
@@ -256,36 +250,22 @@ class CaptionDecoder(PreTrainedModel):
         """
         if len(captions) != len(c):
             raise ValueError(f"{len(c)} contexts need as many captions, got {len(captions)}")
-        rows = [row[:max_tokens] for row in self._token_rows(captions, with_end)]
+        rows = self.token_rows(captions, with_end=with_end)
+        return self.loss_of_tokens(c, [row[:max_tokens] for row in rows], batching=batching)
+
+    def loss_of_tokens(
+        self, c: Tensor, rows: Sequence[Sequence[int]], *, batching: Batching = "auto"
+    ) -> Tensor:
+        """`loss` of captions that are tokens already, one row for each c."""
         self._check_length(c.shape[1], max(map(len, rows)), "max_caption_tokens")
         head = self.find_head()
         return caption_loss(self.llm, self.prefix(c), rows, batching=batching, head=head)
 
-    def shares(
-        self,
-        num_prefix: int,
-        captions: Sequence[str],
-        *,
-        max_tokens: int | None = None,
-        with_end: bool = True,
-        batching: Batching = "auto",
-    ) -> dict[str, float]:
-        """For the log: `truncated_share` of the captions that `loss` cuts, `padding_share` of the positions it reads.
-
-        Args:
-            num_prefix: Q.
-            captions: B texts.
-            max_tokens: As of `loss`, and so are the rest.
-            with_end: See there.
-            batching: See there.
-        """
-        rows = self._token_rows(captions, with_end)
-        cut = [row[:max_tokens] for row in rows]
-        truncated = sum(len(row) > len(kept) for row, kept in zip(rows, cut, strict=True))
-        return {
-            "truncated_share": truncated / len(rows),
-            "padding_share": padding_share(self.llm, num_prefix, cut, batching),
-        }
+    def padding_share(
+        self, num_prefix: int, rows: Sequence[Sequence[int]], *, batching: Batching = "auto"
+    ) -> float:
+        """Share of padding among the positions that `loss_of_tokens` reads, behind prefixes of Q positions each."""
+        return padding_share(self.llm, num_prefix, rows, batching)
 
     def find_head(self) -> nn.Linear | None:
         """The language model's head, if it is a plain linear layer; found out once, with real weights."""

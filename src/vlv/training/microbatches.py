@@ -44,6 +44,8 @@ def with_targets(batch: Batch, objective: Objective, batch_size: int) -> Batch:
     rows = num_rows(batch)
     if rows != batch_size:
         raise DataError(f"the loader hands out {rows} rows, but loop.batch_size is {batch_size}")
+    prepare = getattr(objective, "prepare", None)
+    batch = batch if prepare is None else prepare(batch)
     count = getattr(objective, "num_targets", None)
     return batch | {"targets": [1] * rows if count is None else list(count(batch))}
 

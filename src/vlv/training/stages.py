@@ -6,7 +6,7 @@ Shapes: B batch, R draws per image, Q queries, D text width, h w latents, L toke
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -123,31 +123,37 @@ class Stage2:
         with torch.no_grad() if frozen else nullcontext():
             z = z_of(self.encoder, batch, generator)  # (B, Q, D)
             c = self.decoder.context(z)
-        captions, how = captions_of(batch), self._reading()
-        caption = self.caption_decoder.loss(c.sequence, captions, **how)  # (B, Q, D)
+        tokens = self._tokens(batch)
+        cut = [row[: self.config.max_caption_tokens] for row in tokens]
+        how = self.config.batching
+        caption = self.caption_decoder.loss_of_tokens(c.sequence, cut, batching=how)  # (B, Q, D)
         total = caption = caption * batch.get("target_weight", 1.0)
-        shares = self.caption_decoder.shares(c.sequence.shape[1], captions, **how)
+        shares = {
+            "truncated_share": sum(map(_is_longer, tokens, cut)) / len(tokens),
+            "padding_share": self.caption_decoder.padding_share(
+                c.sequence.shape[1], cut, batching=how
+            ),
+        }
         parts = {"caption": caption} | {k: caption.new_full((), v) for k, v in shares.items()}
         if self.config.denoising_weight > 0 and not frozen:
             parts["denoising"] = denoising_loss(self.decoder, c, batch, generator, self.config)
             total = total + self.config.denoising_weight * parts["denoising"]
         return Losses(total, parts)
 
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch with its captions as `tokens`, a list of ids for each: they are made once for all passes."""
+        return batch | {"tokens": self._tokens(batch)}
+
     def num_targets(self, batch: Batch) -> list[int]:
         """Supervised tokens of each caption: the cross-entropy is a mean over all of a step, not of each pass."""
-        config = self.config
-        return self.caption_decoder.count_tokens(
-            captions_of(batch), config.max_caption_tokens, with_end=config.supervise_end
-        )
+        return [len(row[: self.config.max_caption_tokens]) for row in self._tokens(batch)]
 
-    def _reading(self) -> dict[str, Any]:
-        """How captions are read."""
-        config = self.config
-        return {
-            "max_tokens": config.max_caption_tokens,
-            "with_end": config.supervise_end,
-            "batching": config.batching,
-        }
+    def _tokens(self, batch: Batch) -> list[list[int]]:
+        if "tokens" in batch:
+            tokens: list[list[int]] = batch["tokens"]
+            return tokens
+        captions, with_end = captions_of(batch), self.config.supervise_end
+        return self.caption_decoder.token_rows(captions, with_end=with_end)
 
     def _freeze_llm(self, frozen: bool) -> None:
         """Let the gradient pass through the language model to psi, and leave none in it."""
@@ -223,3 +229,7 @@ def captions_of(batch: Batch) -> list[str]:
         if not caption:
             raise DataError(f"{record} has no caption, but stage 2 needs one for every image")
     return list(batch["captions"])
+
+
+def _is_longer(row: list[int], other: list[int]) -> bool:
+    return len(row) > len(other)
