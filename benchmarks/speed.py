@@ -44,7 +44,7 @@ from vlv.toyworld.objectives import (
 )
 from vlv.toyworld.pretrain import RECIPES
 from vlv.toyworld.render import image_box, render
-from vlv.toyworld.scene import Scene, sample_scene
+from vlv.toyworld.scene import COLUMNS, Scene, sample_scene
 from vlv.training.journal import versions
 from vlv.training.objective import Batch, Objective
 from vlv.training.optim import Optimizer
@@ -199,9 +199,13 @@ def time_trainings(clock: Clock, pipe: VLVPipeline, world: World) -> None:
     time_step(clock, "VAE", VaeObjective(vae), make_batch(world, sizes["vae"]))
     cached = cached_latents(decoder, world)
     batch = make_batch(world, sizes["unet"]) | first(cached, sizes["unet"])
+    batch |= {"texts": text_ids(pipe.tokenizer, world, sizes["unet"], decoder.num_positions)}
     time_step(clock, "teacher U-Net, cached latents", TeacherObjective(copy_decoder(pipe)), batch)
-    time_step(clock, "Florence-2", make_florence(), make_batch(world, sizes["florence"]))
-    time_step(clock, "language model", make_llm(), make_batch(world, sizes["llm"]))
+    florence, size = make_florence(), sizes["florence"]
+    ids = text_ids(florence.tokenizer, world, size)
+    batch = make_batch(world, size) | dict.fromkeys(components.TASKS, ids)
+    time_step(clock, "Florence-2", florence, batch)
+    time_step(clock, "language model", *make_llm(world, sizes["llm"]))
     time_stages(clock, pipe, world, cached)
 
 
@@ -232,15 +236,29 @@ def make_batch(world: World, size: int) -> Batch:
     """A batch as the loader gives it."""
     scenes = world.scenes[:size]
     side = world.pixels.shape[-1]
-    boxes = [[image_box(scene, solid, side) for solid in scene.solids] for scene in scenes]
-    meta = [{"scene": s.to_dict(), "boxes": b} for s, b in zip(scenes, boxes, strict=True)]
+    boxes = torch.zeros(size, len(COLUMNS), 4, dtype=torch.int16)
+    for row, scene in enumerate(scenes):
+        for number, solid in enumerate(scene.solids):
+            boxes[row, number] = torch.tensor(image_box(scene, solid, side))
     return {
         "ids": [str(index) for index in range(size)],
         "pixels": world.pixels[:size],
         "captions": list(world.captions[:size]),
-        "meta": meta,
+        "boxes": boxes,
         "step": AFTER_WARM_START,
     }
+
+
+def text_ids(tokenizer: Any, world: World, size: int, length: int | None = None) -> Tensor:
+    """Token ids of the true captions, (B, L)."""
+    rows = tokenizer(
+        list(world.captions[:size]),
+        padding="max_length" if length else True,
+        truncation=length is not None,
+        max_length=length,
+        return_tensors="pt",
+    )
+    return torch.as_tensor(rows.input_ids)
 
 
 def cached_latents(decoder: DiffusionDecoder, world: World) -> dict[str, Tensor]:
@@ -268,10 +286,11 @@ def make_florence() -> FlorenceObjective:
     return FlorenceObjective(florence, tokenizer, normalise)
 
 
-def make_llm() -> LlmObjective:
-    """Fresh weights, as above."""
+def make_llm(world: World, size: int) -> tuple[LlmObjective, Batch]:
+    """Fresh weights, as above, and a batch."""
     tokenizer = components.make_llm_tokenizer()
-    return LlmObjective(components.make_llm(tokenizer, 0), tokenizer)
+    batch = make_batch(world, size) | {"texts": text_ids(tokenizer, world, size)}
+    return LlmObjective(components.make_llm(tokenizer, 0)), batch
 
 
 # --- the script --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,14 +85,15 @@ def test_pretrain_hands_its_options_over(toyworld: Any, monkeypatch: pytest.Monk
         return FitResult(7, True, {})
 
     monkeypatch.setattr(pretrain, "pretrain", fake)
-    options = ("--steps", 7, "--seed", 2, "--max-minutes", 0.5, "--precision", "bf16")
-    result = toyworld(*PRETRAIN, *options)
+    options = ("--steps", 7, "--batch-size", 9, "--seed", 2, "--max-minutes", 0.5)
+    result = toyworld(*PRETRAIN, *options, "--precision", "bf16")
     assert result.code == 0
     assert "vae: 7 steps done; the weights are in m" in result.err
+    recipe = replace(pretrain.RECIPES["vae"], steps=7, batch_size=9, precision="bf16")
     assert calls == [
         (
             ("vae", [Path("a"), Path("b")], Path("m"), Path("r")),
-            {"seed": 2, "steps": 7, "max_seconds": 30, "size": "medium", "precision": "bf16"},
+            {"recipe": recipe, "seed": 2, "max_seconds": 30, "size": "medium"},
         )
     ]
 

@@ -18,7 +18,7 @@ from vlv.toyworld.inspector import (
     inspection_loss,
 )
 from vlv.toyworld.language import true_claims
-from vlv.toyworld.objectives import pixels_of, scenes_of
+from vlv.toyworld.objectives import pixels_of
 from vlv.toyworld.scene import Scene, sample_scene
 from vlv.training.objective import Batch
 
@@ -139,7 +139,10 @@ def test_what_cannot_be_seen_costs_nothing() -> None:
 
 
 def test_the_loss_of_one_batch_goes_down(inspector: Inspector, batch: Batch) -> None:
-    targets, pixels = encode_scenes(scenes_of(batch)), pixels_of(batch)
+    targets, pixels = (
+        encode_scenes([Scene.from_dict(meta["scene"]) for meta in batch["meta"]]),
+        pixels_of(batch),
+    )
     optimizer = torch.optim.AdamW(inspector.parameters(), lr=3e-3)
     losses = []
     for _ in range(15):

@@ -4,34 +4,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from transformers import BartTokenizer, CLIPTokenizer
 
-from tests.toyworld.world import make_scene
-from vlv.models.diffusion import DiffusionDecoder, TextContext
+from vlv.data.source import find_records
+from vlv.models.diffusion import DiffusionDecoder
 from vlv.toyworld import components
-from vlv.toyworld.language import compare, parse
 from vlv.toyworld.objectives import (
     FOREGROUND_WEIGHT,
-    LATENT_WEIGHT,
     FlorenceObjective,
     TeacherObjective,
-    _with_more,
+    box_weights,
     caption_logits,
-    draw_captions,
-    foreground_weights,
-    latent_weights,
     pixels_of,
-    scenes_of,
 )
-from vlv.toyworld.pretrain import _PREPARE, Part
-from vlv.toyworld.questions import ask
+from vlv.toyworld.pretrain import _PREPARE, Part, Source
 from vlv.toyworld.render import render
-from vlv.toyworld.scene import sample_scene
-from vlv.toyworld.writing import FORMS, describe
+from vlv.toyworld.table import TableLoader
 from vlv.training.objective import Batch, Objective
 
 Build = Callable[[CLIPTokenizer, BartTokenizer], Objective]
@@ -45,16 +36,35 @@ def short_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def full_batch(batch: Batch) -> Batch:
-    """The batch with made-up latents, as the teacher gets it."""
+def source(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Source:
+    """Twelve scenes as the parts get them."""
+    records = find_records([shards])[:12]
+    return Source(tmp_path_factory.mktemp("models"), records, 0, torch.device("cpu"))
+
+
+def first_batch(source: Source, part: Part) -> tuple[Objective, Batch]:
+    """The objective of a part that needs no other part, and six scenes of its table."""
+    prepared = _PREPARE[part](source)
+    loader = TableLoader(
+        prepared.columns, 6, seed=0, device=torch.device("cpu"), texts=prepared.texts
+    )
+    return prepared.objective, next(loader)
+
+
+def teacher_batch(source: Source, tokenizer: CLIPTokenizer) -> tuple[TeacherObjective, Batch]:
+    """The teacher with made-up latents."""
     generator = torch.Generator().manual_seed(0)
-    mean = torch.randn(len(batch["ids"]), 4, 16, 16, generator=generator)
-    return {**batch, "latents_mean": mean.half(), "latents_std": torch.full_like(mean, 0.1).half()}
-
-
-def as_pretrained(part: Part) -> Build:
-    """The objective of a part that needs no other part, with its seed 0."""
-    return lambda *_: _PREPARE[part](Path("nowhere"), [], 0)[0]
+    channels = components.LATENT_CHANNELS
+    mean = torch.randn(6, channels, 16, 16, generator=generator)
+    texts = ["a red cube", "a blue ball", "a cone", "a drum", "photo, night", "a green cube"]
+    ids = tokenizer(texts, padding="max_length", max_length=64, return_tensors="pt").input_ids
+    batch = {
+        "latents_mean": mean.half(),
+        "latents_std": torch.full_like(mean, 0.1).half(),
+        "boxes": source.pictures("boxes")["boxes"][:6],
+        "texts": ids,
+    }
+    return teacher(tokenizer), batch
 
 
 def teacher(tokenizer: CLIPTokenizer) -> TeacherObjective:
@@ -74,35 +84,17 @@ def florence(tokenizer: BartTokenizer) -> FlorenceObjective:
     return FlorenceObjective(components.make_florence(tokenizer, 0), tokenizer, (half, half))
 
 
-OBJECTIVES: dict[str, Build] = {
-    "inspector": as_pretrained("inspector"),
-    "vae": as_pretrained("vae"),
-    "text": as_pretrained("text"),
-    "unet": lambda text, _: teacher(text),
-    "vision": as_pretrained("vision"),
-    "florence": lambda _, bart: florence(bart),
-    "llm": as_pretrained("llm"),
-}
-
-
 def seed(number: int) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_loss_goes_down_on_one_batch(
-    name: str,
-    text_tokenizer: CLIPTokenizer,
-    florence_tokenizer: BartTokenizer,
-    full_batch: Batch,
-) -> None:
-    objective = OBJECTIVES[name](text_tokenizer, florence_tokenizer)
+def falls(objective: Objective, batch: Batch) -> None:
     trained = [p for p in objective.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     before = torch.get_rng_state()
     values = []
     for _ in range(5):
-        losses = objective.loss(full_batch, seed(1))
+        losses = objective.loss(batch, seed(1))
         optimizer.zero_grad()
         torch.autograd.backward(losses.total)
         optimizer.step()
@@ -113,78 +105,61 @@ def test_the_loss_goes_down_on_one_batch(
     assert torch.equal(before, torch.get_rng_state()), "every draw comes from the generator"
 
 
-@pytest.mark.parametrize("name", ["vae", "text", "llm"])
+@pytest.mark.parametrize("part", ["inspector", "vae", "text", "vision", "llm"])
+def test_the_loss_goes_down_on_one_batch(part: Part, source: Source) -> None:
+    falls(*first_batch(source, part))
+
+
+def test_the_loss_of_the_teacher_goes_down(source: Source, text_tokenizer: CLIPTokenizer) -> None:
+    falls(*teacher_batch(source, text_tokenizer))
+
+
+def test_the_loss_of_florence_goes_down(source: Source, florence_tokenizer: BartTokenizer) -> None:
+    texts = ["a red cube", "a blue ball", "a cone", "a drum", "photo, night", "a green cube"]
+    ids = florence_tokenizer(texts, padding=True, return_tensors="pt").input_ids
+    batch = {"pixels": source.pictures("pixels")["pixels"][:6], "tags": ids}
+    falls(florence(florence_tokenizer), batch | {"short": ids, "detailed": ids})
+
+
 def test_the_generator_alone_decides_the_draws(
-    name: str,
-    text_tokenizer: CLIPTokenizer,
-    florence_tokenizer: BartTokenizer,
-    full_batch: Batch,
+    source: Source, text_tokenizer: CLIPTokenizer
 ) -> None:
-    objective = OBJECTIVES[name](text_tokenizer, florence_tokenizer)
-    with torch.no_grad():
-        first, again, other = (float(objective.loss(full_batch, seed(s)).total) for s in (1, 1, 2))
-    assert first == again != other
+    for objective, batch in (first_batch(source, "vae"), teacher_batch(source, text_tokenizer)):
+        with torch.no_grad():
+            first, again, other = (float(objective.loss(batch, seed(s)).total) for s in (1, 1, 2))
+        assert first == again != other
 
 
-def test_the_teacher_trains_the_unet_alone(
-    text_tokenizer: CLIPTokenizer, full_batch: Batch
+def test_the_teacher_trains_the_unet_and_the_text_tower(
+    source: Source, text_tokenizer: CLIPTokenizer
 ) -> None:
-    objective = teacher(text_tokenizer)
-    torch.autograd.backward(objective.loss(full_batch, seed(0)).total)
+    objective, batch = teacher_batch(source, text_tokenizer)
+    torch.autograd.backward(objective.loss(batch, seed(0)).total)
     for name, parameter in objective.decoder.named_parameters():
-        assert (parameter.grad is not None) == name.startswith("unet."), name
+        assert (parameter.grad is None) == name.startswith("vae."), name
 
 
 def test_captions_are_dropped_for_the_unconditional_branch(
-    text_tokenizer: CLIPTokenizer, full_batch: Batch, monkeypatch: pytest.MonkeyPatch
+    source: Source, text_tokenizer: CLIPTokenizer
 ) -> None:
-    seen: list[str] = []
-
-    def spy(texts: list[str]) -> TextContext:
-        seen.extend(texts)
-        return encode(texts)
-
-    objective = teacher(text_tokenizer)
-    encode = objective.decoder.encode_text
-    monkeypatch.setattr(objective.decoder, "encode_text", spy)
-    for dropout, dropped in ((0.0, 0), (1.0, len(full_batch["ids"]))):
-        seen.clear()
+    objective, batch = teacher_batch(source, text_tokenizer)
+    for dropout, expected in ((0.0, batch["texts"]), (1.0, objective.empty.expand(6, -1))):
         objective.dropout = dropout
-        with torch.no_grad():
-            objective.loss(full_batch, seed(0))
-        assert seen.count("") == dropped
+        assert torch.equal(objective._texts(batch, seed(0)), expected)
 
 
-def test_a_batch_gives_back_its_scenes_and_pictures(batch: Batch) -> None:
-    scenes, pixels = scenes_of(batch), pixels_of(batch)
-    for key, scene, picture in zip(batch["ids"], scenes, pixels, strict=True):
-        assert scene == sample_scene(0, int(key.removeprefix("train-")))
-        expected = torch.from_numpy(render(scene).image).permute(2, 0, 1) / 255
-        torch.testing.assert_close(picture, expected)
-
-
-def test_drawn_captions_are_true_and_of_the_forms_asked_for() -> None:
-    scenes = [sample_scene(3, index) for index in range(40)]
-    tags = draw_captions(scenes, {"tags": 1.0}, seed(0))
-    assert all(scene.style == text.split(",")[0] for scene, text in zip(scenes, tags, strict=True))
-    mixed = draw_captions(scenes, dict.fromkeys(FORMS, 1 / len(FORMS)), seed(0))
-    assert {("." in text) for text in mixed} == {True, False}
-    assert all(compare(parse(t), s).precision == 1 for s, t in zip(scenes, mixed, strict=True))
-    assert mixed == draw_captions(scenes, dict.fromkeys(FORMS, 1 / len(FORMS)), seed(0))
-
-
-def test_weights_lie_on_the_objects(batch: Batch) -> None:
-    weights = foreground_weights(batch)
-    assert set(weights.flatten().tolist()) == {1.0, FOREGROUND_WEIGHT}
-    for row, scene in enumerate(scenes_of(batch)):
+def test_weights_lie_on_the_objects(source: Source) -> None:
+    boxes = source.pictures("boxes")["boxes"]
+    weights = box_weights(boxes, 64, 64, FOREGROUND_WEIGHT)
+    assert float(weights.mean()) == pytest.approx(1, abs=1e-4)
+    assert float(weights.max() / weights.min()) == pytest.approx(FOREGROUND_WEIGHT)
+    for row, scene in enumerate(source.scenes):
         objects = torch.from_numpy(render(scene).objects >= 0)
-        assert bool((weights[row, 0][objects] == FOREGROUND_WEIGHT).all())
-    coarse = latent_weights(batch, 16)
-    assert coarse.shape == (len(batch["ids"]), 1, 16, 16)
-    assert float(coarse.mean()) == pytest.approx(1, abs=1e-5)
-    assert float(coarse.max() / coarse.min()) == pytest.approx(LATENT_WEIGHT)
+        assert bool((weights[row, 0][objects] == weights.max()).all())
     inside = F.max_pool2d(weights, 4) > 1
+    coarse = box_weights(boxes, 16, 64, 3.0)
     assert torch.equal(inside, coarse == coarse.max())
+    assert float(coarse.max() / coarse.min()) == pytest.approx(3)
 
 
 def test_florence_sees_image_and_prompt(florence_tokenizer: BartTokenizer, batch: Batch) -> None:
@@ -199,25 +174,3 @@ def test_florence_sees_image_and_prompt(florence_tokenizer: BartTokenizer, batch
     assert not torch.equal(logits[0], logits[1]), "the task matters"
     torch.testing.assert_close(other, logits[0].flip(0))
     assert not torch.equal(other, logits[0]), "the image matters"
-
-
-def test_texts_go_on_with_prose_or_questions_about_their_scene() -> None:
-    scene, rng = make_scene(), np.random.default_rng(0)
-    possible = {
-        f"{question.question} {question.answer}"
-        for seed in range(1000)
-        for question in ask(scene, np.random.default_rng(seed))
-    }
-    tags = describe(scene, "tags", rng)
-    texts = [_with_more(scene, "A photo.", rng) for _ in range(80)]
-    twice = [text for text in texts if text.startswith(tags)]
-    assert 25 < len(twice) < 55
-    for text in twice:
-        terse, prose = text.split("\n")
-        assert terse == tags
-        assert compare(parse(prose), scene).f1 == 1
-    assert 10 < texts.count("A photo.") < 35
-    for text in set(texts) - {"A photo.", *twice}:
-        caption, *questions = text.split("\n")
-        assert caption == "A photo."
-        assert len(questions) == len(set(questions) & possible) == 2

@@ -8,9 +8,11 @@ import pytest
 from vlv.errors import ConfigError
 from vlv.toyworld.scene import (
     COLOURED_STYLES,
+    COLOURS,
     COLUMNS,
     HALF_HEIGHT,
     HELD_OUT,
+    SHAPES,
     SPLITS,
     STYLES,
     TIMES,
@@ -44,6 +46,17 @@ def novel_pairs(scene: Scene) -> int:
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_held_out_pairs_are_held_out(split: Split) -> None:
     assert not any(novel_pairs(scene) for scene in sample(split, 1000))
+
+
+def test_any_scene_may_hold_any_pair() -> None:
+    found = {(s.shape, s.colour) for scene in sample("any", 1000) for s in scene.solids}
+    assert len(found) == len(SHAPES) * len(COLOURS)
+
+
+def test_held_out_shapes_and_colours_occur_in_many_other_pairs() -> None:
+    for number, values in enumerate((SHAPES, COLOURS)):
+        for value in values:
+            assert sum(pair[number] == value for pair in HELD_OUT) <= 1
 
 
 def test_every_scene_of_composition_holds_one_held_out_pair() -> None:
@@ -82,5 +95,7 @@ def test_solids_rest_on_the_ground() -> None:
 
 
 def test_an_unknown_split_is_named() -> None:
-    with pytest.raises(ConfigError, match="'tests'; choose one of train, val, test, composition"):
+    with pytest.raises(
+        ConfigError, match="'tests'; choose one of train, val, test, composition, any"
+    ):
         sample_scene(0, 0, "tests")  # type: ignore[arg-type]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -21,7 +22,7 @@ app = typer.Typer(
 SHEET_IMAGES = 48
 
 SizeName = Literal["small", "medium", "large"]
-SplitName = Literal["train", "val", "test", "composition"]
+SplitName = Literal["train", "val", "test", "composition", "any"]
 
 Split = Annotated[SplitName, typer.Option(help="Splits share no scene.")]
 Num = Annotated[int, typer.Option(min=1, help="Number of scenes.")]
@@ -121,29 +122,33 @@ def pretrain(
     size: Annotated[
         SizeName, typer.Option(help="Of the llm; another is saved as llm-small or llm-large.")
     ] = "medium",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     precision: Annotated[
-        Literal["fp32", "bf16"], typer.Option(help="Of the arithmetic; the weights stay float32.")
-    ] = "fp32",
+        Literal["fp32", "bf16"] | None,
+        typer.Option(help="Of the arithmetic, instead of the recipe's; the weights stay float32."),
+    ] = None,
 ) -> int:
     """Train one of the small parts that play the roles of the downloaded models.
 
     A part that needs another one, or a name that is none, is answered by the list of all in their order.
     """
     from vlv.toyworld.pretrain import pretrain as train_part
+    from vlv.toyworld.pretrain import recipe_of
     from vlv.training.interrupt import Interrupted
 
-    seconds = None if max_minutes is None else 60 * max_minutes
+    changes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "precision": precision}
+    given = {name: value for name, value in changes.items() if value is not None}
+    name = cast("Part", part)
     try:
         result = train_part(
-            cast("Part", part),
+            name,
             data,
             models,
             run,
+            recipe=replace(recipe_of(name), **given),
             seed=seed,
-            steps=steps,
-            max_seconds=seconds,
+            max_seconds=None if max_minutes is None else 60 * max_minutes,
             size=size,
-            precision=precision,
         )
     except Interrupted as interruption:
         common.say(str(interruption))

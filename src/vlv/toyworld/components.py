@@ -28,16 +28,19 @@ from transformers import (
 
 from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import sample_scene
-from vlv.toyworld.writing import Form, describe
+from vlv.toyworld.writing import FORMS, describe
 
 IMAGE_SIZE = 64
+LATENT_CHANNELS = 4
 TEXT_WIDTH = 128
+FLORENCE_WIDTH = 128
 TEXT_POSITIONS = 64
 
-TASKS: tuple[Form, ...] = ("short", "tags", "detailed")
+Task = Literal["short", "tags", "detailed"]
+TASKS: tuple[Task, ...] = ("short", "tags", "detailed")
 """The forms of text that Florence-2 writes."""
 
-PROMPTS: dict[Form, str] = {
+PROMPTS: dict[Task, str] = {
     "short": "What does the image describe?",
     "tags": "List what is shown in the image.",
     "detailed": "Describe with a paragraph what is shown in the image.",
@@ -56,11 +59,11 @@ def seeded(build: Callable[[], T], seed: int) -> T:
 
 
 def corpus(num_scenes: int = 4000) -> Iterator[str]:
-    """Texts of training scenes in all forms, with questions and answers: what tokenizers see."""
+    """Texts of scenes in all forms, with questions and answers: what tokenizers see."""
     for index in range(num_scenes):
-        scene = sample_scene(0, index, "train")
+        scene = sample_scene(0, index, "any")
         rng = np.random.default_rng([0, index])
-        for form in TASKS:
+        for form in FORMS:
             yield describe(scene, form, rng)
         for question in ask(scene, rng):
             yield f"{question.question} {question.answer}"
@@ -122,7 +125,7 @@ def make_vae(seed: int) -> AutoencoderKL:
             up_block_types=("UpDecoderBlock2D",) * 3,
             block_out_channels=(16, 32, 64),
             layers_per_block=1,
-            latent_channels=4,
+            latent_channels=LATENT_CHANNELS,
             norm_num_groups=8,
             sample_size=IMAGE_SIZE,
         ),
@@ -153,8 +156,8 @@ def make_unet(seed: int) -> UNet2DConditionModel:
     return seeded(
         lambda: UNet2DConditionModel(
             sample_size=IMAGE_SIZE // 4,
-            in_channels=4,
-            out_channels=4,
+            in_channels=LATENT_CHANNELS,
+            out_channels=LATENT_CHANNELS,
             block_out_channels=(64, 128),
             layers_per_block=1,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -193,19 +196,19 @@ def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditiona
             "num_groups": [2, 2, 3, 4],
             "patch_stride": [4, 2, 1, 1],
             "window_size": 4,
-            "projection_dim": TEXT_WIDTH,
+            "projection_dim": FLORENCE_WIDTH,
             "drop_path_rate": 0.0,
         },
         text_config={
             "model_type": "bart",
             "vocab_size": len(tokenizer),
-            "d_model": TEXT_WIDTH,
+            "d_model": FLORENCE_WIDTH,
             "encoder_layers": 2,
             "decoder_layers": 2,
             "encoder_attention_heads": 4,
             "decoder_attention_heads": 4,
-            "encoder_ffn_dim": 4 * TEXT_WIDTH,
-            "decoder_ffn_dim": 4 * TEXT_WIDTH,
+            "encoder_ffn_dim": 4 * FLORENCE_WIDTH,
+            "decoder_ffn_dim": 4 * FLORENCE_WIDTH,
             "max_position_embeddings": 128,
             "init_std": 0.08,  # BART's 0.02 suits a width of 1024; here attention would start out flat
             "dropout": 0.0,

@@ -206,13 +206,17 @@ def _box(solids: dict[str, Any], column: str) -> tuple[float, float, float, floa
 
 
 def inspection_loss(logits: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
-    """Sum of the cross-entropies of all facts and the squared error of the boxes."""
-    total = torch.zeros(())
+    """Sum of the cross-entropies of all facts and the squared error of the boxes; no value is asked of the device."""
+    total = torch.zeros((), device=logits["style"].device)
     for fact, target in targets.items():
         if fact == "box":
             known = ~target.isnan()
-            error = (logits["box"] - target.nan_to_num()).square() * known
+            error = (logits["box"].float() - target.nan_to_num()).square() * known
             total = total + error.sum() / known.sum().clamp_min(1)
-        elif bool((target >= 0).any()):
-            total = total + F.cross_entropy(logits[fact].flatten(0, -2), target.flatten())
+        else:
+            known = target >= 0
+            cost = F.cross_entropy(
+                logits[fact].flatten(0, -2).float(), target.flatten(), reduction="sum"
+            )
+            total = total + cost / known.sum().clamp_min(1)
     return total

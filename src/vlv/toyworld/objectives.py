@@ -1,6 +1,7 @@
 """What the small pretrained parts learn, one objective each; `vlv.training.loop.fit` trains them.
 
-Shapes: B batch, H W pixels, k h w latents, L text tokens, D text width.
+Their batches come from `vlv.toyworld.table` and lie on the device, where everything random is drawn as well, from a
+generator that the given one seeds. Shapes: B batch, H W pixels, k h w latents, L text tokens, D text width, K columns.
 """
 
 from __future__ import annotations
@@ -15,19 +16,16 @@ from torch.nn import functional as F
 from transformers import (
     BartTokenizer,
     CLIPTextModel,
-    CLIPTokenizer,
     Florence2ForConditionalGeneration,
     Qwen2ForCausalLM,
-    Qwen2Tokenizer,
 )
 
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 from vlv.models.text_tower import tokenize
-from vlv.toyworld.components import IMAGE_SIZE, PROMPTS, TASKS
-from vlv.toyworld.inspector import Inspector, InspectorConfig, encode_scenes, inspection_loss
-from vlv.toyworld.questions import ask
-from vlv.toyworld.scene import Scene
-from vlv.toyworld.writing import FORMS, Form, describe
+from vlv.toyworld.components import IMAGE_SIZE, PROMPTS, TASKS, Task
+from vlv.toyworld.inspector import Inspector, InspectorConfig, inspection_loss
+from vlv.toyworld.table import labels_of
+from vlv.toyworld.writing import Form
 from vlv.training.objective import Batch, Losses
 
 FOREGROUND_WEIGHT = 10.0
@@ -36,47 +34,40 @@ LATENT_WEIGHT = 3.0
 """Weight of a latent position inside an object's box in the teacher's loss."""
 
 
-def scenes_of(batch: Batch) -> list[Scene]:
-    """The scenes behind a batch of rendered images."""
-    return [Scene.from_dict(meta["scene"]) for meta in batch["meta"]]
-
-
 def pixels_of(batch: Batch) -> Tensor:
     """Float pixels (B, 3, H, W) in [0, 1] of a batch."""
     return cast("Tensor", batch["pixels"]).float() / 255
 
 
-def draw_captions(
-    scenes: list[Scene], shares: dict[Form, float], generator: torch.Generator
-) -> list[str]:
-    """A fresh caption of every scene, its form drawn with the given shares."""
-    rng = _numpy(generator)
-    forms = rng.choice(len(FORMS), size=len(scenes), p=[shares.get(f, 0.0) for f in FORMS])
-    return [describe(scene, FORMS[i], rng) for scene, i in zip(scenes, forms, strict=True)]
+def beside(generator: torch.Generator, tensor: Tensor) -> torch.Generator:
+    """A generator on a tensor's device, seeded by the given one."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator(tensor.device).manual_seed(seed)
 
 
-def _numpy(generator: torch.Generator) -> np.random.Generator:
-    return np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+def box_weights(boxes: Tensor, side: int, picture: int, weight: float) -> Tensor:
+    """Loss weights (B, 1, side, side) with mean 1: `weight` times as much where an object is.
 
-
-def foreground_weights(batch: Batch) -> Tensor:
-    """Loss weights (B, 1, H, W): `FOREGROUND_WEIGHT` inside the objects' boxes, 1 elsewhere."""
-    weights = torch.ones(len(batch["meta"]), 1, *batch["pixels"].shape[-2:])
-    for row, meta in enumerate(batch["meta"]):
-        for left, top, right, bottom in meta["boxes"]:
-            weights[row, :, top:bottom, left:right] = FOREGROUND_WEIGHT
-    return weights
-
-
-def latent_weights(batch: Batch, side: int) -> Tensor:
-    """Loss weights of latents (B, 1, side, side): `LATENT_WEIGHT` where an object is, with mean 1."""
-    weights = torch.ones(len(batch["meta"]), 1, side, side)
-    factor = IMAGE_SIZE // side
-    for row, meta in enumerate(batch["meta"]):
-        for left, top, right, bottom in meta["boxes"]:
-            rows = slice(top // factor, -(-bottom // factor))
-            weights[row, :, rows, left // factor : -(-right // factor)] = LATENT_WEIGHT
+    Args:
+        boxes: Pixel boxes (B, K, 4) of left, top, right, bottom; zeros where there is no object.
+        side: Positions along an edge of what is weighted.
+        picture: Pixels along an edge.
+        weight: Of the positions that a box touches.
+    """
+    factor = picture // side
+    place = torch.arange(side, device=boxes.device)
+    left, top, right, bottom = boxes.long().unbind(-1)  # (B, K) each
+    across = _between(place, left, right, factor)
+    down = _between(place, top, bottom, factor)
+    inside = (down[..., :, None] & across[..., None, :]).any(1, keepdim=True)
+    weights = torch.where(inside, weight, 1.0)
     return weights / weights.mean()
+
+
+def _between(place: Tensor, low: Tensor, high: Tensor, factor: int) -> Tensor:
+    """Which positions (side) a stretch of pixels touches, (B, K, side)."""
+    first, last = low // factor, -(-high // factor)
+    return (place >= first[..., None]) & (place < last[..., None])
 
 
 class VaeObjective:
@@ -94,11 +85,11 @@ class VaeObjective:
         """Absolute plus squared error of the pixels, and the Kullback-Leibler term."""
         target = pixels_of(batch) * 2 - 1
         posterior = self.vae.encode(target).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
+        noise = torch.empty_like(posterior.mean).normal_(generator=beside(generator, target))
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
-        error = decoded - target
-        weights = foreground_weights(batch)
-        weights = weights / weights.mean()
+        error = decoded.float() - target
+        side = target.shape[-1]
+        weights = box_weights(batch["boxes"], side, side, FOREGROUND_WEIGHT)
         reconstruction = (weights * (error.abs() + 5 * error.square())).mean()
         kl = posterior.kl().mean() / noise[0].numel()
         squared = (error.detach() / 2).square().mean()
@@ -117,17 +108,19 @@ class InspectorObjective:
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Cross-entropies of all facts plus the box error."""
-        pixels = _degrade(pixels_of(batch), generator)
-        return Losses(inspection_loss(self.inspector(pixels), encode_scenes(scenes_of(batch))))
+        pixels = pixels_of(batch)
+        pixels = _degrade(pixels, beside(generator, pixels))
+        return Losses(inspection_loss(self.inspector(pixels), labels_of(batch)))
 
 
 def _degrade(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Blur by a random amount and add a little noise; (B, 3, H, W) in and out."""
     blurred = F.avg_pool2d(F.pad(pixels, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    share = torch.rand(len(pixels), 1, 1, 1, generator=generator)
-    level = 0.04 * torch.rand(len(pixels), 1, 1, 1, generator=generator)
+    one_each = pixels.new_empty(len(pixels), 1, 1, 1)
+    share = torch.empty_like(one_each).uniform_(generator=generator)
+    level = 0.04 * torch.empty_like(one_each).uniform_(generator=generator)
     mixed = pixels + (blurred - pixels) * share.square()
-    return (mixed + level * torch.randn(pixels.shape, generator=generator)).clamp(0, 1)
+    return (mixed + level * torch.empty_like(pixels).normal_(generator=generator)).clamp(0, 1)
 
 
 class ImageTower(nn.Module):
@@ -145,10 +138,14 @@ class ImageTower(nn.Module):
 
 
 class TextReader(Inspector):
-    """The inspector's questions put to the text tower's tokens instead of a picture."""
+    """The inspector's questions put to the text tower's tokens instead of a picture.
 
-    def __init__(self) -> None:
-        super().__init__(InspectorConfig())
+    Args:
+        width: D, of the tokens.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(InspectorConfig(channels=[16, 16, width]))
         self.body = nn.Sequential()
 
 
@@ -161,15 +158,8 @@ class TextTowerObjective:
 
     shares: dict[Form, float] = {"tags": 0.4, "detailed": 0.6}  # noqa: RUF012
 
-    def __init__(
-        self,
-        text_encoder: CLIPTextModel,
-        tokenizer: CLIPTokenizer,
-        images: ImageTower,
-        reader: TextReader,
-    ) -> None:
-        self.text_encoder, self.tokenizer = text_encoder, tokenizer
-        self.images, self.reader = images, reader
+    def __init__(self, text_encoder: CLIPTextModel, images: ImageTower, reader: TextReader) -> None:
+        self.text_encoder, self.images, self.reader = text_encoder, images, reader
         self.scale = nn.Parameter(torch.tensor(2.6))
         self.module: nn.Module = nn.ModuleDict(
             {"text_encoder": text_encoder, "images": images, "reader": reader}
@@ -177,57 +167,62 @@ class TextTowerObjective:
         self.module.register_parameter("scale", self.scale)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Symmetric cross-entropy over the batch, plus a share of the reading loss."""
-        scenes = scenes_of(batch)
-        captions = draw_captions(scenes, self.shares, generator)
-        ids, _ = tokenize(self.tokenizer, self.text_encoder, captions)
-        output = self.text_encoder(input_ids=ids)
-        texts = F.normalize(output.pooler_output, dim=-1)
-        images = F.normalize(self.images(pixels_of(batch)), dim=-1)
+        """Symmetric cross-entropy over the batch, plus the reading loss."""
+        del generator
+        output = self.text_encoder(input_ids=batch["texts"].long())
+        texts = F.normalize(output.pooler_output.float(), dim=-1)
+        images = F.normalize(self.images(pixels_of(batch)).float(), dim=-1)
         logits = self.scale.exp().clamp(max=100) * texts @ images.T
-        labels = torch.arange(len(logits))
+        labels = torch.arange(len(logits), device=logits.device)
         contrast = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        reading = self._reading(output.last_hidden_state, scenes)
+        reading = self._reading(output.last_hidden_state, labels_of(batch))
         accuracy = (logits.argmax(-1) == labels).float().mean()
         parts = {"contrast": contrast, "reading": reading, "accuracy": accuracy}
         return Losses(contrast + reading, {k: v.detach() for k, v in parts.items()})
 
-    def _reading(self, tokens: Tensor, scenes: list[Scene]) -> Tensor:
+    def _reading(self, tokens: Tensor, labels: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of all facts but the boxes, read from tokens (B, L, D)."""
-        targets = encode_scenes(scenes)
-        del targets["box"]
-        return inspection_loss(self.reader.answer(self.reader.read(tokens)), targets)
+        said = {fact: values for fact, values in labels.items() if fact != "box"}
+        return inspection_loss(self.reader.answer(self.reader.read(tokens)), said)
 
 
 class TeacherObjective:
-    """The U-Net, told by the frozen text tower what is in the picture.
+    """The U-Net and its text tower, told in words what is in the picture.
 
-    Captions are dropped for one image in ten, so that guidance has its unconditional branch.
+    They learn together: unseen pairs and relations need a tower that says what the U-Net has to draw. Captions are
+    dropped for one image in ten, so that guidance has its unconditional branch.
     """
 
-    shares: dict[Form, float] = {"short": 0.1, "tags": 0.35, "detailed": 0.55}  # noqa: RUF012
+    shares: dict[Form, float] = {"short": 0.05, "tags": 0.2, "detailed": 0.35, "plain": 0.4}  # noqa: RUF012
 
     def __init__(self, decoder: DiffusionDecoder, dropout: float = 0.1) -> None:
         assert decoder.unet is not None
         decoder.freeze()
-        cast("nn.Module", decoder.unet).requires_grad_(True)
+        for part in (decoder.unet, decoder.text_encoder):
+            cast("nn.Module", part).requires_grad_(True)
         self.decoder, self.dropout = decoder, dropout
         self.module: nn.Module = decoder
+        self.empty, _ = tokenize(cast("Any", decoder.tokenizer), decoder.text_encoder, [""])
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Denoising loss of cached latents (posterior mean and standard deviation)."""
+        """Denoising loss of cached latents (posterior mean and standard deviation), given `texts`."""
         mean, std = batch["latents_mean"].float(), batch["latents_std"].float()
+        generator = beside(generator, mean)
         latents = self.decoder.draw_latents(Posterior(mean, std), generator)
-        captions = draw_captions(scenes_of(batch), self.shares, generator)
-        dropped = (torch.rand(len(captions), generator=generator) < self.dropout).tolist()
-        texts = ["" if d else c for c, d in zip(captions, dropped, strict=True)]
-        with torch.no_grad():
-            c = self.decoder.encode_text(texts).c
-        weights = latent_weights(batch, latents.shape[-1])
+        c = self.decoder.context(self.decoder.token_embeddings(self._texts(batch, generator)))
+        # Objects cover little of a picture, and shape and surface stand in few of their positions.
+        weights = box_weights(batch["boxes"], latents.shape[-1], IMAGE_SIZE, LATENT_WEIGHT)
         # High noise is where a picture has to come from its text, and the words take longest to learn.
         return Losses(
             self.decoder.denoising_loss(latents, c, generator, sampling="text", weights=weights)
         )
+
+    def _texts(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Token ids (B, L), some of them those of the empty text."""
+        ids = batch["texts"].long()
+        self.empty = self.empty.to(ids.device)
+        draw = torch.empty(len(ids), 1, device=ids.device).uniform_(generator=generator)
+        return torch.where(draw < self.dropout, self.empty, ids)
 
 
 class VisionReader(Inspector):
@@ -236,13 +231,14 @@ class VisionReader(Inspector):
     def __init__(
         self, florence: Florence2ForConditionalGeneration, normalise: tuple[Tensor, Tensor]
     ) -> None:
-        super().__init__(InspectorConfig())
+        vision: Any = florence.config.vision_config
+        super().__init__(InspectorConfig(channels=[16, 16, vision.projection_dim]))
         self.body = nn.Sequential()
         self.florence, self.normalise = florence, normalise
 
     def features(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, 64, 64) in [0, 1] to features (B, 1 + K, F)."""
-        mean, std = self.normalise
+        mean, std = (values.to(pixels.device) for values in self.normalise)
         tokens = self.florence.model.get_image_features((pixels - mean) / std).pooler_output
         return self.read(tokens[:, 1:])
 
@@ -250,7 +246,7 @@ class VisionReader(Inspector):
 class FlorenceObjective:
     """Florence-2's captioning tasks: each batch is one task with its prompt."""
 
-    shares: dict[Form, float] = {"short": 0.1, "tags": 0.7, "detailed": 0.2}  # noqa: RUF012
+    shares: dict[Task, float] = {"short": 0.15, "tags": 0.5, "detailed": 0.35}  # noqa: RUF012
 
     def __init__(
         self,
@@ -262,29 +258,26 @@ class FlorenceObjective:
         self.florence, self.tokenizer, self.normalise = florence, tokenizer, normalise
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Cross-entropy of the caption tokens and the end token."""
-        rng = _numpy(generator)
-        form = TASKS[int(rng.choice(len(TASKS), p=[self.shares[f] for f in TASKS]))]
-        captions = [describe(scene, form, rng) for scene in scenes_of(batch)]
-        rows = self.tokenizer(captions, padding=True, return_tensors="pt")
-        labels = rows.input_ids[:, 1:].masked_fill(rows.attention_mask[:, 1:] == 0, -100)
-        logits = caption_logits(
-            self.florence, self.tokenizer, self._inputs(batch), form, rows.input_ids[:, :-1]
-        )
-        loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        """Cross-entropy of the caption tokens and the end token; the texts of every task are a column of its name."""
+        draw = torch.rand((), generator=generator).item()
+        bounds = np.cumsum([self.shares[task] for task in TASKS])
+        task = TASKS[min(int(np.searchsorted(bounds, draw)), len(TASKS) - 1)]
+        ids = batch[task].long()
+        labels = ids[:, 1:].masked_fill(ids[:, 1:] == self.tokenizer.pad_token_id, -100)
+        pixels = pixels_of(batch)
+        mean, std = (values.to(pixels.device) for values in self.normalise)
+        inputs = (pixels - mean) / std
+        logits = caption_logits(self.florence, self.tokenizer, inputs, task, ids[:, :-1])
+        loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
         right = ((logits.argmax(-1) == labels) & (labels >= 0)).sum() / (labels >= 0).sum()
-        return Losses(loss, {f"accuracy_{form}": right.detach()})
-
-    def _inputs(self, batch: Batch) -> Tensor:
-        mean, std = self.normalise
-        return (pixels_of(batch) - mean) / std
+        return Losses(loss, {"accuracy": right.detach()})
 
 
 def caption_logits(
     florence: Florence2ForConditionalGeneration,
     tokenizer: BartTokenizer,
     inputs: Tensor,
-    form: Form,
+    task: Task,
     decoder_ids: Tensor,
 ) -> Tensor:
     """Next-token logits (B, L, vocabulary) of Florence-2 for one task.
@@ -293,10 +286,10 @@ def caption_logits(
         florence: The model.
         tokenizer: Its tokenizer.
         inputs: Normalised pixels (B, 3, H, W).
-        form: The captioning task.
+        task: The captioning task.
         decoder_ids: What was written so far (B, L), from the start token on.
     """
-    memory = caption_memory(florence, tokenizer, inputs, form)
+    memory = caption_memory(florence, tokenizer, inputs, task)
     hidden = florence.model.language_model.decoder(
         input_ids=decoder_ids, encoder_hidden_states=memory, use_cache=False
     ).last_hidden_state
@@ -307,49 +300,29 @@ def caption_memory(
     florence: Florence2ForConditionalGeneration,
     tokenizer: BartTokenizer,
     inputs: Tensor,
-    form: Form,
+    task: Task,
 ) -> Tensor:
     """What Florence-2's decoder looks at: image tokens and the task's prompt, encoded."""
     image = florence.model.get_image_features(inputs).pooler_output
-    ids = torch.tensor(tokenizer(PROMPTS[form]).input_ids)
+    ids = torch.tensor(tokenizer(PROMPTS[task]).input_ids, device=image.device)
     prompt = florence.get_input_embeddings()(ids).expand(len(image), -1, -1)
     encoder = florence.model.language_model.encoder
     return cast("Tensor", encoder(inputs_embeds=torch.cat((image, prompt), 1)).last_hidden_state)
 
 
 class LlmObjective:
-    """A language model of the world's texts alone: it never sees an image.
+    """A language model of the world's texts alone: it never sees an image."""
 
-    Captions of all forms, some followed by questions and answers, some by the same scene in other
-    words: from that it learns to say in prose what stands tersely before it.
-    """
-
-    shares: dict[Form, float] = {"short": 0.1, "tags": 0.2, "detailed": 0.7}  # noqa: RUF012
-
-    def __init__(self, llm: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer) -> None:
+    def __init__(self, llm: Qwen2ForCausalLM) -> None:
         self.module: nn.Module = llm
-        self.llm, self.tokenizer = llm, tokenizer
+        self.llm = llm
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Next-token cross-entropy of whole texts with their end token."""
-        scenes = scenes_of(batch)
-        captions = draw_captions(scenes, self.shares, generator)
-        rng = _numpy(generator)
-        texts = [_with_more(s, t, rng) for s, t in zip(scenes, captions, strict=True)]
-        end = cast("str", self.tokenizer.eos_token)
-        rows = self.tokenizer([t + end for t in texts], padding=True, return_tensors="pt")
-        logits = self.llm(input_ids=rows.input_ids, attention_mask=rows.attention_mask).logits
-        labels = rows.input_ids.masked_fill(rows.attention_mask == 0, -100)[:, 1:]
-        return Losses(F.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten()))
-
-
-def _with_more(scene: Scene, caption: str, rng: np.random.Generator) -> str:
-    """Half of the texts say their scene twice, tersely and in prose; a quarter go on with questions."""
-    draw = rng.random()
-    if draw < 0.5:
-        return f"{describe(scene, 'tags', rng)}\n{describe(scene, 'detailed', rng)}"
-    if draw < 0.75:
-        return caption
-    questions = ask(scene, rng)
-    chosen = [questions[i] for i in rng.permutation(len(questions))[:2]]
-    return caption + "".join(f"\n{q.question} {q.answer}" for q in chosen)
+        """Next-token cross-entropy of whole texts with their end token, which is the padding as well."""
+        del generator
+        ids = batch["texts"].long()
+        is_end = ids == self.llm.config.eos_token_id
+        is_text = (is_end.cumsum(1) - is_end.long()) == 0
+        logits = self.llm(input_ids=ids, attention_mask=is_text.long()).logits
+        labels = ids.masked_fill(~is_text, -100)[:, 1:]
+        return Losses(F.cross_entropy(logits[:, :-1].float().flatten(0, 1), labels.flatten()))

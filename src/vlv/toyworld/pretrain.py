@@ -5,24 +5,28 @@ Florence-2 or a language model learns anything but the method's own stages:
 
     inspector   the measuring instrument                  needs nothing
     vae         latents                                   needs nothing
-    vae_decoder the VAE's decoder, further                needs vae
     text        CLIP text tower                           needs nothing
-    unet        text-conditioned U-Net                    needs vae, text
+    unet        U-Net, and the text tower with it         needs vae, text
     vision      Florence-2's vision tower, on labels      needs nothing
     florence    Florence-2 on its captioning tasks        needs vision
     llm         language model on text alone              needs nothing
+
+The inspector, and the language model that sees no picture, learn from scenes of the split `any`: an instrument must be
+able to report every pair of shape and colour, and a language model has read of them. All others learn from `train`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
@@ -30,7 +34,6 @@ from transformers import (
 )
 
 from vlv.config import LoopConfig, OptimConfig
-from vlv.data.loader import Listed, Loader, LoaderSettings
 from vlv.data.records import Record
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, ModelFolderError
@@ -49,12 +52,26 @@ from vlv.toyworld.objectives import (
     VaeObjective,
     VisionReader,
 )
+from vlv.toyworld.scene import Scene
+from vlv.toyworld.table import (
+    LABEL,
+    TableLoader,
+    picture_columns,
+    scenes_of,
+    token_column,
+    write_texts,
+)
+from vlv.toyworld.writing import Form, Write, write_at_length, write_mixed
+from vlv.training.distributed import join_world
 from vlv.training.loop import fit
 from vlv.training.objective import FitResult, Objective
 
-Part = Literal["inspector", "vae", "vae_decoder", "text", "unet", "vision", "florence", "llm"]
+Part = Literal["inspector", "vae", "text", "unet", "vision", "florence", "llm"]
 PARTS: tuple[Part, ...] = get_args(Part)
 Precision = Literal["fp32", "bf16"]
+
+MOST_TOKENS = 192
+"""Of a text that the language model reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,37 +82,46 @@ class Recipe:
     batch_size: int
     lr: float
     ema: float | None = 0.999
+    precision: Precision = "fp32"
+    """Of the arithmetic; weights and optimiser stay float32."""
 
-    def settings(
-        self, seed: int, steps: int | None, precision: Precision
-    ) -> tuple[LoopConfig, OptimConfig]:
+    def settings(self, seed: int) -> tuple[LoopConfig, OptimConfig]:
         """The loop and the optimiser: AdamW, a short warm-up, cosine decay."""
-        steps = steps or self.steps
         loop = LoopConfig(
-            steps=steps,
+            steps=self.steps,
             batch_size=self.batch_size,
             seed=seed,
-            precision=precision,
+            precision=self.precision,
             ema=self.ema,
             eval_every=None,
             save_every=None,
             save_every_seconds=180,
         )
-        warmup = min(100, steps // 10)
+        warmup = min(100, self.steps // 10)
         return loop, OptimConfig(lr=self.lr, weight_decay=0.01, warmup_steps=warmup)
 
 
 RECIPES: dict[Part, Recipe] = {
     "inspector": Recipe(steps=1500, batch_size=64, lr=1.5e-3),
-    "vae": Recipe(steps=2200, batch_size=16, lr=2e-3),
-    "vae_decoder": Recipe(steps=3000, batch_size=16, lr=1e-3),
+    "vae": Recipe(steps=5200, batch_size=16, lr=2e-3),
     "text": Recipe(steps=600, batch_size=64, lr=1e-3, ema=0.99),
     "unet": Recipe(steps=2700, batch_size=32, lr=1e-3),
     "vision": Recipe(steps=1000, batch_size=64, lr=1.5e-3),
     "florence": Recipe(steps=2200, batch_size=32, lr=1e-3),
     "llm": Recipe(steps=1600, batch_size=32, lr=1.5e-3),
 }
-"""Budgets for two CPU cores, several hours in all."""
+"""Budgets for two CPU cores, several hours in all; on a GPU larger batches cost no more."""
+
+
+def recipe_of(part: Part) -> Recipe:
+    """How a part is trained.
+
+    Raises:
+        ConfigError: The part is unknown.
+    """
+    if part not in RECIPES:
+        raise ConfigError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
+    return RECIPES[part]
 
 
 def pretrain(
@@ -104,11 +130,10 @@ def pretrain(
     models: Path,
     run_dir: Path,
     *,
+    recipe: Recipe | None = None,
     seed: int = 0,
-    steps: int | None = None,
     max_seconds: float | None = None,
     size: components.LlmSize = "medium",
-    precision: Precision = "fp32",
 ) -> FitResult:
     """Train one part and save it in `models`; the same call goes on after an interruption.
 
@@ -117,168 +142,224 @@ def pretrain(
         data: Rendered shards of the world (`vlv toyworld render`).
         models: Folder of the parts, in the diffusers layout; earlier parts are read from it.
         run_dir: Folder of this run.
+        recipe: Length, batches, rate and precision; by default those of `RECIPES`.
         seed: Of the weights, the order of the data, and every draw.
-        steps: Other length than the recipe's.
         max_seconds: Stop and save after this time.
         size: Of the llm; a small or large one is saved as ``llm-small`` or ``llm-large``.
-        precision: Of the arithmetic; weights and optimiser stay float32.
 
     Raises:
         ConfigError: The part is unknown or has no sizes, or the data were not rendered here.
         ModelFolderError: A part that this one needs is not in `models` yet.
         Interrupted: As `fit`.
     """
-    if part not in PARTS:
-        raise ConfigError(f"unknown part {part!r}; choose one of {', '.join(PARTS)}")
+    recipe = recipe or recipe_of(part)
     if size not in components.LLM_SIZES or (size != "medium" and part != "llm"):
         sizes = ", ".join(components.LLM_SIZES)
         raise ConfigError(f"there is no {size} {part}; only the llm has sizes: {sizes}")
     records = find_records(data)
     if "scene" not in (records[0].meta or {}):
         raise ConfigError(f"{data[0]} holds no scenes; render it with `vlv toyworld render`")
+    device = join_world().device
     prepare = partial(_llm, size=size) if part == "llm" else _PREPARE[part]
-    objective, save, extra = prepare(models, records, seed)
-    recipe = RECIPES[part]
+    prepared = prepare(Source(models, records, seed, device))
     about = {"part": part if size == "medium" else f"{part}-{size}"}
-    loop, optim = recipe.settings(seed, steps, precision)
-    settings = LoaderSettings(
-        batch_size=recipe.batch_size,
-        image_size=None if part in ("llm", "unet") else components.IMAGE_SIZE,
-        seed=seed,
-        num_workers=1,
+    loop, optim = recipe.settings(seed)
+    loader = TableLoader(
+        prepared.columns, loop.batch_size, seed=seed, device=device, texts=prepared.texts
     )
-    loader = Loader(Listed(records, extra or {}), settings)
-    result = fit(objective, loader, loop, optim, run_dir, max_seconds=max_seconds, settings=about)
-    save(records)
+    result = fit(
+        prepared.objective, loader, loop, optim, run_dir, max_seconds=max_seconds, settings=about
+    )
+    prepared.save()
     return result
 
 
-Save = Callable[[list[Record]], None]
-Prepared = tuple[Objective, Save, dict[str, Any] | None]
+@dataclass(frozen=True)
+class Source:
+    """What a part is made from."""
+
+    models: Path
+    records: list[Record]
+    seed: int
+    device: torch.device
+
+    @cached_property
+    def scenes(self) -> list[Scene]:
+        """Behind the records."""
+        return scenes_of(self.records)
+
+    def pictures(self, *names: str, labels: bool = False) -> dict[str, Tensor]:
+        """Columns of pictures and boxes, and on demand of labels."""
+        columns = picture_columns(self.records, components.IMAGE_SIZE, self.models / "scenes")
+        chosen = {name: columns[name] for name in names}
+        if labels:
+            chosen |= {name: c for name, c in columns.items() if name.startswith(LABEL)}
+        return chosen
+
+    def texts(
+        self, tokenizer: Any, write: Write, variants: int, max_length: int, end: str = ""
+    ) -> Tensor:
+        """A column of the token ids of several texts of every scene."""
+        texts = write_texts(self.scenes, write, variants, self.seed)
+        return token_column(tokenizer, texts, variants, max_length=max_length, end=end)
 
 
-def _inspector(models: Path, records: list[Record], seed: int) -> Prepared:
-    del records
-    inspector = components.seeded(lambda: Inspector(InspectorConfig()), seed)
-    return InspectorObjective(inspector), lambda _: _save(inspector, models / "inspector"), None
+@dataclass(frozen=True)
+class Prepared:
+    """A part before its training."""
+
+    objective: Objective
+    columns: dict[str, Tensor]
+    save: Callable[[], None]
+    texts: Sequence[str] = ()
+    """The columns that hold several texts of every scene."""
 
 
-def _vae(models: Path, records: list[Record], seed: int) -> Prepared:
-    del records
-    vae: Any = components.make_vae(seed)
-
-    def save(records: list[Record]) -> None:
-        vae.register_to_config(scaling_factor=round(1 / _latent_std(vae, records), 4))
-        _save(vae, models / "vae")
-
-    return VaeObjective(vae), save, None
+def _inspector(source: Source) -> Prepared:
+    inspector = components.seeded(lambda: Inspector(InspectorConfig()), source.seed)
+    return Prepared(
+        InspectorObjective(inspector),
+        source.pictures("pixels", labels=True),
+        lambda: _save(inspector, source.models / "inspector"),
+    )
 
 
-def _vae_decoder(models: Path, records: list[Record], seed: int) -> Prepared:
-    del records, seed
-    vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
-    encoder = (vae.encoder, vae.quant_conv)
-    for half in encoder:
-        half.requires_grad_(False)
-    return VaeObjective(vae), lambda _: _save(vae, models / "vae"), None
+def _vae(source: Source) -> Prepared:
+    vae: Any = components.make_vae(source.seed)
+    columns = source.pictures("pixels", "boxes")
+
+    def save() -> None:
+        vae.register_to_config(scaling_factor=round(1 / _latent_std(vae, columns["pixels"]), 4))
+        _save(vae, source.models / "vae")
+
+    return Prepared(VaeObjective(vae), columns, save)
 
 
 @torch.no_grad()
-def _latent_std(vae: Any, records: list[Record], num_images: int = 1024) -> float:
+def _latent_std(vae: Any, pixels: Tensor, num_images: int = 1024) -> float:
     """Standard deviation of the latents: its inverse is the latent scale."""
-    settings = LoaderSettings(batch_size=64, image_size=components.IMAGE_SIZE)
-    loader = Loader(records[:num_images], settings)
-    batches = (next(loader)["pixels"] for _ in range(max(1, len(records[:num_images]) // 64)))
-    means = [vae.encode(b.float() / 127.5 - 1).latent_dist.mean for b in batches]
+    some = torch.split(pixels[:num_images].to(vae.device), 64)
+    means = [vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in some]
     return float(torch.cat(means).std())
 
 
-def _text(models: Path, records: list[Record], seed: int) -> Prepared:
-    del records
+def _text(source: Source) -> Prepared:
     tokenizer = components.make_text_tokenizer()
-    tower = components.make_text_encoder(tokenizer, seed)
-    body = components.seeded(lambda: Inspector(InspectorConfig()), seed + 1)
-    images = components.seeded(lambda: ImageTower(body, components.TEXT_WIDTH), seed + 2)
-    reader = components.seeded(TextReader, seed + 3)
+    tower = components.make_text_encoder(tokenizer, source.seed)
+    width = components.TEXT_WIDTH
+    body = components.seeded(lambda: Inspector(InspectorConfig()), source.seed + 1)
+    images = components.seeded(lambda: ImageTower(body, width), source.seed + 2)
+    reader = components.seeded(lambda: TextReader(width), source.seed + 3)
+    write = partial(write_mixed, shares=TextTowerObjective.shares)
+    texts = source.texts(tokenizer, write, 4, components.TEXT_POSITIONS)
 
-    def save(_: list[Record]) -> None:
-        _save(tower, models / "text_encoder")
-        tokenizer.save_pretrained(models / "tokenizer")
+    def save() -> None:
+        _save(tower, source.models / "text")
+        tokenizer.save_pretrained(source.models / "tokenizer")
 
-    return TextTowerObjective(tower, tokenizer, images, reader), save, None
+    return Prepared(
+        TextTowerObjective(tower, images, reader),
+        source.pictures("pixels", labels=True) | {"texts": _padded(texts, tokenizer)},
+        save,
+        ["texts"],
+    )
 
 
-def _unet(models: Path, records: list[Record], seed: int) -> Prepared:
-    from vlv.training.caches import fill_cache, latents_cache
-
-    tower = CLIPTextModel.from_pretrained(_need(models, "text_encoder"))
+def _unet(source: Source) -> Prepared:
+    models = source.models
+    tower = CLIPTextModel.from_pretrained(_need(models, "text"))
     tokenizer = CLIPTokenizer.from_pretrained(_need(models, "tokenizer"))
-    vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
-    unet = components.make_unet(seed)
+    vae: Any = AutoencoderKL.from_pretrained(_need(models, "vae"))
+    unet = components.make_unet(source.seed)
     scheduler: Any = components.make_scheduler()
-    decoder = DiffusionDecoder(tower, tokenizer, cast("Any", unet), cast("Any", vae), scheduler)
-    settings = LoaderSettings(batch_size=64, image_size=components.IMAGE_SIZE)
-    cached = fill_cache(latents_cache(decoder), records, models / "latents", settings)
+    decoder = DiffusionDecoder(tower, tokenizer, cast("Any", unet), vae, scheduler)
+    columns = source.pictures("pixels", "boxes")
+    mean, std = _latents(decoder.to(source.device), columns.pop("pixels"))
+    write = partial(write_mixed, shares=TeacherObjective.shares)
+    texts = source.texts(tokenizer, write, 8, components.TEXT_POSITIONS)
 
-    def save(_: list[Record]) -> None:
+    def save() -> None:
         _save(unet, models / "unet")
+        _save(tower, models / "text_encoder")
         scheduler.save_pretrained(models / "scheduler")
 
-    return TeacherObjective(decoder), save, dict(cached)
+    columns |= {"latents_mean": mean, "latents_std": std, "texts": _padded(texts, tokenizer)}
+    return Prepared(TeacherObjective(decoder), columns, save, ["texts"])
 
 
-def _vision(models: Path, records: list[Record], seed: int) -> Prepared:
-    del records
+def _padded(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
+    """Token ids (N, V, L) with as many positions as the tower has, which is how it is used."""
+    return F.pad(ids, (0, components.TEXT_POSITIONS - ids.shape[-1]), value=tokenizer.pad_token_id)
+
+
+def _latents(decoder: DiffusionDecoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's posteriors of pictures (N, 3, S, S), half precision."""
+    parts = [
+        decoder.posterior(batch.to(decoder.text_encoder.device))
+        for batch in torch.split(pixels, 512)
+    ]
+    return torch.cat([p.mean.half() for p in parts]), torch.cat([p.std.half() for p in parts])
+
+
+def _vision(source: Source) -> Prepared:
     tokenizer = components.make_florence_tokenizer()
-    florence = components.make_florence(tokenizer, seed)
-    reader = components.seeded(lambda: VisionReader(florence, _normalisation()), seed + 1)
+    florence = components.make_florence(tokenizer, source.seed)
+    reader = components.seeded(lambda: VisionReader(florence, _normalisation()), source.seed + 1)
+    return Prepared(
+        InspectorObjective(reader),
+        source.pictures("pixels", labels=True),
+        lambda: _save(florence, source.models / "florence_vision"),
+    )
 
-    def save(_: list[Record]) -> None:
-        _save(florence, models / "florence_vision")
 
-    return InspectorObjective(reader), save, None
-
-
-def _florence(models: Path, records: list[Record], seed: int) -> Prepared:
-    del records
+def _florence(source: Source) -> Prepared:
+    models = source.models
     tokenizer = components.make_florence_tokenizer()
-    florence = components.make_florence(tokenizer, seed)
+    florence = components.make_florence(tokenizer, source.seed)
     sighted = Florence2ForConditionalGeneration.from_pretrained(_need(models, "florence_vision"))
     for part in ("vision_tower", "multi_modal_projector"):
         getattr(florence.model, part).load_state_dict(getattr(sighted.model, part).state_dict())
+    columns = source.pictures("pixels")
+    text_config: Any = florence.config.text_config
+    several: dict[components.Task, int] = {"short": 2, "tags": 1, "detailed": 4}
+    for task, variants in several.items():
+        shares: dict[Form, float] = {task: 1.0}
+        write = partial(write_mixed, shares=shares)
+        columns[task] = source.texts(
+            tokenizer, write, variants, text_config.max_position_embeddings
+        )
 
-    def save(_: list[Record]) -> None:
+    def save() -> None:
         _save(florence, models / "florence")
         tokenizer.save_pretrained(models / "florence")
 
-    return FlorenceObjective(florence, tokenizer, _normalisation()), save, None
+    return Prepared(
+        FlorenceObjective(florence, tokenizer, _normalisation()), columns, save, components.TASKS
+    )
 
 
-def _normalisation() -> tuple[torch.Tensor, torch.Tensor]:
+def _normalisation() -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (3, 1, 1) that Florence-2's inputs are normalised with."""
     mean, std = VLVEncoderConfig.image_mean, VLVEncoderConfig.image_std
     return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
 
-def _llm(
-    models: Path, records: list[Record], seed: int, size: components.LlmSize = "medium"
-) -> Prepared:
-    del records
+def _llm(source: Source, size: components.LlmSize = "medium") -> Prepared:
     tokenizer = components.make_llm_tokenizer()
-    llm = components.make_llm(tokenizer, seed, size)
-    folder = models / ("llm" if size == "medium" else f"llm-{size}")
+    llm = components.make_llm(tokenizer, source.seed, size)
+    folder = source.models / ("llm" if size == "medium" else f"llm-{size}")
+    texts = source.texts(tokenizer, write_at_length, 4, MOST_TOKENS, str(tokenizer.eos_token))
 
-    def save(_: list[Record]) -> None:
+    def save() -> None:
         _save(llm, folder)
         tokenizer.save_pretrained(folder)
 
-    return LlmObjective(llm, tokenizer), save, None
+    return Prepared(LlmObjective(llm), {"texts": texts}, save, ["texts"])
 
 
-_PREPARE: dict[Part, Callable[[Path, list[Record], int], Prepared]] = {
+_PREPARE: dict[Part, Callable[[Source], Prepared]] = {
     "inspector": _inspector,
     "vae": _vae,
-    "vae_decoder": _vae_decoder,
     "text": _text,
     "unet": _unet,
     "vision": _vision,

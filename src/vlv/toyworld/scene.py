@@ -28,19 +28,23 @@ GROUNDS = ("grass", "sand", "snow")
 TIMES = ("day", "sunset", "night")
 LIGHTS = ("left", "right")
 VIEWS = ("low", "high")
-SPLITS = ("train", "val", "test", "composition")
+SPLITS = ("train", "val", "test", "composition", "any")
 
 COLOURED_STYLES = ("photo", "cartoon")
 """Styles in which colours, the ground and the time of day can be seen."""
 
 HELD_OUT = (("sphere", "green"), ("cube", "turquoise"), ("cone", "purple"))
-"""Pairs of shape and colour that occur in the split `composition` alone."""
+"""Pairs of shape and colour that no picture of `train`, `val` and `test` shows.
+
+`composition` holds one in each scene. In `any` they are as frequent as other pairs: it teaches the inspector, which must
+be able to report them, and gives the language model texts without pictures.
+"""
 
 RADIUS = {"small": 0.78, "large": 1.15}
 HALF_HEIGHT = {"sphere": 1.0, "cube": 0.85, "cylinder": 0.9, "cone": 0.95}
 HALF_WIDTH = {"sphere": 1.0, "cube": 0.85, "cylinder": 0.8, "cone": 1.0}
 
-Split = Literal["train", "val", "test", "composition"]
+Split = Literal["train", "val", "test", "composition", "any"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +109,8 @@ class Scene:
 def sample_scene(seed: int, index: int, split: Split = "train") -> Scene:
     """Draw scene `index` of a split.
 
-    The split is part of the random seed, so two splits share no scene; scenes of every split but
-    `composition` hold none of the pairs in `HELD_OUT`, those of `composition` at least one.
+    The split is part of the random seed, so two splits share no scene; scenes of `train`, `val` and
+    `test` hold none of the pairs in `HELD_OUT`, those of `composition` one, those of `any` all sorts.
 
     Raises:
         ConfigError: if the split is unknown.
@@ -119,7 +123,7 @@ def sample_scene(seed: int, index: int, split: Split = "train") -> Scene:
     view = _choose(rng, VIEWS)
     height = rng.uniform(1.9, 2.3) if view == "low" else rng.uniform(4.3, 4.9)
     return Scene(
-        solids=_sample_solids(rng, composition=split == "composition"),
+        solids=_sample_solids(rng, split),
         style=style,
         ground=_choose(rng, GROUNDS),
         time=time,
@@ -137,19 +141,24 @@ def _choose(
     return values[int(rng.choice(len(values), p=p))]
 
 
-def _sample_solids(rng: np.random.Generator, *, composition: bool) -> tuple[Solid, ...]:
+_PAIRS = tuple((shape, colour) for shape in SHAPES for colour in COLOURS)
+_SEEN = tuple(pair for pair in _PAIRS if pair not in HELD_OUT)
+
+
+def _sample_solids(rng: np.random.Generator, split: Split) -> tuple[Solid, ...]:
     count = int(rng.choice((1, 2, 3), p=(0.25, 0.4, 0.35)))
     columns = sorted(rng.choice(len(COLUMNS), size=count, replace=False).tolist())
-    novel = int(rng.integers(count)) if composition else -1
+    novel = int(rng.integers(count)) if split == "composition" else -1
+    usual = _PAIRS if split == "any" else _SEEN
     return tuple(
-        _sample_solid(rng, COLUMNS[column], novel=position == novel)
+        _sample_solid(rng, COLUMNS[column], HELD_OUT if position == novel else usual)
         for position, column in enumerate(columns)
     )
 
 
-def _sample_solid(rng: np.random.Generator, column: str, *, novel: bool) -> Solid:
-    seen = [(s, c) for s in SHAPES for c in COLOURS if (s, c) not in HELD_OUT]
-    pairs = HELD_OUT if novel else seen
+def _sample_solid(
+    rng: np.random.Generator, column: str, pairs: tuple[tuple[str, str], ...]
+) -> Solid:
     shape, colour = pairs[int(rng.integers(len(pairs)))]
     row = _choose(rng, ROWS)
     spread = 2.15 if row == "front" else 2.5

@@ -9,17 +9,23 @@ names every object. What cannot be seen is never said: no colours, ground or tim
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
+from itertools import repeat
 from typing import Literal
 
 import numpy as np
 
 from vlv.errors import ConfigError
 from vlv.toyworld.language import Facts, holds, true_claims
+from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import Scene, Solid
 from vlv.toyworld.words import NAME_FACTS, PLAIN, RELATIONS, UNKNOWN_SHAPE, WORDS
 
 Form = Literal["short", "tags", "detailed", "plain"]
 FORMS: tuple[Form, ...] = ("short", "tags", "detailed", "plain")
+
+Write = Callable[[Scene, np.random.Generator], str]
+"""A text of a scene."""
 
 CAPTIONED = {
     "left": "to the left of",
@@ -288,3 +294,50 @@ def relation_only(scene: Scene, rng: np.random.Generator) -> str:
     things = [(_only(objects[i], ("colour", "shape")), scene.solids[i]) for i in order]
     (first, a), (second, b) = things
     return f"A {_say('style', scene.style, rng)} of {_noun(first, rng)} {_how(a, b, rng)} {_noun(second, rng)}."
+
+
+# --- many texts -----------------------------------------------------------------------------------
+
+TEXT_SHARES: dict[Form, float] = {"short": 0.1, "tags": 0.15, "detailed": 0.55, "plain": 0.2}
+"""What the language model reads where a scene is described once."""
+
+
+def write_mixed(scene: Scene, rng: np.random.Generator, shares: dict[Form, float]) -> str:
+    """A text of a scene, its form drawn with the given shares."""
+    form = rng.choice(len(FORMS), p=[shares.get(f, 0.0) for f in FORMS])
+    return describe(scene, FORMS[form], rng)
+
+
+def write_at_length(scene: Scene, rng: np.random.Generator) -> str:
+    """What the language model reads of a scene: from that it learns to say in prose what stands tersely before it.
+
+    Half of the texts say their scene twice, tersely and in prose; a quarter go on with questions.
+    """
+    draw = rng.random()
+    if draw < 0.5:
+        return f"{describe(scene, 'tags', rng)}\n{describe(scene, 'detailed', rng)}"
+    caption = write_mixed(scene, rng, TEXT_SHARES)
+    if draw < 0.75:
+        return caption
+    questions = ask(scene, rng)
+    chosen = [questions[i] for i in rng.permutation(len(questions))[:2]]
+    return caption + "".join(f"\n{q.question} {q.answer}" for q in chosen)
+
+
+def write_several(
+    write: Write, variants: int, seed: int, scenes: Sequence[Scene], first: int = 0
+) -> list[str]:
+    """Several texts of every scene, one after the other, that depend on the seed and the scene's number alone.
+
+    Args:
+        write: Called for every text.
+        variants: Texts of a scene.
+        seed: Of the texts.
+        scenes: To be described.
+        first: Number of the first scene.
+    """
+    texts = []
+    for number, scene in enumerate(scenes, first):
+        rng = np.random.default_rng([seed, number])
+        texts += [write(scene, rng) for _ in repeat(None, variants)]
+    return texts
