@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Commands that are only parsed here, with the reason.
-NOT_RUN = {"vlv train": "needs downloads and days; tests/cli/test_train.py runs the command"}
+NOT_RUN = {
+    ("vlv", "train", "paper-stage1"): "needs downloads and days; tests/cli/test_train.py runs the command",
+    ("vlv", "train", "quick-stage1"): "a minute each on the shipped parts; tests/cli/test_recipes.py runs them",
+    ("vlv", "train", "quick-stage2"): "the same",
+    ("vlv", "info", "paper"): "reads nothing, but needs the hub's packages; tests/cli/test_doctor.py runs it",
+}
 
 
 def blocks(language: str) -> list[str]:
