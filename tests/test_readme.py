@@ -18,10 +18,22 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Commands that are only parsed here, with the reason.
 NOT_RUN = {
-    ("vlv", "train", "paper-stage1"): "needs downloads and days; tests/cli/test_train.py runs the command",
-    ("vlv", "train", "quick-stage1"): "a minute each on the shipped parts; tests/cli/test_recipes.py runs them",
+    (
+        "vlv",
+        "train",
+        "paper-stage1",
+    ): "needs downloads and days; tests/cli/test_train.py runs the command",
+    (
+        "vlv",
+        "train",
+        "quick-stage1",
+    ): "a minute each on the shipped parts; tests/cli/test_recipes.py runs them",
     ("vlv", "train", "quick-stage2"): "the same",
-    ("vlv", "info", "paper"): "reads nothing, but needs the hub's packages; tests/cli/test_doctor.py runs it",
+    (
+        "vlv",
+        "info",
+        "paper",
+    ): "reads nothing, but needs the hub's packages; tests/cli/test_doctor.py runs it",
 }
 
 
