@@ -403,3 +403,18 @@ def test_settings_that_a_stream_does_not_allow(vlv: Vlv, ingredients: Path, tmp_
     assert "data.partitions has no effect while data.streaming is false" in result.err
     result = vlv(*train, "data.streaming=true")
     assert "no shard was given to stream" in result.err
+
+
+@pytest.mark.slow
+def test_the_quick_presets_train_on_the_shipped_parts(
+    vlv: Vlv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    vlv("toyworld", "render", "out/quick/train", "--num", 24)
+    vlv("toyworld", "render", "out/quick/held-out", "--num", 4, "--split", "val")
+    for stage in ("stage1", "stage2"):
+        given = ("--run-dir", f"out/quick/{stage}", "--set", "loop.steps=2")
+        assert vlv("train", f"quick-{stage}", *given).code == 0
+    result = vlv("caption", "out/quick/held-out", "--model", "out/quick/stage2/model")
+    assert result.code == 0
+    assert len(result.out.strip().splitlines()) >= 4
