@@ -413,14 +413,7 @@ def test_the_quick_presets_train_on_the_shipped_parts(
     vlv("toyworld", "render", "out/quick/train", "--num", 24)
     vlv("toyworld", "render", "out/quick/held-out", "--num", 4, "--split", "val")
     for stage in ("stage1", "stage2"):
-        given = (
-            "--run-dir",
-            f"out/quick/{stage}",
-            "--set",
-            "loop.steps=2",
-            "--set",
-            "optim.warmup_steps=0",
-        )
+        short = ("--set", "loop.steps=2", "--set", "optim.warmup_steps=0")
         assert vlv("train", f"quick-{stage}", "--run-dir", f"out/quick/{stage}", *short).code == 0
     result = vlv("caption", "out/quick/held-out", "--model", "out/quick/stage2/model")
     assert result.code == 0
