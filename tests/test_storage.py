@@ -171,3 +171,13 @@ def test_writing_honours_the_umask(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+
+def test_a_folder_with_a_relative_path_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with replacing_folder(Path("out/model")) as temporary:
+        (temporary / "part").mkdir()
+        (temporary / "part" / "weights").write_text("new")
+    assert (tmp_path / "out/model/part/weights").read_text() == "new"

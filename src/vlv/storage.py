@@ -39,10 +39,9 @@ def sync(path: Path) -> None:
 
 def sync_tree(folder: Path) -> None:
     """Force every file and folder below `folder` to the disk, the folder itself last."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            sync(folder / parent / name)
-        sync(folder / parent)
+    for path in sorted(folder.rglob("*"), reverse=True):  # what a folder holds comes before it
+        sync(path)
+    sync(folder)
 
 
 def temporary_beside(path: Path) -> Path:
