@@ -89,9 +89,9 @@ def recompute(objective: Stage1 | Stage2, choice: Choice) -> None:
         if language is None or not language.supports_gradient_checkpointing:
             continue
         if choice == "all":
-            language.gradient_checkpointing_enable({"use_reentrant": False})
+            language.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            language.gradient_checkpointing_disable()
+            language.activation_checkpointing_disable()
 
 
 def cheapest_that_fits(
