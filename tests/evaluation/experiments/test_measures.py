@@ -295,7 +295,9 @@ def test_the_truth_of_files_is_not_known(
         judge(run, "claims", make_backends())
     data = DataSet(None, 0, None, (str(pictures),))
     other = Run.start(tmp_path / "again", arena.NAME, data, arena.settings(["again"]))
-    with pytest.raises(ConfigError, match=r"the truth of 0\.png is not known, as it is in the toy world only"):
+    with pytest.raises(
+        ConfigError, match=r"the truth of 0\.png is not known, as it is in the toy world only"
+    ):
         predict_captions(other, make_backends())
 
 
