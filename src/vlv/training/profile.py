@@ -134,7 +134,7 @@ def watched(objective: Stage1 | Stage2, step: TrainingStep, timeline: Timeline) 
         (decoder, "_predict", "U-Net"),
     ]
     if reader is not None:
-        seams.append((reader, "loss", "LLM"))
+        seams.append((reader, "loss_of_tokens", "LLM"))
     with ExitStack() as stack:
         for owner, method, label in seams:
             wrapped = _marked(getattr(owner, method), label, timeline)
