@@ -31,7 +31,7 @@ _LABELS = {
     "composition.reconstruction_pairs": "unseen pairs: reconstructed from z",
     "composition.captions_pairs": "unseen pairs: named in captions",
 }
-_UNITS = {"share": (100, " %"), "ratio": (1, " times"), "dB": (1, " dB")}
+_UNITS = {"share": (100, " %"), "ratio": (100, " %"), "dB": (1, " dB")}
 
 
 def figures_table(evaluation: dict[str, Any]) -> str:
@@ -47,10 +47,6 @@ def figures_table(evaluation: dict[str, Any]) -> str:
         for key, figure in section.get("figures", {}).items()
     }
     rows = [_row(label, figures[key]) for key, label in _LABELS.items() if key in figures]
-    distances = [figures.get(f"fid.{of}") for of in ("z", "true", "caption", "shuffled")]
-    if all(distances):
-        values = ", ".join(f"{figure['value']:.3g}" for figure in distances if figure)
-        rows.append(f"| toy FID: from z, true captions, ours, shuffled words | | | {values} | |")
     return "\n".join([head, *rows])
 
 
