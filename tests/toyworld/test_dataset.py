@@ -81,7 +81,7 @@ def test_an_interruption_leaves_whole_shards_and_the_same_call_goes_on(
         with pytest.raises(KeyboardInterrupt):
             render_shards(tmp_path, **SMALL)
     assert sorted(contents(tmp_path)) == [MANIFEST, "val-00000.tar"]
-    (tmp_path / ".val-00001.tar.tmp").write_bytes(b"left behind by a killed process")
+    (tmp_path / ".val-00001.tar.vlv-tmp").write_bytes(b"left behind by a killed process")
     render_shards(tmp_path, **SMALL)
     assert contents(tmp_path) == contents(rendered)
 
