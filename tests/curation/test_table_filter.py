@@ -97,7 +97,7 @@ def test_unknown_columns_and_unfit_rules(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match="Parquet tables alone"):
         run(tmp_path / "a.jsonl", tmp_path / "y")
-    with pytest.raises(OutputError, match="begun with other settings"):
+    with pytest.raises(OutputError, match="made with other settings"):
         run(tmp_path / "t.parquet", tmp_path / "out", load_filter("paper"))
 
 
