@@ -349,13 +349,13 @@ def test_a_fresh_encoder_may_be_trained_with_the_authors_framing(
 def test_profile_prints_where_the_time_goes(ingredients: Path, tmp_path: Path, vlv: Vlv) -> None:
     config = write_config(tmp_path / "run.yaml", ingredients, "stage1")
     run = tmp_path / "run"
-    code, out, err = vlv("train", "stage1", "-c", config, "--run-dir", run, "--profile", "1")
+    code, out, err = vlv("train", config, "--run-dir", run, "--profile", "1")
     assert code == 0
     assert "U-Net backward" in out
     assert "images/s" in out
     assert "profile.json" in err
     assert [file.name for file in run.iterdir()] == ["profile.json"]
-    code, _, err = vlv("train", "stage1", "-c", config, "--run-dir", run, "--trace")
+    code, _, err = vlv("train", config, "--run-dir", run, "--trace")
     assert code == 1
     assert "--trace has no effect without --profile" in err
 

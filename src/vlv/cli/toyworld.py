@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from vlv.cli import common
+from vlv.cli.options import options, takes_options
 
 if TYPE_CHECKING:
-    from vlv.toyworld.pretrain import Part
+    from vlv.toyworld.pretrain import Part, Recipe
 
 app = typer.Typer(
     name="toyworld",
@@ -105,57 +106,68 @@ def describe(
     return 0
 
 
-@app.command()
-def pretrain(
+@options
+class PretrainOptions:
+    """Options of ``vlv toyworld pretrain``."""
+
     part: Annotated[
         str, typer.Argument(help="inspector, vae, text, unet, florence, llm and others.")
-    ],
-    data: Annotated[list[Path], typer.Option(help="Rendered shards (repeatable).")],
-    models: Annotated[Path, typer.Option(help="Folder of the parts; earlier ones are read there.")],
-    run: Annotated[Path, typer.Option(help="Folder of the run; created.")],
-    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    seed: common.Seed = 0,
+    ]
+    data: Annotated[list[Path], typer.Option(help="Rendered shards (repeatable).")]
+    models: Annotated[Path, typer.Option(help="Folder of the parts; earlier ones are read there.")]
+    run: Annotated[Path, typer.Option(help="Folder of the run; created.")]
+    steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None
+    seed: common.Seed = 0
     max_minutes: Annotated[
         float | None,
         typer.Option(min=0, help="Stop and save after this time; the same command goes on."),
-    ] = None,
+    ] = None
     size: Annotated[
         SizeName, typer.Option(help="Of the llm; another is saved as llm-small or llm-large.")
-    ] = "medium",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    ] = "medium"
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None
     precision: Annotated[
         Literal["fp32", "bf16"] | None,
         typer.Option(help="Of the arithmetic, instead of the recipe's; the weights stay float32."),
-    ] = None,
-) -> int:
+    ] = None
+
+    def recipe(self) -> Recipe:
+        """The part's recipe with what was given in place of its own."""
+        from vlv.toyworld.pretrain import recipe_of
+
+        names = ("steps", "batch_size", "precision")
+        changes: dict[str, Any] = {name: getattr(self, name) for name in names}
+        given = {name: value for name, value in changes.items() if value is not None}
+        return replace(recipe_of(cast("Part", self.part)), **given)
+
+
+@app.command()
+@takes_options
+def pretrain(given: PretrainOptions) -> int:
     """Train one of the small parts that play the roles of the downloaded models.
 
-    A part that needs another one, or a name that is none, is answered by the list of all in their order.
+    A part that needs another one, or an unknown name, is answered by the list of all in their order.
     """
     from vlv.toyworld.pretrain import pretrain as train_part
-    from vlv.toyworld.pretrain import recipe_of
     from vlv.training.interrupt import Interrupted
 
-    changes: dict[str, Any] = {"steps": steps, "batch_size": batch_size, "precision": precision}
-    given = {name: value for name, value in changes.items() if value is not None}
-    name = cast("Part", part)
     try:
         result = train_part(
-            name,
-            data,
-            models,
-            run,
-            recipe=replace(recipe_of(name), **given),
-            seed=seed,
-            max_seconds=None if max_minutes is None else 60 * max_minutes,
-            size=size,
+            cast("Part", given.part),
+            given.data,
+            given.models,
+            given.run,
+            recipe=given.recipe(),
+            seed=given.seed,
+            max_seconds=None if given.max_minutes is None else 60 * given.max_minutes,
+            size=given.size,
         )
     except Interrupted as interruption:
         common.say(str(interruption))
         if interruption.preempted:
             return common.PREEMPTED
         raise
-    common.say(f"{part}: {result.step} steps done; the weights are in {models}")
+    common.say(f"{given.part}: {result.step} steps done; the weights are in {given.models}")
     return 0
 
 
