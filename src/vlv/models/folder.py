@@ -387,10 +387,12 @@ def component_folder(index: ModelIndex, name: str, *, local_files_only: bool = F
 
 
 def _follow(reference: Reference, base: Path, *, local_files_only: bool) -> Path:
-    """The folder that a reference names; a relative path counts from the model folder."""
+    """The folder that a reference names: below the model folder, a shipped model's, or one of the hub."""
     repo, subfolder = str(reference["repo"]), reference.get("subfolder")
     root = base / repo
-    if not root.is_dir():
+    if not root.is_dir() and repo in shipped_models():
+        root = shipped_models()[repo]
+    elif not root.is_dir():
         root = download(
             repo,
             None,
