@@ -88,7 +88,7 @@ def seed(number: int) -> torch.Generator:
     return torch.Generator().manual_seed(number)
 
 
-def falls(objective: Objective, batch: Batch) -> None:
+def assert_falls(objective: Objective, batch: Batch) -> None:
     trained = [p for p in objective.module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
     before = torch.get_rng_state()
@@ -107,18 +107,18 @@ def falls(objective: Objective, batch: Batch) -> None:
 
 @pytest.mark.parametrize("part", ["inspector", "vae", "text", "vision", "llm"])
 def test_the_loss_goes_down_on_one_batch(part: Part, source: Source) -> None:
-    falls(*first_batch(source, part))
+    assert_falls(*first_batch(source, part))
 
 
 def test_the_loss_of_the_teacher_goes_down(source: Source, text_tokenizer: CLIPTokenizer) -> None:
-    falls(*teacher_batch(source, text_tokenizer))
+    assert_falls(*teacher_batch(source, text_tokenizer))
 
 
 def test_the_loss_of_florence_goes_down(source: Source, florence_tokenizer: BartTokenizer) -> None:
     texts = ["a red cube", "a blue ball", "a cone", "a drum", "photo, night", "a green cube"]
     ids = florence_tokenizer(texts, padding=True, return_tensors="pt").input_ids
     batch = {"pixels": source.pictures("pixels")["pixels"][:6], "tags": ids}
-    falls(florence(florence_tokenizer), batch | {"short": ids, "detailed": ids})
+    assert_falls(florence(florence_tokenizer), batch | {"short": ids, "detailed": ids})
 
 
 def test_the_generator_alone_decides_the_draws(

@@ -103,7 +103,7 @@ def load_bytes(
     Args:
         data: The bytes.
         raw_pixels: They come from a table, which may hold an array instead of a file, or pixels, as the VLV authors' set
-            does: uint8 (3,S,S), told by their number, 3 S S, where nothing else begins like that.
+            does: uint8 (3,S,S), recognised by their number, 3 S S, unless a known format begins like that.
         limits: What is refused.
         name: What to call the image in an error.
 
