@@ -323,6 +323,8 @@ class DataConfig(Settings):
     """What the image is called in tables; null tries the usual names."""
     caption_column: str | None = None
     """What the caption is called in tables, or its suffix or metadata field in tars; null tries the usual names."""
+    image_root: str | None = None
+    """Folder below which the images of a table may lie, beside the table's own; null is none."""
     hash_column: str | None = None
     """Field with the SHA-256 of the image file, which is then checked at every read; null checks nothing."""
     num_workers: Annotated[int, FREE_ON_RESUME] = Field(2, ge=0)

@@ -17,7 +17,7 @@ from tests.data import files
 from vlv.data.foreign import parse_json, printable, read_file
 from vlv.data.images import load_image
 from vlv.data.quarantine import Quarantine
-from vlv.data.records import BadRecord, Record
+from vlv.data.records import BadRecord, Columns, Record
 from vlv.data.source import Source, find_records
 from vlv.errors import DataError, ImageError
 
@@ -173,7 +173,8 @@ def test_fifos_beside_an_image(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_devices_are_refused(tmp_path: Path) -> None:
     (tmp_path / "z.png").symlink_to("/dev/zero")
     (tmp_path / "z.jsonl").write_text('{"file_name": "/dev/zero"}')
-    for record in find_records([tmp_path / "z.png", tmp_path / "z.jsonl"]):
+    columns = Columns(image_root="/dev")
+    for record in find_records([tmp_path / "z.png", tmp_path / "z.jsonl"], columns=columns):
         for read in (record.open, record.load):
             with pytest.raises(DataError, match="no regular file"):
                 read()
@@ -208,6 +209,15 @@ def test_a_sparse_member_is_no_image(tmp_path: Path) -> None:
     assert [entry.id for entry in streamed(path)] == [f"{path}/b"]
 
 
+def test_of_a_member_that_occurs_twice_the_first_counts_listed_and_streamed(tmp_path: Path) -> None:
+    other = files.noise_png(1)
+    path = put_in_tar(tmp_path / "a.tar", [("a.png", PNG), ("a.png", other), ("b.png", other)])
+    listed = find_records([path], on_damage="keep")
+    passing = [entry for entry in streamed(path) if isinstance(entry, Record)]
+    assert [record.open() for record in listed] == [PNG, other]
+    assert [record.open() for record in passing] == [PNG, other]
+
+
 def test_a_large_member_is_not_taken_into_memory(tmp_path: Path) -> None:
     path = put_in_tar(tmp_path / "a.tar", [("a.png", bytes(20_000_001)), ("b.png", PNG)])
     bad, good = streamed(path)
@@ -216,9 +226,16 @@ def test_a_large_member_is_not_taken_into_memory(tmp_path: Path) -> None:
     assert isinstance(good, Record)
 
 
-def test_links_in_a_stream_are_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE],
+    ids=["symbolic link", "hard link", "FIFO", "device", "folder"],
+)
+def test_what_is_no_file_in_a_tar_is_passed_over_listed_and_streamed(
+    tmp_path: Path, kind: bytes
+) -> None:
     link = tarfile.TarInfo("b.png")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+    link.type, link.linkname = kind, "a.png" if kind == tarfile.LNKTYPE else "/etc/hostname"
     path = put_in_tar(tmp_path / "a.tar", [("a.png", PNG), (link, b""), ("c.png", PNG)])
     assert [entry.id for entry in streamed(path)] == [f"{path}/a", f"{path}/c"]
     assert [record.id for record in find_records([path])] == ["a", "c"]
@@ -249,6 +266,66 @@ def test_a_table_of_structs_names_only_files_below_itself(tmp_path: Path, kind: 
         assert isinstance(other, Record)
         with pytest.raises(DataError, match="lies outside the folder of its table"):
             other.open()
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_tables_name_images_below_their_folder_or_the_root_alone(
+    tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, other = tmp_path / "set", tmp_path / "other"
+    for path in (folder / "in" / "a.png", other / "b.png", tmp_path / "c.png"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(PNG)
+    (folder / "link").symlink_to(tmp_path)
+    names = ["in/a.png", str(folder / "in" / "a.png"), "../other/b.png", "link/c.png"]
+    names += ["link/other/../set/in/a.png", "link/../c.png", str(tmp_path / "c.png")]
+    table = write_names(folder / f"x{suffix}", names)
+    inside = [str(record.source) for record in find_records([table])]
+    assert inside == [str(folder / name) for name in (*names[:2], names[4])]
+    assert "../other/b.png lies outside the folder of its table" in caplog.text
+    with_root = find_records([table], columns=Columns(image_root=str(other)))
+    assert [str(record.source) for record in with_root][2] == str(folder / names[2])
+    with pytest.raises(DataError, match="lies outside the folder of its table"):
+        find_records([write_names(folder / f"y{suffix}", names[2:4])])
+
+
+def write_names(path: Path, names: list[str]) -> Path:
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps({"file_name": name}) + "\n" for name in names))
+    else:
+        pq.write_table(pa.table({"file_name": names}), path)
+    return path
+
+
+# Names
+
+
+def test_control_characters_in_names_are_refused_by_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "line\nfeed.png"):
+        (tmp_path / name).write_bytes(PNG)
+    lines = [{"file_name": "a.png"}, {"file_name": "a\0.png"}, {"file_name": "a.png", "id": "b\0"}]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ids = {"image": [PNG] * 2, "id": ["good", "e\x1bvil"]}
+    pq.write_table(pa.table(ids), tmp_path / "x.parquet")
+    member = tarfile.TarInfo("x")
+    member.pax_headers = {"path": "c\0.png"}
+    put_in_tar(tmp_path / "x.tar", [("good.png", PNG), (member, PNG)])
+    for name, expected, bad in (
+        ("", ["a.png", "good"], [r"line\x0afeed.png", r"c\x00"]),
+        ("x.jsonl", ["a.png"], [r"a\x00.png", r"b\x00"]),
+        ("x.parquet", ["good"], [r"e\x1bvil"]),
+    ):
+        caplog.clear()
+        assert [record.id for record in find_records([tmp_path / name])] == expected
+        assert all(text in caplog.text for text in bad)
+        assert caplog.text.count("holds a control character") == len(bad)
+    for name in ("x.tar", "x.parquet"):
+        good, refused = streamed(tmp_path / name)
+        assert isinstance(good, Record)
+        assert isinstance(refused, BadRecord)
+        assert "holds a control character" in refused.reason
 
 
 def test_names_are_shown_as_they_can_be_written() -> None:

@@ -84,13 +84,17 @@ class InputOptions:
         str | None,
         typer.Option(help="Name of the image in tables; the usual names by default."),
     ] = None
+    image_root: Annotated[
+        str | None,
+        typer.Option(help="Folder below which the images of a table may lie, beside its own."),
+    ] = None
 
     def find(self, caption_column: str | None = None, *, detail: Detail = "images") -> list[Record]:
         """Records of the inputs, in order; captions and metadata are only read where `detail` says so."""
         from vlv.data.records import Columns
         from vlv.data.source import Source
 
-        columns = Columns(self.image_column, caption_column)
+        columns = Columns(self.image_column, caption_column, image_root=self.image_root)
         source = Source(self.inputs, columns, recursive=self.recursive, detail=detail)
         return source.records()[: self.limit]
 

@@ -12,7 +12,7 @@ from vlv.data.images import pixels_as_png
 from vlv.data.locations import Url, is_remote, open_seekable
 from vlv.data.records import EmbeddingRow, Record, Span
 from vlv.data.source import Source
-from vlv.data.tables import Cell, ParquetRows, image_bytes, names_images, open_parquet, roots_of
+from vlv.data.tables import Cell, ParquetRows, folder_of, image_bytes, names_images, open_parquet
 from vlv.errors import DataError, ImageError
 
 if TYPE_CHECKING:
@@ -96,7 +96,9 @@ class SequentialReader:
         wanted = place.path, place.group, place.column
         if self._cells is None or self._cells.name != wanted or self._cells.start > place.row:
             self._cells = _Cells(*wanted)
-        return image_bytes(self._cells.at(place.row), str(place), roots_of(place.path))
+        return image_bytes(
+            self._cells.at(place.row), str(place), folder_of(place.path), place.image_root
+        )
 
     def close(self) -> None:
         """Close what is open."""

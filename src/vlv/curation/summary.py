@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vlv.curation import rules
-from vlv.data.records import DUPLICATE_KEY, MISSING_IMAGE, NOT_DOWNLOADED, UNREADABLE
+from vlv.data.records import DUPLICATE_KEY, MISSING_IMAGE, NOT_DOWNLOADED, REFUSED, UNREADABLE
 from vlv.errors import OutputError
 from vlv.storage import replacing
 
@@ -17,6 +17,7 @@ PLOT_NAME = "summary.svg"
 """No PNG: beside the shards it would be taken for an image of the collection."""
 
 FAULTS = (
+    REFUSED,
     NOT_DOWNLOADED,
     DUPLICATE_KEY,
     MISSING_IMAGE,
@@ -25,12 +26,12 @@ FAULTS = (
 """No image was there to judge."""
 
 REASONS = (
-    *FAULTS[:3],
+    *FAULTS[:4],
     "watermark",
     "nsfw",
     "aesthetic",
     rules.LANGUAGE,
-    FAULTS[3],
+    FAULTS[4],
     rules.SHORT_SIDE,
     rules.ASPECT,
     rules.COMPRESSION,

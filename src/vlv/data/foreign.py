@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +21,7 @@ MAX_TEXT_BYTES = 2**26
 """Of a text file, a line of JSON lines, or a text member of a tar."""
 
 _MAX_DEPTH = 200
+_CONTROL = re.compile("[\0-\x1f\x7f-\x9f]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -157,19 +159,50 @@ def _without_surrogates(value: Any) -> Any:
     return value
 
 
-def read_below(name: str, roots: list[Path], where: str, max_bytes: int) -> bytes:
-    """The bytes of a file that foreign data name, which must lie below one of some folders.
+# Names ------------------------------------------------------------------------------------------
+
+
+def shown_name(name: str) -> str:
+    r"""A name as it can be shown in one line.
+
+    >>> shown_name("a\0b")
+    'a\\x00b'
+    """
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", printable(name))
+
+
+def has_control(name: str) -> bool:
+    """Whether a name holds NUL, a line feed, or another control character."""
+    return _CONTROL.search(name) is not None
+
+
+def path_below(name: str, base: Path, root: str | None, where: str) -> Path:
+    """The path of a file that a table names, whose folder must lie below that of the table, or below another.
 
     Args:
-        name: Absolute, or relative to the first folder.
-        roots: Folders that the user named, without symbolic links.
-        where: What names it, for the error.
-        max_bytes: Larger files are refused.
+        name: Absolute, or relative to the folder of the table.
+        base: The folder of the table.
+        root: Another folder that the user named; None is none.
+        where: What names the file, for the error.
 
     Raises:
-        DataError: It lies elsewhere, or cannot be read.
+        DataError: It lies elsewhere, or is no name of a file.
     """
-    path = Path(os.path.realpath(roots[0] / name)) if roots else Path(name)
-    if not any(path.is_relative_to(root) for root in roots):
-        raise DataError(f"{where}: {printable(name)} lies outside the folder of its table")
-    return read_file(path, max_bytes)
+    path = base / name
+    if has_control(name):
+        raise DataError(f"{where}: the name {shown_name(name)} holds a control character")
+    here = str(Path.cwd())
+    folder = _real(here, str(path.parent))
+    for trusted in (str(base), root) if root is not None else (str(base),):
+        real = _real(here, trusted)
+        if folder == real or folder.startswith(f"{real.rstrip(os.sep)}{os.sep}"):
+            return path
+    raise DataError(
+        f"{where}: {printable(name)} lies outside the folder of its table; if it may be read, name its folder as image root"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _real(here: str, folder: str) -> str:
+    """A folder without links; its own are followed, those of files below it are not looked at, as in a folder of images."""
+    return os.path.realpath(os.path.join(here, folder))  # noqa: PTH118 -- Path would take out "link/.."

@@ -37,7 +37,7 @@ class HubCell:
             DataError: The cell holds none.
         """
         data = open_hub_set(self.path).select_columns([self.column])
-        return image_bytes(data[self.row][self.column], str(self), roots_of(self.path))
+        return image_bytes(data[self.row][self.column], str(self), *folders_of(self.path))
 
 
 def is_hub_set(text: str) -> bool:
@@ -126,13 +126,12 @@ class HubShard(Part):
             DataError: `datasets` is absent, the dataset cannot be read, or it has no column of images.
         """
         data = _streamed(self.source).shard(self.num_shards, self.number)
-        roots = roots_of(self.source)
         column: str | None = None
         for number, values in enumerate(_reported(data.skip(start), self.source), start=start):
             if column is None:
                 column = _named_image_column(values, self.columns, self.source)
             where = f"{self.source}, shard {self.number}, row {number}"
-            image = hold(values.pop(column), self.source, where, roots)
+            image = hold(values.pop(column), self.source, where, *folders_of(self.source))
             light = {name: value for name, value in values.items() if not isinstance(value, bytes)}
             key = f"{self.number:05d}-{number:08d}"
             entry = make_entry(light, where, self.columns, image, key)
@@ -197,13 +196,12 @@ def _name_and_split(text: str) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=4)
-def roots_of(text: str) -> list[Path]:
+def folders_of(text: str) -> tuple[Path, str]:
     """The folders in which the files may lie that a dataset names: its own, and where `datasets` keeps downloads."""
     import datasets
 
-    folder = Path(_name_and_split(text)[0])
-    own = [folder.resolve()] if folder.is_dir() else []
-    return [*own, Path(datasets.config.HF_CACHE_HOME).resolve()]
+    folder, downloads = Path(_name_and_split(text)[0]), datasets.config.HF_CACHE_HOME
+    return folder if folder.is_dir() else Path(downloads), str(downloads)
 
 
 def _undecoded(data: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from vlv.data.foreign import open_regular, printable, read_up_to
+from vlv.data.image_costs import MAX_STRIPS, Pieces, count_strips, too_costly
 from vlv.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ _UPRIGHT = {
 }
 _WHITE = (255, 255, 255)
 _NUMPY = b"\x93NUMPY"
+_BAND_PIXELS = 2**22  # of larger images some rows at a time are made RGB, which keeps memory low
 _SMALLEST_SIDE = 16  # of bare pixels: a few bytes of rubbish are no image
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 _FROM_16_BIT = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # rounded, not cut
@@ -58,6 +60,9 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     max_side: int = 16_384
     max_ratio: float = 20.0  # long side over short side
+    max_memory: int = (
+        600_000_000  # bytes of the pixels while they are decoded; see vlv.data.image_costs
+    )
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -86,8 +91,10 @@ def load_image(
     """
     name = name or _name_of(source)
     data = _read(source, limits, name)
-    image = _guard(name, lambda: Image.open(BytesIO(data), formats=limits.formats))
-    _check_header(image, limits, name)
+    image = _open(data, limits, name)
+    reason = too_costly(image, data, limits.max_memory)
+    if reason is not None:
+        raise ImageError(f"{name}: {reason}")
     return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=_is_16_bit_png(data)))
 
 
@@ -203,9 +210,7 @@ def read_header(
     Raises:
         ImageError: The file is empty, of another format or over a limit.
     """
-    data = _read(data, limits, name)
-    image = _guard(name, lambda: Image.open(BytesIO(data), formats=limits.formats))
-    _check_header(image, limits, name)
+    image = _open(_read(data, limits, name), limits, name)
     width, height = image.size
     if _orientation(image) >= 5:  # stored on its side
         width, height = height, width
@@ -220,7 +225,7 @@ def to_rgb(
     Raises:
         ImageError: It is damaged or over a limit.
     """
-    _check_header(image, limits, name)
+    _check_size(*image.size, limits, name)
     return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=False))
 
 
@@ -256,6 +261,15 @@ def to_pil(pixels: torch.Tensor) -> Image.Image:
     if pixels.dtype != torch.uint8:
         pixels = (pixels.float().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def _open(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
+    """Read the header of a file."""
+    if count_strips(data) > MAX_STRIPS:
+        raise ImageError(f"{name}: it has more than {MAX_STRIPS} strips or tiles")
+    image = _guard(name, lambda: Image.open(Pieces(data), formats=limits.formats))
+    _check_size(*image.size, limits, name)
+    return image
 
 
 def _guard(name: str, action: Callable[[], T]) -> T:
@@ -301,10 +315,6 @@ def _read_up_to(source: ImageSource, count: int) -> bytes:
     return source.read(count) or b""
 
 
-def _check_header(image: Image.Image, limits: ImageLimits, name: str) -> None:
-    _check_size(*image.size, limits, name)
-
-
 def _check_size(width: int, height: int, limits: ImageLimits, name: str) -> None:
     short, long = sorted((width, height))
     if short < 1:
@@ -329,12 +339,32 @@ def _upright_rgb(image: Image.Image, *, is_16_bit_png: bool) -> Image.Image:
     profile = image.info.get("icc_profile")
     upright = image
     if image.mode != "RGB" or profile or "transparency" in image.info:
-        upright = _flat_rgb(_eight_bit(image, is_16_bit_png=is_16_bit_png), profile)
+        upright = _flattened(image, profile, is_16_bit_png=is_16_bit_png)
     if orientation in _UPRIGHT:
         upright = upright.transpose(_UPRIGHT[orientation])
     if upright is not image:
         upright.info = {}  # Pillow copies the tags, and whoever meets them next would apply them again
     return upright
+
+
+def _flattened(image: Image.Image, profile: bytes | None, *, is_16_bit_png: bool) -> Image.Image:
+    """An image of any mode as opaque sRGB of 8 bits."""
+    grey = image.mode in ("I", "F") or image.mode.startswith("I;")
+    levels = _levels(image) if grey else None
+    if image.width * image.height <= _BAND_PIXELS:
+        return _flat_rgb(_eight_bit(image, levels, is_16_bit_png=is_16_bit_png), profile)
+    flat = Image.new("RGB", image.size)
+    for top, band in _bands(image):
+        eight_bit = _eight_bit(band, levels, is_16_bit_png=is_16_bit_png)
+        flat.paste(_flat_rgb(eight_bit, profile), (0, top))
+    return flat
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Some rows of an image at a time, with the number of the first."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
 
 
 def _orientation(image: Image.Image) -> int:
@@ -350,12 +380,14 @@ def _is_16_bit_png(data: bytes) -> bool:
     return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10"  # bit depth in the header
 
 
-def _eight_bit(image: Image.Image, *, is_16_bit_png: bool) -> Image.Image:
-    """Scale grey images of 16 or 32 bits to 8, and the transparent colour of 16-bit files too."""
+def _eight_bit(
+    image: Image.Image, levels: tuple[float, float] | None, *, is_16_bit_png: bool
+) -> Image.Image:
+    """Scale grey images of 16 or 32 bits, which have levels, to 8, and the transparent colour of 16-bit files too."""
     transparent = image.info.get("transparency")
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+    if levels is not None:
         values = np.asarray(image)
-        grey = Image.fromarray(_scaled_grey(values))
+        grey = Image.fromarray(_scaled_grey(values, *levels))
         if isinstance(transparent, int):
             alpha = Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))
             grey = Image.merge("LA", (grey, alpha))
@@ -367,16 +399,25 @@ def _eight_bit(image: Image.Image, *, is_16_bit_png: bool) -> Image.Image:
     return image
 
 
-def _scaled_grey(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey values (H,W) of any type as uint8.
+def _levels(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest finite number of a grey image."""
+    low, high = math.inf, -math.inf
+    for _, band in _bands(image):
+        values = np.asarray(band)
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        raise ValueError("it holds no finite number")
+    return low, high
+
+
+def _scaled_grey(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
+    """Grey values (H,W) of any type, of an image with these levels, as uint8.
 
     16-bit range stays 16-bit range; floats in [0,1] are times 255; everything else has no
     declared white, so that its own range is stretched.
     """
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise ValueError("it holds no finite number")
-    low, high = float(finite.min()), float(finite.max())
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
         return np.asarray(_FROM_16_BIT[values], np.uint8)
     if low >= 0 and high <= 1:

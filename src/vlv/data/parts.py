@@ -8,10 +8,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from vlv.data.foreign import decode_text, parse_json, parse_object, printable, read_file
+from vlv.data.foreign import (
+    decode_text,
+    has_control,
+    parse_json,
+    parse_object,
+    printable,
+    read_file,
+    shown_name,
+)
 from vlv.data.images import IMAGE_SUFFIXES
 from vlv.data.locations import Location
-from vlv.data.records import DAMAGED, GUESSED, BadRecord, Columns, Entry, ImagePlace, Record, Span
+from vlv.data.records import (
+    DAMAGED,
+    GUESSED,
+    REFUSED,
+    BadRecord,
+    Columns,
+    Entry,
+    ImagePlace,
+    Record,
+    Span,
+)
 from vlv.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -52,7 +70,7 @@ class Part:
     def entries(self, detail: Detail = "texts") -> Iterator[Entry]:
         """The records in order, without image bytes, and in their place what is wrong; a damaged file gives what is whole."""
         try:
-            yield from self.scan(detail)
+            yield from map(_named, self.scan(detail))
         except (DataError, OSError, ValueError) as error:  # pyarrow raises the last two
             yield self.damaged(str(error))
 
@@ -73,7 +91,7 @@ class Part:
             start: Records at the beginning to leave out.
         """
         try:
-            yield from self.stream(start)
+            yield from map(_named, self.stream(start))
         except DataError as error:
             yield self.damaged(str(error))
 
@@ -88,6 +106,16 @@ class Part:
     def damaged(self, reason: str) -> BadRecord:
         """What stands for the file, or for the rest of it."""
         return BadRecord(str(self), str(self), reason, DAMAGED, is_file=True)
+
+
+def _named(entry: Entry) -> Entry:
+    """A record, or why its id is no name: it would be written into file names, tars and tables."""
+    if isinstance(entry, BadRecord) or not has_control(entry.id):
+        return entry
+    id = shown_name(entry.id)
+    return BadRecord(
+        id, entry.name, f"{id}: the name holds a control character; rename it", REFUSED
+    )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ DAMAGED = "damaged_file"
 MISSING_IMAGE = "missing_image"
 DUPLICATE_KEY = "duplicate_key"
 NOT_DOWNLOADED = "not_downloaded"
+REFUSED = "refused"
 UNREADABLE = "unreadable"
 
 
@@ -34,11 +35,13 @@ class Columns:
         image: Of a table, the image: its bytes, or its path.
         caption: The caption; in tar shards a suffix, or a field of the `.json`.
         sha256: The SHA-256 of the image file, which is then checked at each read; None checks nothing.
+        image_root: Folder below which the images of a table may lie, beside the table's own.
     """
 
     image: str | None = None
     caption: str | None = None
     sha256: str | None = None
+    image_root: str | None = None
 
 
 GUESSED = Columns()

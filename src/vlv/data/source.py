@@ -26,6 +26,8 @@ from vlv.data.records import (
     DUPLICATE_KEY,
     GUESSED,
     MISSING_IMAGE,
+    NOT_DOWNLOADED,
+    REFUSED,
     BadRecord,
     Columns,
     Entry,
@@ -410,11 +412,14 @@ def _sound(part: Part, detail: Detail, on_damage: OnDamage) -> Iterator[Record]:
     damaged = [bad for bad in left_out if bad.kind in (DAMAGED, DUPLICATE_KEY)]
     for bad in damaged:
         logger.warning("%s; the complete records are kept", bad.reason)
-    missing = [bad for bad in left_out if bad not in damaged]
+    for bad in (bad for bad in left_out if bad.kind == REFUSED):
+        logger.warning("%s; it is left out", bad.reason)
+    missing = [bad for bad in left_out if bad.kind in (MISSING_IMAGE, NOT_DOWNLOADED)]
     if not count and not damaged:
         tables = not isinstance(part, TarShard)
         empty = "the file holds no records" if tables else "the tar holds no images"
-        raise DataError(missing[0].reason if missing and tables else f"{part}: {empty}")
+        reasons = [bad.reason for bad in left_out if tables or bad.kind == REFUSED]
+        raise DataError(reasons[0] if reasons else f"{part}: {empty}")
     if missing:
         names = ", ".join(bad.id for bad in missing[:5])
         why = "an image" if missing[0].kind == MISSING_IMAGE else "a downloaded image"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,8 +17,10 @@ from vlv.data.foreign import (
     decode_text,
     open_regular,
     parse_object,
+    path_below,
     printable,
-    read_below,
+    read_file,
+    shown_name,
     unreadable,
 )
 from vlv.data.images import DEFAULT_LIMITS
@@ -29,6 +32,7 @@ from vlv.data.records import (
     GUESSED,
     MISSING_IMAGE,
     NOT_DOWNLOADED,
+    REFUSED,
     Absent,
     BadRecord,
     Columns,
@@ -65,6 +69,7 @@ class Cell:
     column: str
     group: int
     row: int  # within the group
+    image_root: str | None = None  # as in Columns
 
     def __str__(self) -> str:
         return f"{printable(str(self.path))}, row group {self.group}, row {self.row}"
@@ -79,7 +84,7 @@ class Cell:
             value = _row_group(self.path, self.column, self.group)[self.row].as_py()
         except (OSError, ValueError, IndexError) as error:
             raise DataError(f"{self}: cannot be read ({_first_line(error)})") from error
-        return image_bytes(value, str(self), roots_of(self.path))
+        return image_bytes(value, str(self), folder_of(self.path), self.image_root)
 
 
 @lru_cache(maxsize=4)
@@ -87,18 +92,19 @@ def _row_group(path: Location, column: str, group: int) -> Any:
     return open_parquet(path).read_row_group(group, columns=[column]).column(0)
 
 
-def roots_of(path: Location) -> list[Path]:
-    """The folders in which the files may lie that a table names in its cells of images."""
-    return [] if isinstance(path, Url) else [path.parent.resolve()]
+def folder_of(path: Location) -> Path | None:
+    """The folder of a table; None where it is remote."""
+    return None if isinstance(path, Url) else path.parent
 
 
-def image_bytes(value: Any, where: str, roots: list[Path]) -> bytes:
+def image_bytes(value: Any, where: str, base: Path | None, root: str | None) -> bytes:
     """The image bytes of a cell: plain, or in a struct {bytes, path} as `datasets` writes it.
 
     Args:
         value: Content of the cell.
         where: Name of the cell in an error.
-        roots: Folders in which a path may lie.
+        base: Folder that a path begins at, and must lie in; None allows none.
+        root: Another folder in which it may lie.
 
     Raises:
         DataError: There are none, or they lie elsewhere.
@@ -107,17 +113,23 @@ def image_bytes(value: Any, where: str, roots: list[Path]) -> bytes:
         path = value.get("path")
         value = value.get("bytes")
         if value is None and path:
-            return read_below(str(path), roots, where, DEFAULT_LIMITS.max_bytes)
+            if base is None:
+                raise DataError(f"{where}: a remote table must hold the images, not their paths")
+            file = path_below(str(path), base, root, where)
+            real = os.path.realpath(file)  # nor may a link lead elsewhere
+            return read_file(path_below(real, base, root, where), DEFAULT_LIMITS.max_bytes)
     if not isinstance(value, bytes):
         raise DataError(f"{where}: the cell holds no image bytes")
     return value
 
 
-def hold(value: Any, path: Location | str, where: str, roots: list[Path]) -> Held | Absent:
-    """The content of a cell, for a record in memory."""
+def hold(
+    value: Any, path: Location | str, where: str, base: Path | None, root: str | None
+) -> Held | Absent:
+    """The content of a cell, for a record in memory; see `image_bytes`."""
     name = printable(str(path))
     try:
-        return Held(name, image_bytes(value, where, roots), raw_pixels=True)
+        return Held(name, image_bytes(value, where, base, root), raw_pixels=True)
     except DataError as error:
         return Absent(name, str(error))
 
@@ -150,7 +162,10 @@ def make_entry(
         if isinstance(image, Url):
             raise DataError(f"{image}: a remote table must hold the images, not their paths")
         key = path
-        place: ImagePlace = image.parent / path
+        try:
+            place: ImagePlace = path_below(path, image.parent, columns.image_root, where)
+        except DataError as error:
+            return BadRecord(shown_name(path), where, str(error), REFUSED)
     else:
         place = image
     caption = _pop_text(rest, (columns.caption,) if columns.caption else _CAPTION_FIELDS)
@@ -280,7 +295,8 @@ class ParquetRows(Part):
                 if column is None:
                     yield make_entry(values, where, self.columns, self.source)
                 else:
-                    cell = Cell(self.source, column, group, number)
+                    root = self.columns.image_root
+                    cell = Cell(self.source, column, group, number, root)
                     key = f"{group:05d}-{number:06d}"
                     yield make_entry(values, where, self.columns, cell, key)
 
@@ -293,7 +309,6 @@ class ParquetRows(Part):
         file = open_parquet(self.source)
         column = bytes_column(file.schema_arrow, self.columns, self)
         names = light_columns(file.schema_arrow)
-        roots = roots_of(self.source)
         first = 0
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
@@ -302,17 +317,18 @@ class ParquetRows(Part):
                 rows = self._rows(file, group, wanted, _STREAMED_ROWS)
                 for number, values in enumerate(rows):
                     if first + number >= start:
-                        yield self._streamed(values, column, group, number, roots)
+                        yield self._streamed(values, column, group, number)
             first += size
 
     def _streamed(
-        self, values: dict[str, Any], column: str | None, group: int, number: int, roots: list[Path]
+        self, values: dict[str, Any], column: str | None, group: int, number: int
     ) -> Entry:
         where = f"{self}, row group {group}, row {number}"
         if column is None:
             entry = make_entry(values, where, self.columns, self.source)
         else:
-            image = hold(values.pop(column, None), self.source, where, roots)
+            base, root = folder_of(self.source), self.columns.image_root
+            image = hold(values.pop(column, None), self.source, where, base, root)
             key = f"{group:05d}-{number:06d}"
             entry = make_entry(values, where, self.columns, image, key)
         return replace(entry, id=f"{self}/{entry.id}")

@@ -11,7 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlv.data.foreign import MAX_TEXT_BYTES, decode_text, printable, read_up_to, unreadable
+from vlv.data.foreign import (
+    MAX_TEXT_BYTES,
+    decode_text,
+    has_control,
+    printable,
+    read_up_to,
+    unreadable,
+)
 from vlv.data.images import DEFAULT_LIMITS, IMAGE_SUFFIXES
 from vlv.data.img2dataset import Downloads, compare_with_stats
 from vlv.data.locations import Location, open_location, open_seekable
@@ -126,6 +133,12 @@ def split_name(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}", suffix.lower()
 
 
+def _is_member(info: tarfile.TarInfo, key: str, suffix: str) -> bool:
+    """Whether this is a file with content of its own and a usable name: no link, no folder, nothing sparse or hidden."""
+    named = bool(key) and not key.endswith("/") and not has_control(suffix)
+    return named and info.isfile() and not info.issparse()
+
+
 # Listed ------------------------------------------------------------------------------------------
 
 
@@ -149,7 +162,7 @@ class TarIndex:
         """Add a member of a file of so many bytes; links, hidden and sparse files are none."""
         name = printable(info.name)
         key, suffix = split_name(name)
-        if not info.isfile() or info.issparse() or not key or key.endswith("/"):
+        if not _is_member(info, key, suffix):
             return
         if info.offset_data + info.size > length:
             self.cut.append(name)
@@ -247,7 +260,7 @@ def stream_tar(path: Location, suffixes: set[str], start: int = 0) -> Iterator[S
 def _keep(sample: Sample, suffix: str, member: _Member, suffixes: set[str]) -> None:
     """Read a member that is an image, or one of the suffixes."""
     is_image = f".{suffix}" in IMAGE_SUFFIXES
-    if is_image or suffix in suffixes:
+    if (is_image or suffix in suffixes) and suffix not in sample.members:  # the first counts
         limit = DEFAULT_LIMITS.max_bytes if is_image else MAX_TEXT_BYTES
         sample.members[suffix] = member.content.read() if member.size <= limit else None
 
@@ -265,7 +278,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, str, _Member]]:
         for info in tar:
             tar.members.clear()  # type: ignore[attr-defined]  # or the list grows with the file
             key, suffix = split_name(printable(info.name))
-            if info.isfile() and not info.issparse() and key and not key.endswith("/"):
+            if _is_member(info, key, suffix):
                 yield key, suffix, _Member(info.size, tar.extractfile(info))
         if not watched.ended_well:
             raise tarfile.ReadError("it is truncated")

@@ -38,7 +38,7 @@ def find_data(data: DataConfig) -> Listed | Streamed:
 
 def columns_of(data: DataConfig) -> Columns:
     """What the image, its caption and its hash are called."""
-    return Columns(data.image_column, data.caption_column, data.hash_column)
+    return Columns(data.image_column, data.caption_column, data.hash_column, data.image_root)
 
 
 def make_loader(
