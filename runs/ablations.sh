@@ -22,11 +22,11 @@ fi
 
 pretrain() { vlv toyworld pretrain "$@" --precision bf16 --data "$DATA/train" --models "$PARTS"; }
 for part in vision florence; do
-  [ -d "$PARTS/florence" ] || pretrain "$part" --run "$OUT/parts-runs/$part"
+  [ -d "$PARTS/florence" ] || pretrain "$part" --run-dir "$OUT/parts-runs/$part"
 done
 for size in medium small large; do
   name=llm-$size
-  [ -d "$PARTS/${name%-medium}" ] || pretrain llm --size "$size" --run "$OUT/parts-runs/$name"
+  [ -d "$PARTS/${name%-medium}" ] || pretrain llm --size "$size" --run-dir "$OUT/parts-runs/$name"
 done
 
 # Trainings see these 8,000 images, four times at most.
@@ -34,7 +34,7 @@ images=$(printf '%s,' "$DATA"/train/train-0000[0-7].tar)
 data="data.inputs=[${images%,}]" held_out="data.held_out=[$DATA/val]"
 mkdir -p "$OUT/results"
 for name in queries data bottleneck unfreezing decoder control; do
-  vlv eval ablation "$name" --run "$OUT/$name" --trained "$OUT/trained" --parts "$PARTS" --num "$NUM" --seeds "$SEEDS" \
+  vlv eval ablation "$name" --run-dir "$OUT/$name" --trained "$OUT/trained" --parts "$PARTS" --num "$NUM" --seeds "$SEEDS" \
     --set1 "$data" --set1 "$held_out" --set2 "$data" --set2 "$held_out"
   cp "$OUT/$name/result.json" "$OUT/results/ablation-$name.json"
 done

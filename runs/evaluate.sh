@@ -15,26 +15,26 @@ guidances=()
 for guidance in $GUIDANCES; do guidances+=(--guidance "$guidance"); done
 
 # 1, 2 and 6: pictures from captions and from z, their claims and their 3-D boxes
-vlv eval predict reconstruction --run "$OUT/reconstruction" --num "$NUM" --seed "$SEED" --generator "model:$MODEL" --dtype "$DTYPE" \
+vlv eval predict reconstruction --run-dir "$OUT/reconstruction" --num "$NUM" --seed "$SEED" --generator "model:$MODEL" --dtype "$DTYPE" \
   --from true --from "ours=model:$MODEL" --from "z=z:$MODEL" --from words --from other "${guidances[@]}"
 vlv eval judge "$OUT/reconstruction" --judge pixels --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/reconstruction"
 
 # 3: ratings, and choices in both orders; BLEU, ROUGE-L, CIDEr-D and claims of the same captions
-vlv eval predict arena --run "$OUT/arena" --num "$NUM" --seed "$SEED" \
+vlv eval predict arena --run-dir "$OUT/arena" --num "$NUM" --seed "$SEED" \
   --from true --from again --from "ours=model:$MODEL" --from words --from other
 vlv eval judge "$OUT/arena" --judge exact --judge references --judge claims
 vlv eval judge "$OUT/arena" --judge choice=exact --pairs
 vlv eval score "$OUT/arena"
 
 # 4: questions answered from captions alone
-vlv eval predict vqa --run "$OUT/vqa" --num "$NUM" --seed "$SEED" \
+vlv eval predict vqa --run-dir "$OUT/vqa" --num "$NUM" --seed "$SEED" \
   --from true --from "ours=model:$MODEL" --from words --from other
 vlv eval judge "$OUT/vqa" --judge parser
 vlv eval score "$OUT/vqa"
 
 # 7: mixes of embeddings
-vlv eval predict mixes --run "$OUT/mixes" --num "$NUM" --seed "$SEED" --model "$MODEL" --dtype "$DTYPE"
+vlv eval predict mixes --run-dir "$OUT/mixes" --num "$NUM" --seed "$SEED" --model "$MODEL" --dtype "$DTYPE"
 vlv eval judge "$OUT/mixes" --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/mixes"
 

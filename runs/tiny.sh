@@ -13,7 +13,7 @@ vlv toyworld render "$OUT/data/val" --split val --num 1000 --seed "$SEED"
 vlv toyworld render "$OUT/data/any" --split any --num 20000 --seed "$SEED"
 
 pretrain() {  # PART DATA
-  vlv toyworld pretrain "$1" --data "$OUT/data/$2" --models "$OUT/parts" --run "$OUT/runs/$1" --seed "$SEED"
+  vlv toyworld pretrain "$1" --data "$OUT/data/$2" --models "$OUT/parts" --run-dir "$OUT/runs/$1" --seed "$SEED"
 }
 for part in inspector llm; do pretrain "$part" any; done
 for part in vae text unet vision florence; do pretrain "$part" train; done

@@ -92,7 +92,7 @@ def test_a_page_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "eval",
         "predict",
         "reconstruction",
-        "--run",
+        "--run-dir",
         str(folder),
         "--from",
         "true",

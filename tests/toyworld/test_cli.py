@@ -74,7 +74,7 @@ def test_describe(toyworld: Any) -> None:
     assert toyworld("describe", "--index", 5).out != result.out
 
 
-PRETRAIN = ("pretrain", "vae", "--data", "a", "--data", "b", "--models", "m", "--run", "r")
+PRETRAIN = ("pretrain", "vae", "--data", "a", "--data", "b", "--models", "m", "--run-dir", "r")
 
 
 def test_pretrain_hands_its_options_over(toyworld: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_an_interrupted_training_exits_130(toyworld: Any, monkeypatch: pytest.Mo
         (("render", "out"), "--num"),
         (("render", "out", "--num", "0"), "greater than or equal to 1"),
         (("render", "out", "--num", "3", "--split", "tests"), "tests"),
-        (("pretrain", "clip", "--data", "a", "--models", "m", "--run", "r"), "clip"),
+        (("pretrain", "clip", "--data", "a", "--models", "m", "--run-dir", "r"), "clip"),
         (("ship", "out", "--model", "m", "--parts", "nowhere", "--runs", "r"), "no inspector"),
         (PRETRAIN, "a: there is no such file or folder"),
     ],

@@ -82,9 +82,7 @@ class AblationOptions:
     name: Annotated[
         str, typer.Argument(help="queries, unfreezing, data, decoder, control or bottleneck.")
     ]
-    run_folder: Annotated[
-        Path, typer.Option("--run", help="Folder of the run; the same command goes on.")
-    ]
+    run_dir: common.RunDir
     training: TrainingOptions
     measuring: MeasuringOptions
 
@@ -123,7 +121,7 @@ def ablation(given: AblationOptions) -> int:
         if interruption.preempted:
             return common.PREEMPTED
         raise
-    common.say(f"next: vlv eval report {given.run_folder}")
+    common.say(f"next: vlv eval report {given.run_dir}")
     return 0
 
 
@@ -139,7 +137,7 @@ def _run(given: AblationOptions) -> None:
     from vlv.models.placement import pick_device
 
     disable_progress_bar()
-    plan, folder = given.plan(), given.run_folder
+    plan, folder = given.plan(), given.run_dir
     device = torch.device(pick_device(given.measuring.device))
     with progress("measuring") as report:
         section = run_ablation(given.name, folder, plan, device, report)

@@ -56,6 +56,7 @@ DType = Annotated[
 VAEMode = Literal["whole", "sliced", "tiled"]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images processed together.")]
+RunDir = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on.")]
 Recursive = Annotated[bool, typer.Option(help="Look into subfolders.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")]
 CaptionColumn = Annotated[

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
-from tqdm import tqdm
 
 from vlv.cli import common
 from vlv.cli.options import option_group, options, takes_options
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.backends import Backends
-    from vlv.evaluation.experiments.run import Report, Run
+    from vlv.evaluation.experiments.run import Experiment, Report, Run
     from vlv.evaluation.experiments.samples import DataSet
+    from vlv.jobs.table import Row
     from vlv.jobs.tally import Tally
     from vlv.toyworld.scene import Split
 
@@ -29,15 +28,6 @@ predict = typer.Typer(
 )
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")]
-NewRun = Annotated[Path, typer.Option("--run", help="Folder of the run; the same command goes on.")]
-Sources = Annotated[
-    list[str],
-    typer.Option(
-        "--from",
-        metavar="NAME=KIND:VALUE",
-        help="Captions: true, other, words, again, file:PATH, model:MODEL, endpoint:MODEL@URL; or z:MODEL. Repeat it.",
-    ),
-]
 
 
 @option_group("Samples")
@@ -66,14 +56,6 @@ class SampleOptions:
                 "--references has no effect without --images; the toy world has its own"
             )
         return DataSet(cast("Split", self.split), self.seed, self.num or 1000)
-
-
-References = Annotated[
-    Path | None,
-    typer.Option(
-        help="Right captions of --images: COCO's .json, or .jsonl.", rich_help_panel="Samples"
-    ),
-]
 
 
 @option_group("Work")
@@ -112,27 +94,13 @@ class WorkOptions:
 
 @contextmanager
 def progress(what: str) -> Iterator[Report]:
-    """A bar on stderr, and the first few failures by name."""
-    shown = 0
-    with tqdm(desc=what, unit=" rows", disable=not sys.stderr.isatty()) as bar:
+    """Progress over the rows of an experiment."""
+    with common.Progress(what=what, unit="row") as shown:
+        yield lambda rows: shown.report([_failure(row) for row in rows])
 
-        def report(rows: Sequence[Mapping[str, Any]]) -> None:
-            nonlocal shown
-            for row in rows:
-                if row.get("error") is not None:
-                    shown += 1
-                    if shown <= 5:
-                        with bar.external_write_mode(sys.stderr):
-                            common.say(f"failed: {row.get('id', '')}: {row['error']}")
-            bar.update(len(rows))
 
-        try:
-            yield report
-        except KeyboardInterrupt:
-            common.say("what is finished is kept; the same command goes on from there")
-            raise
-    if shown > 5:
-        common.say(f"... and {shown - 5} more, each with its error in the table")
+def _failure(row: Row) -> str | None:
+    return None if row.get("error") is None else f"{row.get('id', '')}: {row['error']}"
 
 
 def close(tally: Tally, run: Run, step: str) -> int:
@@ -144,21 +112,61 @@ def close(tally: Tally, run: Run, step: str) -> int:
     return code
 
 
-def _predict(run: Run, work: WorkOptions, asking: common.EndpointOptions | None, what: str) -> int:
-    """The first step of any experiment."""
-    from vlv.evaluation.experiments.judging import experiment_of
+@options
+class PredictOptions:
+    """What the first step of every experiment takes."""
 
-    with work.backends(run.folder, asking) as backends, progress(what) as report:
-        tally = experiment_of(run).predict(run, backends, report)
-    return close(tally, run, "judge")
+    run_dir: common.RunDir
+    samples: SampleOptions
+    work: WorkOptions
+
+    def predict(
+        self,
+        experiment: Experiment,
+        settings: dict[str, Any],
+        asking: common.EndpointOptions | None = None,
+        references: Path | None = None,
+    ) -> int:
+        """Begin the run, or go on with it."""
+        from vlv.evaluation.experiments.run import Run
+
+        run = Run.start(self.run_dir, experiment.NAME, self.samples.data(references), settings)
+        with self.work.backends(run.folder, asking) as backends, progress("predicting") as report:
+            tally = experiment.predict(run, backends, report)
+        return close(tally, run, "judge")
 
 
 @options
-class ReconstructionOptions:
+class CaptionOptions(PredictOptions):
+    """What experiments take that begin with captions."""
+
+    sources: Annotated[
+        list[str],
+        typer.Option(
+            "--from",
+            metavar="NAME=KIND:VALUE",
+            help="Captions: true, other, words, again, file:PATH, model:MODEL, endpoint:MODEL@URL; or z:MODEL. Repeat it.",
+        ),
+    ]
+    endpoint: common.EndpointOptions
+
+
+@options
+class ArenaOptions(CaptionOptions):
+    """``vlv eval predict arena``."""
+
+    references: Annotated[
+        Path | None,
+        typer.Option(
+            help="Right captions of --images: COCO's .json, or .jsonl.", rich_help_panel="Samples"
+        ),
+    ] = None
+
+
+@options
+class ReconstructionOptions(ArenaOptions):
     """``vlv eval predict reconstruction``."""
 
-    run_folder: NewRun
-    sources: Sources
     preset: Annotated[
         Literal["toy", "sd35-medium"], typer.Option(help="Generator, steps and guidances.")
     ] = "toy"
@@ -170,10 +178,6 @@ class ReconstructionOptions:
         field(default_factory=list)
     )
     dtype: common.DType = "auto"
-    samples: SampleOptions
-    references: References = None
-    work: WorkOptions
-    endpoint: common.EndpointOptions
 
 
 @predict.command()
@@ -182,7 +186,6 @@ def reconstruction(given: ReconstructionOptions) -> int:
     """Experiments 1 and 2: generate images from captions and from caption embeddings (Tables 1, 4, 5)."""
     from vlv.evaluation.experiments import reconstruction as experiment
     from vlv.evaluation.experiments.generators import PRESETS
-    from vlv.evaluation.experiments.run import Run
 
     preset = PRESETS[given.preset]
     settings = experiment.settings(
@@ -192,21 +195,7 @@ def reconstruction(given: ReconstructionOptions) -> int:
         given.guidance or preset.guidances,
         common.dtype_name(common.placement(given.work.device, given.dtype)),
     )
-    data = given.samples.data(given.references)
-    run = Run.start(given.run_folder, experiment.NAME, data, settings)
-    return _predict(run, given.work, given.endpoint, "predicting")
-
-
-@options
-class ArenaOptions:
-    """``vlv eval predict arena``."""
-
-    run_folder: NewRun
-    sources: Sources
-    samples: SampleOptions
-    references: References = None
-    work: WorkOptions
-    endpoint: common.EndpointOptions
+    return given.predict(experiment, settings, given.endpoint, given.references)
 
 
 @predict.command()
@@ -214,29 +203,21 @@ class ArenaOptions:
 def arena(given: ArenaOptions) -> int:
     """Experiment 3: captions that judges will rate (Table 2), or that are measured against reference captions."""
     from vlv.evaluation.experiments import arena as experiment
-    from vlv.evaluation.experiments.run import Run
 
-    data = given.samples.data(given.references)
     settings = experiment.settings(given.sources)
-    run = Run.start(given.run_folder, experiment.NAME, data, settings)
-    return _predict(run, given.work, given.endpoint, "captioning")
+    return given.predict(experiment, settings, given.endpoint, given.references)
 
 
 @options
-class VQAOptions:
+class VQAOptions(CaptionOptions):
     """``vlv eval predict vqa``."""
 
-    run_folder: NewRun
-    sources: Sources
     questions: Annotated[
         Path | None, typer.Option(help="Official questions file of VQAv2 or OK-VQA, for --images.")
     ] = None
     annotations: Annotated[
         Path | None, typer.Option(help="The official annotations that belong to it.")
     ] = None
-    samples: SampleOptions
-    work: WorkOptions
-    endpoint: common.EndpointOptions
 
 
 @predict.command()
@@ -244,25 +225,19 @@ class VQAOptions:
 def vqa(given: VQAOptions) -> int:
     """Experiment 4: captions from which questions will be answered (Table 3)."""
     from vlv.evaluation.experiments import vqa as experiment
-    from vlv.evaluation.experiments.run import Run
 
     files = [None if path is None else str(path) for path in (given.questions, given.annotations)]
-    settings = experiment.settings(given.sources, *files)
-    run = Run.start(given.run_folder, experiment.NAME, given.samples.data(), settings)
-    return _predict(run, given.work, given.endpoint, "captioning")
+    return given.predict(experiment, experiment.settings(given.sources, *files), given.endpoint)
 
 
 @options
-class MixesOptions:
+class MixesOptions(PredictOptions):
     """``vlv eval predict mixes``."""
 
-    run_folder: NewRun
     model: common.Model = common.SHIPPED_MODEL
     steps: common.Steps = 20
     guidance: common.Guidance = 2.0
     dtype: common.DType = "auto"
-    samples: SampleOptions
-    work: WorkOptions
 
 
 @predict.command()
@@ -270,12 +245,11 @@ class MixesOptions:
 def mixes(given: MixesOptions) -> int:
     """Experiment 7: mixes of the embeddings of every sample and the next two (Figure 6)."""
     from vlv.evaluation.experiments import mixes as experiment
-    from vlv.evaluation.experiments.run import Run
 
     dtype = common.dtype_name(common.placement(given.work.device, given.dtype))
-    settings = experiment.settings(given.model, given.steps, given.guidance, dtype)
-    run = Run.start(given.run_folder, experiment.NAME, given.samples.data(), settings)
-    return _predict(run, given.work, None, "mixing")
+    return given.predict(
+        experiment, experiment.settings(given.model, given.steps, given.guidance, dtype)
+    )
 
 
 @options
@@ -304,7 +278,7 @@ class JudgeOptions:
 def judge(given: JudgeOptions) -> int:
     """Second step: judge what was predicted; only what is missing or failed is judged."""
     from vlv.evaluation.experiments.judging import judge_run
-    from vlv.evaluation.experiments.run import Judge, Run, add
+    from vlv.evaluation.experiments.run import Judge, Run
     from vlv.jobs.tally import Tally
 
     run, total = Run.open(given.run_folder), Tally()
@@ -314,7 +288,7 @@ def judge(given: JudgeOptions) -> int:
     ):
         for text in given.judges:
             one = Judge.parse(text, given.resize, given.pairs, given.shots)
-            total = add(total, judge_run(run, one, backends, report))
+            total += judge_run(run, one, backends, report)
     return close(total, run, "score")
 
 

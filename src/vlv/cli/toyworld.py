@@ -115,7 +115,7 @@ class PretrainOptions:
     ]
     data: Annotated[list[Path], typer.Option(help="Rendered shards (repeatable).")]
     models: Annotated[Path, typer.Option(help="Folder of the parts; earlier ones are read there.")]
-    run: Annotated[Path, typer.Option(help="Folder of the run; created.")]
+    run_dir: common.RunDir
     steps: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None
     seed: common.Seed = 0
     max_minutes: Annotated[
@@ -156,7 +156,7 @@ def pretrain(given: PretrainOptions) -> int:
             cast("Part", given.part),
             given.data,
             given.models,
-            given.run,
+            given.run_dir,
             recipe=given.recipe(),
             seed=given.seed,
             max_seconds=None if given.max_minutes is None else 60 * given.max_minutes,

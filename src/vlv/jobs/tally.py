@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass
@@ -27,6 +27,13 @@ class Tally:
     started: float = field(default_factory=time.monotonic)
     changed: int = 0
     redone: int = 0
+
+    def __add__(self, other: Tally) -> Tally:
+        """The counts of two steps together, timed from the start of the first."""
+        return Tally(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+            | {"started": self.started}
+        )
 
     def restart(self) -> None:
         """Start the clock anew, once the model is loaded."""

@@ -57,7 +57,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ablate(bench: Path, name: str, run: Path, *more: str, seeds: int = 1) -> int:
     return vlv(
         [
-            *("eval", "ablation", name, "--run", str(run), "--parts", str(bench / "parts")),
+            *("eval", "ablation", name, "--run-dir", str(run), "--parts", str(bench / "parts")),
             *("--stage1", str(bench / "stage1.yaml"), "--stage2", str(bench / "stage2.yaml")),
             *("--num", "4", "--steps", "1", "--seeds", str(seeds), *more),
         ]

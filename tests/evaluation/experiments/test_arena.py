@@ -15,8 +15,8 @@ from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments import arena
 from vlv.evaluation.experiments.judging import score_experiment
+from vlv.evaluation.experiments.predicting import predict_captions
 from vlv.evaluation.experiments.rating import Ballot, RatingServer
-from vlv.evaluation.experiments.reconstruction import predict_captions
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet
 
@@ -232,7 +232,7 @@ def test_the_page_listens_to_nobody_else(run: Run) -> None:
 
 def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(tmp_path / "run")
-    assert vlv(["eval", "predict", "arena", "--run", folder, "--from", "true", "--from", "words", "--num", "3"]) == 0  # fmt: skip
+    assert vlv(["eval", "predict", "arena", "--run-dir", folder, "--from", "true", "--from", "words", "--num", "3"]) == 0  # fmt: skip
     assert vlv(["eval", "judge", folder, "--judge", "exact", "--pairs"]) == 0
     assert vlv(["eval", "score", folder]) == 0
     assert "Bradley-Terry" in capsys.readouterr().out

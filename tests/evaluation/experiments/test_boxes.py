@@ -16,7 +16,7 @@ from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet
 from vlv.evaluation.experiments.scoring import Scores
-from vlv.evaluation.experiments.viewing import picture_path
+from vlv.evaluation.experiments.viewing import image_path
 from vlv.toyworld.scene import sample_scene
 
 if TYPE_CHECKING:
@@ -77,8 +77,8 @@ def test_the_inspector_prints_its_own_error(
     run = Run.start(tmp_path / "run", reconstruction.NAME, DataSet("test", 3, 5), settings)
     reconstruction.predict(run, make_backends())
     for sample in run.data.samples():
-        sample.load().save(picture_path(run, "z", 2.0, sample.id))
-    table = run.folder / "pictures/z-g2.jsonl"
+        sample.load().save(image_path(run, "z", 2.0, sample.id))
+    table = run.folder / "images/z-g2.jsonl"
     table.write_text(table.read_text().replace('"side": 32', '"side": 64'))
     judge(run, f"toy=inspector:{inspector_folder}", make_backends())
     found = {f.key: f.estimate.value for f in score_experiment(run, seed=0).figures}

@@ -15,7 +15,7 @@ from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.evaluation.experiments import arena
 from vlv.evaluation.experiments.judging import judge_run, score_experiment
-from vlv.evaluation.experiments.reconstruction import predict_captions
+from vlv.evaluation.experiments.predicting import predict_captions
 from vlv.evaluation.experiments.run import Judge, Run, by_id
 from vlv.evaluation.experiments.samples import DataSet
 from vlv.evaluation.experiments.viewing import captions_of
@@ -341,7 +341,7 @@ def test_the_commands_and_the_pages(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, references = tmp_path / "run", write_references(tmp_path / "r.jsonl", REFERENCES)
-    predict = ["eval", "predict", "arena", "--run", str(folder), "--from", "true", "--from", "words"]  # fmt: skip
+    predict = ["eval", "predict", "arena", "--run-dir", str(folder), "--from", "true", "--from", "words"]  # fmt: skip
     assert vlv([*predict, "--references", str(references)]) == 1
     assert "--references has no effect without --images" in capsys.readouterr().err
     files = ["--images", str(pictures), "--references", str(references)]

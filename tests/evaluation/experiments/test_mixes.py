@@ -15,6 +15,7 @@ from vlv.evaluation.experiments import mixes
 from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet
+from vlv.evaluation.experiments.viewing import IMAGE_KEY, image_path
 from vlv.toyworld.language import true_claims
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def test_the_dtype_is_that_of_the_drawing(tmp_path: Path, tiny_folder: Path) -> 
         "eval",
         "predict",
         "mixes",
-        "--run",
+        "--run-dir",
         str(tmp_path / "run"),
         "--model",
         str(tiny_folder),
@@ -71,8 +72,8 @@ def judged(run: Run, kept: Callable[[int, str], int]) -> dict[str, float]:
     for name in names:
         for number, sample in enumerate(run.data.samples()):
             seen = true_claims(scenes[(number + kept(number, name)) % len(scenes)])
-            rows.append({"id": sample.id, "mix": name, "scene": seen.scene, "objects": list(seen.objects)})  # fmt: skip
-    with run.filling("judgements/known", mixes.MIX_KEY, {}) as table:
+            rows.append({"id": sample.id, "source": name, "guidance": 2.0, "scene": seen.scene, "objects": list(seen.objects)})  # fmt: skip
+    with run.filling("judgements/known", IMAGE_KEY, {}) as table:
         table.append(rows)
     return {f.key: f.estimate.value for f in score_experiment(run, seed=0).figures}
 
@@ -100,13 +101,13 @@ def test_from_nothing_to_figures(
     make_backends: Callable[..., Backends],
 ) -> None:
     folder = tmp_path / "run"
-    command = ["eval", "predict", "mixes", "--run", str(folder), "--model", str(tiny_folder), "--num", "3", "--steps", "2"]  # fmt: skip
+    command = ["eval", "predict", "mixes", "--run-dir", str(folder), "--model", str(tiny_folder), "--num", "3", "--steps", "2"]  # fmt: skip
     assert vlv(command) == 0
     assert vlv(["eval", "judge", str(folder), "--judge", f"toy=inspector:{inspector_folder}"]) == 0
     assert vlv(["eval", "score", str(folder)]) == 0
     run = Run.open(folder)
     assert mixes.predict(run, make_backends()).done == 0
-    lost = mixes.picture_path(run, "average", "test-0000001")
+    lost = image_path(run, "average", 2.0, "test-0000001")
     kept = lost.read_bytes()
     lost.unlink()
     assert judge(run, f"second=inspector:{inspector_folder}", make_backends()).failed == 1
@@ -119,7 +120,7 @@ def test_from_nothing_to_figures(
     (expected,) = pipe.draw(pipe.context(mixes.mix(name, zs)), seed=[samples[0].seed], steps=2, guidance=2.0)  # fmt: skip
     from PIL import Image, ImageChops
 
-    with Image.open(mixes.picture_path(run, name, samples[0].id)) as found:
+    with Image.open(image_path(run, name, 2.0, samples[0].id)) as found:
         assert max(high for _, high in ImageChops.difference(found.convert("RGB"), expected).getextrema()) <= 1  # fmt: skip
 
 

@@ -22,9 +22,10 @@ from vlv.evaluation.experiments.backends import Backends
 from vlv.evaluation.experiments.generators import DiffusersGenerator, ModelGenerator
 from vlv.evaluation.experiments.instruments import make_instrument
 from vlv.evaluation.experiments.judging import score_experiment
+from vlv.evaluation.experiments.predicting import predict_captions
 from vlv.evaluation.experiments.run import Judge, Run
 from vlv.evaluation.experiments.samples import DataSet, read_references
-from vlv.evaluation.experiments.viewing import picture_path
+from vlv.evaluation.experiments.viewing import image_path
 from vlv.evaluation.metrics.distances import kernel_distance
 from vlv.evaluation.metrics.inception import FIDInception
 
@@ -94,7 +95,7 @@ def test_the_generator_is_that_of_the_model_and_of_the_seed(
     texts = pipe.decoder.encode_text([sample.references[0]]).c
     for source, c in (("true", texts), ("z", pipe.context(pipe.embed([sample.load()])))):
         (expected,) = pipe.draw(c, seed=[sample.seed], steps=2, guidance=2.0)
-        with Image.open(picture_path(run, source, 2.0, sample.id)) as found:
+        with Image.open(image_path(run, source, 2.0, sample.id)) as found:
             difference = np.abs(np.asarray(found, int) - np.asarray(expected, int)).max()
         assert difference <= 1  # another batch
 
@@ -114,14 +115,14 @@ def test_pictures_in_bfloat16_are_nearly_those_in_float32(
     for source in ("ours", "z"):
         one, two = (
             [
-                np.asarray(Image.open(picture_path(run, source, 2.0, sample.id)), int)
+                np.asarray(Image.open(image_path(run, source, 2.0, sample.id)), int)
                 for sample in run.data.samples()
             ]
             for run in (full, half)
         )
         difference = np.abs(np.array(one) - np.array(two))
         assert 0 < difference.mean() < 2, "of 255 levels"
-    assert half.table_settings("pictures/z-g2")["dtype"] == "bfloat16"
+    assert half.table_settings("images/z-g2")["dtype"] == "bfloat16"
     pipe = backends.pipeline(str(tiny_folder), torch.bfloat16)
     assert (pipe.unet.dtype, pipe.encoder.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)  # fmt: skip
 
@@ -153,7 +154,7 @@ def test_an_interrupted_prediction_goes_on(
         reconstruction.predict(run, make_backends())
     tally = reconstruction.predict(run, make_backends())
     assert (tally.skipped, tally.done) == (7 + 3, 4)
-    name = "pictures/true-g2.jsonl"
+    name = "images/true-g2.jsonl"
     assert lines(run.folder / name) == lines(whole.folder / name)
 
 
@@ -170,7 +171,7 @@ def test_controls_are_other_captions_and_shuffled_words(
     tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
 ) -> None:
     run = start(tmp_path / "run", tiny_folder, "true", "other", "words", guidances=[1.0])
-    reconstruction.predict_captions(run, make_backends())
+    predict_captions(run, make_backends())
     true, other, words = ([r["caption"] for r in lines(run.folder / f"captions/{n}.jsonl")] for n in ("true", "other", "words"))  # fmt: skip
     assert other == [*true[1:], true[0]]
     assert words != true
@@ -348,7 +349,7 @@ def test_the_three_commands_and_a_baseline(
 ) -> None:
     def steps(folder: Path, guidance: str) -> None:
         more = ["--generator", f"model:{tiny_folder}", "--steps", "2", "--guidance", guidance]
-        assert vlv(["eval", "predict", "reconstruction", "--run", str(folder), "--from", "true", "--num", "5", *more]) == 0  # fmt: skip
+        assert vlv(["eval", "predict", "reconstruction", "--run-dir", str(folder), "--from", "true", "--num", "5", *more]) == 0  # fmt: skip
         assert vlv(["eval", "judge", str(folder), "--judge", f"toy=inspector:{inspector_folder}"]) == 0  # fmt: skip
 
     one, two = tmp_path / "one", tmp_path / "two"
@@ -369,7 +370,7 @@ def test_the_dtype_is_stated_and_not_mixed(
 ) -> None:
     def predict(dtype: str) -> int:
         more = ["--generator", f"model:{tiny_folder}", "--steps", "1", "--guidance", "1", "--device", "cpu"]  # fmt: skip
-        command = ["eval", "predict", "reconstruction", "--run", str(tmp_path / "run")]
+        command = ["eval", "predict", "reconstruction", "--run-dir", str(tmp_path / "run")]
         return vlv([*command, "--from", "true", "--num", "2", *more, "--dtype", dtype])
 
     assert predict("bfloat16") == 0
@@ -397,7 +398,7 @@ def test_the_dtype_is_stated_and_not_mixed(
 def test_wrong_usage_is_one_sentence(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert vlv(["eval", *arguments, "--run", str(tmp_path / "run")]) == 1
+    assert vlv(["eval", *arguments, "--run-dir", str(tmp_path / "run")]) == 1
     shown = capsys.readouterr().err.strip().splitlines()[-1]
     assert message in shown
 

@@ -30,7 +30,7 @@ from vlv.evaluation.experiments.toyworld_scores import (
     score_sections,
 )
 from vlv.evaluation.experiments.toyworld_tables import Tables
-from vlv.evaluation.experiments.viewing import PICTURE_KEY, Features, table_name
+from vlv.evaluation.experiments.viewing import IMAGE_KEY, Features, table_name
 from vlv.evaluation.report.page import example_sheet
 from vlv.evaluation.results import Results, format_results, format_summary
 from vlv.models.diffusion import DiffusionDecoder
@@ -85,7 +85,7 @@ def known(tmp_path: Path) -> Callable[..., dict[str, float]]:
             rows = [{"id": s.id, "source": "model", "caption": captions(samples, n), "n_tokens": 9, "finish_reason": "stop"} for n, s in enumerate(samples)]  # fmt: skip
             with run.filling("captions/model", CAPTION_KEY, {}) as table:
                 table.append(rows)
-        with run.filling("judgements/inspector", PICTURE_KEY, {}) as table:
+        with run.filling("judgements/inspector", IMAGE_KEY, {}) as table:
             for source, scene_of in (seen or {}).items():
                 for number, sample in enumerate(samples):
                     scene = scene_of(samples, number).known_scene
@@ -93,7 +93,7 @@ def known(tmp_path: Path) -> Callable[..., dict[str, float]]:
                     table.append([{"id": sample.id, "source": source, "guidance": 2.0, "scene": claims.scene, "objects": list(claims.objects), "boxes": [[s.x, s.y] for s in scene.solids]}])  # fmt: skip
         for source in images:
             rows = [{"id": s.id, "source": source, "guidance": 2.0, "truncated": False} for s in samples]  # fmt: skip
-            with run.filling(table_name(source, 2.0), PICTURE_KEY, {}) as table:
+            with run.filling(table_name(source, 2.0), IMAGE_KEY, {}) as table:
                 table.append(rows)
         features = Features(run, "inspector", NUM, 2)
         for source in (seen or {}) if split == "test" else ():

@@ -16,7 +16,7 @@ from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments import vqa
 from vlv.evaluation.experiments.judging import score_experiment
-from vlv.evaluation.experiments.reconstruction import predict_captions
+from vlv.evaluation.experiments.predicting import predict_captions
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet
 from vlv.toyworld.language import parse
@@ -161,7 +161,15 @@ def test_vqav2_from_its_files(official: Path, capsys: pytest.CaptureFixture[str]
         return f"say {next(a for q, a in replies.items() if q in text)}"
 
     folder = official / "run"
-    predict = ["eval", "predict", "vqa", "--run", str(folder), "--images", str(official / "images")]
+    predict = [
+        "eval",
+        "predict",
+        "vqa",
+        "--run-dir",
+        str(folder),
+        "--images",
+        str(official / "images"),
+    ]
     files = ["--questions", str(official / "questions.json"), "--annotations", str(official / "annotations.json")]  # fmt: skip
     assert vlv([*predict, *files, "--from", f"ours=file:{official / 'captions.jsonl'}"]) == 0
     with ScriptedServer(script) as server:

@@ -34,7 +34,7 @@ from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
 from vlv.evaluation.experiments.run import Report, Run, silent
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES
 from vlv.evaluation.experiments.toyworld_scores import SECTIONS
-from vlv.evaluation.experiments.viewing import ORIGINAL, PICTURE_KEY
+from vlv.evaluation.experiments.viewing import IMAGE_KEY, ORIGINAL
 from vlv.evaluation.metrics.boxes import Box, deviation
 from vlv.evaluation.results import Figure, Section, Unit
 from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
@@ -380,7 +380,7 @@ def _measure(
 def _boxes(run: Run) -> dict[str, Any]:
     """Boxes of the reconstructions against those of the originals, and the error of the inspector itself."""
     read: dict[str, dict[str, list[Box]]] = {ORIGINAL: {}, "z": {}}
-    for row in run.rows(f"judgements/{toyworld.JUDGE.name}", PICTURE_KEY):
+    for row in run.rows(f"judgements/{toyworld.JUDGE.name}", IMAGE_KEY):
         if row["source"] in read:
             read[row["source"]][row["id"]] = boxes_of(row)
     found: dict[str, Any] = {}

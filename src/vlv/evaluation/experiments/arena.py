@@ -10,31 +10,21 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlv.endpoint import Answer, Client
-from vlv.errors import ConfigError, DataError
+from vlv.errors import ConfigError
 from vlv.evaluation.experiments import measures
 from vlv.evaluation.experiments.backends import Backends
-from vlv.evaluation.experiments.reconstruction import predict_captions
-from vlv.evaluation.experiments.run import (
-    Emit,
-    Judge,
-    Key,
-    Report,
-    Run,
-    batches,
-    by_id,
-    fill,
-    silent,
-)
+from vlv.evaluation.experiments.predicting import predict_captions
+from vlv.evaluation.experiments.run import Emit, Judge, Key, Report, Run, batches, by_id, silent
 from vlv.evaluation.experiments.samples import Sample
-from vlv.evaluation.experiments.scoring import Scores
+from vlv.evaluation.experiments.scoring import Scores, judgements
 from vlv.evaluation.experiments.sources import ask_about, captions_only
-from vlv.evaluation.experiments.viewing import captions_of, sources_of
+from vlv.evaluation.experiments.viewing import sources_of, texts_of
 from vlv.evaluation.metrics.ratings import Level, bradley_terry_estimates, krippendorff_alpha
 from vlv.evaluation.results import Figure, Table
 from vlv.evaluation.statistics import Estimate
@@ -71,17 +61,17 @@ The scale:
 {SCALE}
 
 The description:
-{{caption}}
+{{}}
 
 Give your reasons in one or two sentences, then end with a line of its own: Rating: N"""
 
 PAIR_PROMPT = f"""{CRITERIA}
 
 Description A:
-{{first}}
+{{}}
 
 Description B:
-{{second}}
+{{}}
 
 Which fits the picture better? Give your reasons in one or two sentences, then end with a line of its own: Verdict: A, \
 Verdict: B, or Verdict: tie"""
@@ -102,41 +92,29 @@ predict = predict_captions
 # --- judges ----------------------------------------------------------------------------------------------
 
 
-class Rater(Protocol):
-    """Rates captions, or chooses between two."""
-
-    def rate(self, items: Iterator[tuple[Row, Sample, str]], emit: Emit) -> None:
-        """Hand on a row with ``rating`` or ``error`` for each (key, sample, caption)."""
-        ...
-
-    def choose(self, items: Iterator[tuple[Row, Sample, str, str]], emit: Emit) -> None:
-        """Hand on a row with ``winner`` (first, second, tie) or ``error`` for each (key, sample, two captions)."""
-        ...
+Item = tuple[Row, Sample, Sequence[str]]
+"""Key of a row, and what is judged: one caption of the sample, or two that are compared."""
+Rater = Callable[[Iterator[Item], Emit], None]
+"""Hands on a row with ``rating``, with ``winner`` (first, second, tie) for two captions, or with ``error`` for each item."""
 
 
-class ExactJudge:
-    """The rubric applied to the claims of a caption and the truth of the scene.
+def exact_judge(items: Iterator[Item], emit: Emit) -> None:
+    """The rubric applied to the claims of a caption and the truth of the scene; of two, the greater F1 of the claims wins.
 
     Coverage is the share of true claims that are stated. Without a wrong claim 95 % of them give 6, 75 % give 5, half gives 4 and
     less 3; with one or two wrong ones half gives 2 and less gives 1; three, or no claim at all, give 0.
     """
-
-    def rate(self, items: Iterator[tuple[Row, Sample, str]], emit: Emit) -> None:
-        """All at once."""
-        emit([{**key, **self._rate(sample, caption)} for key, sample, caption in items])
-
-    def choose(self, items: Iterator[tuple[Row, Sample, str, str]], emit: Emit) -> None:
-        """By the F1 of the claims; a tie where it is equal."""
-        rows: list[Row] = []
-        for key, sample, first, second in items:
-            a, b = (compare(parse(text), sample.known_scene).f1 for text in (first, second))
+    rows: list[Row] = []
+    for key, sample, captions in items:
+        counts, *other = (compare(parse(text), sample.known_scene) for text in captions)
+        if other:
+            a, b = counts.f1, other[0].f1
             rows.append({**key, "winner": "tie" if a == b else "first" if a > b else "second"})
-        emit(rows)
-
-    def _rate(self, sample: Sample, caption: str) -> Row:
-        counts = compare(parse(caption), sample.known_scene)
-        wrong = counts.stated - counts.correct
-        return {"rating": rubric(counts.recall, wrong, counts.stated), "wrong": wrong}
+        else:
+            wrong = counts.stated - counts.correct
+            rating = rubric(counts.recall, wrong, counts.stated)
+            rows.append({**key, "rating": rating, "wrong": wrong})
+    emit(rows)
 
 
 def rubric(coverage: float, wrong: int, stated: int) -> int:
@@ -152,34 +130,30 @@ def rubric(coverage: float, wrong: int, stated: int) -> int:
     return 3 + sum(coverage >= threshold for threshold in (0.5, 0.75, 0.95))
 
 
-class EndpointJudge:
-    """A vision model behind an address."""
+def endpoint_judge(client: Client, *, pairs: bool) -> Rater:
+    """A vision model behind an address, asked about many items at a time."""
+    prompt, read = (PAIR_PROMPT, read_verdict) if pairs else (RATING_PROMPT, read_rating)
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    def answer(found: Answer) -> Row:
+        return {**read(found.text), "reason": " ".join(found.text.split())}
 
-    def rate(self, items: Iterator[tuple[Row, Sample, str]], emit: Emit) -> None:
-        """Many at a time, in any order."""
-        asked = (
-            (key, sample, RATING_PROMPT.format(caption=caption)) for key, sample, caption in items
-        )
-        self._ask(asked, read_rating, emit)
+    def ask(items: Iterator[Item], emit: Emit) -> None:
+        asked = ((key, sample, prompt.format(*captions)) for key, sample, captions in items)
+        ask_about(client, asked, MAX_VERDICT_TOKENS, answer, emit)
 
-    def choose(self, items: Iterator[tuple[Row, Sample, str, str]], emit: Emit) -> None:
-        """Many at a time, in any order."""
-        asked = (
-            (key, sample, PAIR_PROMPT.format(first=first, second=second))
-            for key, sample, first, second in items
-        )
-        self._ask(asked, read_verdict, emit)
+    return ask
 
-    def _ask(
-        self, items: Iterator[tuple[Row, Sample, str]], read: Callable[[str], Row], emit: Emit
-    ) -> None:
-        def answer(found: Answer) -> Row:
-            return {**read(found.text), "reason": " ".join(found.text.split())}
 
-        ask_about(self._client, items, MAX_VERDICT_TOKENS, answer, emit)
+def measuring(load: Callable[[], measures.Meter], batch_size: int) -> Rater:
+    """A judge that measures captions instead of rating them, batch by batch."""
+
+    def measure(items: Iterator[Item], emit: Emit) -> None:
+        meter = load()
+        for batch in batches(list(items), batch_size):
+            rows = meter([sample for _, sample, _ in batch], [texts[0] for *_, texts in batch])
+            emit([{**key, **row} for (key, *_), row in zip(batch, rows, strict=True)])
+
+    return measure
 
 
 def read_rating(text: str) -> Row:
@@ -219,11 +193,8 @@ def read_verdict(text: str) -> Row:
 
 def wanted_ratings(run: Run) -> list[Key]:
     """Every caption of every source."""
-    captions = {source.name: captions_of(run, source.name) for source in sources_of(run)}
-    if not all(captions.values()):
-        raise DataError(f"{run.folder} has no captions yet; begin with vlv eval predict")
-    samples = run.data.samples()
-    return [(s.id, name) for s in samples for name, texts in captions.items() if s.id in texts]
+    texts, samples = texts_of(run), run.data.samples()
+    return [(s.id, name) for s in samples for name, captions in texts.items() if s.id in captions]
 
 
 def wanted_pairs(run: Run) -> list[Key]:
@@ -243,70 +214,40 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
         ConfigError: It is no judge of captions.
     """
     run.check(NAME)
+    samples = run.data.samples()
     if judge.kind in measures.KINDS:
-        return _measure(run, judge, backends, report)
-    rater = _rater(judge, backends)
-    mode: Mode = "pairs" if judge.pairs else "rating"
-    known = by_id(run.data.samples())
-    texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
+        if judge.pairs:
+            raise ConfigError(
+                f"pairs has no effect on the judge {judge}, which measures; leave it out"
+            )
+        rater = measuring(measures.loader(str(judge), backends.device), backends.batch_size)
+        about = measures.about(str(judge), samples)
+    else:
+        rater = _rater(judge, backends)
+        about = {"judge": str(judge), "mode": "pairs" if judge.pairs else "rating"}
+    columns = PAIR_KEY if judge.pairs else RATING_KEY
+    wanted = wanted_pairs(run) if judge.pairs else wanted_ratings(run)
+    known, texts = by_id(samples), texts_of(run)
 
-    def caption(source: str, id: str) -> str:
-        return str(texts[source][id]["caption"])
+    def make(missing: list[Key], emit: Emit) -> None:
+        items: Iterator[Item] = (
+            (dict(zip(columns, key, strict=True)), known[key[0]], [texts[s][key[0]] for s in key[1:]])
+            for key in missing
+        )  # fmt: skip
+        rater(items, emit)
 
-    def rate(missing: list[Key], emit: Emit) -> None:
-        rater.rate(
-            (({"id": id, "source": s}, known[id], caption(s, id)) for id, s in missing), emit
-        )
-
-    def choose(missing: list[Key], emit: Emit) -> None:
-        rater.choose(
-            (
-                ({"id": id, "first": a, "second": b}, known[id], caption(a, id), caption(b, id))
-                for id, a, b in missing
-            ),
-            emit,
-        )
-
-    key, wanted, make = (
-        (RATING_KEY, wanted_ratings(run), rate)
-        if mode == "rating"
-        else (PAIR_KEY, wanted_pairs(run), choose)
-    )
-    about = {"judge": str(judge), "mode": mode}
-    with run.filling(f"judgements/{judge.name}", key, about) as table:
-        return fill(table, wanted, make, report)
+    return run.fill(f"judgements/{judge.name}", columns, about, wanted, make, report)
 
 
 def _rater(judge: Judge, backends: Backends) -> Rater:
     if judge.kind == "exact" and not judge.value:
-        return ExactJudge()
+        return exact_judge
     if judge.kind == "endpoint":
-        return EndpointJudge(backends.client(judge.value))
+        return endpoint_judge(backends.client(judge.value), pairs=judge.pairs)
     raise ConfigError(
         f'"{judge.kind}" is no judge of captions; write exact or claims for the toy world, references, clip:MODEL, or '
         "endpoint:MODEL@URL; people rate with vlv eval rate"
     )
-
-
-def _measure(run: Run, judge: Judge, backends: Backends, report: Report) -> Tally:
-    """Let a judge that measures look at the captions that it has not seen."""
-    if judge.pairs:
-        raise ConfigError(f"pairs has no effect on the judge {judge}, which measures; leave it out")
-    samples = run.data.samples()
-    load = measures.loader(str(judge), backends.device)
-    about = measures.about(str(judge), samples)
-    known = by_id(samples)
-    texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
-
-    def make(missing: list[Key], emit: Emit) -> None:
-        meter = load()
-        for batch in batches(missing, backends.batch_size):
-            captions = [str(texts[source][id]["caption"]) for id, source in batch]
-            rows = meter([known[id] for id, _ in batch], captions)
-            emit([{"id": id, "source": s, **r} for (id, s), r in zip(batch, rows, strict=True)])
-
-    with run.filling(f"judgements/{judge.name}", RATING_KEY, about) as table:
-        return fill(table, wanted_ratings(run), make, report)
 
 
 # --- score -----------------------------------------------------------------------------------------------
@@ -318,18 +259,11 @@ def score(run: Run, seed: int) -> Scores:
     scores = Scores()
     names = [source.name for source in sources_of(run)]
     tables: dict[str, dict[tuple[str, str], float]] = {}
-    for judge_name in run.judges():
-        about = run.table_settings(f"judgements/{judge_name}")
-        scores.settings[f"judge {judge_name}"] = about
-        mode = about["mode"]
-        key = PAIR_KEY if mode == "pairs" else RATING_KEY
-        everything = run.all_rows(f"judgements/{judge_name}", key)
-        _account(scores, judge_name, everything)
-        rows = [r for r in everything if r.get("error") is None and not r.get("skipped")]
-        if mode in measures.KINDS:
-            measures.score(scores, judge_name, mode, names, rows)
+    for judge_name, about, rows in judgements(run, scores):
+        if about["mode"] in measures.KINDS:
+            measures.score(scores, judge_name, about["mode"], names, rows)
             continue
-        if mode == "rating":
+        if about["mode"] == "rating":
             tables[judge_name] = {(r["id"], r["source"]): float(r["rating"]) for r in rows}
             _ratings(scores, judge_name, names, tables[judge_name])
             outcomes = outcomes_of_ratings(names, tables[judge_name])
@@ -338,18 +272,6 @@ def score(run: Run, seed: int) -> Scores:
         _strengths(scores, judge_name, names, outcomes, seed)
     _agreement(scores, tables)
     return scores
-
-
-def _account(scores: Scores, name: str, rows: Sequence[Row]) -> None:
-    failed = sum(row.get("error") is not None for row in rows)
-    skipped = sum(bool(row.get("skipped")) for row in rows)
-    for number, what in ((failed, "failed"), (skipped, "were skipped")):
-        if number:
-            scores.notes.append(f"{name}: {number} of {len(rows)} judgements {what}")
-    if usd := sum(row.get("usd") or 0.0 for row in rows):
-        scores.settings[f"cost of {name} in USD"] = usd
-    if models := sorted({str(row["model"]) for row in rows if row.get("model")}):
-        scores.settings[f"version of {name}"] = ", ".join(models)
 
 
 def _ratings(

@@ -1,4 +1,4 @@
-"""What draws images from texts: the frozen decoder of a VLV model, or any text-to-image pipeline of diffusers."""
+"""What generates images from texts: the frozen decoder of a VLV model, or any text-to-image pipeline of diffusers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vlv.models.text_tower import tokenize
 
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
     from vlv.models.context import Context
     from vlv.models.pipeline import VLVPipeline
@@ -25,7 +26,7 @@ KINDS = ("model", "diffusers")
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """How the images of a published table were drawn."""
+    """How the images of a published table were generated."""
 
     generator: str
     steps: int
@@ -37,12 +38,12 @@ PRESETS = {
     "sd35-medium": Preset(
         "diffusers:stabilityai/stable-diffusion-3.5-medium", 40, (1.0, 2.0, 3.0, 4.0)
     ),
-    # vlv-tiny in the toy world; its own evaluation draws in 20 steps at guidance 2
+    # vlv-tiny in the toy world; its own evaluation takes 20 steps at guidance 2
     "toy": Preset("model:vlv-tiny", 20, (1.0, 2.0, 3.0, 4.0)),
 }
 
 
-class Drawn(NamedTuple):
+class Generated(NamedTuple):
     """Images of a batch."""
 
     images: list[Image.Image]
@@ -50,45 +51,45 @@ class Drawn(NamedTuple):
     """Whether every text encoder lost some of the text, for each text; None where there were no texts."""
 
 
-Job = Callable[[], Drawn]
-"""Draws a batch that has been read already; it may run on any thread, as tokenizers may not."""
+Job = Callable[[], Generated]
+"""Generates a batch that has been read already; it may run on any thread, as tokenizers may not."""
 
 
 class Generator(Protocol):
-    """Draws images from texts."""
-
-    parallel: bool
-    """Whether its jobs may run side by side."""
+    """Generates images from texts."""
 
     def prepare(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Job:
-        """Read a batch; the job draws one image per text, each from the noise of its seed, whatever the batch."""
+        """Read a batch; the job generates one image per text, each from the noise of its seed, whatever the batch."""
         ...
 
 
 class ModelGenerator:
     """The frozen diffusion decoder of a VLV model."""
 
-    parallel = True
-
     def __init__(self, pipe: VLVPipeline, steps: int) -> None:
         self.pipe, self._steps = pipe, steps
 
     def prepare(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Job:
-        """Draw from texts."""
+        """Generate from texts."""
         tokenizer = present(self.pipe.tokenizer, "tokenizer")
         cut = tokenize(tokenizer, self.pipe.decoder.text_encoder, list(texts))[1].tolist()
         c = self.pipe.decoder.encode_text(list(texts)).c
-        return lambda: Drawn(self._draw(c, seeds, guidance), cut)
+        return lambda: Generated(self._sample(c, seeds, guidance), cut)
 
     def prepare_images(
         self, images: Sequence[Image.Image], seeds: Sequence[int], guidance: float
     ) -> Job:
         """Reconstruct images from their caption embeddings (experiment 2)."""
-        c = self.pipe.context(self.pipe.embed(list(images), batch_size=len(images)))
-        return lambda: Drawn(self._draw(c, seeds, guidance), None)
+        z = self.pipe.embed(list(images), batch_size=len(images))
+        return self.prepare_embeddings(z, seeds, guidance)
+
+    def prepare_embeddings(self, z: Tensor, seeds: Sequence[int], guidance: float) -> Job:
+        """Generate from caption embeddings (B, Q, D)."""
+        c = self.pipe.context(z)
+        return lambda: Generated(self._sample(c, seeds, guidance), None)
 
     @torch.no_grad()
-    def _draw(self, c: Context, seeds: Sequence[int], guidance: float) -> list[Image.Image]:
+    def _sample(self, c: Context, seeds: Sequence[int], guidance: float) -> list[Image.Image]:
         return self.pipe.draw(
             c, seed=list(seeds), steps=self._steps, guidance=guidance, batch_size=len(seeds)
         )
@@ -106,8 +107,6 @@ class DiffusersGenerator:
     Raises:
         ModelFolderError: There is no such pipeline, or it draws from something other than text.
     """
-
-    parallel = False
 
     def __init__(
         self, name: str, steps: int, device: torch.device, dtype: torch.dtype = torch.float32
@@ -130,9 +129,9 @@ class DiffusersGenerator:
         self._t5_length = longest.default if longest is not None else None
 
     def prepare(self, texts: Sequence[str], seeds: Sequence[int], guidance: float) -> Job:
-        """The pipeline reads and draws at once, each image with a random generator of its own."""
+        """The pipeline reads and generates at once, each image with a random generator of its own."""
 
-        def job() -> Drawn:
+        def job() -> Generated:
             images = self.pipe(
                 prompt=list(texts),
                 num_inference_steps=self._steps,
@@ -140,7 +139,7 @@ class DiffusersGenerator:
                 generator=[torch.Generator().manual_seed(seed) for seed in seeds],
                 output_type="pil",
             ).images
-            return Drawn(list(images), self._truncated(texts))
+            return Generated(list(images), self._truncated(texts))
 
         return job
 

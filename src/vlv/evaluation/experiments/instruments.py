@@ -8,7 +8,7 @@ An instrument is written ``KIND`` or ``KIND:VALUE``:
 | ``inspector:FOLDER`` | claims against the scene's truth, 3-D boxes; features for toy FID and KID |
 | ``inception:FILE`` | features for FID and KID |
 | ``vision:MODEL`` | features of a vision backbone (DINOv2, CLIP) for the distances, and their cosine with the original's |
-| ``clip:MODEL`` | CLIPScore of the image with the text it was drawn from |
+| ``clip:MODEL`` | CLIPScore of the image with the text it was generated from |
 | ``boxes:MODEL@URL`` | 3-D boxes estimated by a vision model behind an address |
 """
 
@@ -54,18 +54,22 @@ if TYPE_CHECKING:
 KINDS = ("pixels", "inspector", "inception", "vision", "clip", "boxes")
 
 
+Features = NDArray[np.float32]
+
+
 class Look(NamedTuple):
     """Images to be judged, and what belongs to each."""
 
-    pictures: Sequence[Image.Image]
+    images: Sequence[Image.Image]
     originals: Sequence[Image.Image]
     """Of one size with the images; none where the instrument does not compare pixels."""
     samples: Sequence[Sample]
     texts: Sequence[str | None]
-    """What each was drawn from."""
+    """What each was generated from."""
+    features: Features | None
+    """(B, W) of their originals; None where these are the originals, or the instrument gives no features."""
 
 
-Features = NDArray[np.float32]
 Seen = tuple[Features | None, list[Row]]
 """Features (B, W) and further columns of each image."""
 
@@ -76,13 +80,13 @@ class Instrument:
 
     Attributes:
         about: What its judgements depend on, as JSON values.
-        look: Judges B images, given the features of their originals (B, W); None where these are the originals.
+        look: Judges B images.
         width: W of the features that it gives; 0 is none.
         compares_pixels: Whether it looks at the originals beside the images; opening them takes time.
     """
 
     about: dict[str, Any]
-    look: Callable[[Look, Features | None], Seen]
+    look: Callable[[Look], Seen]
     width: int = 0
     compares_pixels: bool = False
 
@@ -90,21 +94,19 @@ class Instrument:
 def pixels() -> Instrument:
     """PSNR to the original in dB, capped at 100 where images are equal."""
 
-    def look(at: Look, originals: Features | None) -> Seen:
-        del originals
-        decibels = psnr(stack(at.pictures), stack(at.originals)).clamp_max(100)
+    def look(at: Look) -> Seen:
+        decibels = psnr(stack(at.images), stack(at.originals)).clamp_max(100)
         return None, [{"psnr": value} for value in decibels.tolist()]
 
     return Instrument({"instrument": "pixels"}, look, compares_pixels=True)
 
 
-def inspector_instrument(inspector: Inspector) -> Instrument:
-    """The inspector of the toy world: objects and where they stand, and claims (stated, true, correct)."""
-    features = InspectorFeatures(inspector)
+def inspector_instrument(inspector: Inspector, *, features: bool = True) -> Instrument:
+    """The inspector of the toy world: objects and where they stand, claims (stated, true, correct), and features."""
+    extract = InspectorFeatures(inspector)
 
-    def look(at: Look, originals: Features | None) -> Seen:
-        del originals
-        reports = inspector.inspect(stack(at.pictures).to(inspector.device))
+    def look(at: Look) -> Seen:
+        reports = inspector.inspect(stack(at.images).to(inspector.device))
         rows: list[Row] = []
         for report, sample in zip(reports, at.samples, strict=True):
             row: Row = {"scene": report.claims.scene, "objects": list(report.claims.objects)}
@@ -113,15 +115,14 @@ def inspector_instrument(inspector: Inspector) -> Instrument:
                 counts = compare(report.claims, sample.scene)
                 row["claims"] = [counts.stated, counts.true, counts.correct]
             rows.append(row)
-        return features(at.pictures), rows
+        return extract(at.images) if features else None, rows
 
-    return Instrument(inspector_about(inspector), look, features.width)
-
-
-def inspector_about(inspector: Inspector) -> dict[str, Any]:
-    """What the judgements of an inspector depend on: its weights."""
-    digest = weights_hash(inspector)
-    return {"instrument": "inspector", "sha256": digest, "resize": InspectorFeatures.resize}
+    about = {
+        "instrument": "inspector",
+        "sha256": weights_hash(inspector),
+        "resize": InspectorFeatures.resize,
+    }
+    return Instrument(about, look, extract.width if features else 0)
 
 
 def features_instrument(
@@ -136,11 +137,11 @@ def features_instrument(
         paired: Whether the cosine with the original means something.
     """
 
-    def look(at: Look, originals: Features | None) -> Seen:
-        found = extractor(at.pictures)
-        if originals is None or not paired:
-            return found, [{} for _ in at.pictures]
-        return found, [{"cosine": value} for value in cosine(found, originals).tolist()]
+    def look(at: Look) -> Seen:
+        found = extractor(at.images)
+        if at.features is None or not paired:
+            return found, [{} for _ in at.images]
+        return found, [{"cosine": value} for value in cosine(found, at.features).tolist()]
 
     return Instrument(
         {"instrument": kind, "resize": extractor.resize, **about}, look, extractor.width
@@ -148,16 +149,15 @@ def features_instrument(
 
 
 def clip_instrument(name: str, device: torch.device) -> Instrument:
-    """CLIPScore, and whether the text was cut; nothing for an image that was drawn from no text."""
+    """CLIPScore, and whether the text was cut; nothing for an image that was generated from no text."""
     score = ClipScore(name, device)
 
-    def look(at: Look, originals: Features | None) -> Seen:
-        del originals
+    def look(at: Look) -> Seen:
         having = [row for row, text in enumerate(at.texts) if text]
-        rows: list[Row] = [{} for _ in at.pictures]
+        rows: list[Row] = [{} for _ in at.images]
         if having:
-            pictures = [at.pictures[row] for row in having]
-            found = score(pictures, [str(at.texts[row]) for row in having])
+            images = [at.images[row] for row in having]
+            found = score(images, [str(at.texts[row]) for row in having])
             for row, value, cut in zip(having, found.scores, found.truncated, strict=True):
                 rows[row] = {"clip_score": float(value), "clip_truncated": bool(cut)}
         return None, rows
@@ -180,13 +180,12 @@ def boxes_instrument(connect: Callable[[], Client]) -> Instrument:
         connect: Gives a client, which serves one round of requests; there is one for each batch.
     """
 
-    def look(at: Look, originals: Features | None) -> Seen:
-        del originals
+    def look(at: Look) -> Seen:
         rows: dict[int, Row] = {}
 
         def requests() -> Iterator[tuple[Row, ChatRequest]]:
-            for number, picture in enumerate(at.pictures):
-                asked = user(BOXES_PROMPT, png(picture))
+            for number, image in enumerate(at.images):
+                asked = user(BOXES_PROMPT, png(image))
                 yield {"number": number}, ChatRequest([asked], max_tokens=MAX_BOXES_TOKENS, temperature=0.0)  # fmt: skip
 
         def keep(found: Sequence[Row]) -> None:
@@ -194,7 +193,7 @@ def boxes_instrument(connect: Callable[[], Client]) -> Instrument:
                 rows[row["number"]] = {k: v for k, v in row.items() if k != "number"}
 
         ask_all(connect(), requests(), _read, keep)
-        return None, [rows[number] for number in range(len(at.pictures))]
+        return None, [rows[number] for number in range(len(at.images))]
 
     model = connect().endpoint.model
     return Instrument({"instrument": "boxes", "model": model, "prompt": BOXES_PROMPT}, look)

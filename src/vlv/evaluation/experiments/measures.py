@@ -26,7 +26,7 @@ import torch
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import STATISTICS, Scores
-from vlv.evaluation.experiments.sources import open_pictures
+from vlv.evaluation.experiments.sources import open_images
 from vlv.evaluation.metrics.features import ClipScore
 from vlv.evaluation.metrics.sentences import MAX_N, bleu_counts, cider_d, rouge_l
 from vlv.evaluation.results import Table, Unit
@@ -75,7 +75,7 @@ def with_clip(name: str, device: torch.device | str = "cpu") -> Meter:
     clip = ClipScore(name, device)
 
     def measure(samples: Sequence[Sample], captions: Sequence[str]) -> list[Row]:
-        images, bad = open_pictures(list({sample.id: sample for sample in samples}.values()))
+        images, bad = open_images(list({sample.id: sample for sample in samples}.values()))
         errors = {row["id"]: row["error"] for row in bad}
         good = [i for i, sample in enumerate(samples) if sample.id in images]
         rows: list[Row] = [{"error": errors.get(sample.id)} for sample in samples]

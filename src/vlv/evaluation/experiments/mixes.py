@@ -12,34 +12,23 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from vlv.data.images import load_image
 from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.backends import Backends, dtype_of, with_dtype
-from vlv.evaluation.experiments.instruments import inspector_about
-from vlv.evaluation.experiments.run import (
-    Emit,
-    Judge,
-    Key,
-    Report,
-    Run,
-    add,
-    batches,
-    fill,
-    silent,
-)
+from vlv.evaluation.experiments.instruments import inspector_instrument
+from vlv.evaluation.experiments.predicting import Jobs, fill_images
+from vlv.evaluation.experiments.run import Emit, Judge, Report, Run, batches, silent
 from vlv.evaluation.experiments.samples import Sample
-from vlv.evaluation.experiments.scoring import Scores
-from vlv.evaluation.metrics.features import stack
+from vlv.evaluation.experiments.scoring import Scores, judgements
+from vlv.evaluation.experiments.sources import Source
+from vlv.evaluation.experiments.viewing import Viewer, image_rows
 from vlv.evaluation.results import Table
-from vlv.jobs.pictures import write_png
 from vlv.jobs.table import Row
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
@@ -50,7 +39,6 @@ from vlv.toyworld.words import OBJECT_FACTS, SCENE_FACTS
 
 NAME = "mixes"
 TITLE = "Mixes of caption embeddings"
-MIX_KEY = ("id", "mix")
 LAYOUT = ("column", "row")
 COLUMN_FACTS = ("shape", "colour", "size", "material", "row")
 NUM_SPANS = 4
@@ -101,56 +89,46 @@ def mix(name: str, zs: Sequence[Tensor]) -> Tensor:
 
 
 def predict(run: Run, backends: Backends, report: Report = silent) -> Tally:
-    """Draw the mixes that are missing, each from the noise of its first sample."""
+    """Generate the mixes that are missing, each from the noise of its first sample."""
     run.check(NAME)
-    samples = run.data.samples()
+    model, samples = run.settings["model"], run.data.samples()
     if len(samples) < 3:
         raise ConfigError(f"mixes of three need three samples, got {len(samples)}")
-    pipe = backends.pipeline(run.settings["model"], dtype_of(run.settings))
-    names = mix_names(present(pipe.encoder, "encoder").num_queries)
+    dtype = dtype_of(run.settings)
+    generator = backends.reconstructor(model, run.settings["steps"], dtype)
     place = {sample.id: row for row, sample in enumerate(samples)}
+
+    def jobs(name: str, todo: Sequence[Sample], emit: Emit) -> Jobs:
+        del emit  # a sample that cannot be opened stops the run: three mixes need it
+        for batch in batches(todo, backends.batch_size):
+            rows = [place[sample.id] for sample in batch]
+            three = [[samples[(row + k) % len(samples)] for row in rows] for k in range(3)]
+            zs = [
+                generator.pipe.embed([s.load() for s in part], batch_size=len(part))
+                for part in three
+            ]
+            z = torch.stack([mix(name, [part[i] for part in zs]) for i in range(len(batch))])
+            seeds = [sample.seed for sample in batch]
+            yield batch, generator.prepare_embeddings(z, seeds, run.settings["guidance"])
+
     total = Tally()
-    for name in names:
-
-        def make(missing: list[Key], emit: Emit, name: str = name) -> None:
-            for batch in batches(missing, backends.batch_size):
-                rows = [place[id] for id, _ in batch]
-                three = [[samples[(row + k) % len(samples)] for row in rows] for k in range(3)]
-                zs = [pipe.embed([s.load() for s in part], batch_size=len(part)) for part in three]
-                z = torch.stack([mix(name, [part[i] for part in zs]) for i in range(len(batch))])
-                seeds = [sample.seed for sample in three[0]]
-                pictures = pipe.draw(
-                    pipe.context(z),
-                    seed=seeds,
-                    steps=run.settings["steps"],
-                    guidance=run.settings["guidance"],
-                    batch_size=len(batch),
-                )
-                for sample, picture in zip(three[0], pictures, strict=True):
-                    write_png(
-                        picture_path(run, name, sample.id), picture, {"mix": name, **run.settings}
-                    )
-                emit([{"id": id, "mix": name, "side": pictures[0].width} for id, _ in batch])
-
-        with run.filling(table_name(name), MIX_KEY, {"mix": name, **run.settings}) as table:
-            total = add(total, fill(table, [(s.id, name) for s in samples], make, report))
+    for name in mix_names(present(generator.pipe.encoder, "encoder").num_queries):
+        total += fill_images(
+            run,
+            Source(name, "z", model),
+            run.settings["guidance"],
+            samples,
+            partial(jobs, name),
+            backends.workers,
+            report,
+        )
     return total
 
 
-def table_name(mix: str) -> str:
-    """The table that lists the images of a mix."""
-    return "pictures/" + mix.replace(":", "-")
-
-
-def picture_path(run: Run, mix: str, id: str) -> Path:
-    """File of a mix that was drawn."""
-    return run.folder / table_name(mix) / f"{id}.png"
-
-
-def drawn_mixes(run: Run) -> list[str]:
+def generated_mixes(run: Run) -> list[str]:
     """The mixes of which there are images, in the order in which they are made."""
-    tables = (run.folder / "pictures").glob("*.jsonl")
-    names = [path.name.removesuffix(".jsonl").replace("-", ":") for path in tables]
+    tables = (run.folder / "images").glob("*.jsonl")
+    names = [path.stem.rpartition("-g")[0].replace("-", ":") for path in tables]
     return sorted(names, key=lambda name: ("@" in name, name.count("+"), name))
 
 
@@ -167,48 +145,18 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
     run.check(NAME)
     if judge.kind != "inspector" or not judge.value:
         raise ConfigError(f'"{judge}" judges no mixes; write inspector:FOLDER')
-    mixes = drawn_mixes(run)
-    if not mixes:
+    guidance, samples = run.settings["guidance"], run.data.samples()
+    rows = [row for name in generated_mixes(run) for row in image_rows(run, name, guidance)]
+    if not rows:
         raise DataError(f"{run.folder} has no images yet; begin with vlv eval predict mixes")
-    if any(sample.scene is None for sample in run.data.samples()):
+    if any(sample.scene is None for sample in samples):
         raise ConfigError(
             "mixes are measured in the toy world only; look at the images of other data"
         )
-    inspector = backends.inspector(judge.value)
-
-    def make(missing: list[Key], emit: Emit) -> None:
-        for batch in batches(missing, backends.batch_size):
-            images, bad = _open(run, batch)
-            if bad:
-                emit(bad)
-            if images:
-                pixels = stack(list(images.values())).to(inspector.device)
-                pairs = zip(images, inspector.inspect(pixels), strict=True)
-                emit([_row(id, mix, found.claims) for (id, mix), found in pairs])
-
-    total = Tally()
-    about = inspector_about(inspector)
-    with run.filling(f"judgements/{judge.name}", MIX_KEY, about) as table:
-        for mix_name in mixes:
-            rows = run.rows(table_name(mix_name), MIX_KEY)
-            total = add(total, fill(table, [(r["id"], mix_name) for r in rows], make, report))
-    return total
-
-
-def _row(id: str, mix: str, claims: Claims) -> Row:
-    return {"id": id, "mix": mix, "scene": claims.scene, "objects": list(claims.objects)}
-
-
-def _open(run: Run, keys: Sequence[Key]) -> tuple[dict[Key, Image.Image], list[Row]]:
-    """The images that can be opened, by key, and a row for each of the others."""
-    pictures: dict[Key, Image.Image] = {}
-    bad: list[Row] = []
-    for id, name in keys:
-        try:
-            pictures[id, name] = load_image(picture_path(run, name, id))
-        except DataError as error:
-            bad.append({"id": id, "mix": name, "error": str(error)})
-    return pictures, bad
+    instrument = inspector_instrument(backends.inspector(judge.value), features=False)
+    viewer = Viewer(run, judge.name, instrument, samples, rows[0]["side"])
+    wanted = [(row["id"], row["source"], guidance) for row in rows]
+    return viewer.judge(wanted, backends.batch_size, report)
 
 
 # --- score -------------------------------------------------------------------------------------------
@@ -220,19 +168,14 @@ def score(run: Run, seed: int) -> Scores:
     run.check(NAME)
     scores, samples = Scores(), run.data.samples()
     place = {sample.id: row for row, sample in enumerate(samples)}
-    for name in run.judges():
-        scores.settings[f"judge {name}"] = run.table_settings(f"judgements/{name}")
-        by_mix: dict[str, list[Row]] = {}
-        for row in run.rows(f"judgements/{name}", MIX_KEY):
-            by_mix.setdefault(row["mix"], []).append(row)
-        for mix_name, rows in by_mix.items():
-            cases = [_case(row, samples, place) for row in rows]
-            if "@" not in mix_name:
-                _measure(scores, mix_name, cases)
-        _map(
-            scores,
-            {k: [_case(r, samples, place) for r in v] for k, v in by_mix.items() if "@" in k},
-        )
+    for _, _, rows in judgements(run, scores):
+        by_mix: dict[str, list[Case]] = {}
+        for row in rows:
+            by_mix.setdefault(row["source"], []).append(_case(row, samples, place))
+        for name, cases in by_mix.items():
+            if "@" not in name:
+                _measure(scores, name, cases)
+        _map(scores, {name: cases for name, cases in by_mix.items() if "@" in name})
     return scores
 
 
@@ -258,23 +201,12 @@ def _measure(scores: Scores, mix_name: str, cases: Sequence[Case]) -> None:
             layout[id] = _found(by_fact, LAYOUT)
             if scene.style != other.style:
                 style[id] = float(seen.scene.get("style") == scene.style)
-        scores.add(
-            f"{mix_name}.{letter}.objects",
-            f"{mix_name}: facts of the objects of {letter}",
-            objects,
-            "ratio",
-        )
-        scores.add(
-            f"{mix_name}.{letter}.layout",
-            f"{mix_name}: places of the objects of {letter}",
-            layout,
-            "ratio",
-        )
-        scores.add(
-            f"{mix_name}.{letter}.style",
-            f"{mix_name}: style of {letter}, where the two differ",
-            style,
-        )
+        text = f"{mix_name}: facts of the objects of {letter}"
+        scores.add(f"{mix_name}.{letter}.objects", text, objects, "ratio")
+        text = f"{mix_name}: places of the objects of {letter}"
+        scores.add(f"{mix_name}.{letter}.layout", text, layout, "ratio")
+        text = f"{mix_name}: style of {letter}, where the two differ"
+        scores.add(f"{mix_name}.{letter}.style", text, style)
     taken = {id: _own_objects(seen, first, second) for id, seen, first, second in cases}
     taken = {id: value for id, value in taken.items() if value[1]}
     scores.add(f"{mix_name}.b.taken", f"{mix_name}: objects that only b has", taken, "ratio")

@@ -28,7 +28,7 @@ from vlv.evaluation.experiments.arena import (
 )
 from vlv.evaluation.experiments.run import Run, by_id
 from vlv.evaluation.experiments.sources import png
-from vlv.evaluation.experiments.viewing import captions_of, sources_of
+from vlv.evaluation.experiments.viewing import texts_of
 from vlv.jobs.table import GrowingTable, Row
 from vlv.pages import render
 
@@ -50,7 +50,7 @@ class Ballot:
     def __init__(self, run: Run, table: GrowingTable, mode: Mode, rater: str) -> None:
         self._table, self._mode = table, mode
         self._samples = by_id(run.data.samples())
-        self._captions = {s.name: captions_of(run, s.name) for s in sources_of(run)}
+        self._captions = texts_of(run)
         self._columns = RATING_KEY if mode == "rating" else PAIR_KEY
         keys = wanted_ratings(run) if mode == "rating" else wanted_pairs(run)
         seed = [run.data.seed, *rater.encode()]
@@ -67,7 +67,7 @@ class Ballot:
                 return about
             id, *sources = self._keys[left[0]]
         picture = base64.b64encode(png(self._samples[id].load())).decode("ascii")
-        texts = [str(self._captions[source][id]["caption"]) for source in sources]
+        texts = [self._captions[source][id] for source in sources]
         return {**about, "item": left[0], "picture": picture, "captions": texts}
 
     def vote(self, item: int, value: int | str | None) -> None:

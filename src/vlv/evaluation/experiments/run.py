@@ -3,7 +3,7 @@
 ```
 RUN/run.json               which experiment, data and settings
 RUN/captions.jsonl ...     what was predicted, one row per sample and source
-RUN/pictures/              images that were generated
+RUN/images/                images that were generated
 RUN/judgements/NAME.jsonl  what the judge of that name says, one row per thing judged
 RUN/features/              features of the images, for the distances
 RUN/scores.jsonl           one row per sample: what every figure is computed from
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.evaluation.experiments.samples import DataSet, Sample
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vlv.evaluation.experiments.scoring import Scores
     from vlv.evaluation.metrics.features import Resize
 
+T = TypeVar("T")
 Key = tuple[Any, ...]
 Emit = Callable[[Sequence[Row]], None]
 """Receives rows that are finished."""
@@ -135,6 +136,44 @@ class Run:
         finally:
             table.close()
 
+    def fill(
+        self,
+        name: str,
+        key: tuple[str, ...],
+        settings: Mapping[str, Any],
+        wanted: Iterable[Key],
+        make: Callable[[list[Key], Emit], None],
+        report: Report = silent,
+    ) -> Tally:
+        """Make the rows that a table lacks.
+
+        Args:
+            name: Of the table.
+            key: Columns that tell its rows apart.
+            settings: What its rows depend on.
+            wanted: Keys of all rows it should have, in order.
+            make: Given the keys of the missing rows, hands on rows as they are made, in any order; each has the columns of
+                its key, and an ``error`` where it failed. An exception loses nothing that was handed on.
+            report: Receives every batch once it is on disk.
+        """
+        wanted = list(wanted)
+        with self.filling(name, key, settings) as table:
+            missing = [key for key in wanted if key not in table]
+            tally = Tally(skipped=len(wanted) - len(missing))
+
+            def emit(rows: Sequence[Row]) -> None:
+                table.append(rows)
+                failed = sum(row.get("error") is not None for row in rows)
+                truncated = sum(bool(row.get("truncated")) for row in rows)
+                tally.failed += failed
+                tally.done += len(rows) - failed
+                tally.truncated += truncated
+                report(rows)
+
+            if missing:
+                make(missing, emit)
+        return tally
+
     def rows(self, name: str, key: tuple[str, ...]) -> list[Row]:
         """The rows of a table without error; none where it has not been begun."""
         return [row for row in self.all_rows(name, key) if row.get("error") is None]
@@ -225,53 +264,7 @@ class Experiment(Protocol):
         ...
 
 
-def fill(
-    table: GrowingTable,
-    wanted: Iterable[Key],
-    make: Callable[[list[Key], Emit], None],
-    report: Report = silent,
-) -> Tally:
-    """Make the rows that a table lacks.
-
-    Args:
-        table: Open.
-        wanted: Keys of all rows it should have, in order.
-        make: Given the keys of the missing rows, hands on rows as they are made, in any order; each has the columns of its
-            key, and an ``error`` where it failed. An exception loses nothing that was handed on.
-        report: Receives every batch once it is on disk.
-
-    Returns:
-        The counts.
-    """
-    wanted = list(wanted)
-    missing = [key for key in wanted if key not in table]
-    tally = Tally(skipped=len(wanted) - len(missing))
-
-    def emit(rows: Sequence[Row]) -> None:
-        table.append(rows)
-        failed = sum(row.get("error") is not None for row in rows)
-        tally.failed += failed
-        tally.done += len(rows) - failed
-        tally.truncated += sum(bool(row.get("truncated")) for row in rows)
-        report(rows)
-
-    if missing:
-        make(missing, emit)
-    return tally
-
-
-def add(tally: Tally, other: Tally) -> Tally:
-    """The counts of two steps together."""
-    return Tally(
-        tally.done + other.done,
-        tally.skipped + other.skipped,
-        tally.failed + other.failed,
-        tally.truncated + other.truncated,
-        tally.started,
-    )
-
-
-def batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def batches(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Pieces of a sequence."""
     for start in range(0, len(items), size):
         yield items[start : start + size]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from vlv.evaluation.experiments.samples import read_rows
 from vlv.evaluation.metrics.sentences import MAX_N, bleu
 from vlv.evaluation.results import Figure, Section, Table, Target, Unit, number
 from vlv.evaluation.statistics import Paired, Statistic, estimate, paired_test
+from vlv.jobs.table import Row
 from vlv.storage import write_json, write_text
 from vlv.training.journal import versions
 
@@ -101,6 +102,32 @@ class Comparison:
     label: str
     paired: Paired
     unit: Unit
+
+
+def judgements(run: Run, scores: Scores) -> Iterator[tuple[str, dict[str, Any], list[Row]]]:
+    """Every judge's name, settings and rows without error; what failed and what it cost goes into the scores."""
+    for name in run.judges():
+        about = run.table_settings(f"judgements/{name}")
+        rows = run.all_rows(f"judgements/{name}", ())
+        good = [row for row in rows if row.get("error") is None and not row.get("skipped")]
+        skipped = sum(bool(row.get("skipped")) for row in rows)
+        scores.settings[f"judge {name}"] = about
+        counts = {"failed": len(rows) - len(good) - skipped, "were skipped": skipped}
+        scores.notes += [
+            f"{name}: {count} of {len(rows)} judgements {what}"
+            for what, count in counts.items()
+            if count
+        ]
+        add_cost(scores, name, rows)
+        if models := sorted({str(row["model"]) for row in rows if row.get("model")}):
+            scores.settings[f"version of {name}"] = ", ".join(models)
+        yield name, about, good
+
+
+def add_cost(scores: Scores, name: str, rows: Sequence[Row]) -> None:
+    """What the answers of an endpoint cost, where it cost anything."""
+    if usd := sum(row.get("usd") or 0.0 for row in rows):
+        scores.settings[f"cost of {name} in USD"] = usd
 
 
 def figures_of(

@@ -190,7 +190,7 @@ def model_captions(
 
     def write(samples: Sequence[Sample], emit: Emit) -> None:
         for batch in batches(samples, batch_size):
-            images, bad = open_pictures(batch)
+            images, bad = open_images(batch)
             written = (
                 pipe.describe(
                     list(images.values()), batch_size=batch_size, max_new_tokens=max_new_tokens
@@ -262,7 +262,7 @@ def ask_about(
 
     def requests() -> Iterator[tuple[Row, ChatRequest]]:
         for key, sample, prompt in items:
-            images, failed = open_pictures([sample])
+            images, failed = open_images([sample])
             bad.extend({**row, **key} for row in failed)
             for image in images.values():
                 asked = user(prompt, png(image))
@@ -286,7 +286,7 @@ def _read_answer(answer: Answer | RequestError, read: Callable[[Answer], Row]) -
         return {**about, "error": f"{error}: {' '.join(answer.text.split())[:200]!r}"}
 
 
-def open_pictures(samples: Sequence[Sample]) -> tuple[dict[str, Image.Image], list[Row]]:
+def open_images(samples: Sequence[Sample]) -> tuple[dict[str, Image.Image], list[Row]]:
     """The images that can be opened, by id, and a row with the error of each of the others."""
     images: dict[str, Image.Image] = {}
     bad: list[Row] = []
@@ -299,7 +299,7 @@ def open_pictures(samples: Sequence[Sample]) -> tuple[dict[str, Image.Image], li
 
 
 def png(image: Image.Image) -> bytes:
-    """A image as the bytes of a PNG file."""
+    """An image as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG")
     return buffer.getvalue()

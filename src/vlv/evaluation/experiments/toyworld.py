@@ -22,16 +22,8 @@ import torch
 from vlv.errors import ConfigError
 from vlv.evaluation.experiments.backends import Backends
 from vlv.evaluation.experiments.instruments import inspector_instrument
-from vlv.evaluation.experiments.reconstruction import draw, write_captions
-from vlv.evaluation.experiments.run import (
-    Judge,
-    Key,
-    Report,
-    Run,
-    add,
-    batches,
-    silent,
-)
+from vlv.evaluation.experiments.predicting import generate_images, write_captions
+from vlv.evaluation.experiments.run import Judge, Report, Run, batches, by_id, silent
 from vlv.evaluation.experiments.samples import DataSet, Sample
 from vlv.evaluation.experiments.scoring import Scores
 from vlv.evaluation.experiments.sources import Source
@@ -279,19 +271,16 @@ def predict(run: Run, backends: Backends, report: Report = silent) -> Tally:
     run.check(NAME)
     total, (guidance,) = Tally(), run.settings["guidances"]
     for source in sources_of(run):
-        drawn = (
-            _samples_for(run, source.name, "images")
-            if source.name in run.settings["images"]
-            else []
-        )
+        has_images = source.name in run.settings["images"]
+        wanted = _samples_for(run, source.name, "images") if has_images else []
         if source.name in run.settings["captions"]:
-            told = {s.id: s for s in (*_samples_for(run, source.name, "captions"), *drawn)}
-            total = add(total, write_captions(run, source, list(told.values()), backends, report))
-        if drawn:
-            total = add(total, draw(run, source, guidance, drawn, backends, report))
+            told = by_id([*_samples_for(run, source.name, "captions"), *wanted])
+            total += write_captions(run, source, list(told.values()), backends, report)
+        if wanted:
+            total += generate_images(run, source, guidance, wanted, backends, report)
     for name, meter in METERS.items():
         if name in run.settings["sections"]:
-            total = add(total, meter(run, backends).fill(name, report))
+            total += meter(run, backends).fill(name, report)
     return total
 
 
@@ -307,16 +296,14 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
     instrument = inspector_instrument(inspector)
     samples = [*run.data.samples(), *split_samples(run, COMPOSITION)]
     guidance = float(run.settings["guidances"][0])
-    wanted: list[list[Key]] = [[(sample.id, ORIGINAL, 0.0) for sample in samples]]
+    wanted = [(sample.id, ORIGINAL, 0.0) for sample in samples]
     for name in run.settings["images"]:
         texts = None if SOURCES[name].kind == "z" else captions_of(run, name)
-        wanted.append(
-            [
-                (sample.id, name, guidance)
-                for sample in _samples_for(run, name, "images")
-                if texts is None or sample.id in texts
-            ]
-        )
+        wanted += [
+            (sample.id, name, guidance)
+            for sample in _samples_for(run, name, "images")
+            if texts is None or sample.id in texts
+        ]
     viewer = Viewer(run, judge.name, instrument, samples, run.settings["image_size"])
     tally = viewer.judge(wanted, backends.batch_size, report)
     if "fid" in run.settings["sections"] and len(run.data.samples()) >= FEWEST_FOR_KERNEL:

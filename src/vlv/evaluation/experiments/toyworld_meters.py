@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from vlv.evaluation.experiments.backends import Backends
-from vlv.evaluation.experiments.run import Emit, Key, Report, Run, batches, by_id, fill
+from vlv.evaluation.experiments.run import Emit, Key, Report, Run, batches, by_id
 from vlv.evaluation.experiments.samples import Sample
-from vlv.evaluation.experiments.sources import open_pictures
+from vlv.evaluation.experiments.sources import open_images
 from vlv.evaluation.metrics.claims import equal_tokens
 from vlv.evaluation.metrics.features import stack
 from vlv.evaluation.metrics.pixels import psnr, squared_error
@@ -61,12 +61,12 @@ class Meter:
                 emit([{"id": s.id, **row} for s, row in zip(batch, rows, strict=True)])
 
         about = {"models": self.run.settings["models"]}
-        with self.run.filling(f"measured/{name}", ("id",), about) as table:
-            return fill(table, [(s.id,) for s in self.samples], make, report)
+        wanted = [(sample.id,) for sample in self.samples]
+        return self.run.fill(f"measured/{name}", ("id",), about, wanted, make, report)
 
     def embed(self, batch: Sequence[Sample]) -> Tensor:
         """Caption embeddings z of the renders, (B, Q, D)."""
-        images, _ = open_pictures(batch)
+        images, _ = open_images(batch)
         return self.pipe.embed(list(images.values()), batch_size=len(batch))
 
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet, Sample
 from vlv.evaluation.experiments.viewing import (
+    IMAGE_KEY,
     ORIGINAL,
-    PICTURE_KEY,
     Features,
     captions_of,
     table_name,
@@ -120,7 +120,7 @@ class Tables:
     @cached_property
     def _seen(self) -> dict[str, dict[str, Row]]:
         by_source: dict[str, dict[str, Row]] = {}
-        for row in self.run.rows(f"judgements/{JUDGE_NAME}", PICTURE_KEY):
+        for row in self.run.rows(f"judgements/{JUDGE_NAME}", IMAGE_KEY):
             by_source.setdefault(row["source"], {})[row["id"]] = row
         return by_source
 
@@ -156,7 +156,7 @@ class Tables:
 
     def truncated(self, source: str) -> Columns:
         """Whether the text tower cut the text of an image."""
-        rows = self.run.rows(table_name(source, self.guidance), PICTURE_KEY)
+        rows = self.run.rows(table_name(source, self.guidance), IMAGE_KEY)
         found = {row["id"]: float(row["truncated"]) for row in rows if "truncated" in row}
         return {s.id: [found[s.id]] for s in self.samples[TEST] if s.id in found}
 
@@ -170,5 +170,5 @@ class Tables:
         """Features of the images of the split `test`, (N, W)."""
         total = sum(map(len, self.samples.values()))
         guidance = 0.0 if source == ORIGINAL else self.guidance
-        features = Features(self.run, JUDGE_NAME, total, 0).read(source, guidance)
+        features = Features(self.run, JUDGE_NAME, total).read(source, guidance)
         return features[: len(self.samples[TEST])]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -13,20 +15,22 @@ from PIL import Image
 from vlv.data.images import load_image
 from vlv.errors import DataError
 from vlv.evaluation.experiments.instruments import Instrument, Look
-from vlv.evaluation.experiments.run import Emit, Key, Report, Run, add, batches, fill
+from vlv.evaluation.experiments.run import Emit, Key, Report, Run, batches
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.sources import CAPTION_KEY, Source, parse_source
 from vlv.jobs.table import Row
 from vlv.jobs.tally import Tally
 
-PICTURE_KEY = ("id", "source", "guidance")
+IMAGE_KEY = ("id", "source", "guidance")
 ORIGINAL = "original"
 """Source of the originals in the tables of judgements; its guidance is 0."""
 
 
 def sources_of(run: Run) -> list[Source]:
     """The sources of a run."""
-    return [parse_source(f"{name}={spec}") for name, spec in run.settings["sources"].items()]
+    return [
+        parse_source(f"{name}={spec}") for name, spec in run.settings.get("sources", {}).items()
+    ]
 
 
 def captions_of(run: Run, source: str) -> dict[str, Row]:
@@ -34,12 +38,29 @@ def captions_of(run: Run, source: str) -> dict[str, Row]:
     return {row["id"]: row for row in run.rows(f"captions/{source}", CAPTION_KEY)}
 
 
+def texts_of(run: Run) -> dict[str, dict[str, str]]:
+    """By source and sample id, all captions of an experiment that reads captions.
+
+    Raises:
+        DataError: A source has none yet.
+    """
+    texts = {
+        source.name: {id: str(row["caption"]) for id, row in captions_of(run, source.name).items()}
+        for source in sources_of(run)
+    }
+    if empty := [name for name, captions in texts.items() if not captions]:
+        raise DataError(
+            f"{run.folder} has no captions of {empty[0]} yet; begin with vlv eval predict"
+        )
+    return texts
+
+
 def table_name(source: str, guidance: float) -> str:
     """The table that lists the images of a source at a guidance."""
-    return f"pictures/{source}-g{guidance:g}"
+    return f"images/{source.replace(':', '-')}-g{guidance:g}"
 
 
-def picture_path(run: Run, source: str, guidance: float, id: str) -> Path:
+def image_path(run: Run, source: str, guidance: float, id: str) -> Path:
     """File of a generated image."""
     return run.folder / table_name(source, guidance) / f"{Path(id).with_suffix('')}.png"
 
@@ -49,16 +70,16 @@ def pairs(run: Run) -> list[tuple[str, float]]:
     return [(s.name, float(g)) for s in sources_of(run) for g in run.settings["guidances"]]
 
 
-def pictures_of(run: Run) -> dict[Key, Row]:
-    """The rows of all images that were drawn, by their key."""
-    rows = [row for pair in pairs(run) for row in run.rows(table_name(*pair), PICTURE_KEY)]
-    return {tuple(row[name] for name in PICTURE_KEY): row for row in rows}
+def image_rows(run: Run, source: str, guidance: float) -> list[Row]:
+    """The rows of the images that were generated."""
+    return run.rows(table_name(source, guidance), IMAGE_KEY)
 
 
+@dataclass(frozen=True)
 class Viewer:
     """Shows images of a run to an instrument, and keeps the features that it returns.
 
-    Args:
+    Attributes:
         run: Whose.
         name: Of the judge.
         instrument: It looks.
@@ -66,97 +87,93 @@ class Viewer:
         side: Of the generated images; originals are brought to it.
     """
 
-    def __init__(
-        self, run: Run, name: str, instrument: Instrument, samples: Sequence[Sample], side: int
-    ) -> None:
-        self._run, self._name, self._instrument, self._samples = run, name, instrument, samples
-        self._place = {sample.id: row for row, sample in enumerate(samples)}
-        self._texts = {s.name: captions_of(run, s.name) for s in sources_of(run)}
-        self._features = Features(run, name, len(samples), instrument.width)
-        self._side = side
+    run: Run
+    name: str
+    instrument: Instrument
+    samples: Sequence[Sample]
+    side: int
 
-    def judge(self, wanted: Sequence[Sequence[Key]], batch_size: int, report: Report) -> Tally:
+    def judge(self, wanted: Iterable[Key], batch_size: int, report: Report) -> Tally:
         """Fill the judge's table.
 
         Args:
-            wanted: Keys, grouped by source and guidance; those of the originals come first.
+            wanted: Keys, those of a source and guidance together; those of the originals come first.
             batch_size: Images looked at together.
             report: Receives finished rows.
         """
-        total = Tally()
+        place = {sample.id: row for row, sample in enumerate(self.samples)}
+        texts = {s.name: captions_of(self.run, s.name) for s in sources_of(self.run)}
 
         def make(missing: list[Key], emit: Emit) -> None:
-            for batch in batches(missing, batch_size):
-                emit(self._judge(batch))
+            for (source, _), group in itertools.groupby(missing, lambda key: key[1:]):
+                for batch in batches(list(group), batch_size):
+                    emit(self._look(batch, place, texts.get(source, {})))
 
-        about = self._instrument.about
-        with self._run.filling(f"judgements/{self._name}", PICTURE_KEY, about) as table:
-            for group in wanted:
-                total = add(total, fill(table, group, make, report))
-        return total
+        table, about = f"judgements/{self.name}", self.instrument.about
+        return self.run.fill(table, IMAGE_KEY, about, wanted, make, report)
 
-    def _judge(self, batch: Sequence[Key]) -> list[Row]:
-        """A row for every key."""
-        rows_of = [self._samples[self._place[id]] for id, *_ in batch]
-        keys, pictures, originals, bad = self._open(batch, rows_of)
-        if not keys:
-            return bad
-        at = [self._place[id] for id, *_ in keys]
-        captions = [
-            self._texts.get(source, {}).get(id, {}).get("caption") for id, source, _ in keys
+    def _look(
+        self, batch: Sequence[Key], place: dict[str, int], captions: dict[str, Row]
+    ) -> list[Row]:
+        """A row for every key; all are of one source and guidance."""
+        features = Features(self.run, self.name, len(self.samples), self.instrument.width)
+        _, source, guidance = batch[0]
+        opened = [self._open(key, self.samples[place[key[0]]]) for key in batch]
+        keys = [key for key, found in zip(batch, opened, strict=True) if not isinstance(found, str)]
+        good = [found for found in opened if not isinstance(found, str)]
+        rows: list[Row] = [
+            {**dict(zip(IMAGE_KEY, key, strict=True)), "error": found}
+            for key, found in zip(batch, opened, strict=True)
+            if isinstance(found, str)
         ]
-        look = Look(pictures, originals, [self._samples[row] for row in at], captions)
-        _, source, guidance = keys[0]
-        compared = source != ORIGINAL and self._instrument.width > 0
-        before = self._features.read(ORIGINAL, 0.0)[at] if compared else None
-        features, found = self._instrument.look(look, before)
-        if features is not None:
-            self._features.write(source, guidance, at, features)
-        return bad + [
-            {**dict(zip(PICTURE_KEY, key, strict=True)), **columns}
-            for key, columns in zip(keys, found, strict=True)
-        ]
+        if not good:
+            return rows
+        at = [place[id] for id, *_ in keys]
+        compared = source != ORIGINAL and self.instrument.width > 0
+        look = Look(
+            [image for image, _ in good],
+            [original for _, original in good if original is not None],
+            [self.samples[row] for row in at],
+            [captions.get(id, {}).get("caption") for id, *_ in keys],
+            features.read(ORIGINAL, 0.0)[at] if compared else None,
+        )
+        values, found = self.instrument.look(look)
+        if values is not None:
+            features.write(source, guidance, at, values)
+        columns = zip(keys, found, strict=True)
+        return rows + [{**dict(zip(IMAGE_KEY, key, strict=True)), **row} for key, row in columns]
 
-    def _open(
-        self, keys: Sequence[Key], samples: Sequence[Sample]
-    ) -> tuple[list[Key], list[Image.Image], list[Image.Image], list[Row]]:
-        """Keys whose files can be opened, with images and originals, and a row for each of the others."""
-        good, pictures, originals, bad = [], [], [], []
-        for key, sample in zip(keys, samples, strict=True):
-            id, source, guidance = key
-            try:
-                original = None
-                if source == ORIGINAL or self._instrument.compares_pixels:
-                    original = sample.square(self._side)
-                path = picture_path(self._run, source, guidance, id)
-                picture = original if source == ORIGINAL else load_image(path)
-            except DataError as error:
-                bad.append({**dict(zip(PICTURE_KEY, key, strict=True)), "error": str(error)})
-                continue
-            assert picture is not None, "an original was opened"
-            good.append(key)
-            pictures.append(picture)
-            if original is not None:
-                originals.append(original)
-        return good, pictures, originals, bad
+    def _open(self, key: Key, sample: Sample) -> tuple[Image.Image, Image.Image | None] | str:
+        """An image, with its original where the instrument looks at that; or why there is none."""
+        id, source, guidance = key
+        try:
+            if source == ORIGINAL:
+                original = sample.square(self.side)
+                return original, original
+            image = load_image(image_path(self.run, source, guidance, id))
+            return image, sample.square(self.side) if self.instrument.compares_pixels else None
+        except DataError as error:
+            return str(error)
 
 
+@dataclass(frozen=True)
 class Features:
     """Features of all images of a run as files of floats, a row for each sample; they are mapped, not read.
 
-    Args:
+    Attributes:
         run: Whose.
-        judge: Name of the judge.
+        judge: Its name.
         num: N, samples.
-        width: W; 0 keeps nothing.
+        width: W; needed for writing.
     """
 
-    def __init__(self, run: Run, judge: str, num: int, width: int) -> None:
-        self._folder = run.folder / "features" / judge
-        self._shape = (num, width)
+    run: Run
+    judge: str
+    num: int
+    width: int = 0
 
     def _path(self, source: str, guidance: float) -> Path:
-        return self._folder / f"{source}-g{guidance:g}.npy"
+        return self.run.folder / "features" / self.judge / f"{source}-g{guidance:g}.npy"
 
     def write(
         self, source: str, guidance: float, rows: Sequence[int], values: NDArray[np.float32]
@@ -165,7 +182,7 @@ class Features:
         path = self._path(source, guidance)
         path.parent.mkdir(parents=True, exist_ok=True)
         mode: Literal["r+", "w+"] = "r+" if path.is_file() else "w+"
-        shape = None if path.is_file() else self._shape
+        shape = None if path.is_file() else (self.num, self.width)
         file = np.lib.format.open_memmap(path, mode, dtype=np.float32, shape=shape)
         file[list(rows)] = values
         file.flush()

@@ -21,22 +21,12 @@ import torch
 from vlv.endpoint import ChatRequest, Client, user
 from vlv.errors import ConfigError, DataError, ModelFolderError
 from vlv.evaluation.experiments.backends import Backends
-from vlv.evaluation.experiments.reconstruction import predict_captions
-from vlv.evaluation.experiments.run import (
-    Emit,
-    Judge,
-    Key,
-    Report,
-    Run,
-    add,
-    batches,
-    fill,
-    silent,
-)
+from vlv.evaluation.experiments.predicting import predict_captions
+from vlv.evaluation.experiments.run import Emit, Judge, Key, Report, Run, batches, silent
 from vlv.evaluation.experiments.samples import Sample
-from vlv.evaluation.experiments.scoring import Scores
+from vlv.evaluation.experiments.scoring import Scores, judgements
 from vlv.evaluation.experiments.sources import ask_all, captions_only
-from vlv.evaluation.experiments.viewing import captions_of, sources_of
+from vlv.evaluation.experiments.viewing import sources_of, texts_of
 from vlv.evaluation.metrics.answers import exact_match, normalise_answer, vqa_accuracy
 from vlv.evaluation.results import Table
 from vlv.jobs.table import Row
@@ -308,25 +298,27 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
     """
     run.check(NAME)
     load = _reader(judge, backends)
-    questions, total = questions_of(run), Tally()
+    questions, texts = questions_of(run), texts_of(run)
+    known = {question.id: question for question in questions}
+    usable = {
+        name: [question for question in questions if question.sample in captions]
+        for name, captions in texts.items()
+    }
+
+    def prompts(missing: list[Key]) -> Iterator[Prompt]:
+        for id, source in missing:
+            question, captions = known[id], texts[source]
+            examples = pick_shots(question, usable[source], judge.shots, run.data.seed)
+            key: Row = {"question_id": id, "source": source}
+            prompt = make_prompt(question, examples, captions)
+            yield key, prompt, captions[question.sample], question
+
+    def make(missing: list[Key], emit: Emit) -> None:
+        load()(prompts(missing), emit)
+
     about = {"reader": str(judge), "instruction": INSTRUCTION, "shots": judge.shots}
-    with run.filling(f"judgements/{judge.name}", ANSWER_KEY, about) as table:
-        for source in sources_of(run):
-            rows = captions_of(run, source.name)
-            if not rows:
-                raise DataError(
-                    f"{run.folder} has no captions of {source.name} yet; begin with vlv eval predict"
-                )
-            captions = {id: str(row["caption"]) for id, row in rows.items()}
-            usable = [q for q in questions if q.sample in captions]
-            asked = _Asked(source.name, captions, usable, judge.shots, run.data.seed)
-
-            def make(missing: list[Key], emit: Emit, asked: _Asked = asked) -> None:
-                load()(asked.prompts(missing), emit)
-
-            wanted = [(question.id, source.name) for question in usable]
-            total = add(total, fill(table, wanted, make, report))
-    return total
+    wanted = [(question.id, name) for name, asked in usable.items() for question in asked]
+    return run.fill(f"judgements/{judge.name}", ANSWER_KEY, about, wanted, make, report)
 
 
 def _reader(judge: Judge, backends: Backends) -> Callable[[], Reader]:
@@ -341,27 +333,6 @@ def _reader(judge: Judge, backends: Backends) -> Callable[[], Reader]:
     raise ConfigError(
         f'"{judge.kind}" is no reader; write parser for the toy world, llm:MODEL, or endpoint:MODEL@URL'
     )
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The questions about the captions of one source."""
-
-    source: str
-    captions: Mapping[str, str]
-    questions: Sequence[Question]
-    shots: int
-    seed: int
-
-    def prompts(self, missing: Sequence[Key]) -> Iterator[Prompt]:
-        """(key, prompt, caption, question) for each key."""
-        known = {question.id: question for question in self.questions}
-        for id, _ in missing:
-            question = known[id]
-            examples = pick_shots(question, self.questions, self.shots, self.seed)
-            prompt = make_prompt(question, examples, self.captions)
-            key = {"question_id": id, "source": self.source}
-            yield key, prompt, self.captions[question.sample], question
 
 
 def pick_shots(
@@ -407,22 +378,11 @@ def score(run: Run, seed: int) -> Scores:
     run.check(NAME)
     scores = Scores()
     questions = {question.id: question for question in questions_of(run)}
-    for name in run.judges():
-        about = run.table_settings(f"judgements/{name}")
-        scores.settings[f"reader {name}"] = about
-        everything = run.all_rows(f"judgements/{name}", ANSWER_KEY)
-        rows = [row for row in everything if row.get("error") is None]
-        if len(rows) < len(everything):
-            scores.notes.append(
-                f"{name}: {len(everything) - len(rows)} of {len(everything)} answers failed"
-            )
-        if usd := sum(row.get("usd") or 0.0 for row in everything):
-            scores.settings[f"cost of {name} in USD"] = usd
+    for name, _, rows in judgements(run, scores):
         for source in sources_of(run):
             answers = [row for row in rows if row["source"] == source.name]
-            _measure(
-                scores, f"{source.name}.{name}", f"{source.name} read by {name}", answers, questions
-            )
+            text = f"{source.name} read by {name}"
+            _measure(scores, f"{source.name}.{name}", text, answers, questions)
     return scores
 
 

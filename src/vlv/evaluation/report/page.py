@@ -13,7 +13,7 @@ from vlv.errors import DataError
 from vlv.evaluation.experiments import mixes, reconstruction
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.toyworld_scores import image_tables
-from vlv.evaluation.experiments.viewing import pairs, picture_path
+from vlv.evaluation.experiments.viewing import image_path, pairs
 from vlv.evaluation.report.claims import Result, findings
 from vlv.evaluation.report.document import about_run, format_cell, paper
 from vlv.evaluation.results import format_value
@@ -127,20 +127,16 @@ def _paper_tables(experiments: set[str]) -> Iterator[Table]:
 def _samples(run: Run) -> tuple[str, str] | None:
     """The first samples as columns, what was made of them as rows."""
     samples = run.data.samples()[:NUM_EXAMPLES]
-    if run.experiment == reconstruction.NAME:
-        files = {
-            f"{source}, guidance {g:g}": [picture_path(run, source, g, s.id) for s in samples]
-            for source, g in pairs(run)
-        }
-    elif run.experiment == mixes.NAME:
-        names = mixes.drawn_mixes(run)
-        files = {name: [mixes.picture_path(run, name, s.id) for s in samples] for name in names}
+    if run.experiment == mixes.NAME:
+        made = {name: (name, run.settings["guidance"]) for name in mixes.generated_mixes(run)}
+    elif run.experiment == reconstruction.NAME:
+        made = {f"{source}, guidance {g:g}": (source, g) for source, g in pairs(run)}
     else:
         return None
     rows: dict[str, list[Image.Image]] = {}
-    for label, paths in files.items():
+    for label, pair in made.items():
         try:
-            rows[label] = [load_image(path) for path in paths]
+            rows[label] = [load_image(image_path(run, *pair, sample.id)) for sample in samples]
         except DataError:
             continue  # an image of the first samples is missing; the counts say so
     if not rows:
@@ -156,7 +152,7 @@ def example_sheet(run: Run) -> Image.Image:
     samples = run.data.samples()[:NUM_SHEET]
     side, (guidance,) = run.settings["image_size"], run.settings["guidances"]
     made = [
-        [load_image(picture_path(run, source, guidance, sample.id)) for sample in samples]
+        [load_image(image_path(run, source, guidance, sample.id)) for sample in samples]
         for source in image_tables(run.settings).values()
     ]
     return grid([[sample.square(side) for sample in samples], *made], gap=0)
