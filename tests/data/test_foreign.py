@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.data import files
+from vlv.curation.measure import measure_part
+from vlv.curation.settings import FilterConfig
 from vlv.data.foreign import parse_json, printable, read_file
 from vlv.data.images import load_image
 from vlv.data.quarantine import Quarantine
@@ -326,6 +328,20 @@ def test_control_characters_in_names_are_refused_by_name(
         assert isinstance(good, Record)
         assert isinstance(refused, BadRecord)
         assert "holds a control character" in refused.reason
+
+
+def test_reasons_have_one_line(tmp_path: Path) -> None:
+    put_in_tar(tmp_path / "x.tar", [("a\nb.txt", b"x"), ("c.png", PNG)])
+    bad, good = streamed(tmp_path / "x.tar")
+    assert isinstance(bad, BadRecord)
+    assert bad.reason.endswith(r"/a\x0ab: the sample has no image")
+    assert isinstance(good, Record)
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [PNG]}), path, compression="none", use_dictionary=False)
+    path.write_bytes(path.read_bytes()[:4] + bytes(20) + path.read_bytes()[24:])
+    (row,) = measure_part(Source([path], detail="all").parts()[0], FilterConfig())
+    assert "cannot be read (" in row["detail"]
+    assert "\n" not in row["detail"]
 
 
 def test_names_are_shown_as_they_can_be_written() -> None:

@@ -235,3 +235,9 @@ def test_damaged_header_is_refused(tmp_path: Path, header: str) -> None:
     path.with_name("out.jsonl.settings.json").write_text(header)
     with pytest.raises(OutputError, match=r"settings\.json"):
         open_table(path)
+
+
+def test_a_csv_row_with_more_cells_than_the_header_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,file_name\na,b,c\n")
+    with pytest.raises(OutputError, match="a row has more cells than the header"):
+        list(read_rows(tmp_path / "x.csv"))

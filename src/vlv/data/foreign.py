@@ -90,7 +90,8 @@ def read_up_to(file: BinaryIO, count: int, expected: int = 2**20) -> bytes:
 def unreadable(path: object, error: BaseException) -> DataError:
     """The error for a file that the system refuses."""
     name = printable(path) if isinstance(path, str | os.PathLike) else str(path)
-    return DataError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})")
+    reason = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return DataError(f"{name}: cannot be read ({reason.splitlines()[0]})")
 
 
 def decode_text(data: bytes, where: object) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -110,7 +110,9 @@ class Part:
 
 def _named(entry: Entry) -> Entry:
     """A record, or why its id is no name: it would be written into file names, tars and tables."""
-    if isinstance(entry, BadRecord) or not has_control(entry.id):
+    if isinstance(entry, BadRecord):
+        return replace(entry, id=shown_name(entry.id), reason=shown_name(entry.reason))
+    if not has_control(entry.id):
         return entry
     id = shown_name(entry.id)
     return BadRecord(

@@ -127,6 +127,8 @@ def _read_csv(path: Path, columns: Columns) -> Iterator[Row]:
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file, strict=True):
+                if None in row:
+                    raise ValueError("a row has more cells than the header")
                 yield {
                     name: None if text in {"", None} else columns.get(name, str)(text)
                     for name, text in row.items()
