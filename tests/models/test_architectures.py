@@ -9,8 +9,9 @@ import torch
 
 from vlv.config import ModelPreset, PartSource, load_models, model_preset_names
 from vlv.errors import ModelFolderError
-from vlv.models.architectures import Outline, find_architecture, num_parameters, outline
+from vlv.models.architectures import Outline, find_architecture, outline
 from vlv.models.encoder import VLVEncoder
+from vlv.models.vetting import num_parameters
 
 
 @cache

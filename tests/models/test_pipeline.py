@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 import io
@@ -412,7 +411,7 @@ def test_code_in_a_model_folder_is_never_run(
         )
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
-    with contextlib.suppress(ModelFolderError):
+    with pytest.raises(ModelFolderError, match="names code"):
         VLVPipeline.from_pretrained(copy_of)
     assert not evidence.exists()
 
@@ -421,7 +420,7 @@ def test_code_in_a_model_folder_is_never_run(
     ("damage", "message"),
     [
         (lambda f: (f / "model_index.json").unlink(), "model_index.json is missing .found: README"),
-        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json cannot be read"),
+        (lambda f: (f / "model_index.json").write_text("{"), "model_index.json: this is not JSON"),
         (lambda f: shutil.rmtree(f / "vae"), "lists the part vae, but the folder .*vae is missing"),
         (lambda f: (f / "encoder/config.json").unlink(), "encoder in .*config.json is missing"),
         (
@@ -444,7 +443,7 @@ def test_code_in_a_model_folder_is_never_run(
         ),
         (
             lambda f: (f / "scheduler/scheduler_config.json").write_text("{}"),
-            "the part scheduler in .* cannot be loaded",
+            "the scheduler None is none of diffusers",
         ),
         (
             lambda f: (f / "scheduler/scheduler_config.json").write_text(

@@ -137,7 +137,19 @@ def test_a_changed_byte_is_found(
     assert f"step-00000002 is damaged: {name} is not the file that was saved" in caplog.text
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "no manifest", "other manifest", "empty"])
+DAMAGES = (
+    "missing",
+    "cut",
+    "no manifest",
+    "other manifest",
+    "empty",
+    "no files",
+    "format 99",
+    "deep",
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_incomplete_ones_are_passed_over(tmp_path: Path, damage: str) -> None:
     save(tmp_path, 1)
     path = save(tmp_path, 2)
@@ -150,6 +162,13 @@ def test_incomplete_ones_are_passed_over(tmp_path: Path, damage: str) -> None:
             (path / "manifest.json").unlink()
         case "other manifest":
             (path / "manifest.json").write_text(json.dumps(["a"]))
+        case "no files":
+            (path / "manifest.json").write_text('{"format": 1, "files": {}}')
+        case "format 99":
+            known = json.loads((path / "manifest.json").read_text())
+            (path / "manifest.json").write_text(json.dumps(known | {"format": 99}))
+        case "deep":
+            (path / "manifest.json").write_text("[" * 100_000)
         case "empty":
             for file in path.iterdir():
                 file.write_bytes(b"")

@@ -70,15 +70,14 @@ def describe_model(folder: Path) -> ModelInfo:
     Raises:
         ModelFolderError: The folder is no model.
     """
-    references = read_index(folder).components
-    kinds = json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))
+    index = read_index(folder)
     card = read_front_matter(folder / CARD_NAME)
     licences = card.get("parts") or {}
     parts = [
         _referred(name, reference, str(licences.get(name, "")))
         if reference is not None
-        else _read_part(folder / name, str(kinds[name][-1]), str(licences.get(name, "")))
-        for name, reference in references.items()
+        else _read_part(folder / name, index.classes[name], str(licences.get(name, "")))
+        for name, reference in index.components.items()
     ]
     return ModelInfo(folder, parts, str(card.get("license", "")), str(card.get("knows", "")))
 
@@ -117,7 +116,7 @@ def read_header(path: Path) -> dict[str, dict[str, Any]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length)) if length <= path.stat().st_size else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFolderError(f"{path} is damaged ({error}); copy it again") from error
     if not isinstance(header, dict):
         raise ModelFolderError(f"{path} is cut off; copy it again")

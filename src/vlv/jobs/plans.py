@@ -14,9 +14,10 @@ from torch import nn
 from vlv.config import load_config
 from vlv.data.loader import Listed
 from vlv.errors import ModelFolderError
-from vlv.models.architectures import find_architecture, num_parameters, outline
+from vlv.models.architectures import find_architecture, outline
 from vlv.models.card import origin_of
 from vlv.models.folder import part_dtype
+from vlv.models.vetting import num_parameters
 from vlv.training.assemble import Parts, make_objective, set_precision
 from vlv.training.feeding import find_data
 from vlv.training.journal import read_metrics

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -21,10 +19,9 @@ from vlv.models.captioner import CaptionDecoder, CaptionDecoderConfig
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
 from vlv.models.folder import scheduler_class, shipped_models
+from vlv.models.vetting import read_json
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from vlv.config import ModelConfig, PartSource
 
 _PROMPT_TOKENS = 14  # of Florence-2's prompt for a long caption
@@ -62,7 +59,7 @@ def find_architecture(source: PartSource, part: str) -> Architecture:
     files = {name: _file(name, part) for name in _COMPONENTS[part]}
     if Path(source.path).expanduser().is_dir():
         folder = Path(source.path).expanduser() / (source.subfolder or ".")
-        return Architecture({name: _read(folder / file) for name, file in files.items()})
+        return Architecture({name: read_json(folder / file) for name, file in files.items()})
     for known in known_repositories():
         if source.path in known["ids"]:
             stored = _DTYPE_OF_VARIANT.get(source.variant or "", getattr(torch, known["stored"]))
@@ -84,16 +81,6 @@ def known_repositories() -> list[dict[str, Any]]:
     return [yaml.safe_load(file.read_text("utf-8")) for file in files]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(
-            f"{path} cannot be read ({error}); name the folder of a model"
-        ) from error
-    return config
-
-
 def _cached(source: PartSource, file: str) -> dict[str, Any]:
     name = f"{source.subfolder}/{file}" if source.subfolder else file
     try:
@@ -107,7 +94,7 @@ def _cached(source: PartSource, file: str) -> dict[str, Any]:
             f"the sizes of {source.path} are not known before it is downloaded; "
             f"run `hf download {source.path} {name}` first, or name a local folder"
         )
-    return _read(Path(path))
+    return read_json(Path(path))
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -208,8 +195,3 @@ def _component(source: PartSource, name: str) -> Path:
 def _without_class(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without what names its class rather than its shape."""
     return {k: v for k, v in config.items() if k not in {"architectures", "auto_map"}}
-
-
-def num_parameters(module: nn.Module) -> int:
-    """Numbers in the weights; shared ones count once."""
-    return sum(math.prod(p.shape) for p in module.parameters())

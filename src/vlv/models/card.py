@@ -12,7 +12,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
-from vlv.errors import ModelFolderError
+from vlv.data.foreign import decode_text, printable, read_file
+from vlv.errors import DataError, ModelFolderError
 from vlv.models.architectures import known_repositories
 
 if TYPE_CHECKING:
@@ -132,9 +133,20 @@ def past_trainings(folder: Path) -> tuple[Training, ...]:
 
 
 def read_card(folder: Path) -> str | None:
-    """Text of the card of a model folder; None where it has none."""
+    """Text of the card of a model folder; None where it has none.
+
+    Raises:
+        ModelFolderError: It is no text.
+    """
     card = folder / CARD_NAME
-    return card.read_text(encoding="utf-8") if card.is_file() else None
+    return _read_text(card) if card.is_file() else None
+
+
+def _read_text(card: Path) -> str:
+    try:
+        return decode_text(read_file(card), printable(card))
+    except DataError as error:
+        raise ModelFolderError(f"{error}; remove it, or copy the model again") from error
 
 
 def read_front_matter(card: Path) -> dict[str, Any]:
@@ -143,13 +155,14 @@ def read_front_matter(card: Path) -> dict[str, Any]:
     Raises:
         ModelFolderError: It is no YAML.
     """
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    text = _read_text(card) if card.is_file() else ""
     if not text.startswith("---\n") or "\n---" not in text[3:]:
         return {}
     try:
         matter = yaml.safe_load(text[4:].split("\n---", 1)[0])
-    except yaml.YAMLError as error:
-        raise ModelFolderError(f"the front matter of {card} is no YAML ({error})") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFolderError(f"the front matter of {card} is no YAML ({reason})") from error
     return matter if isinstance(matter, dict) else {}
 
 

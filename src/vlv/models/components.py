@@ -40,7 +40,7 @@ from vlv.models.folder import (
     check_parts,
     default_image_size,
     find_folder,
-    load_component,
+    load_components,
     quiet_progress,
     read_index,
 )
@@ -73,23 +73,24 @@ def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> 
                 )
     with quiet_progress():
         component.save_pretrained(folder)
-    _forget_origin(folder / "config.json")
+    for config in folder.rglob("*config.json"):
+        _forget_origin(config)
 
 
 def _forget_origin(config: Path) -> None:
     """Drop how the component was loaded.
 
-    A path of this machine says nothing elsewhere. The dtype of a part within a component would
-    overrule the one that is asked for when it is loaded again.
+    A path of this machine says nothing elsewhere, and the code that some models bring along is never run. The dtype of
+    a part within a component would overrule the one that is asked for when it is loaded again.
     """
-    if config.is_file():
-        values = json.loads(config.read_text(encoding="utf-8"))
-        values = {
-            key: _without(value, {"_name_or_path", "dtype"})
-            for key, value in values.items()
-            if key != "_name_or_path"
-        }
-        config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    values = json.loads(config.read_text(encoding="utf-8"))
+    kept = {
+        key: _without(value, {"_name_or_path", "dtype", "auto_map"})
+        for key, value in values.items()
+        if key not in {"_name_or_path", "auto_map"}
+    }
+    if kept != values or config.name == "config.json":
+        config.write_text(json.dumps(kept, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _without(value: object, keys: set[str]) -> object:
@@ -254,10 +255,7 @@ class VLVComponents(DiffusionPipeline):
         )
         index = read_index(folder)
         names = list(index.components) if tasks is None else index.require(tasks)
-        loaded = {
-            name: load_component(index, name, dtype, local_files_only=local_files_only)
-            for name in names
-        }
+        loaded = load_components(index, names, dtype, local_files_only=local_files_only)
         size = index.image_size or default_image_size(index)
         pipe = cls(**loaded, image_size=size, framing=index.framing)
         pipe.references = {k: v for k, v in index.components.items() if v is not None}

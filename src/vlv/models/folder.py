@@ -12,18 +12,16 @@ my-model/
 
 from __future__ import annotations
 
-import json
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import diffusers
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, SD3Transformer2DModel, UNet2DConditionModel
-from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
     CLIPTextModel,
@@ -36,12 +34,20 @@ from transformers.utils import logging as transformers_logging
 
 from vlv.config import model_preset_names
 from vlv.data.framing import DEFAULT_FRAMING, Framing
-from vlv.errors import ConfigError, MissingPartError, ModelFolderError
+from vlv.errors import MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder
 from vlv.models.hub import check_variant, download
 from vlv.models.two_towers import SD3Decoder, SDXLDecoder, decoder_class
+from vlv.models.vetting import (
+    check_files,
+    check_memory,
+    check_values,
+    naming,
+    predicted_bytes,
+    read_config,
+)
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 
 if TYPE_CHECKING:
@@ -104,16 +110,8 @@ def needed(task: str, present: Iterable[str]) -> tuple[str, ...]:
 
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_READ_ERRORS = (
-    AttributeError,
-    ConfigError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    SafetensorError,
-    TypeError,
-    ValueError,
-)
+_LIBRARIES = ("diffusers", "transformers", "vlv")
+_LARGEST_SIDE = 2**14
 
 
 @dataclass(frozen=True)
@@ -123,6 +121,8 @@ class ModelIndex:
     folder: Path
     components: dict[str, Reference | None]
     """Component name to the reference that stands for it; None where it lies in the folder."""
+    classes: dict[str, str] = field(default_factory=dict)
+    """Component name to its class, of those in the folder."""
     image_size: int | None = None
     """Side in pixels of the images it was trained on; None where the index does not say."""
     framing: Framing = DEFAULT_FRAMING
@@ -242,45 +242,86 @@ def read_index(folder: Path) -> ModelIndex:
             f"(found: {', '.join(found) or 'nothing'}); "
             "name the folder that save_pretrained wrote"
         )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        entries = {name: index[name] for name in _ALL if name in index}
-        return ModelIndex(
-            folder=folder,
-            components={
-                name: entry if isinstance(entry, dict) else None
-                for name, entry in entries.items()
-                if entry and (isinstance(entry, dict) or entry[0])
-            },
-            image_size=index.get("image_size"),
-            framing=index.get("framing", DEFAULT_FRAMING),
+    index = read_config(path)
+    entries = {name: index[name] for name in _ALL if index.get(name) not in (None, [None, None])}
+    references = {name: entry for name, entry in entries.items() if isinstance(entry, dict)}
+    classes = {name: _class_name(entry, f"{path}: {name}") for name, entry in entries.items() if name not in references}  # fmt: skip
+    for name, reference in references.items():
+        _check_reference(reference, f"{path}: {name}")
+    size, framing = index.get("image_size"), index.get("framing", DEFAULT_FRAMING)
+    if size is not None and (type(size) is not int or not 0 < size <= _LARGEST_SIDE):
+        raise ModelFolderError(
+            f"{path}: image_size is {size!r:.60}, but a number between 1 and {_LARGEST_SIDE} is wanted; copy the model again"
         )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelFolderError(f"{path} cannot be read ({error}); copy the model again") from error
+    if framing not in get_args(Framing):
+        raise ModelFolderError(
+            f"{path}: framing is {framing!r:.60}, but one of {', '.join(get_args(Framing))} is wanted; copy the model again"
+        )
+    return ModelIndex(
+        folder, {name: references.get(name) for name in entries}, classes, size, framing
+    )
+
+
+def _class_name(entry: object, where: str) -> str:
+    """The class in an entry [library, class]; loading goes by the component's name and never looks it up."""
+    match entry:
+        case [str(library), str(name)] if library.split(".")[0] in _LIBRARIES:
+            return name
+    raise ModelFolderError(
+        f"{where} is {entry!r:.60}, but [library, class] of {', '.join(_LIBRARIES)} is wanted; copy the model again"
+    )
+
+
+def _check_reference(reference: Mapping[str, object], where: str) -> None:
+    texts = all(value is None or isinstance(value, str) for value in reference.values())
+    inside = ".." not in Path(str(reference.get("subfolder") or "")).parts
+    if not texts or not inside or not reference.get("repo"):
+        raise ModelFolderError(
+            f"{where} is {reference!r:.100}, but repo, subfolder and revision of a model are wanted; copy the model again"
+        )
 
 
 # --- loading --------------------------------------------------------------------------------------
 
 
-def load_component(
-    index: ModelIndex, name: str, dtype: torch.dtype, *, local_files_only: bool = False
-) -> Any:
-    """Load one component in eval mode onto the CPU.
+def load_components(
+    index: ModelIndex, names: Iterable[str], dtype: torch.dtype, *, local_files_only: bool = False
+) -> dict[str, Any]:
+    """Load components in eval mode onto the CPU, after a look at what their files ask for.
 
     Raises:
-        ModelFolderError: Its files are missing, damaged or of another configuration.
+        ModelFolderError: Files are missing, damaged, of another configuration, or not to be trusted; or all together
+            need more memory than there is.
     """
-    folder = component_folder(index, name, local_files_only=local_files_only)
-    try:
-        with quiet_progress():
-            loaded, info = _load(name, folder, dtype, (index.components[name] or {}).get("variant"))
-    except ModelFolderError:
-        raise
-    except _READ_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFolderError(
-            f"the part {name} in {folder} cannot be loaded ({reason}); copy the model again"
-        ) from error
+    folders = {
+        name: component_folder(index, name, local_files_only=local_files_only) for name in names
+    }
+    num_bytes = 0
+    for name, folder in folders.items():
+        with naming(name, folder):
+            num_bytes += _vet(name, folder, part_dtype(name, dtype))
+    check_memory(index.folder, num_bytes)
+    variants = {name: (index.components[name] or {}).get("variant") for name in folders}
+    return {name: _loaded(name, folder, dtype, variants[name]) for name, folder in folders.items()}
+
+
+def _vet(name: str, folder: Path, dtype: torch.dtype) -> int:
+    """Refuse what no folder of this component should hold; returns the bytes that its weights will take."""
+    check_files(folder)
+    if name.startswith("tokenizer"):
+        return 0
+    path = folder / ("scheduler_config.json" if name == "scheduler" else "config.json")
+    if not path.is_file():  # transformers would go on with its defaults
+        raise FileNotFoundError(f"{path.name} is missing")
+    config = read_config(path)
+    kind = scheduler_class(config) if name == "scheduler" else _model_class(name, config)
+    check_values(config, kind, path)
+    return 0 if name == "scheduler" else predicted_bytes(config, kind, dtype)
+
+
+def _loaded(name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
+    with naming(name, folder), quiet_progress():
+        loaded, info = _load(name, folder, dtype, variant)
     missing = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
     if missing:
         raise ModelFolderError(
@@ -301,13 +342,10 @@ def _load(
     if name.startswith("tokenizer"):
         return CLIPTokenizer.from_pretrained(folder), {}
     if name == "scheduler":
-        config = json.loads((folder / "scheduler_config.json").read_text(encoding="utf-8"))
+        config = read_config(folder / "scheduler_config.json")
         return scheduler_class(config).from_pretrained(folder), {}
-    if not (folder / "config.json").is_file():  # transformers would go on with its defaults
-        raise FileNotFoundError("config.json is missing")
     check_variant(folder, variant)
-    _check_shards(folder)
-    kind = _model_class(name, folder)
+    kind = _model_class(name, read_config(folder / "config.json"))
     key = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     dtype = part_dtype(name, dtype)
     options = {
@@ -328,20 +366,13 @@ def _load(
 
 def scheduler_class(config: Mapping[str, Any]) -> type[SchedulerMixin]:
     """The scheduler that a configuration names: a file must not choose any other class."""
-    kind = getattr(diffusers, str(config["_class_name"]), None)
+    name = str(config.get("_class_name"))
+    kind = getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise ModelFolderError(
-            f"the scheduler {config['_class_name']} is none of diffusers; copy the model again"
+            f"the scheduler {name:.60} is none of diffusers; copy the model again"
         )
     return kind
-
-
-def _check_shards(folder: Path) -> None:
-    """Refuse an index of shards that leads out of its folder."""
-    for path in folder.glob("*.index.json"):
-        for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values():
-            if Path(name).name != name:
-                raise ValueError(f"{path.name} names the shard {name!r} outside its folder")
 
 
 def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
@@ -349,12 +380,13 @@ def part_dtype(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if name == "vae" else dtype
 
 
-def _model_class(name: str, folder: Path) -> Any:
-    """The class of a component; where several can play its role, config.json says which."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+def _model_class(name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a component; where several can play its role, its configuration says which."""
     if name == "encoder" and config.get("model_type") == VisionEncoderConfig.model_type:
         return VisionEncoder
-    if name == "text_encoder" and "CLIPTextModelWithProjection" in config.get("architectures", ()):
+    if name == "text_encoder" and "CLIPTextModelWithProjection" in (
+        config.get("architectures") or ()
+    ):
         return CLIPTextModelWithProjection
     return (MODELS | _MORE_MODELS)[name]
 
@@ -409,9 +441,14 @@ def default_image_size(index: ModelIndex) -> int | None:
     denoiser = decoder_class(tuple(index.components)).denoiser_name
     if not {denoiser, "vae"} <= set(index.components):
         return None
-    configs = [index.folder / name / "config.json" for name in (denoiser, "vae")]
-    if not all(path.is_file() for path in configs):
+    paths = {name: index.folder / name / "config.json" for name in (denoiser, "vae")}
+    if not all(path.is_file() for path in paths.values()):
         return None
-    unet, vae = (json.loads(path.read_text(encoding="utf-8")) for path in configs)
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    return int(unet["sample_size"] * factor)
+    configs = {name: read_config(path) for name, path in paths.items()}
+    for name, path in paths.items():
+        check_values(configs[name], _model_class(name, configs[name]), path)
+    sizes = configs[denoiser].get("sample_size"), configs["vae"].get("block_out_channels")
+    match sizes:
+        case int(size), list(channels):
+            return int(size * 2 ** (len(channels) - 1))
+    return None

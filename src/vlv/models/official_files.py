@@ -5,7 +5,6 @@ Read are safetensors and torch's pickles, single or in shards with an index, alo
 
 from __future__ import annotations
 
-import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from vlv.errors import CheckpointError
+from vlv.errors import CheckpointError, ModelFolderError
+from vlv.models.vetting import read_json
 
 PICKLE_LIMIT = 64 * 2**30
 """Largest pickled file that is opened, in bytes."""
@@ -93,9 +93,9 @@ def _raw_deepspeed(folder: Path) -> Path:
 
 def _read_shards(index: Path, max_bytes: int) -> dict[str, Tensor]:
     try:
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = read_json(index)["weight_map"]
         shards = sorted({str(shard) for shard in names.values()})
-    except (*_DAMAGED, UnicodeDecodeError) as error:
+    except (*_DAMAGED, ModelFolderError) as error:
         raise CheckpointError(f"{index} is no index of shards; name another file") from error
     tensors: dict[str, Tensor] = {}
     for shard in shards:

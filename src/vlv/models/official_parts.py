@@ -10,7 +10,6 @@ Florence-2's folder may have the remote code's configuration or the native one; 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from transformers import (
 from vlv.errors import ModelFolderError
 from vlv.models.folder import MODELS, quiet_progress
 from vlv.models.official_files import find_weights, read_tensors
+from vlv.models.vetting import read_json
 
 AUTHORS_IMAGE_SIZE = 384
 """Side in pixels of the images that the authors train on, where the U-Net's own is not smaller."""
@@ -228,9 +228,7 @@ def _native_config(remote: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_json(path: Path, *needed: str) -> dict[str, Any]:
-    values = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(values, dict):
-        raise TypeError("it is no JSON object")
+    values = read_json(path)
     if absent := [key for key in needed if key not in values]:  # a default would be taken for it
         raise ValueError(f"{absent[0]} is missing")
     return values

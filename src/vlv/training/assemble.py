@@ -33,12 +33,13 @@ from vlv.models.folder import (
     MORE_COMPONENTS,
     ModelIndex,
     find_folder,
-    load_component,
+    load_components,
     read_index,
 )
 from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import decoder_class, make_diffusion_decoder
+from vlv.models.vetting import naming
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import columns_of, find_data, make_loader
@@ -228,8 +229,8 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
     if source is None:
         raise ConfigError("stage2 needs model.llm or model.caption_decoder; set one of them")
     return CaptionDecoder.from_llm(
-        _pretrained(AutoModelForCausalLM, source, "the language model"),
-        _pretrained(AutoTokenizer, source, "the language model's tokenizer"),
+        _pretrained(AutoModelForCausalLM, source, "llm"),
+        _pretrained(AutoTokenizer, source, "tokenizer of the llm"),
         text_width=decoder.text_width,
         seed=config.loop.seed,
     )
@@ -262,7 +263,7 @@ def _florence_encoder(
 ) -> VLVEncoder:
     """Florence-2 with fresh queries and projector for the text tower of a decoder."""
     return VLVEncoder.from_florence(
-        _pretrained(Florence2ForConditionalGeneration, model.florence, "Florence-2"),
+        _pretrained(Florence2ForConditionalGeneration, model.florence, "florence"),
         _florence_tokenizer(model.florence),
         num_queries=model.num_queries or decoder.num_positions,
         text_width=decoder.text_width,
@@ -273,7 +274,7 @@ def _florence_encoder(
 
 
 def _florence_tokenizer(source: PartSource) -> Any:
-    return _pretrained(AutoTokenizer, source, "Florence-2's tokenizer")
+    return _pretrained(AutoTokenizer, source, "tokenizer of florence")
 
 
 def _own_tokenizer(config: RunConfig) -> Any:
@@ -287,7 +288,7 @@ def _backbone_encoder(
     config: RunConfig, model: BackboneEncoder, decoder: DiffusionDecoder
 ) -> VisionEncoder:
     """A vision backbone with fresh queries, transformer and projector for the text tower of a decoder."""
-    backbone = _pretrained(AutoModel, model.backbone, "the vision backbone")
+    backbone = _pretrained(AutoModel, model.backbone, "backbone")
     size, mean, std = read_image_statistics(_folder(model.backbone, None))
     return VisionEncoder.from_backbone(
         backbone,
@@ -318,9 +319,7 @@ def load_decoder(
         needed = ("text_encoder", "tokenizer", *(("vae",) if encodes else ()))
         names = tuple(name for name in names if name.startswith(needed))
     index = _decoder_index(source, names)
-    return make_diffusion_decoder(
-        {name: load_component(index, name, torch.float32) for name in names}
-    )
+    return make_diffusion_decoder(load_components(index, names, torch.float32))
 
 
 def _decoder_index(source: PartSource, names: Sequence[str]) -> ModelIndex:
@@ -332,7 +331,7 @@ def _decoder_index(source: PartSource, names: Sequence[str]) -> ModelIndex:
 def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] | None) -> Any:
     """One component in float32, from a model folder or from its own folder."""
     folder = _model_around(_folder(source, tasks), name)
-    return load_component(ModelIndex(folder, {name: None}), name, torch.float32)
+    return load_components(ModelIndex(folder, {name: None}), [name], torch.float32)[name]
 
 
 def _model_around(folder: Path, name: str) -> Path:
@@ -369,14 +368,11 @@ def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
     options: dict[str, Any] = {}
     if kind is not AutoTokenizer:
         check_variant(folder, source.variant)
-        options = {"dtype": torch.float32, "variant": source.variant}
-    try:
+        options = {"dtype": torch.float32, "variant": source.variant, "use_safetensors": True}
+    with naming(what, folder):
         return kind.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelFolderError(f"{what} cannot be loaded from {folder} ({reason})") from error
 
 
 # --- what the loop is given ------------------------------------------------------------------------
@@ -471,7 +467,7 @@ def export_model(config: RunConfig, parts: Parts, folder: Path, known: Provenanc
     names = parts.decoder.components
     if Path(source.path).is_dir():
         index = _decoder_index(source, names)
-        copied = {name: load_component(index, name, torch.float32) for name in names}
+        copied = load_components(index, names, torch.float32)
         pipe = make_pipeline(config, parts, **copied)
         pipe.save_pretrained(folder, card=model_card(folder.name, pipe.components, known))
         return

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest.json"
+_FORMAT = 1
 _ROOM_FOR_STATE = 2**20
 """Bytes for state.json, manifest.json and the headers of the others."""
 
@@ -164,13 +165,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
+        if manifest["format"] != _FORMAT:
+            raise CheckpointError(
+                f"the checkpoint {path} has the format {manifest['format']!r:.40}, but {_FORMAT} is read here"
+            )
+        names = {file.name for file in path.iterdir()} - {_MANIFEST}
+        if other := sorted(names ^ set(manifest["files"])):
+            raise CheckpointError(
+                f"the checkpoint {path} is damaged: {other[0]} is missing, or not in its manifest"
+            )
         for name, expected in manifest["files"].items():
             if _fingerprint(path / name) != expected:
                 raise CheckpointError(
                     f"the checkpoint {path} is damaged: {name} is not the file that was saved"
                 )
         return Checkpoint(path, json.loads((path / "state.json").read_text()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the checkpoint {path} is incomplete ({error})") from error
 
 
@@ -208,7 +218,7 @@ def _remove_temporaries(folder: Path) -> None:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return {"format": 1, "files": {f.name: _fingerprint(f) for f in sorted(folder.iterdir())}}
+    return {"format": _FORMAT, "files": {f.name: _fingerprint(f) for f in sorted(folder.iterdir())}}
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:

@@ -162,6 +162,8 @@ def load_inspector(folder: Path, device: torch.device | str = "cpu") -> Inspecto
     kind = json.loads(config.read_text("utf-8")).get("model_type") if config.is_file() else None
     if kind != InspectorConfig.model_type:
         raise ModelFolderError(f"there is no inspector in {home}; name the folder of one")
-    found: Any = Inspector.from_pretrained(home, local_files_only=True, dtype=torch.float32)
+    found: Any = Inspector.from_pretrained(
+        home, local_files_only=True, use_safetensors=True, dtype=torch.float32
+    )
     inspector: Inspector = found.eval().to(device)
     return inspector
