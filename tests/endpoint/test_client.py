@@ -20,7 +20,6 @@ from vlv.endpoint import (
     Endpoint,
     Prices,
     run,
-    system,
     user,
 )
 from vlv.endpoint import KeyedStore as Store
@@ -36,7 +35,7 @@ def endpoint(server: ScriptedServer | str, **options: Any) -> Endpoint:
 
 
 def question(number: int) -> ChatRequest:
-    return ChatRequest([system("Be exact."), user(f"What is {number}?", JPEG)], max_tokens=50)
+    return ChatRequest([user(f"What is {number}?", JPEG)], max_tokens=50)
 
 
 def ask_all(client: Client, numbers: int | range) -> dict[int, Answer | RequestError]:
@@ -75,8 +74,7 @@ def test_every_request_gets_its_own_answer() -> None:
         sent = server.bodies[0]
         assert sent["max_tokens"] == 50
         assert "temperature" not in sent
-        assert sent["messages"][0] == {"role": "system", "content": "Be exact."}
-        assert sent["messages"][1]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;")
+        assert sent["messages"][0]["content"][0]["image_url"]["url"].startswith("data:image/jpeg;")
 
 
 @pytest.mark.parametrize(

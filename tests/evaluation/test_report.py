@@ -50,7 +50,7 @@ def test_no_committed_result_names_a_folder_of_a_machine() -> None:
 )  # fmt: skip
 def test_an_interval_decides(value: float, n: int, verdict: str) -> None:
     found = verdicts({"regeneration.ratio": figure(value, 0.02, n)})
-    claim = "Pictures drawn from its captions are almost as good as those from the best captions."
+    claim = "Images generated from its captions are almost as good as those from the best captions."
     assert found[claim] == verdict
     assert sum(v == "not measured" for v in found.values()) == len(CLAIMS) - 1
 

@@ -14,7 +14,7 @@ from vlv.cli import common
 from vlv.cli.options import options, takes_options
 
 if TYPE_CHECKING:
-    from vlv.demo.cases import Demo, Picture
+    from vlv.demo.cases import Demo, Subject
 
 DEFAULT_NUM = 6
 
@@ -62,7 +62,7 @@ def demo(given: DemoOptions) -> int:
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name the page, such as {output / 'demo.html'}")
     files = [*given.images, *(given.files or [])]
-    pictures, num_failed = _pictures(files, given.num, given.seed)
+    subjects, num_failed = _subjects(files, given.num, given.seed)
     pipe = common.load_pipeline(
         model,
         ["caption", "reconstruct"],
@@ -70,33 +70,33 @@ def demo(given: DemoOptions) -> int:
         placement=common.placement(given.device),
     )
     sampling = Sampling(seed=given.seed, steps=given.steps, guidance=given.guidance)
-    result = run(pipe, pictures, sampling, progress=sys.stderr.isatty())
+    result = run(pipe, subjects, sampling, progress=sys.stderr.isatty())
     folder = find_folder(model, revision=given.revision, local_files_only=True)
     page = make_page(result, model, sampling, notes=_notes(model), folder=folder)
     save_page(output, page)
     _print(result)
-    common.say(f"{output}: {len(pictures)} images in {time.monotonic() - started:.1f} s")
+    common.say(f"{output}: {len(subjects)} images in {time.monotonic() - started:.1f} s")
     return 2 if num_failed else 0
 
 
-def _pictures(inputs: list[str], num: int | None, seed: int) -> tuple[list[Picture], int]:
+def _subjects(inputs: list[str], num: int | None, seed: int) -> tuple[list[Subject], int]:
     """The images to show, and how many files were bad."""
     from vlv.data.source import find_records
-    from vlv.demo.cases import held_out_pictures, own_pictures
+    from vlv.demo.cases import held_out_subjects, own_subjects
     from vlv.errors import ConfigError, DataError
 
     if not inputs:
-        return held_out_pictures(num or DEFAULT_NUM, seed), 0
+        return held_out_subjects(num or DEFAULT_NUM, seed), 0
     if num is not None:
         raise ConfigError(
             "--num counts rendered scenes and has no effect on --images; leave it out"
         )
-    pictures, errors = own_pictures(find_records(inputs))
+    subjects, errors = own_subjects(find_records(inputs))
     for error in errors:
         common.say(f"failed: {error}")
-    if not pictures:
+    if not subjects:
         raise DataError(f"none of the {len(errors)} images can be read; name others")
-    return pictures, len(errors)
+    return subjects, len(errors)
 
 
 def _notes(model: str) -> list[str]:
@@ -110,4 +110,4 @@ def _notes(model: str) -> list[str]:
 
 def _print(result: Demo) -> None:
     for case in result.cases:
-        typer.echo(f"{case.picture.name}\t{' '.join(case.caption.text.split())}")
+        typer.echo(f"{case.subject.name}\t{' '.join(case.caption.text.split())}")

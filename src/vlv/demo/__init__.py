@@ -1,1 +1,1 @@
-"""The demo page: held-out images, what is rebuilt from their embeddings, what is said of them, and mixes."""
+"""The demo page: held-out images, their reconstructions, their captions, and mixes."""

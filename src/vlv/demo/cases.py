@@ -1,6 +1,6 @@
-"""What the demo shows: pictures run through a model in every direction.
+"""What the demo shows: images run through a model in every direction.
 
-Shapes: B pictures, Q queries, D text width.
+Shapes: B images, Q queries, D text width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPLITS = (0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class Subject:
     """An image to show."""
 
     name: str
@@ -42,15 +42,15 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One picture and what the model makes of it."""
+    """One image and what the model makes of it."""
 
-    picture: Picture
+    subject: Subject
     """Brought to the model's size."""
-    rebuilt: Image.Image
-    """Drawn from the caption embedding."""
+    reconstruction: Image.Image
+    """Generated from the caption embedding."""
     caption: Caption
-    redrawn: Image.Image
-    """Drawn from the caption, as text."""
+    regenerated: Image.Image
+    """Generated from the caption, as text."""
     cut: bool
     """Whether the caption is longer than the text tower, which then reads its beginning only."""
 
@@ -66,7 +66,7 @@ class Mix:
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How images are drawn."""
+    """How images are generated."""
 
     seed: int = 0
     steps: int = 20
@@ -86,48 +86,50 @@ class Demo:
     """(Q, D) of a caption embedding."""
 
 
-def held_out_pictures(num: int, seed: int) -> list[Picture]:
+def held_out_subjects(num: int, seed: int) -> list[Subject]:
     """Render `num` scenes of the split "test", which no training sees."""
     scenes = [sample_scene(seed, index, "test") for index in range(num)]
     return [
-        Picture(f"test-{index:07d}", Image.fromarray(render(scene).image), scene)
+        Subject(f"test-{index:07d}", Image.fromarray(render(scene).image), scene)
         for index, scene in enumerate(scenes)
     ]
 
 
-def own_pictures(records: Sequence[Record]) -> tuple[list[Picture], list[str]]:
+def own_subjects(records: Sequence[Record]) -> tuple[list[Subject], list[str]]:
     """Open files; return the good ones, and for each bad one what is wrong with it."""
     opened = [open_record(record) for record in records]
-    pictures = [Picture(item.record.name, item.image) for item in opened if item.image is not None]
-    return pictures, [item.error for item in opened if item.error is not None]
+    subjects = [Subject(item.record.name, item.image) for item in opened if item.image is not None]
+    return subjects, [item.error for item in opened if item.error is not None]
 
 
 def run(
-    pipe: VLVPipeline, pictures: Sequence[Picture], sampling: Sampling, *, progress: bool = False
+    pipe: VLVPipeline, subjects: Sequence[Subject], sampling: Sampling, *, progress: bool = False
 ) -> Demo:
-    """Take pictures through the model: to the embedding, back, to words, and from the words back.
+    """Take images through the model: to the embedding, back, to words, and from the words back.
 
     Args:
         pipe: A model that captions and reconstructs.
-        pictures: One or more.
-        sampling: How images are drawn.
+        subjects: One or more.
+        sampling: How images are generated.
         progress: Show bars on stderr.
 
     Returns:
         What the page shows.
     """
-    pictures = [
-        Picture(p.name, frame(p.image, pipe.image_size, pipe.framing), p.scene) for p in pictures
+    subjects = [
+        Subject(p.name, frame(p.image, pipe.image_size, pipe.framing), p.scene) for p in subjects
     ]
-    z = pipe.embed([p.image for p in pictures], progress=progress)  # (B, Q, D)
+    z = pipe.embed([p.image for p in subjects], progress=progress)  # (B, Q, D)
     captions = pipe.describe(z=z, max_new_tokens=sampling.max_new_tokens, progress=progress)
-    rebuilt = _draw(pipe, pipe.context(z), sampling, progress=progress)
+    reconstruction = _sample(pipe, pipe.context(z), sampling, progress=progress)
     texts = [pipe.decoder.encode_text([caption.text]) for caption in captions]
-    redrawn = _draw(pipe, Context.cat([text.c for text in texts]), sampling, progress=progress)
+    regenerated = _sample(
+        pipe, Context.cat([text.c for text in texts]), sampling, progress=progress
+    )
     cases = [
-        Case(picture, image, caption, again, bool(text.num_truncated))
-        for picture, image, caption, again, text in zip(
-            pictures, rebuilt, captions, redrawn, texts, strict=True
+        Case(subject, image, caption, again, bool(text.num_truncated))
+        for subject, image, caption, again, text in zip(
+            subjects, reconstruction, captions, regenerated, texts, strict=True
         )
     ]
     mixes = make_mixes(pipe, z[0], z[1], sampling, progress=progress) if len(z) > 1 else []
@@ -144,14 +146,14 @@ def make_mixes(
     zs = [pipe.mix([first, second], keep=keep) for keep in keeps]
     z = torch.stack([*zs, pipe.mix([first, second], mode="average")])
     captions = pipe.describe(z=z, max_new_tokens=sampling.max_new_tokens, progress=progress)
-    images = _draw(pipe, pipe.context(z), sampling, progress=progress)
+    images = _sample(pipe, pipe.context(z), sampling, progress=progress)
     return [
         Mix(label, image, caption.text)
         for label, image, caption in zip([*labels, "average"], images, captions, strict=True)
     ]
 
 
-def _draw(
+def _sample(
     pipe: VLVPipeline, c: Context, sampling: Sampling, *, progress: bool
 ) -> list[Image.Image]:
     return pipe.draw(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vlv.demo.claims import mark_claims
 from vlv.errors import ModelFolderError, OutputError
-from vlv.evaluation.results import format_value
+from vlv.evaluation.results import figure_row
 from vlv.pages import image_uri, render
 from vlv.storage import write_text
 from vlv.toyworld.language import compare, parse
@@ -63,7 +63,7 @@ def make_page(
         title=f"vlv demo: {model}",
         notes=notes,
         shape=demo.shape,
-        known=any(case.picture.scene for case in demo.cases),
+        known=any(case.subject.scene for case in demo.cases),
         cases=[_case(case) for case in demo.cases],
         mixes=list(_mixes(demo)),
         figures=_figures(folder / EVALUATION_NAME),
@@ -88,17 +88,17 @@ def _image(image: Image.Image) -> _Image:
 
 
 def _case(case: Case) -> dict[str, object]:
-    text, scene = case.caption.text, case.picture.scene
+    text, scene = case.caption.text, case.subject.scene
     remarks = [] if scene is None else [_count(text, scene)]
     if not case.caption.finished:
         remarks.append("the caption was stopped at its longest length")
     if case.cut:
         remarks.append("the decoder reads only its beginning")
     return {
-        "name": case.picture.name,
-        "image": _image(case.picture.image),
-        "rebuilt": _image(case.rebuilt),
-        "redrawn": _image(case.redrawn),
+        "name": case.subject.name,
+        "image": _image(case.subject.image),
+        "reconstruction": _image(case.reconstruction),
+        "regenerated": _image(case.regenerated),
         "words": list(_words(text, scene)),
         "remarks": remarks,
     }
@@ -128,7 +128,7 @@ def _mixes(demo: Demo) -> Iterator[dict[str, object]]:
         return
     *splits, average = [(mix.image, mix.label, mix.caption) for mix in demo.mixes]
     first, second = (
-        (case.rebuilt, f"{number} alone", case.caption.text)
+        (case.reconstruction, f"{number} alone", case.caption.text)
         for number, case in zip(("first", "second"), demo.cases, strict=False)
     )
     for image, label, caption in (first, *splits, second, average):
@@ -151,13 +151,4 @@ def _figures(path: Path) -> list[_Section] | None:
 def _section(section: dict[str, Any]) -> _Section:
     if "not_measured" in section:
         return _Section(section["title"], section["not_measured"], [])
-    return _Section(section["title"], "", [_row(f) for f in section["figures"].values()])
-
-
-def _row(figure: dict[str, Any]) -> tuple[str, ...]:
-    value, low, high = (
-        "-" if figure[key] is None else format_value(figure[key], figure["unit"])
-        for key in ("value", "low", "high")
-    )
-    interval = "" if figure["low"] is None else f"{low} to {high}"
-    return (figure["label"], value, interval, str(figure["n"]))
+    return _Section(section["title"], "", [figure_row(f) for f in section["figures"].values()])

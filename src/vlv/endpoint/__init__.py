@@ -2,7 +2,7 @@
 
 from vlv.endpoint.budget import Budget, Ledger, Prices
 from vlv.endpoint.client import Client
-from vlv.endpoint.messages import Answer, ChatRequest, image_part, system, user, utf8
+from vlv.endpoint.messages import Answer, ChatRequest, image_part, user, utf8
 from vlv.endpoint.run import run, stream
 from vlv.endpoint.settings import Endpoint, read_changes
 from vlv.endpoint.store import KeyedStore
@@ -20,7 +20,6 @@ __all__ = [
     "read_changes",
     "run",
     "stream",
-    "system",
     "user",
     "utf8",
 ]

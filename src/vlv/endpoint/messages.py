@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,20 +24,16 @@ class ChatRequest:
     """One request.
 
     Attributes:
-        messages: The conversation; made by `system` and `user`.
+        messages: The conversation; made by `user`.
         max_tokens: Longest answer, in the model's tokens; None leaves it to the server.
         temperature: Sampling temperature; None leaves it to the server.
-        top_p: Share of the probability to draw from; None leaves it to the server.
         seed: Seed of the sampling; a server may ignore it.
-        extra: Further fields of the request, such as ``response_format``.
     """
 
     messages: Sequence[Message]
     max_tokens: int | None = None
     temperature: float | None = None
-    top_p: float | None = None
     seed: int | None = None
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     def payload(self, endpoint: Endpoint) -> bytes:
         """The body as it is sent: the same request gives the same bytes."""
@@ -45,11 +41,10 @@ class ChatRequest:
         given = {
             endpoint.token_field: self.max_tokens,
             "temperature": self.temperature,
-            "top_p": self.top_p,
             "seed": self.seed,
         }
         body |= {name: value for name, value in given.items() if value is not None}
-        body |= {**endpoint.extra, **self.extra}
+        body |= endpoint.extra
         return json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
 
     def guess_prompt_tokens(self) -> int:
@@ -63,20 +58,15 @@ class ChatRequest:
         return tokens
 
 
-def system(text: str) -> Message:
-    """A message that says how to behave."""
-    return {"role": "system", "content": text}
-
-
-def user(text: str, *images: bytes, detail: str | None = None) -> Message:
+def user(text: str, *images: bytes) -> Message:
     """What the user says, with images (files of JPEG, PNG, WebP or GIF) before the text."""
     if not images:
         return {"role": "user", "content": text}
-    parts = [image_part(image, detail) for image in images]
+    parts = [image_part(image) for image in images]
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def image_part(data: bytes, detail: str | None = None) -> dict[str, Any]:
+def image_part(data: bytes) -> dict[str, Any]:
     """An image file as a data URL; nothing is ever fetched by the server.
 
     Raises:
@@ -86,7 +76,7 @@ def image_part(data: bytes, detail: str | None = None) -> dict[str, Any]:
     if kind is None:
         raise ValueError("an image for an endpoint must be JPEG, PNG, WebP or GIF")
     url = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    return {"type": "image_url", "image_url": {"url": url} | ({"detail": detail} if detail else {})}
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 @dataclass(frozen=True)
@@ -97,12 +87,10 @@ class Answer:
         text: The answer; empty when there is none.
         finish_reason: ``stop``, ``length`` (cut at the token limit), ``content_filter``, or what the server says.
         model: The model that answered, as the server calls it.
-        prompt_tokens: Tokens of the prompt.
-        completion_tokens: Tokens of the answer, hidden reasoning included.
+        prompt_tokens: Tokens of the prompt; guessed where the server does not count them.
+        completion_tokens: Tokens of the answer, hidden reasoning included; likewise.
         refusal: Why the model declines, where the server says so apart from the text.
-        counted: Whether the server counted the tokens; else they are guessed.
         usd: What it cost, by the prices given.
-        cached: Whether it was known already, and nothing was sent.
     """
 
     text: str
@@ -111,20 +99,16 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     refusal: str | None = None
-    counted: bool = True
     usd: float = 0.0
-    cached: bool = field(default=False, compare=False)
 
     def to_json(self) -> str:
         """As text, for the store."""
-        values = asdict(self)
-        del values["cached"]
-        return json.dumps(values)
+        return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Answer:
         """An answer out of the store."""
-        return cls(**json.loads(text), cached=True)
+        return cls(**json.loads(text))
 
 
 def parse_answer(raw: bytes, guessed_prompt_tokens: int) -> Answer:
@@ -155,7 +139,6 @@ def parse_answer(raw: bytes, guessed_prompt_tokens: int) -> Answer:
         int(prompt or 0),
         int(completion or 0),
         utf8(str(refusal)) if refusal else None,
-        counted,
     )
 
 

@@ -53,7 +53,7 @@ class Pause:
         self._until = clock()
 
     def extend(self, seconds: float) -> None:
-        """Nothing starts for so many seconds from now."""
+        """Nothing starts for this many seconds from now."""
         self._until = max(self._until, self._clock() + seconds)
 
     async def over(self) -> None:

@@ -21,7 +21,6 @@ def run(
     client: Client,
     requests: Iterable[tuple[T, ChatRequest]],
     on_answer: Callable[[T, Answer | RequestError], None],
-    progress: Callable[[Spent], None] = lambda spent: None,
 ) -> Spent:
     """Ask all requests, as many at a time as the endpoint allows.
 
@@ -32,7 +31,6 @@ def run(
         client: A client that is not open yet.
         requests: Pairs of whatever tells them apart, and the request.
         on_answer: Receives the first and the answer, or why there is none.
-        progress: Receives what is spent so far, after each answer.
 
     Returns:
         What this run has spent.
@@ -49,7 +47,6 @@ def run(
         except RequestError as error:
             answer = error
         on_answer(tag, answer)
-        progress(client.ledger.spent)
 
     stream(client, requests, work)
     return client.ledger.spent

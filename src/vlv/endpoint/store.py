@@ -73,18 +73,10 @@ class KeyedStore:
         with self._named():
             self._base.execute("INSERT OR REPLACE INTO items VALUES (?, ?)", (key, value))
 
-    def remove(self, key: bytes) -> None:
-        """Forget a key."""
-        with self._named():
-            self._base.execute("DELETE FROM items WHERE key = ?", (key,))
-
     def clear(self) -> None:
         """Forget all keys."""
         with self._named():
             self._base.execute("DELETE FROM items")
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, bytes) and self.get(key) is not None
 
     def __len__(self) -> int:
         with self._named():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -135,6 +135,7 @@ def number(value: str | int | float) -> str | int | float | None:
 
 _DIGITS = {"dB": 2, "points": 2, "degrees": 2, "tokens": 1, "length": 3, "loss": 4, "distance": 3}
 _HEAD = ("", "value", "95 % interval", "n", "floor", "goal", "")
+_LEFT = (0, len(_HEAD) - 1)
 
 
 def format_results(results: Results) -> str:
@@ -147,7 +148,7 @@ def format_results(results: Results) -> str:
         cells += [_figure_cells(figure) for figure in section.figures]
         cells += [line for table in section.tables for line in format_table(table)]
         cells += [f"  {note}" for note in section.notes]
-    return _align(cells)
+    return "\n".join(_aligned(cells, _LEFT))
 
 
 def format_summary(results: Results, keys: Sequence[str]) -> str:
@@ -165,7 +166,9 @@ def format_summary(results: Results, keys: Sequence[str]) -> str:
         notes += [f"not measured: {s.name} ({s.not_measured})" for s in missing]
     left = len(figures) - sum(key in figures for key in keys)
     about = f"{settings['num']} scenes of seed {settings['seed']}, {settings['steps']} steps, guidance {settings['guidance']:g}"
-    return "\n".join([_align(cells), *notes, f"{about}; --full prints the other {left} figures"])
+    return "\n".join(
+        [*_aligned(cells, _LEFT), *notes, f"{about}; --full prints the other {left} figures"]
+    )
 
 
 def _figure_cells(figure: Figure) -> tuple[str, ...]:
@@ -195,20 +198,19 @@ def format_value(value: float, unit: Unit) -> str:
     return f"{value:.{_DIGITS.get(unit, 3)}f}{suffix}"
 
 
+def figure_row(figure: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """Label, value, interval and n of a figure of a result file."""
+    value, low, high = (
+        "" if figure[k] is None else format_value(figure[k], figure["unit"])
+        for k in ("value", "low", "high")
+    )
+    return figure["label"], value, f"{low} to {high}" if low else "", str(figure["n"])
+
+
 def format_table(table: Table) -> list[str]:
     """Lines of an indented table; floats are shares."""
     rows = [table.columns, *([_cell(value) for value in row] for row in table.rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(table.columns))]
-    lines = [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(v.rjust(w) for v, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in rows
-    ]
-    return [f"  {table.title}:", *(f"    {line}".rstrip() for line in lines)]
+    return [f"  {table.title}:", *(f"    {line}" for line in _aligned(rows))]
 
 
 def _cell(value: str | int | float) -> str:
@@ -217,19 +219,12 @@ def _cell(value: str | int | float) -> str:
     return str(value)
 
 
-def _align(rows: Sequence[Sequence[str] | str]) -> str:
+def _aligned(rows: Sequence[Sequence[str] | str], left: Collection[int] = (0,)) -> Iterator[str]:
+    """Lines of a table, whose columns are aligned to the right, or to the left; a row of text alone stays as it is."""
     cells = [row for row in rows if not isinstance(row, str)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(_HEAD))]
-    lines = [
-        row
-        if isinstance(row, str)
-        else "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(v.rjust(w) for v, w in zip(row[1:-1], widths[1:-1], strict=True)),
-                row[-1],
-            ]
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in rows:
+        if not isinstance(row, str):
+            columns = enumerate(zip(row, widths, strict=True))
+            row = "  ".join(v.ljust(w) if i in left else v.rjust(w) for i, (v, w) in columns)
+        yield row.rstrip()

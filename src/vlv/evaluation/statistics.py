@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 Statistic = Callable[[Array], Array]
 """From the means of the columns, (..., K), to the figure, (...)."""
 
+LEVEL = 0.95
+"""Share of the resamples inside an interval."""
 _DRAWS_AT_ONCE = 4_000_000
 
 
@@ -85,23 +87,18 @@ def resample_counts(n: int, num: int, rng: np.random.Generator) -> Array:
 
 
 def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Statistic,
-    seed: int,
-    num: int = 1000,
-    level: float = 0.95,
+    values: ArrayLike, statistic: Statistic, seed: int, num: int = 1000
 ) -> tuple[float, float]:
-    """Percentile interval of the bootstrap (Efron 1979): images are redrawn with replacement, all columns of an image together.
+    """Percentile interval of the bootstrap (Efron 1979): images are resampled with replacement, all columns of an image together.
 
     Args:
         values: (N,) or (N, K), one row per image; in a ratio the numerator and the denominator are two columns.
         statistic: From the means of the columns (..., K) to the figure (...).
         seed: Of the resamples.
-        num: R, how many.
-        level: Share of the resamples inside the interval.
+        num: R, resamples.
 
     Returns:
-        Its two ends, in the unit of the figure; NaN where no resample gave a finite figure.
+        The two ends of the 95 % interval, in the unit of the figure; NaN where no resample gave a finite figure.
 
     >>> bootstrap_interval([2.0, 2.0, 2.0], mean, seed=0)
     (2.0, 2.0)
@@ -114,38 +111,38 @@ def bootstrap_interval(
     for start in range(0, num, at_once):
         counts = resample_counts(n, min(at_once, num - start), rng)
         figures.append(_apply(statistic, counts @ table / n))
-    finite = np.concatenate(figures)
-    finite = finite[np.isfinite(finite)]
+    return percentile_interval(np.concatenate(figures))
+
+
+def percentile_interval(figures: Array) -> tuple[float, float]:
+    """The 95 % interval of the figures of all resamples; NaN where none is finite."""
+    finite = figures[np.isfinite(figures)]
     if not len(finite):
         return float("nan"), float("nan")
-    low, high = np.quantile(finite, ((1 - level) / 2, (1 + level) / 2))
+    low, high = np.quantile(finite, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)
 
 
-def estimate(
-    values: ArrayLike, statistic: Statistic, seed: int, num: int = 1000, level: float = 0.95
-) -> Estimate:
+def estimate(values: ArrayLike, statistic: Statistic, seed: int, num: int = 1000) -> Estimate:
     """The figure of all images with its bootstrap interval; arguments as in `bootstrap_interval`."""
     table = _table(values)
     value = float(_apply(statistic, table.mean(0)))
-    low, high = bootstrap_interval(table, statistic, seed, num, level)
-    return Estimate(value, low, high, len(table))
+    return Estimate(value, *bootstrap_interval(table, statistic, seed, num), len(table))
 
 
 def estimate_over_seeds(
-    values: ArrayLike, statistic: Statistic, seed: int, num: int = 1000, level: float = 0.95
+    values: ArrayLike, statistic: Statistic, seed: int, num: int = 1000
 ) -> Estimate:
     """A figure of several trainings that were measured on the same images, with one interval for both.
 
-    In a resample the images are redrawn, the same for all trainings, and so are the trainings (a crossed bootstrap, Owen 2007).
+    In a resample both the images, the same for all trainings, and the trainings are resampled (a crossed bootstrap, Owen 2007).
     With few trainings the interval is too narrow.
 
     Args:
         values: (S, N, K), by training, image and column.
         statistic: From the means of the columns (..., K) to the figure (...).
         seed: Of the resamples.
-        num: R, how many.
-        level: Share of the resamples inside the interval.
+        num: R, resamples.
 
     Returns:
         The estimate; n counts images.
@@ -154,15 +151,10 @@ def estimate_over_seeds(
     trainings, n, _ = table.shape
     rng = np.random.default_rng(seed)
     images = resample_counts(n, num, rng) / n
-    drawn = resample_counts(trainings, num, rng) / trainings
-    means = np.einsum("rs,rn,snk->rk", drawn, images, table, optimize=True)
-    figures = _apply(statistic, means)
-    finite = figures[np.isfinite(figures)]
-    nan = float("nan")
-    ends = ((1 - level) / 2, (1 + level) / 2)
-    low, high = np.quantile(finite, ends) if len(finite) else (nan, nan)
+    seeds = resample_counts(trainings, num, rng) / trainings
+    means = np.einsum("rs,rn,snk->rk", seeds, images, table, optimize=True)
     value = float(_apply(statistic, table.mean((0, 1))))
-    return Estimate(value, float(low), float(high), n)
+    return Estimate(value, *percentile_interval(_apply(statistic, means)), n)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,11 @@ class Tally:
     redone: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        """The counts of two steps together, timed from the start of the first."""
+        """The counts of two steps together, timed from the start of the first.
+
+        >>> (Tally(skipped=1) + Tally(skipped=2, failed=1)).line()
+        'done 0, skipped 3, failed 1, truncated 0'
+        """
         return Tally(
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
             | {"started": self.started}

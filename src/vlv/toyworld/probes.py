@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -45,18 +46,22 @@ def relations_shown(texts: Sequence[str], seen: Sequence[Claims]) -> Counts:
     Returns:
         For every text (N, 3): the relation is shown, both objects are shown, 1.
     """
-    return np.array([_relation(parse(t), s) for t, s in zip(texts, seen, strict=True)], np.float64)
+    rows = [
+        (*shows_relation(parse(text).relations[0], view), 1)
+        for text, view in zip(texts, seen, strict=True)
+    ]
+    return np.array(rows, np.float64)
 
 
-def _relation(said: Claims, seen: Claims) -> tuple[bool, bool, int]:
-    first, kind, second = said.relations[0]
+def shows_relation(relation: tuple[str, str, str], seen: Claims) -> tuple[bool, bool]:
+    """Whether two of the objects seen stand as a relation says, and whether both of its objects are there."""
+    first, kind, second = relation
     pairs = [
         (a, b)
-        for i, a in enumerate(seen.objects)
-        for j, b in enumerate(seen.objects)
-        if i != j and _is_called(a, first) and _is_called(b, second)
+        for a, b in itertools.permutations(seen.objects, 2)
+        if _is_called(a, first) and _is_called(b, second)
     ]
-    return any(_stands(kind, a, b) for a, b in pairs), bool(pairs), 1
+    return any(_stands(kind, a, b) for a, b in pairs), bool(pairs)
 
 
 def _is_called(facts: Mapping[str, str], name: str) -> bool:

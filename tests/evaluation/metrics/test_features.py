@@ -13,13 +13,13 @@ from tests.evaluation.support import make_inspector, save_clip
 from vlv.errors import ModelFolderError
 from vlv.evaluation.metrics.features import (
     ClipScore,
-    InceptionFeatures,
-    InspectorFeatures,
-    VisionFeatures,
     clean_resize,
     cosine,
+    inception_features,
+    inspector_features,
     pieces,
     stack,
+    vision_features,
 )
 from vlv.evaluation.metrics.inception import FIDInception
 
@@ -39,7 +39,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_features_of_the_inspector() -> None:
     inspector = make_inspector()
-    extractor, images = InspectorFeatures(inspector), pictures(3, 64)
+    extractor, images = inspector_features(inspector), pictures(3, 64)
     with torch.no_grad():
         expected = inspector.features(stack(images)).flatten(1).numpy()
     found = extractor(images)
@@ -57,7 +57,7 @@ def test_features_of_a_vision_backbone(kind: str, clip: Path, tmp_path: Path) ->
         )
         Dinov2Model(config).save_pretrained(folder)
         CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
-    extractor, images = VisionFeatures(str(folder)), pictures(3)
+    extractor, images = vision_features(str(folder)), pictures(3)
     found = extractor(images)
     assert found.shape == (3, extractor.width)
     np.testing.assert_allclose(found[1:], extractor(images[1:]), rtol=1e-4, atol=1e-5)
@@ -69,10 +69,10 @@ def test_features_of_inception(tmp_path: Path) -> None:
     model = FIDInception().eval()
     torch.save(model.state_dict(), tmp_path / "inception.pth")
     images = pictures(1, 50)
-    plain = InceptionFeatures(tmp_path / "inception.pth")
+    plain = inception_features(tmp_path / "inception.pth")
     with torch.no_grad():
         np.testing.assert_allclose(plain(images), model(stack(images)).numpy(), atol=1e-6)
-    clean = InceptionFeatures(tmp_path / "inception.pth", "clean-fid")
+    clean = inception_features(tmp_path / "inception.pth", "clean-fid")
     assert "Pillow" in clean.resize
     assert np.abs(clean(images) - plain(images)).max() > 0
 
@@ -150,6 +150,6 @@ def test_clip_score_is_the_clipped_cosine(clip: Path) -> None:
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="no vision model"):
-        VisionFeatures(str(tmp_path))
+        vision_features(str(tmp_path))
     with pytest.raises(ModelFolderError, match="no CLIP"):
         ClipScore(str(tmp_path))

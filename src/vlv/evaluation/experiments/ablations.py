@@ -31,8 +31,8 @@ from vlv.evaluation import statistics
 from vlv.evaluation.experiments import toyworld
 from vlv.evaluation.experiments.backends import load_inspector
 from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
-from vlv.evaluation.experiments.run import Report, Run, silent
-from vlv.evaluation.experiments.scoring import FEW_SAMPLES
+from vlv.evaluation.experiments.run import Report, Run, Settings, silent
+from vlv.evaluation.experiments.scoring import FEW_SAMPLES, write_result
 from vlv.evaluation.experiments.toyworld_scores import SECTIONS
 from vlv.evaluation.experiments.viewing import IMAGE_KEY, ORIGINAL
 from vlv.evaluation.metrics.boxes import Box, deviation
@@ -41,7 +41,6 @@ from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
 from vlv.models.pipeline import VLVPipeline
 from vlv.storage import plain, read_settings, write_json
 from vlv.training.assemble import train
-from vlv.training.journal import versions
 
 MEASURES: dict[str, tuple[str, Statistic, Unit]] = {
     "claims": ("true claims found in reconstructions", statistics.ratio, "share"),
@@ -327,9 +326,9 @@ def _trained(config: RunConfig, home: Path) -> Path:
 # --- measuring -------------------------------------------------------------------------------------
 
 
-def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> dict[str, Any]:
+def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> Settings:
     """What a measurement depends on, as JSON values."""
-    about: dict[str, Any] = {
+    about: Settings = {
         "measures": list(ablation.measures),
         "inspector": str(plan.parts / "inspector"),
         "measuring": asdict(replace(plan.measuring, batch_size=1, sections=())),
@@ -344,7 +343,7 @@ def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> dict[
     return about
 
 
-def _kept(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+def _kept(path: Path, about: Settings) -> Settings | None:
     """The columns of an earlier call with the same settings."""
     content = read_settings(path)
     return content["columns"] if content and content["about"] == plain(about) else None
@@ -361,7 +360,7 @@ def _measure(
     plan: Plan,
     device: torch.device,
     report: Report,
-) -> dict[str, Any]:
+) -> Settings:
     """The columns of every measure, N rows each; what they were measured on is not kept."""
     pipe = VLVPipeline.from_pretrained(model).to(device)
     inspector = load_inspector(plan.parts / "inspector", device)
@@ -377,13 +376,13 @@ def _measure(
     return found
 
 
-def _boxes(run: Run) -> dict[str, Any]:
+def _boxes(run: Run) -> Settings:
     """Boxes of the reconstructions against those of the originals, and the error of the inspector itself."""
     read: dict[str, dict[str, list[Box]]] = {ORIGINAL: {}, "z": {}}
     for row in run.rows(f"judgements/{toyworld.JUDGE.name}", IMAGE_KEY):
         if row["source"] in read:
             read[row["source"]][row["id"]] = boxes_of(row)
-    found: dict[str, Any] = {}
+    found: Settings = {}
     for sample in run.data.samples():
         originals = read[ORIGINAL][sample.id]
         compared = {
@@ -396,7 +395,7 @@ def _boxes(run: Run) -> dict[str, Any]:
     return found
 
 
-def _figures(name: str, tables: Mapping[str, Mapping[str, Any]], plan: Plan) -> list[Figure]:
+def _figures(name: str, tables: Mapping[str, Settings], plan: Plan) -> list[Figure]:
     """Every measure of every variant, and the differences of which the paper makes a claim."""
     figures = []
     for measure, (label, statistic, unit) in MEASURES.items():
@@ -441,29 +440,17 @@ def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None
         notes.append(f"a figure has only {plan.measuring.num} scenes; its interval is a rough one")
     if plan.seeds < 3:
         notes.append(f"{plan.seeds} seeds say little of how much training itself varies")
-    content = {
-        "experiment": section.name,
-        "data": {
-            "split": "test",
-            "seed": plan.measuring.seed,
-            "num": plan.measuring.num,
-            "files": 0,
-        },
-        "settings": {
-            "seeds": plan.seeds,
-            "variants": [variant.name for variant in ABLATIONS[name].variants],
-            "given": sorted(plan.given),
-            "stage1": Path(plan.stage1).name,
-            "stage2": Path(plan.stage2).name,
-            "changes": [c for c in (*plan.changes1, *plan.changes2) if "/" not in c],
-            "steps": plan.measuring.steps,
-            "guidance": plan.measuring.guidance,
-        },
-        "intervals": "95 %, 1000 bootstrap resamples of scenes and of seeds at once",
-        **section.to_dict(),
-        "baseline": None,
-        "comparisons": {},
-        "notes": notes,
-        "versions": {k: v for k, v in versions().items() if k != "command"},
+    m = plan.measuring
+    data = {"split": "test", "seed": m.seed, "num": m.num, "files": 0}
+    settings = {
+        "seeds": plan.seeds,
+        "variants": [variant.name for variant in ABLATIONS[name].variants],
+        "given": sorted(plan.given),
+        "stage1": Path(plan.stage1).name,
+        "stage2": Path(plan.stage2).name,
+        "changes": [c for c in (*plan.changes1, *plan.changes2) if "/" not in c],
+        "steps": m.steps,
+        "guidance": m.guidance,
     }
-    write_json(folder / "result.json", content)
+    intervals = "95 %, 1000 bootstrap resamples of scenes and of seeds at once"
+    write_result(folder, section, data, settings, {"intervals": intervals, "notes": notes})

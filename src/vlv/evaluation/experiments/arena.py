@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,17 @@ from vlv.errors import ConfigError
 from vlv.evaluation.experiments import measures
 from vlv.evaluation.experiments.backends import Backends
 from vlv.evaluation.experiments.predicting import predict_captions
-from vlv.evaluation.experiments.run import Emit, Judge, Key, Report, Run, batches, by_id, silent
+from vlv.evaluation.experiments.run import (
+    Emit,
+    Judge,
+    Key,
+    Report,
+    Run,
+    Settings,
+    batches,
+    by_id,
+    silent,
+)
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores, judgements
 from vlv.evaluation.experiments.sources import ask_about, captions_only
@@ -77,7 +87,7 @@ Which fits the picture better? Give your reasons in one or two sentences, then e
 Verdict: B, or Verdict: tie"""
 
 
-def settings(sources: Sequence[str]) -> dict[str, Any]:
+def settings(sources: Sequence[str]) -> Settings:
     """What the predictions depend on beside the data.
 
     Raises:

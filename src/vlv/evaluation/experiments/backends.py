@@ -32,15 +32,16 @@ from vlv.models.placement import DTYPES
 from vlv.toyworld.inspector import Inspector, InspectorConfig
 
 if TYPE_CHECKING:
+    from vlv.evaluation.experiments.run import Settings
     from vlv.evaluation.experiments.samples import Sample
 
 
-def with_dtype(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """Settings of a run that also name the dtype of what draws; one that names none, as older ones do, draws in float32."""
+def with_dtype(settings: Settings, dtype: str) -> Settings:
+    """Settings of a run that also name the dtype of what generates; one that names none generates in float32."""
     return settings if dtype == "float32" else settings | {"dtype": dtype}
 
 
-def dtype_of(settings: dict[str, Any]) -> torch.dtype:
+def dtype_of(settings: Settings) -> torch.dtype:
     """The dtype that settings name."""
     return DTYPES[settings.get("dtype", "float32")]
 
@@ -119,7 +120,7 @@ class Backends:
                 return true_captions(everything, source.kind, seed)
 
     def generator(self, text: str, steps: int, dtype: torch.dtype = torch.float32) -> Generator:
-        """What draws images from texts, with weights of a dtype."""
+        """What generates images from texts, with weights of a dtype."""
         kind, value = split_generator(text)
         if kind == "model":
             return self.reconstructor(value, steps, dtype)
@@ -139,7 +140,7 @@ class Backends:
 
     @property
     def workers(self) -> int:
-        """Batches that are drawn side by side."""
+        """Batches that are generated side by side."""
         return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ class DiffusersGenerator:
         dtype: Of its weights.
 
     Raises:
-        ModelFolderError: There is no such pipeline, or it draws from something other than text.
+        ModelFolderError: There is no such pipeline, or it takes something other than text.
     """
 
     def __init__(

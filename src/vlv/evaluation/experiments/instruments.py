@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +32,11 @@ from vlv.evaluation.experiments.sources import ask_all, png
 from vlv.evaluation.metrics.features import (
     ClipScore,
     Extractor,
-    InceptionFeatures,
-    InspectorFeatures,
-    VisionFeatures,
     cosine,
+    inception_features,
+    inspector_features,
     stack,
+    vision_features,
 )
 from vlv.evaluation.metrics.pixels import psnr
 from vlv.jobs.table import Row
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlv.evaluation.experiments.backends import Backends
-    from vlv.evaluation.experiments.run import Judge
+    from vlv.evaluation.experiments.run import Judge, Settings
     from vlv.evaluation.experiments.samples import Sample
 
 KINDS = ("pixels", "inspector", "inception", "vision", "clip", "boxes")
@@ -85,7 +85,7 @@ class Instrument:
         compares_pixels: Whether it looks at the originals beside the images; opening them takes time.
     """
 
-    about: dict[str, Any]
+    about: Settings
     look: Callable[[Look], Seen]
     width: int = 0
     compares_pixels: bool = False
@@ -103,7 +103,7 @@ def pixels() -> Instrument:
 
 def inspector_instrument(inspector: Inspector, *, features: bool = True) -> Instrument:
     """The inspector of the toy world: objects and where they stand, claims (stated, true, correct), and features."""
-    extract = InspectorFeatures(inspector)
+    extract = inspector_features(inspector)
 
     def look(at: Look) -> Seen:
         reports = inspector.inspect(stack(at.images).to(inspector.device))
@@ -120,13 +120,13 @@ def inspector_instrument(inspector: Inspector, *, features: bool = True) -> Inst
     about = {
         "instrument": "inspector",
         "sha256": weights_hash(inspector),
-        "resize": InspectorFeatures.resize,
+        "resize": extract.resize,
     }
     return Instrument(about, look, extract.width if features else 0)
 
 
 def features_instrument(
-    kind: str, extractor: Extractor, about: dict[str, Any], *, paired: bool
+    kind: str, extractor: Extractor, about: Settings, *, paired: bool
 ) -> Instrument:
     """A feature extractor.
 
@@ -256,8 +256,8 @@ def make_instrument(judge: Judge, backends: Backends) -> Instrument:
         case "boxes":
             return boxes_instrument(lambda: backends.client(value))
         case "inception":
-            inception = InceptionFeatures(Path(value), judge.resize, device)
+            inception = inception_features(Path(value), judge.resize, device)
             about = {"weights": Path(value).name}
             return features_instrument(kind, inception, about, paired=False)
-    vision = VisionFeatures(value, device)
+    vision = vision_features(value, device)
     return features_instrument(kind, vision, {"model": value}, paired=True)

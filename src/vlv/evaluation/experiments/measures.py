@@ -18,12 +18,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 from vlv.errors import ConfigError, DataError
+from vlv.evaluation.experiments.run import Settings
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import STATISTICS, Scores
 from vlv.evaluation.experiments.sources import open_images
@@ -80,8 +80,9 @@ def with_clip(name: str, device: torch.device | str = "cpu") -> Meter:
         good = [i for i, sample in enumerate(samples) if sample.id in images]
         rows: list[Row] = [{"error": errors.get(sample.id)} for sample in samples]
         if good:
-            pictures = [images[samples[i].id] for i in good]
-            found = clip.in_pieces(pictures, [captions[i] for i in good])
+            found = clip.in_pieces(
+                [images[samples[i].id] for i in good], [captions[i] for i in good]
+            )
             for i, score, cut in zip(good, found.scores, found.truncated, strict=True):
                 rows[i] = {"clip_score": float(score), "in_pieces": bool(cut)}
         return rows
@@ -105,7 +106,7 @@ def loader(spec: str, device: torch.device | str) -> Callable[[], Meter]:
     return lambda: against_references if kind == "references" else against_truth
 
 
-def about(spec: str, samples: Sequence[Sample]) -> dict[str, Any]:
+def about(spec: str, samples: Sequence[Sample]) -> Settings:
     """What the rows of a measure depend on; other references are another measure.
 
     Raises:
@@ -113,7 +114,7 @@ def about(spec: str, samples: Sequence[Sample]) -> dict[str, Any]:
         DataError: No sample has a reference.
     """
     kind = spec.partition(":")[0]
-    settings: dict[str, Any] = {"judge": spec, "mode": kind}
+    settings: Settings = {"judge": spec, "mode": kind}
     if kind == "claims" and any(sample.scene is None for sample in samples):
         raise ConfigError(
             "the truth of images from files is not known: the judge claims is for the toy world; use references or clip:MODEL"

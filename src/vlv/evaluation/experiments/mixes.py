@@ -13,7 +13,6 @@ import itertools
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.backends import Backends, dtype_of, with_dtype
 from vlv.evaluation.experiments.instruments import inspector_instrument
 from vlv.evaluation.experiments.predicting import Jobs, fill_images
-from vlv.evaluation.experiments.run import Emit, Judge, Report, Run, batches, silent
+from vlv.evaluation.experiments.run import Emit, Judge, Report, Run, Settings, batches, silent
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores, judgements
 from vlv.evaluation.experiments.sources import Source
@@ -46,7 +45,7 @@ _SPAN = re.compile(r"b@(\d+):(\d+)")
 _JOINED = re.compile(r"([abc])(\d+)")
 
 
-def settings(model: str, steps: int, guidance: float, dtype: str = "float32") -> dict[str, Any]:
+def settings(model: str, steps: int, guidance: float, dtype: str = "float32") -> Settings:
     """What the predictions depend on beside the data; `dtype` is that of the model, one of `DTYPES`."""
     if steps < 1 or guidance < 0:
         raise ConfigError(f"steps ({steps}) must be 1 or more and guidance ({guidance}) 0 or more")

@@ -8,7 +8,6 @@ and brought to the size of the generated images before anything looks at them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,7 @@ from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
 from vlv.evaluation.experiments.boxes import measure as measure_boxes
 from vlv.evaluation.experiments.instruments import make_instrument
 from vlv.evaluation.experiments.predicting import generate_images, predict_captions
-from vlv.evaluation.experiments.run import Judge, Report, Run, silent
+from vlv.evaluation.experiments.run import Judge, Report, Run, Settings, silent
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores, add_cost, judgements
 from vlv.evaluation.experiments.sources import CAPTION_KEY, parse_sources
@@ -57,7 +56,7 @@ def settings(
     steps: int,
     guidances: Sequence[float],
     dtype: str = "float32",
-) -> dict[str, Any]:
+) -> Settings:
     """What the predictions depend on beside the data.
 
     Args:
@@ -141,7 +140,7 @@ def _naming(judge: str, pair: Pair) -> tuple[str, str]:
 def _measure(scores: Scores, judge: str, pair: Pair, rows: Mapping[str, Row]) -> None:
     where, text = _naming(judge, pair)
 
-    def having(column: str) -> dict[str, Any]:
+    def having(column: str) -> Settings:
         return {id: row[column] for id, row in rows.items() if row.get(column) is not None}
 
     claims = {id: (correct, true) for id, (_, true, correct) in having("claims").items()}

@@ -14,7 +14,7 @@ RUN/result.json            the figures
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from vlv.evaluation.metrics.features import Resize
 
 T = TypeVar("T")
+Settings = dict[str, Any]
+"""What rows depend on, as JSON values."""
 Key = tuple[Any, ...]
+"""The values of the columns that tell the rows of a table apart."""
 Emit = Callable[[Sequence[Row]], None]
 """Receives rows that are finished."""
 Report = Callable[[Sequence[Row]], None]
@@ -59,12 +62,10 @@ class Run:
     folder: Path
     experiment: str
     data: DataSet
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
 
     @classmethod
-    def start(
-        cls, folder: Path, experiment: str, data: DataSet, settings: Mapping[str, Any]
-    ) -> Run:
+    def start(cls, folder: Path, experiment: str, data: DataSet, settings: Settings) -> Run:
         """Make the folder, or go on with the one that was made with the same settings.
 
         Raises:
@@ -103,7 +104,7 @@ class Run:
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged ({error}); begin the run anew") from error
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> Settings:
         data = plain(asdict(self.data))
         return {"experiment": self.experiment, "data": data, "settings": self.settings}
 
@@ -116,7 +117,7 @@ class Run:
 
     @contextmanager
     def filling(
-        self, name: str, key: tuple[str, ...], settings: Mapping[str, Any]
+        self, name: str, key: tuple[str, ...], settings: Settings
     ) -> Iterator[GrowingTable]:
         """A table of the run, open for the rows that it lacks.
 
@@ -140,7 +141,7 @@ class Run:
         self,
         name: str,
         key: tuple[str, ...],
-        settings: Mapping[str, Any],
+        settings: Settings,
         wanted: Iterable[Key],
         make: Callable[[list[Key], Emit], None],
         report: Report = silent,
@@ -183,12 +184,12 @@ class Run:
         path = self.folder / f"{name}.jsonl"
         return list(read_rows(path, key=key)) if path.is_file() else []
 
-    def table_settings(self, name: str) -> dict[str, Any]:
+    def table_settings(self, name: str) -> Settings:
         """What the rows of a table depend on."""
         path = self.folder / f"{name}.jsonl.settings.json"
         if not path.is_file():
             return {}
-        settings: dict[str, Any] = json.loads(path.read_text("utf-8"))["runs"][-1]["settings"]
+        settings: Settings = json.loads(path.read_text("utf-8"))["runs"][-1]["settings"]
         return settings
 
     def judges(self) -> list[str]:

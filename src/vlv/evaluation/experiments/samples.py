@@ -30,7 +30,7 @@ class Sample:
 
     Attributes:
         id: Unique in its data set.
-        seed: Of whatever is drawn for it, whichever run draws it.
+        seed: Of whatever is sampled for it, in every run.
         references: Captions that are right, by whoever wrote the data set; may be none.
         scene: The whole truth, in the toy world.
         load: Opens the image, upright and RGB.
@@ -67,7 +67,7 @@ class DataSet:
 
     Attributes:
         split: Of the toy world; None takes files.
-        seed: Of the scenes, and of what is drawn for each sample.
+        seed: Of the scenes, and of what is sampled for each image.
         num: How many; None is all files.
         inputs: Files and folders of images, as `find_records` takes them.
         references: A file with right captions, see `read_references`.

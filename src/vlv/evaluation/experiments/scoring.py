@@ -7,14 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlv.errors import DataError
 from vlv.evaluation import statistics
-from vlv.evaluation.experiments.run import Run
+from vlv.evaluation.experiments.run import Run, Settings
 from vlv.evaluation.experiments.samples import read_rows
 from vlv.evaluation.metrics.sentences import MAX_N, bleu
 from vlv.evaluation.results import Figure, Section, Table, Target, Unit, number
@@ -37,7 +36,7 @@ STATISTICS: dict[str, Statistic] = {
 """What a figure may be of its columns; named in the files, so that others can recompute it."""
 
 FEW_SAMPLES = 30
-"""Below so many samples a bootstrap interval is too narrow."""
+"""With fewer samples a bootstrap interval is too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +76,7 @@ class Scores:
     figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Settings = field(default_factory=dict)
 
     def add(
         self,
@@ -104,7 +103,7 @@ class Comparison:
     unit: Unit
 
 
-def judgements(run: Run, scores: Scores) -> Iterator[tuple[str, dict[str, Any], list[Row]]]:
+def judgements(run: Run, scores: Scores) -> Iterator[tuple[str, Settings, list[Row]]]:
     """Every judge's name, settings and rows without error; what failed and what it cost goes into the scores."""
     for name in run.judges():
         about = run.table_settings(f"judgements/{name}")
@@ -174,25 +173,51 @@ def score_run(
     figures = figures_of(scores, seed)
     section = Section(run.experiment, title, figures, tuple(scores.tables))
     _write_scores(run, scores)
+    data = {
+        "split": run.data.split,
+        "seed": run.data.seed,
+        "num": run.data.num,
+        "files": len(run.data.inputs),
+    }
+    settings = {**run.settings, **scores.settings, "seed": seed}
+    comparisons = {c.key: _comparison(c) for c in compared}
+    more = {"baseline": None if baseline is None else str(baseline), "comparisons": comparisons}
+    write_result(run.folder, section, data, settings, {**more, "notes": scores.notes})
+    return section
+
+
+INTERVALS = "95 %, 1000 bootstrap resamples of the samples, unless a label says otherwise"
+
+
+def write_result(
+    folder: Path,
+    section: Section,
+    data: Settings,
+    settings: Settings,
+    more: Settings,
+) -> None:
+    """Write the figures of a run into its ``result.json``.
+
+    Args:
+        folder: Of the run.
+        section: The figures.
+        data: What they were measured on: split, seed, number of samples, number of files.
+        settings: What they depend on.
+        more: Notes, and what else differs from the defaults.
+    """
     content = {
-        "experiment": run.experiment,
-        "title": title,
-        "data": {
-            "split": run.data.split,
-            "seed": run.data.seed,
-            "num": run.data.num,
-            "files": len(run.data.inputs),
-        },
-        "settings": {**run.settings, **scores.settings, "seed": seed},
-        "intervals": "95 %, 1000 bootstrap resamples of the samples, unless a label says otherwise",
+        "experiment": section.name,
+        "title": section.title,
+        "data": data,
+        "settings": settings,
+        "intervals": INTERVALS,
         **section.to_dict(),
-        "baseline": None if baseline is None else str(baseline),
-        "comparisons": {c.key: _comparison(c) for c in compared},
-        "notes": scores.notes,
+        "baseline": None,
+        "comparisons": {},
+        **more,
         "versions": {k: v for k, v in versions().items() if k != "command"},  # it names folders
     }
-    write_json(run.folder / "result.json", content)
-    return section
+    write_json(folder / "result.json", content)
 
 
 def _note_few(scores: Scores) -> None:
@@ -203,7 +228,7 @@ def _note_few(scores: Scores) -> None:
         )
 
 
-def _comparison(c: Comparison) -> dict[str, Any]:
+def _comparison(c: Comparison) -> Settings:
     difference = c.paired.difference
     return {
         "label": c.label,
@@ -221,7 +246,7 @@ def _write_scores(run: Run, scores: Scores) -> None:
     about = {
         m.key: {"statistic": m.statistic, "label": m.label, "unit": m.unit} for m in scores.measures
     }
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Settings] = {}
     for measure in scores.measures:
         for id, columns in zip(measure.ids, measure.columns.tolist(), strict=True):
             rows.setdefault(id, {})[measure.key] = columns

@@ -14,7 +14,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from vlv.errors import ConfigError
 from vlv.evaluation.experiments.backends import Backends
 from vlv.evaluation.experiments.instruments import inspector_instrument
 from vlv.evaluation.experiments.predicting import generate_images, write_captions
-from vlv.evaluation.experiments.run import Judge, Report, Run, batches, by_id, silent
+from vlv.evaluation.experiments.run import Judge, Report, Run, Settings, batches, by_id, silent
 from vlv.evaluation.experiments.samples import DataSet, Sample
 from vlv.evaluation.experiments.scoring import Scores
 from vlv.evaluation.experiments.sources import Source
@@ -32,7 +31,7 @@ from vlv.evaluation.experiments.toyworld_scores import SECTIONS, score_all, scor
 from vlv.evaluation.experiments.toyworld_tables import COMPOSITION, TEST, Tables, split_samples
 from vlv.evaluation.experiments.viewing import ORIGINAL, Viewer, captions_of, sources_of
 from vlv.evaluation.metrics.distances import FEWEST_FOR_KERNEL
-from vlv.evaluation.metrics.features import InspectorFeatures
+from vlv.evaluation.metrics.features import inspector_features
 from vlv.evaluation.results import Results, Section
 from vlv.jobs.tally import Tally
 from vlv.models.folder import COMPONENTS, NEEDED
@@ -47,7 +46,7 @@ TITLE = "A model of the toy world"
 STAGE1, CONTROL = "stage1", "control"
 JUDGE = Judge("inspector", "inspector", "inspector")
 NUM_REFERENCES = 5000
-"""Further renders, independent of those that are drawn again, for the distances between sets."""
+"""Further renders, independent of those that are reconstructed, for the distances between sets."""
 MAX_CAPTION_TOKENS = 160
 
 SOURCES = {
@@ -157,19 +156,19 @@ def evaluate_toyworld(
 # --- what there is to do ------------------------------------------------------------------------------
 
 
-def _settings(models: Models, plan: Plan) -> dict[str, Any]:
+def _settings(models: Models, plan: Plan) -> Settings:
     """What the tables depend on, and what each section needs of them."""
     roles = models.by_role
     missing = {name: reason for name in plan.sections if (reason := _missing(roles, name))}
     measured = [name for name in SECTIONS if name in plan.sections and name not in missing]
     generates = not lacking(models.model, NEEDED["generate"])
 
-    def possible(names: tuple[str, ...], *, drawn: bool) -> list[str]:
-        return [name for name in names if _able(roles, name) and (generates or not drawn)]
+    def possible(names: tuple[str, ...], *, generated: bool) -> list[str]:
+        return [name for name in names if _able(roles, name) and (generates or not generated)]
 
     recipes = [SECTIONS[name] for name in measured]
-    captions = {s for r in recipes for s in possible(r.captions, drawn=False)}
-    images = {s for r in recipes for s in possible(r.images, drawn=True)}
+    captions = {s for r in recipes for s in possible(r.captions, generated=False)}
+    images = {s for r in recipes for s in possible(r.images, generated=True)}
     captions |= {name for name in images if SOURCES[name].kind != "z"}
     return {
         "models": {role: describe_model(pipe) for role, pipe in roles.items()},
@@ -194,7 +193,7 @@ def _timesteps(pipe: VLVPipeline) -> list[int]:
 
 def _able(roles: Mapping[str, VLVPipeline], name: str) -> bool:
     source = SOURCES[name]
-    if not source.value:  # the truth, which the model's own decoder draws
+    if not source.value:  # the truth, which the model's own decoder generates
         return not lacking(roles[MODEL], NEEDED["generate"])
     task = "reconstruct" if source.kind == "z" else "caption"
     return source.value in roles and not lacking(roles[source.value], NEEDED[task])
@@ -217,7 +216,7 @@ def _missing(roles: Mapping[str, VLVPipeline], name: str) -> str | None:
     return f"the model has no {' and no '.join(absent)}" if absent else None
 
 
-def describe_model(pipe: VLVPipeline) -> dict[str, Any]:
+def describe_model(pipe: VLVPipeline) -> Settings:
     """Name, and size and weight hash of each component."""
     parts = {name: getattr(pipe, name, None) for name in COMPONENTS}
     modules = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
@@ -228,7 +227,7 @@ def describe_model(pipe: VLVPipeline) -> dict[str, Any]:
     }
 
 
-def _about(models: Models, plan: Plan, run: Run) -> dict[str, Any]:
+def _about(models: Models, plan: Plan, run: Run) -> Settings:
     """Everything that decides the figures."""
     inspector = models.inspector
     return {
@@ -320,7 +319,7 @@ def _look_at_references(
         return
     num = run.data.num or 0
     others = DataSet(TEST, run.data.seed, num + NUM_REFERENCES).samples()[num:]
-    side, found, features = run.settings["image_size"], [], InspectorFeatures(inspector)
+    side, found, features = run.settings["image_size"], [], inspector_features(inspector)
     for batch in batches(others, batch_size):
         found.append(features([sample.square(side) for sample in batch]))
         report([{"id": sample.id} for sample in batch])

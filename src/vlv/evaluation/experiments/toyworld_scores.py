@@ -5,7 +5,7 @@ Comparisons are paired: all models and all sources of images see the same scenes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,16 +148,22 @@ def denoising(t: Tables) -> Scores:
     return scores
 
 
+def _images(t: Tables, name: str, source: str) -> Scores:
+    """What the inspector finds in the images of a source, also relative to those from true captions."""
+    scores, seen = Scores(), t.seen(source)
+    both = joined(seen.recall, t.seen("true").recall)
+    scores.add(f"{name}.recall", f"{_FOUND} in the image", seen.recall, "ratio")
+    label = "the same, relative to images from true captions"
+    scores.add(f"{name}.ratio", label, both, "ratio_of_ratios", "ratio")
+    scores.add(f"{name}.objects", _OBJECTS, part(seen.objects, 0, 1), "ratio")
+    scores.tables.append(per_fact("per fact", seen.counts))
+    return scores
+
+
 def reconstruction(t: Tables) -> Scores:
     """Image to z to image, measured as the teacher is."""
-    scores, seen = Scores(), t.seen("z")
-    both = joined(seen.recall, t.seen("true").recall)
-    scores.add("reconstruction.recall", f"{_FOUND} in the image", seen.recall, "ratio")
-    label = "the same, relative to images from true captions"
-    scores.add("reconstruction.ratio", label, both, "ratio_of_ratios", "ratio")
-    scores.add("reconstruction.objects", _OBJECTS, part(seen.objects, 0, 1), "ratio")
-    _places(scores, "reconstruction", seen)
-    scores.tables.append(per_fact("per fact", seen.counts))
+    scores = _images(t, "reconstruction", "z")
+    _places(scores, "reconstruction", t.seen("z"))
     return scores
 
 
@@ -208,7 +214,7 @@ def captions(t: Tables) -> Scores:
     scores.add("captions.recall", "claims of captions: recall", written.recall, "ratio")
     scores.add("captions.relations", "relations that captions state: right", relations, "ratio")
     finished = {id: [float(rows[id]["finish_reason"] == "stop")] for id in written.ids}
-    scores.add("captions.finished", "captions that end by themselves", finished)
+    scores.add("captions.finished", "captions that end before the longest length", finished)
     tokens = {id: [float(rows[id]["n_tokens"])] for id in written.ids}
     scores.add("captions.tokens", "tokens per caption", tokens, "mean", "tokens")
     estimate = Estimate(distinct, nan, nan, len(written.ids))
@@ -227,14 +233,7 @@ def caption_figures(scores: Scores, name: str, written: Stated) -> None:
 
 def regeneration(t: Tables) -> Scores:
     """Image to caption to image, against true caption to image."""
-    scores, seen = Scores(), t.seen("model")
-    both = joined(seen.recall, t.seen("true").recall)
-    scores.add("regeneration.recall", f"{_FOUND} in the image", seen.recall, "ratio")
-    label = "the same, relative to images from true captions"
-    scores.add("regeneration.ratio", label, both, "ratio_of_ratios", "ratio")
-    scores.add("regeneration.objects", _OBJECTS, part(seen.objects, 0, 1), "ratio")
-    scores.tables.append(per_fact("per fact", seen.counts))
-    return scores
+    return _images(t, "regeneration", "model")
 
 
 def fid(t: Tables) -> Scores:
@@ -415,8 +414,3 @@ def sample_rows(run: Run) -> list[dict[str, Any]]:
 def _sample_row(index: int, sample: Sample) -> dict[str, Any]:
     scene = sample.known_scene.to_dict()
     return {"index": index, "true_caption": sample.references[0], "scene": scene}
-
-
-def image_tables(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Labels and sources of the images of a run, as the sheet of examples shows them."""
-    return {label: source for label, source in ROWS.items() if source in settings["images"]}

@@ -22,7 +22,7 @@ from vlv.endpoint import ChatRequest, Client, user
 from vlv.errors import ConfigError, DataError, ModelFolderError
 from vlv.evaluation.experiments.backends import Backends
 from vlv.evaluation.experiments.predicting import predict_captions
-from vlv.evaluation.experiments.run import Emit, Judge, Key, Report, Run, batches, silent
+from vlv.evaluation.experiments.run import Emit, Judge, Key, Report, Run, Settings, batches, silent
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.scoring import Scores, judgements
 from vlv.evaluation.experiments.sources import ask_all, captions_only
@@ -61,7 +61,7 @@ class Question:
 
 def settings(
     sources: Sequence[str], questions: str | None = None, annotations: str | None = None
-) -> dict[str, Any]:
+) -> Settings:
     """What the predictions depend on beside the data.
 
     Raises:
@@ -338,7 +338,7 @@ def _reader(judge: Judge, backends: Backends) -> Callable[[], Reader]:
 def pick_shots(
     question: Question, questions: Sequence[Question], shots: int, seed: int
 ) -> list[Question]:
-    """Examples for a question: drawn from those about other images, the same whoever asks."""
+    """Examples for a question: sampled from those about other images, the same for every reader."""
     if not shots:
         return []
     number = int.from_bytes(question.id.encode()[-8:], "big")

@@ -6,13 +6,13 @@ Shapes: N scenes, F facts.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlv.toyworld.language import Claims, compare, name_of, true_claims
+from vlv.toyworld.language import Claims, compare, true_claims
+from vlv.toyworld.probes import shows_relation
 from vlv.toyworld.scene import COLOURED_STYLES, COLUMNS, HELD_OUT, Scene
 from vlv.toyworld.words import OBJECT_FACTS, SCENE_FACTS
 
@@ -21,7 +21,6 @@ Place = Sequence[float]
 """x and y of an object in world units, first of all."""
 
 FACTS = (*SCENE_FACTS, *OBJECT_FACTS, "relation")
-LEFT_TO_RIGHT, FRONT_TO_BACK = ("left", "right"), ("front", "behind")
 
 
 def claim_counts(claims: Sequence[Claims], scenes: Sequence[Scene]) -> Counts:
@@ -46,35 +45,17 @@ def relation_columns(counts: Counts) -> Counts:
 
 
 def relations_shown(texts: Sequence[Claims], seen: Sequence[Claims]) -> Counts:
-    """Relations of a text that hold among the objects seen in the image drawn from it: (shown, stated), (N, 2).
+    """Relations of a text that hold among the objects seen in the image generated from it: (shown, stated), (N, 2).
 
     Args:
         texts: Claims of the texts.
         seen: What the inspector sees in the images.
     """
     rows = [
-        (sum(_shown(relation, s.objects) for relation in set(t.relations)), len(set(t.relations)))
-        for t, s in zip(texts, seen, strict=True)
+        (sum(shows_relation(relation, s)[0] for relation in said), len(said))
+        for said, s in zip((set(t.relations) for t in texts), seen, strict=True)
     ]
     return np.array(rows, np.float64)
-
-
-def _shown(relation: tuple[str, str, str], objects: Sequence[Mapping[str, str]]) -> bool:
-    first, kind, second = relation
-    pairs = itertools.permutations(objects, 2)
-    return any(_is(a, first) and _is(b, second) and _holds(kind, a, b) for a, b in pairs)
-
-
-def _is(seen: Mapping[str, str], name: str) -> bool:
-    """Whether every word of a name, such as "small cube", is an attribute of the object, or the word for any object."""
-    return set(name.split()) <= {*seen.values(), name_of({})}
-
-
-def _holds(kind: str, a: Mapping[str, str], b: Mapping[str, str]) -> bool:
-    if kind in LEFT_TO_RIGHT:
-        order = COLUMNS.index(b["column"]) - COLUMNS.index(a["column"])
-        return order > 0 if kind == "left" else order < 0
-    return (a["row"], b["row"]) == (("front", "back") if kind == "front" else ("back", "front"))
 
 
 def unseen_pairs(claims: Sequence[Claims], scenes: Sequence[Scene]) -> Counts:

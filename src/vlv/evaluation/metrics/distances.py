@@ -1,12 +1,14 @@
 """Distances between two sets of images by their features: Frechet (FID) and kernel (KID).
 
-They compare sets, not pairs: whether the right image was drawn for each caption does not enter. But a set of
+They compare sets, not pairs: whether the right image was generated for each caption does not enter. But a set of
 reconstructions is paired with its originals, image by image, and an estimator that takes the two sets for independent
 then calls them closer than they are; `paired` says so.
 Shapes: N and M images, D feature width.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,60 +19,35 @@ Array = NDArray[np.float64]
 Features = NDArray[np.float32] | NDArray[np.float64]
 
 FEWEST_FOR_KERNEL = 100
-"""Below so many images the interval of a kernel distance is as wide as the distances that one wants to compare."""
+"""With fewer images the interval of a kernel distance is as wide as the distances that one wants to compare."""
 _ROWS = 2048
 """Rows of features that are looked at together; what is remembered does not grow with N."""
 
 
-class Moments:
-    """Mean and covariance of feature vectors that pass by, in float64; memory D^2 whatever N (Chan et al. 1979).
+class Moments(NamedTuple):
+    """Mean and covariance of feature vectors."""
 
-    Attributes:
-        total: Sum of the weights, N where every vector counts once.
-        mean: (D,).
-    """
-
-    def __init__(self, width: int) -> None:
-        self.total = 0.0
-        self.mean: Array = np.zeros(width)
-        self._scatter: Array = np.zeros((width, width))
+    mean: Array
+    """(D,)."""
+    covariance: Array
+    """(D, D), with N - 1."""
 
     @classmethod
     def of(cls, features_ND: Features, weights_N: Array | None = None) -> Moments:
-        """Those of all rows, read in pieces, so that a memory-mapped file may be larger than memory."""
-        moments = cls(features_ND.shape[1])
-        for start in range(0, len(features_ND), _ROWS):
-            rows = slice(start, start + _ROWS)
-            moments.add(features_ND[rows], None if weights_N is None else weights_N[rows])
-        return moments
+        """Those of all rows, each counted as often as its weight says.
 
-    def add(self, features_ND: Features, weights_N: Array | None = None) -> None:
-        """Take in further vectors; weights are how often each counts."""
-        features = np.asarray(features_ND, np.float64)
-        weights = np.ones(len(features)) if weights_N is None else weights_N
-        new = Moments(len(self.mean))
-        new.total = float(weights.sum())
-        if new.total > 0:
-            new.mean = weights @ features / new.total
-            offset = (features - new.mean) * np.sqrt(weights)[:, None]
-            new._scatter = offset.T @ offset
-            self.merge(new)
-
-    def merge(self, other: Moments) -> None:
-        """Take in what another has seen."""
-        total = self.total + other.total
-        if total == 0:
-            return
-        step = other.mean - self.mean
-        self._scatter = self._scatter + other._scatter
-        self._scatter += np.outer(step, step) * (self.total * other.total / total)
-        self.mean = self.mean + step * (other.total / total)
-        self.total = total
-
-    @property
-    def covariance(self) -> Array:
-        """(D, D), with N - 1."""
-        return np.asarray(self._scatter / (self.total - 1))
+        Rows are read in pieces and in float64: a memory-mapped file may be larger than memory. The mean comes first, for far
+        from the origin sums of squares would lose every digit.
+        """
+        weights = np.ones(len(features_ND)) if weights_N is None else weights_N
+        pieces = [slice(i, i + _ROWS) for i in range(0, len(features_ND), _ROWS)]
+        total = weights.sum()
+        mean = sum(weights[p] @ np.asarray(features_ND[p], np.float64) for p in pieces) / total
+        scatter = np.zeros((features_ND.shape[1],) * 2)
+        for piece in pieces:
+            offset = (features_ND[piece] - mean) * np.sqrt(weights[piece])[:, None]
+            scatter += offset.T @ offset
+        return cls(mean, scatter / (total - 1))
 
 
 def frechet_distance(features_a_ND: Features, features_b_ND: Features) -> float:
@@ -89,7 +66,7 @@ def frechet_distance(features_a_ND: Features, features_b_ND: Features) -> float:
         ValueError: The widths differ, or a set has fewer than two rows.
     """
     a, b = _checked(features_a_ND, features_b_ND)
-    return _distance(a, b, None, None)
+    return _distance(Moments.of(a), Moments.of(b))
 
 
 def frechet_estimate(
@@ -103,10 +80,13 @@ def frechet_estimate(
     rng = np.random.default_rng(seed)
     weights_a, weights_b = (resample_counts(len(x), num, rng) for x in (a, b))
     spread = np.std(
-        [_distance(a, b, wa, wb) for wa, wb in zip(weights_a, weights_b, strict=True)],
+        [
+            _distance(Moments.of(a, of_a), Moments.of(b, of_b))
+            for of_a, of_b in zip(weights_a, weights_b, strict=True)
+        ],
         ddof=1,
     )
-    value = _distance(a, b, None, None)
+    value = _distance(Moments.of(a), Moments.of(b))
     margin = 1.96 * float(spread)
     return Estimate(value, max(0.0, value - margin), value + margin, min(len(a), len(b)))
 
@@ -183,10 +163,9 @@ def frechet_excess(
 
     def excess(own: Array | None, of_reference: Array | None) -> float:
         reference = Moments.of(reference_MD, of_reference)
-        distances = [
-            distance_of_moments(reference, Moments.of(x, own)) for x in (images, originals)
-        ]
-        return distances[0] - distances[1]
+        return _distance(reference, Moments.of(images, own)) - _distance(
+            reference, Moments.of(originals, own)
+        )
 
     counts = resample_counts(len(images), num, rng), resample_counts(len(reference_MD), num, rng)
     spread = float(np.std([excess(own, of) for own, of in zip(*counts, strict=True)], ddof=1))
@@ -203,35 +182,12 @@ def _off_diagonal_mean(matrix: Array) -> float:
     return float((matrix.sum() - np.trace(matrix)) / (n * (n - 1)))
 
 
-def distance_of_moments(a: Moments, b: Moments) -> float:
-    """`frechet_distance` of what two streams of features have been."""
-    cov_a, cov_b = a.covariance, b.covariance
-    values, vectors = np.linalg.eigh(cov_a)
+def _distance(a: Moments, b: Moments) -> float:
+    values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    cross = np.sqrt(np.linalg.eigvalsh(root @ b.covariance @ root).clip(0)).sum()
     shift = np.square(a.mean - b.mean).sum()
-    return max(0.0, float(shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross))
-
-
-def _distance(a: Features, b: Features, weights_a: Array | None, weights_b: Array | None) -> float:
-    """By the covariances, or where there are fewer images than features by the images, which is quicker and the same.
-
-    With centred features X = U S V' scaled by 1 / sqrt(N - 1), tr (S_a S_b)^1/2 is the sum of the singular values of X_a X_b'.
-    """
-    if len(a) + len(b) > a.shape[1]:
-        return distance_of_moments(Moments.of(a, weights_a), Moments.of(b, weights_b))
-    (mean_a, x), (mean_b, y) = _centred(a, weights_a), _centred(b, weights_b)
-    cross = np.linalg.svd(x @ y.T, compute_uv=False).sum()
-    shift = np.square(mean_a - mean_b).sum()
-    return max(0.0, float(shift + np.square(x).sum() + np.square(y).sum() - 2 * cross))
-
-
-def _centred(features: Features, weights: Array | None) -> tuple[Array, Array]:
-    """Mean (D,), and the rows whose sum of outer products is the covariance, (N, D)."""
-    x = np.asarray(features, np.float64)
-    counts = np.ones(len(x)) if weights is None else weights
-    mean = counts @ x / counts.sum()
-    return mean, (x - mean) * np.sqrt(counts / (counts.sum() - 1))[:, None]
+    return max(0.0, float(shift + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross))
 
 
 def too_few_images(n: int, width: int) -> str | None:

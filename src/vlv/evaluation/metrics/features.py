@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from vlv.errors import ModelFolderError
 from vlv.evaluation.metrics.inception import SIDE, WIDTH, FIDInception
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from vlv.toyworld.inspector import Inspector
 
 Features = NDArray[np.float32]
@@ -30,49 +33,44 @@ Resize = Literal["pytorch-fid", "clean-fid"]
 _CANNOT_LOAD = (OSError, ValueError, KeyError)
 
 
-class Extractor(Protocol):
-    """Images to features."""
+@dataclass(frozen=True)
+class Extractor:
+    """Images to features.
 
+    Attributes:
+        width: W.
+        resize: How images are brought to the network's size, in words.
+        features: From RGB images of one size to (B, W).
+    """
+
+    width: int
     resize: str
-    """How images are brought to the network's size, in words."""
+    features: Callable[[Sequence[Image.Image]], Features]
 
-    @property
-    def width(self) -> int:
-        """W."""
-        ...
-
-    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
+    def __call__(self, images: Sequence[Image.Image]) -> Features:
         """Features of RGB images of one size, (B, W)."""
-        ...
+        with torch.no_grad():
+            return self.features(images)
 
 
-def stack(pictures: Sequence[Image.Image]) -> Tensor:
+def stack(images: Sequence[Image.Image]) -> Tensor:
     """Images of one size as pixels (B, 3, H, W) in [0, 1]."""
-    return torch.stack([to_tensor(picture) for picture in pictures]).float() / 255
+    return torch.stack([to_tensor(image) for image in images]).float() / 255
 
 
-class InspectorFeatures:
+def inspector_features(inspector: Inspector) -> Extractor:
     """What the inspector of the toy world attends to: scene and columns side by side."""
 
-    resize = "bicubic, antialiased, to 64 pixels"
+    def features(images: Sequence[Image.Image]) -> Features:
+        return _array(inspector.features(stack(images).to(inspector.device)).flatten(1))
 
-    def __init__(self, inspector: Inspector) -> None:
-        self._inspector = inspector
-        self._width = int(inspector.queries.shape[1] * inspector.queries.shape[2])
-
-    @property
-    def width(self) -> int:
-        """W."""
-        return self._width
-
-    @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
-        """(B, W)."""
-        pixels = stack(pictures).to(self._inspector.device)
-        return np.asarray(self._inspector.features(pixels).flatten(1).float().cpu().numpy())
+    width = inspector.queries.shape[1] * inspector.queries.shape[2]
+    return Extractor(width, "bicubic, antialiased, to 64 pixels", features)
 
 
-class InceptionFeatures:
+def inception_features(
+    path: Path, resize: Resize = "pytorch-fid", device: torch.device | str = "cpu"
+) -> Extractor:
     """The 2,048 features of FID's Inception.
 
     Args:
@@ -80,46 +78,34 @@ class InceptionFeatures:
         resize: "pytorch-fid": bilinear on the pixels, without antialiasing; "clean-fid": Pillow's bicubic, with it, in floats.
         device: Where it works.
     """
+    model, clean = FIDInception.from_file(path).to(device), resize == "clean-fid"
 
-    def __init__(
-        self,
-        path: Path,
-        resize: Resize = "pytorch-fid",
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._model = FIDInception.from_file(path).to(device)
-        self._device, self._clean = device, resize == "clean-fid"
-        how = "Pillow bicubic, antialiased" if self._clean else "bilinear, not antialiased"
-        self.resize = f"{how}, to {SIDE} pixels ({resize})"
+    def features(images: Sequence[Image.Image]) -> Features:
+        pixels = torch.stack([clean_resize(i) for i in images]) if clean else stack(images)
+        return _array(model(pixels.to(device)))
 
-    @property
-    def width(self) -> int:
-        """W."""
-        return WIDTH
-
-    @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
-        """(B, 2048)."""
-        pixels = (
-            torch.stack([clean_resize(p) for p in pictures]) if self._clean else stack(pictures)
-        )
-        return np.asarray(self._model(pixels.to(self._device)).cpu().numpy())
+    how = "Pillow bicubic, antialiased" if clean else "bilinear, not antialiased"
+    return Extractor(WIDTH, f"{how}, to {SIDE} pixels ({resize})", features)
 
 
-def clean_resize(picture: Image.Image, side: int = SIDE) -> Tensor:
+def _array(features: Tensor) -> Features:
+    return np.asarray(features.float().cpu().numpy())
+
+
+def clean_resize(image: Image.Image, side: int = SIDE) -> Tensor:
     """clean-fid's resizing: each channel as floats through Pillow's bicubic filter; (3, side, side) in [0, 1]."""
     channels = [
         Image.fromarray(np.asarray(channel, np.float32), mode="F").resize(
             (side, side), Image.Resampling.BICUBIC
         )
-        for channel in picture.split()
+        for channel in image.split()
     ]
     pixels = np.stack([np.asarray(channel) for channel in channels])
     return torch.from_numpy(pixels).clamp(0, 255) / 255
 
 
-class VisionFeatures:
-    """The pooled vector of a vision backbone of transformers, such as DINOv2 or CLIP, with its own preprocessing.
+def vision_features(name: str, device: torch.device | str = "cpu") -> Extractor:
+    """The pooled vector of a vision backbone of transformers, such as DINOv2, with its own preprocessing; CLIP's projected one.
 
     Args:
         name: A folder, or ``owner/name`` on the hub.
@@ -128,44 +114,30 @@ class VisionFeatures:
     Raises:
         ModelFolderError: There is no such model.
     """
+    return _vision(name, device)[1]
 
-    resize = "as the model's own preprocessor does"
 
-    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        from transformers import AutoImageProcessor, AutoModel
+def _vision(name: str, device: torch.device | str) -> tuple[PreTrainedModel, Extractor]:
+    from transformers import AutoImageProcessor, AutoModel
 
-        try:
-            self._processor: Any = AutoImageProcessor.from_pretrained(
-                name, backend="pil", trust_remote_code=False
-            )
-            self._model: Any = AutoModel.from_pretrained(name, trust_remote_code=False)
-            self._model.to(device).eval()
-        except _CANNOT_LOAD as error:
-            raise ModelFolderError(
-                f"{name} is no vision model of transformers ({error})"
-            ) from error
-        self._device = device
-        self._is_clip = hasattr(self._model, "get_image_features")
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, backend="pil", trust_remote_code=False)
+        model: PreTrainedModel = AutoModel.from_pretrained(name, trust_remote_code=False)
+    except _CANNOT_LOAD as error:
+        raise ModelFolderError(f"{name} is no vision model of transformers ({error})") from error
+    torch.nn.Module.to(model, device).eval()
+    clip = getattr(model, "get_image_features", None)
 
-    @property
-    def width(self) -> int:
-        """W."""
-        config = self._model.config
-        return int(config.projection_dim if self._is_clip else config.hidden_size)
+    def features(images: Sequence[Image.Image]) -> Features:
+        pixels = processor(images=list(images), return_tensors="pt")["pixel_values"].to(device)
+        found = (clip or model)(pixel_values=pixels)
+        if isinstance(found, Tensor):
+            return _array(found)
+        pooled = getattr(found, "pooler_output", None)
+        return _array(found.last_hidden_state[:, 0] if pooled is None else pooled)
 
-    @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image]) -> Features:
-        """(B, W): CLIP's projected image vector, or else the pooled output, or else the first token."""
-        inputs = self._processor(images=list(pictures), return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self._device)
-        if self._is_clip:
-            found = self._model.get_image_features(pixel_values=pixels)
-            found = getattr(found, "pooler_output", found)
-        else:
-            output = self._model(pixel_values=pixels)
-            pooled = getattr(output, "pooler_output", None)
-            found = output.last_hidden_state[:, 0] if pooled is None else pooled
-        return np.asarray(found.float().cpu().numpy())
+    width = model.config.projection_dim if clip else model.config.hidden_size
+    return model, Extractor(int(width), "as the model's own preprocessor does", features)
 
 
 def cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
@@ -175,7 +147,7 @@ def cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray((x * y).sum(1) / np.where(norm > 0, norm, 1))
 
 
-# --- pictures against texts --------------------------------------------------------------------------
+# --- images against texts --------------------------------------------------------------------------
 
 
 class ClipScores(NamedTuple):
@@ -210,14 +182,16 @@ class ClipScore:
             )
         except _CANNOT_LOAD as error:
             raise ModelFolderError(f"{name} is no CLIP of transformers ({error})") from error
-        self._images = VisionFeatures(name, device)
-        self._model, self._device = self._images._model, device
-        if not hasattr(self._model, "get_text_features"):
+        self._model, self._images = _vision(name, device)
+        self._device = device
+        text: Callable[..., Any] | None = getattr(self._model, "get_text_features", None)
+        if text is None:
             raise ModelFolderError(f"{name} is no CLIP of transformers: it reads no text")
+        self._text = text
         self._length = int(self._model.config.text_config.max_position_embeddings)
 
     @torch.no_grad()
-    def __call__(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
+    def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
         """Score each image with the text in its place."""
         whole = self._tokenizer(list(texts), verbose=False).input_ids
         inputs = self._tokenizer(
@@ -228,16 +202,16 @@ class ClipScore:
             return_tensors="pt",
         )
         return ClipScores(
-            2.5 * cosine(self._images(pictures), self._read(inputs)).clip(0),
+            2.5 * cosine(self._images(images), self._read(inputs)).clip(0),
             np.array([len(ids) > self._length for ids in whole]),
         )
 
     @torch.no_grad()
-    def in_pieces(self, pictures: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
+    def in_pieces(self, images: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
         """Score each image with the whole of a text, however long: 2.5 max(mean cosine of its pieces, 0).
 
         A text that CLIP cannot read at once is cut into as few pieces as can be, of as many tokens each, and each piece has
-        its own start and end token. Of a short text this is CLIPScore itself; `truncated` tells long texts. A image that is
+        its own start and end token. Of a short text this is CLIPScore itself; `truncated` tells long texts. An image that is
         given several times is looked at once.
         """
         head, tail = self._ends()
@@ -252,9 +226,9 @@ class ClipScore:
         pad = self._tokenizer.pad  # type: ignore[attr-defined]  # of every tokenizer
         inputs = pad(rows, padding="max_length", max_length=self._length, return_tensors="pt")
         numbers = [len(parts) for parts in cut]
-        once = {id(picture): picture for picture in pictures}
+        once = {id(image): image for image in images}
         place = {key: row for row, key in enumerate(once)}
-        seen = self._images(list(once.values()))[[place[id(picture)] for picture in pictures]]
+        seen = self._images(list(once.values()))[[place[id(image)] for image in images]]
         pixels = np.repeat(seen, numbers, axis=0)
         starts = np.cumsum([0, *numbers[:-1]])
         means = np.add.reduceat(cosine(pixels, self._read(inputs)), starts) / numbers
@@ -267,11 +241,11 @@ class ClipScore:
 
     def _read(self, inputs: Any) -> Features:
         """(P, W) of P padded texts."""
-        found = self._model.get_text_features(
+        found = self._text(
             input_ids=inputs["input_ids"].to(self._device),
             attention_mask=inputs["attention_mask"].to(self._device),
         )
-        return np.asarray(getattr(found, "pooler_output", found).float().cpu().numpy())
+        return _array(getattr(found, "pooler_output", found))
 
 
 def pieces(ids: Sequence[int], room: int) -> list[Sequence[int]]:

@@ -10,23 +10,22 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from vlv.evaluation.statistics import Estimate, resample_counts
+from vlv.evaluation.statistics import LEVEL, Estimate, resample_counts
 
 Array = NDArray[np.float64]
-Level = Literal["nominal", "ordinal", "interval"]
+Level = Literal["ordinal", "interval"]
 
 _MAX_ROUNDS = 10_000
 
 
-def bradley_terry(wins_PP: ArrayLike, *, ties_PP: ArrayLike | None = None) -> Array:
+def bradley_terry(wins_PP: ArrayLike) -> Array:
     """Strengths p with P(i beats j) = p_i / (p_i + p_j), at the greatest likelihood.
 
     Found by minorisation-maximisation (Hunter 2004, equation 3): p_i becomes w_i / sum_j n_ij / (p_i + p_j), with w_i the wins
-    of i and n_ij the comparisons of i and j. A tie counts as half a win of either.
+    of i and n_ij the comparisons of i and j.
 
     Args:
-        wins_PP: (P, P), how often i beat j.
-        ties_PP: (P, P), symmetric, how often i and j tied; None is never.
+        wins_PP: (P, P), how often i beat j; a tie is half a win of either.
 
     Returns:
         (P,), without unit, geometric mean 1. A player that never won has 0 and one that never lost infinity, in the sense that
@@ -38,8 +37,6 @@ def bradley_terry(wins_PP: ArrayLike, *, ties_PP: ArrayLike | None = None) -> Ar
     wins = np.array(wins_PP, np.float64)
     if wins.ndim != 2 or wins.shape[0] != wins.shape[1] or (wins < 0).any():
         raise ValueError(f"wins are a square matrix of counts, got the shape {wins.shape}")
-    if ties_PP is not None:
-        wins = wins + np.asarray(ties_PP, np.float64) / 2
     np.fill_diagonal(wins, 0)
     if not _strongly_connected(wins > 0):
         return np.full(len(wins), np.nan)
@@ -54,9 +51,7 @@ def bradley_terry(wins_PP: ArrayLike, *, ties_PP: ArrayLike | None = None) -> Ar
     return np.asarray(new)
 
 
-def bradley_terry_estimates(
-    outcomes_NPP: ArrayLike, seed: int, num: int = 1000, level: float = 0.95
-) -> list[Estimate]:
+def bradley_terry_estimates(outcomes_NPP: ArrayLike, seed: int, num: int = 1000) -> list[Estimate]:
     """`bradley_terry` with percentile intervals of a bootstrap over images.
 
     Half a win each way is added to every pair that was compared, in the whole and in each resample, so that strengths stay
@@ -66,7 +61,6 @@ def bradley_terry_estimates(
         outcomes_NPP: (N, P, P), for every image how often i beat j; a tie is half a win of both.
         seed: Of the resamples.
         num: How many.
-        level: Share of the resamples inside the interval.
 
     Returns:
         One per player.
@@ -79,7 +73,7 @@ def bradley_terry_estimates(
     totals = (counts @ outcomes.reshape(n, -1)).reshape(num, players, players)
     whole = bradley_terry(outcomes.sum(0) + prior)
     drawn = np.array([bradley_terry(total + prior) for total in totals])
-    low, high = np.nanquantile(drawn, ((1 - level) / 2, (1 + level) / 2), axis=0)
+    low, high = np.nanquantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
     rows = zip(whole.tolist(), low.tolist(), high.tolist(), strict=True)
     return [Estimate(value, least, most, n) for value, least, most in rows]
 
@@ -100,8 +94,8 @@ def krippendorff_alpha(ratings_RU: ArrayLike, level: Level) -> float:
 
     Args:
         ratings_RU: (R, U), NaN where a rater did not rate a unit.
-        level: What a difference of two ratings is: "nominal" 0 or 1; "interval" the squared difference; "ordinal" the squared
-            number of ratings between the two, each counted half.
+        level: What a difference of two ratings is: "interval" the squared difference; "ordinal" the squared number of ratings
+            between the two, each counted half.
 
     Returns:
         Without unit; NaN where no two ratings can be compared, or all are the same.
@@ -117,14 +111,7 @@ def krippendorff_alpha(ratings_RU: ArrayLike, level: Level) -> float:
     coincidences = (pairs / (counts.sum(1) - 1)[:, None, None]).sum(0)
     margin = coincidences.sum(1)
     expected = np.outer(margin, margin) - np.diag(margin)
-    difference = _differences(values, margin, level)
+    place = values if level == "interval" else np.cumsum(margin) - margin / 2
+    difference = np.square(place[:, None] - place)
     observed = (coincidences * difference).sum()
     return float(1 - (margin.sum() - 1) * observed / (expected * difference).sum())
-
-
-def _differences(values: Array, margin: Array, level: Level) -> Array:
-    """Squared difference of every two values, (V, V)."""
-    if level == "nominal":
-        return 1 - np.eye(len(values))
-    place = values if level == "interval" else np.cumsum(margin) - margin / 2
-    return np.asarray(np.square(place[:, None] - place))

@@ -17,6 +17,9 @@ from vlv.evaluation.experiments.scoring import FEW_SAMPLES
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 Result = Mapping[str, Any]
 """A result file: of an experiment, or of `vlv eval toyworld`."""
+Figures = Mapping[str, Mapping[str, Any]]
+"""The figures of result files by key."""
+Decide = Callable[[Figures], "Finding | None"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Claim:
     source: str
     text: str
     criterion: str
-    decide: Callable[[Mapping[str, Any]], Finding | None] | None = None
+    decide: Decide | None = None
     command: str = ""
 
 
@@ -69,19 +72,17 @@ def above(
     )
 
 
-def _figure(key: str, threshold: float, what: str) -> Callable[[Mapping[str, Any]], Finding | None]:
-    def decide(figures: Mapping[str, Any]) -> Finding | None:
+def _figure(key: str, threshold: float, what: str) -> Decide:
+    def decide(figures: Figures) -> Finding | None:
         return above(figures[key], threshold, what) if key in figures else None
 
     return decide
 
 
-def _every_step(
-    ablation: str, *measures: str, falls: bool = False
-) -> Callable[[Mapping[str, Any]], Finding | None]:
+def _every_step(ablation: str, *measures: str, falls: bool = False) -> Decide:
     """All differences of an ablation above 0, or below it, where the paper says that they are."""
 
-    def decide(figures: Mapping[str, Any]) -> Finding | None:
+    def decide(figures: Figures) -> Finding | None:
         pattern = rf"{ablation}\.[^.]+ over [^.]+\.({'|'.join(measures)})"
         found = [
             above(figure, 0.0, str(figure["label"]), falls=falls)
@@ -101,7 +102,7 @@ def _every_step(
     return decide
 
 
-def _best_guidance(figures: Mapping[str, Any]) -> Finding | None:
+def _best_guidance(figures: Figures) -> Finding | None:
     """FID at guidance 2 below that at 1 and at 4, by intervals that do not overlap."""
     found = [figures.get(f"ours.g{g}.toy.fid") for g in (1, 2, 4)]
     one, two, four = found
@@ -124,7 +125,7 @@ def _best_guidance(figures: Mapping[str, Any]) -> Finding | None:
 _PAIR = re.compile(r"([ab])(\d+)\+([ab])(\d+)\.b\.style")
 
 
-def _mixes_of_two(figures: Mapping[str, Any]) -> dict[str, tuple[re.Match[str], Any, Any]]:
+def _mixes_of_two(figures: Figures) -> dict[str, tuple[re.Match[str], Any, Any]]:
     """Mixes of two embeddings by name: how they are made, the facts of a's objects in them, and b's styles."""
     found = {}
     for key in figures:
@@ -136,7 +137,7 @@ def _mixes_of_two(figures: Mapping[str, Any]) -> dict[str, tuple[re.Match[str], 
     return found
 
 
-def _composition(figures: Mapping[str, Any]) -> Finding | None:
+def _composition(figures: Figures) -> Finding | None:
     """The mix of two whose weaker half, of a's objects and b's styles, is strongest."""
     mixed = _mixes_of_two(figures)
     if not mixed:
@@ -157,7 +158,7 @@ def _composition(figures: Mapping[str, Any]) -> Finding | None:
     )
 
 
-def _leading(figures: Mapping[str, Any]) -> Finding | None:
+def _leading(figures: Figures) -> Finding | None:
     """Whether b gives the style where it comes last, with fewer tokens."""
     for name, (made, _, style) in _mixes_of_two(figures).items():
         first, kept, _, rest = made.groups()
@@ -168,7 +169,7 @@ def _leading(figures: Mapping[str, Any]) -> Finding | None:
 
 _CRITERIA = {
     "boxes": "L1 of angle, centre and scale against the originals' boxes: every difference lies below 0 (toy world, alike trained)",
-    "claims": "true claims found in pictures from z: every difference lies above 0 (toy world, alike trained)",
+    "claims": "true claims found in images from z: every difference lies above 0 (toy world, alike trained)",
     "f1": "F1 of the captions' claims: every difference lies above 0 (toy world, alike trained)",
 }
 
@@ -192,14 +193,14 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "Table 1",
-        "Pictures drawn from its captions are almost as good as those from the best captions.",
-        "true claims found in them, relative to pictures from true captions, lie above 0.9 (toy world; our threshold)",
+        "Images generated from its captions are almost as good as those from the best captions.",
+        "true claims found in them, relative to images from true captions, lie above 0.9 (toy world; our threshold)",
         _figure("regeneration.ratio", 0.9, "relative to true captions"),
     ),
     Claim(
         "Table 1",
         "Guidance 2 gives the least FID; 1 and 4 are worse.",
-        "toy FID of pictures from our captions at guidance 2 lies below that at 1 and at 4",
+        "toy FID of images from our captions at guidance 2 lies below that at 1 and at 4",
         _best_guidance,
     ),
     Claim(
@@ -216,21 +217,21 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "section 4.4.2",
-        "Joining the leading tokens of two embeddings composes the objects of one picture with the style of another.",
+        "Joining the leading tokens of two embeddings composes the objects of one image with the style of another.",
         "of the mixes of two the best keeps more than half of a's objects' facts and takes more than half of b's styles",
         _composition,
     ),
     Claim(
         "section 4.4.2",
-        "The first picture gives the content and the second the style.",
+        "The first image gives the content and the second the style.",
         "with three quarters of a first and a quarter of b behind them, more than half of the styles are b's",
         _leading,
     ),
     _ablation("section 4.4.1, Table 6", "3-D boxes come closer the more images stage 1 has seen.", "data", "boxes"),
     _ablation("Table 7", "Stage 1 is needed: trained alike, captions are worse without it.", "control", "f1"),
-    _ablation("Table 4, left", "More queries rebuild better: 16, 32, 77.", "queries", "claims"),
+    _ablation("Table 4, left", "More queries reconstruct better: 16, 32, 77.", "queries", "claims"),
     _ablation("Table 4, right", "Training the language model, and then the encoder, helps.", "unfreezing", "f1"),
-    _ablation("Table 5, left", "More images in stage 1 rebuild better.", "data", "claims"),
+    _ablation("Table 5, left", "More images in stage 1 reconstruct better.", "data", "claims"),
     _ablation("Table 5, right", "Larger decoders caption better.", "decoder", "f1"),
     _ablation("section 1", "A continuous bottleneck beats discrete tokens (which the paper does not measure).", "bottleneck", "claims"),
 )  # fmt: skip
@@ -238,7 +239,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 def findings(results: Mapping[str, Result]) -> list[tuple[Claim, Finding]]:
     """What the figures of all results say of every claim."""
-    figures: dict[str, Any] = {}
+    figures: dict[str, Mapping[str, Any]] = {}
     seeds: dict[str, int] = {}
     for result in results.values():
         figures |= figures_of(result)
@@ -262,7 +263,7 @@ def _trainings(finding: Finding, seeds: int) -> Finding:
     return Finding(finding.verdict, f"{seeds} trainings of each; {finding.evidence}")
 
 
-def figures_of(result: Result) -> dict[str, Any]:
+def figures_of(result: Result) -> Figures:
     """The figures of a result file of either form, by key."""
     if "sections" in result:
         sections = result["sections"].values()

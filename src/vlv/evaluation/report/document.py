@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlv.errors import DataError
 from vlv.evaluation.report.claims import Result, findings
-from vlv.evaluation.results import format_value
+from vlv.evaluation.results import figure_row
 
 _HEAD = """# Results
 
@@ -22,6 +22,7 @@ Every figure here comes from a result file, in `{folder}` or shipped with vlv-ti
 the number of samples behind it; the paper's stand in tables of their own, for they are of other models on other data.
 """
 
+_DIFFERENCE = ("difference", "low", "high", "p")
 
 _NO_ABLATIONS = """The ablations (Tables 4 and 5, and Table 7 at equal budget) and the discrete bottleneck have a command, `vlv eval ablation
 NAME`, which trains their models. **They have not been run yet**: there are no figures of them here.
@@ -87,8 +88,62 @@ def make_document(results: Mapping[str, Result], folder: str) -> str:
     return "\n".join([*parts, _paper()]).rstrip() + "\n"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+class Table(NamedTuple):
+    """Rows of text under a title."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def tables_of(result: Result) -> list[Table]:
+    """The figures of a result, by section where there are any, the comparison with its baseline, and its other tables."""
+    if "sections" in result:
+        sections = result["sections"].values()
+        return [_figures(s["title"], s["figures"]) for s in sections if "figures" in s]
+    found = [_figures("", result["figures"])]
+    if result["comparisons"]:
+        rows = [
+            (c["label"], *(format_cell(c[key]) for key in _DIFFERENCE), str(c["n"]))
+            for c in result["comparisons"].values()
+        ]
+        found.append(Table("", ("against the baseline", *_DIFFERENCE, "n"), rows))
+    for one in result["tables"]:
+        cells = [[format_cell(value) for value in row.values()] for row in one["rows"]]
+        if cells:
+            found.append(Table(one["title"].capitalize(), list(one["rows"][0]), cells))
+    return found
+
+
+def _figures(title: str, figures: Mapping[str, Any]) -> Table:
+    rows = [figure_row(figure) for figure in figures.values()]
+    return Table(title, ("figure", "value", "95 % interval", "n"), rows)
+
+
+def format_cell(value: str | float | None) -> str:
+    """A cell of a table: shares with three digits, counts as they are."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def paper_tables(experiments: Collection[str] | None = None) -> list[Table]:
+    """The paper's tables, or those that belong to some experiments."""
+    return [
+        Table(
+            one["title"],
+            one["columns"],
+            [[f"{v:g}" if isinstance(v, float) else str(v) for v in row] for row in one["rows"]],
+        )
+        for one in paper()["tables"]
+        if experiments is None or one["experiment"] in experiments
+    ]
+
+
+# --- as Markdown ---------------------------------------------------------------------------------------
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
@@ -100,46 +155,32 @@ def _claims(results: Mapping[str, Result]) -> str:
         for claim, found in findings(results)
     ]
     head = ("paper", "claim", "by our figures", "when it holds", "figures")
-    return "## The paper's claims\n\n" + table(head, rows)
+    return "## The paper's claims\n\n" + _markdown(head, rows)
 
 
 def _result(name: str, result: Result) -> str:
+    tables = tables_of(result)
     if "sections" in result:
-        sections = [s for s in result["sections"].values() if "figures" in s]
         about = {k: result["settings"][k] for k in ("num", "seed", "split", "steps", "guidance")}
-        text = f"## {name}: everything about vlv-tiny at once\n\n{describe(about)}\n"
-        return (
-            text
-            + "\n"
-            + "\n".join(f"### {s['title']}\n\n{figures_table(s['figures'])}" for s in sections)
-        )
+        parts = [f"### {table.title}\n\n{_markdown(*table[1:])}" for table in tables]
+        head = f"## {name}: everything about vlv-tiny at once\n\n{describe(about)}\n\n"
+        return head + "\n".join(parts)
     text = f"## {name}: {result['title']}\n\n{about_run(result)}\n"
     text += "".join(f"\n> {note}\n" for note in result["notes"])
-    text += "\n" + figures_table(result["figures"])
-    for more in result["tables"]:
-        rows = [[format_cell(v) for v in row.values()] for row in more["rows"]]
-        columns = list(more["rows"][0]) if more["rows"] else []
-        text += f"\n{more['title'].capitalize()}:\n\n{table(columns, rows)}"
+    for title, columns, rows in tables:
+        text += "\n" + (f"{title}:\n\n" if title else "") + _markdown(columns, rows)
     return text
 
 
-def figures_table(figures: Mapping[str, Any]) -> str:
-    """Label, value, interval and n of every figure."""
-    rows = []
-    for figure in figures.values():
-        value, low, high = (
-            "" if figure[k] is None else format_value(figure[k], figure["unit"])
-            for k in ("value", "low", "high")
-        )
-        rows.append((figure["label"], value, f"{low} to {high}" if low else "", str(figure["n"])))
-    return table(("figure", "value", "95 % interval", "n"), rows)
+def _paper() -> str:
+    parts = [
+        f"## The paper's own figures\n\nOf {paper()['citation']}. Not ours, and of another data set.\n"
+    ]
+    parts += [f"{title}:\n\n{_markdown(columns, rows)}" for title, columns, rows in paper_tables()]
+    return "\n".join(parts)
 
 
-def format_cell(value: Any) -> str:
-    """A cell of a table: shares and counts with their digits."""
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+# --- settings ------------------------------------------------------------------------------------------
 
 
 def about_run(result: Result) -> str:
@@ -162,14 +203,3 @@ def _short(value: Any) -> str:
         return ", ".join(_short(item) for item in value)
     text = f"{value:g}" if isinstance(value, float) else str(value)
     return text if len(text) <= 60 else text[:12] + " ..."
-
-
-def _paper() -> str:
-    content = paper()
-    parts = [
-        f"## The paper's own figures\n\nOf {content['citation']}. Not ours, and of another data set.\n"
-    ]
-    for one in content["tables"]:
-        rows = [[f"{v:g}" if isinstance(v, float) else str(v) for v in row] for row in one["rows"]]
-        parts.append(f"{one['title']}:\n\n{table(one['columns'], rows)}")
-    return "\n".join(parts)

@@ -12,11 +12,10 @@ from vlv.data.images import load_image
 from vlv.errors import DataError
 from vlv.evaluation.experiments import mixes, reconstruction
 from vlv.evaluation.experiments.run import Run
-from vlv.evaluation.experiments.toyworld_scores import image_tables
+from vlv.evaluation.experiments.toyworld_scores import ROWS
 from vlv.evaluation.experiments.viewing import image_path, pairs
 from vlv.evaluation.report.claims import Result, findings
-from vlv.evaluation.report.document import about_run, format_cell, paper
-from vlv.evaluation.results import format_value
+from vlv.evaluation.report.document import Table, about_run, paper, paper_tables, tables_of
 from vlv.pages import charts, image_uri, render
 
 if TYPE_CHECKING:
@@ -25,15 +24,6 @@ if TYPE_CHECKING:
 NUM_EXAMPLES = 8
 NUM_SHEET = 12
 _BY_GUIDANCE = ("fid", "kid", "claims", "cosine")
-_DIFFERENCE = ("difference", "low", "high", "p")
-
-
-class Table(NamedTuple):
-    """Rows under a title."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 class Block(NamedTuple):
@@ -65,14 +55,16 @@ def make_page(results: Mapping[str, Result], folders: Mapping[str, Path]) -> str
         findings=findings(results),
         results=[_block(name, result, folders.get(name)) for name, result in results.items()],
         citation=paper()["citation"],
-        theirs=_paper_tables({str(r.get("experiment", "")) for r in results.values()}),
+        theirs=paper_tables(
+            {"boxes", "ablations", *(str(r.get("experiment", "")) for r in results.values())}
+        ),
     )
 
 
 def _block(name: str, result: Result, folder: Path | None) -> Block:
+    tables = tables_of(result)
     if "sections" in result:
-        sections = [s for s in result["sections"].values() if "figures" in s]
-        return Block(name, tables=[_figures(s["title"], s["figures"]) for s in sections])
+        return Block(name, tables=tables)
     plots = list(_guidance_charts(result["figures"]))
     if str(result.get("experiment", "")).startswith("ablation"):
         chart = charts.svg(ablation_chart(result["figures"]))
@@ -83,42 +75,8 @@ def _block(name: str, result: Result, folder: Path | None) -> Block:
         notes=result["notes"],
         samples=None if folder is None else _samples(Run.open(folder)),
         charts=plots,
-        tables=[_figures("", result["figures"]), *_other_tables(result)],
+        tables=tables,
     )
-
-
-def _figures(title: str, figures: Mapping[str, Any]) -> Table:
-    rows = []
-    for figure in figures.values():
-        value, low, high = (
-            "" if figure[k] is None else format_value(figure[k], figure["unit"])
-            for k in ("value", "low", "high")
-        )
-        rows.append((figure["label"], value, f"{low} to {high}" if low else "", str(figure["n"])))
-    return Table(title, ("figure", "value", "95 % interval", "n"), rows)
-
-
-def _other_tables(result: Result) -> Iterator[Table]:
-    if result["comparisons"]:
-        rows = [
-            (c["label"], *(format_cell(c[key]) for key in _DIFFERENCE), str(c["n"]))
-            for c in result["comparisons"].values()
-        ]
-        yield Table("", ("against the baseline", *_DIFFERENCE, "n"), rows)
-    for one in result["tables"]:
-        if one["rows"]:
-            rows = [tuple(format_cell(cell) for cell in row.values()) for row in one["rows"]]
-            yield Table(one["title"].capitalize(), list(one["rows"][0]), rows)
-
-
-def _paper_tables(experiments: set[str]) -> Iterator[Table]:
-    for one in paper()["tables"]:
-        if one["experiment"] in experiments | {"boxes", "ablations"}:
-            rows = [
-                [f"{cell:g}" if isinstance(cell, float) else str(cell) for cell in row]
-                for row in one["rows"]
-            ]
-            yield Table(one["title"], one["columns"], rows)
 
 
 # --- images --------------------------------------------------------------------------------------------
@@ -153,7 +111,8 @@ def example_sheet(run: Run) -> Image.Image:
     side, (guidance,) = run.settings["image_size"], run.settings["guidances"]
     made = [
         [load_image(image_path(run, source, guidance, sample.id)) for sample in samples]
-        for source in image_tables(run.settings).values()
+        for source in ROWS.values()
+        if source in run.settings["images"]
     ]
     return grid([[sample.square(side) for sample in samples], *made], gap=0)
 

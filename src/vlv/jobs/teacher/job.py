@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vlv.errors import BudgetError, ConfigError
+from vlv.errors import BudgetError, ConfigError, DataError
 from vlv.jobs.tally import Tally
 from vlv.jobs.teacher.checks import FAULTS, Wanted
 from vlv.jobs.teacher.files import Files, State, TeacherOutput, wide_row
@@ -63,9 +63,11 @@ class Asking:
             return self.temperature, (self.seed if self.temperature else None)
         return max(self.temperature or 0.0, SECOND_TEMPERATURE), self.seed + attempt
 
-    def text(self, prompt: str, fault: str | None) -> str:
+    def text(self, question: Question) -> str:
         """The prompt, with a reminder of what was wrong before."""
-        return prompt if fault is None else f"{prompt}\n{self.wanted.reminder(fault)}"
+        if question.fault is None:
+            return question.text
+        return f"{question.text}\n{self.wanted.reminder(question.fault)}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,29 @@ class Item:
     tries: dict[str, int]
 
 
+@dataclass
+class Question:
+    """An image and a prompt on the way to a caption.
+
+    Attributes:
+        item: The image.
+        prompt: Which one.
+        opened: The file.
+        text: The prompt for this image.
+        tries: Answers so far, those of earlier runs among them.
+        left: Answers that may still come in this run.
+        fault: What was wrong with the latest, as a key of `FAULTS`.
+    """
+
+    item: Item
+    prompt: Prompt
+    opened: Opened
+    text: str
+    tries: int
+    left: int
+    fault: str | None = None
+
+
 class Teacher(Protocol):
     """What makes the captions: an endpoint, or a model on this machine."""
 
@@ -95,7 +120,7 @@ class Teacher(Protocol):
         """What the captions depend on, besides prompts and `Asking`."""
 
     def run(self, job: TeacherJob, items: Iterator[Item]) -> None:
-        """Make the captions: `TeacherJob.keep` for each row, then what `TeacherJob.finish` returns."""
+        """Make the captions: `TeacherJob.ask` and `TeacherJob.take` for each prompt, then what `TeacherJob.finish` returns."""
 
 
 class TeacherJob:
@@ -204,31 +229,55 @@ class TeacherJob:
 
     # What a teacher calls -------------------------------------------------------------------------
 
-    def keep(
-        self,
-        item: Item,
-        prompt: Prompt,
-        opened: Opened,
-        answer: Answer | None,
-        *,
-        tries: int,
-        error: str | None = None,
-    ) -> None:
-        """Write the row of an image and prompt: a caption, or the reason why there is none."""
-        good = answer if error is None else None
-        width, height = opened.size or (None, None)
+    def ask(self, item: Item, prompt: Prompt, opened: Opened) -> Question | None:
+        """What to ask about an image; None where it cannot be asked, which its row says then."""
+        tries = item.tries.get(prompt.name, 0)
+        question = Question(item, prompt, opened, "", tries, self.asking.tries)
+        try:
+            if opened.error is not None:
+                raise DataError(opened.error)
+            question.text = prompt.render(item.record)
+        except DataError as error:
+            self.fail(question, str(error))
+            return None
+        return question
+
+    def take(self, question: Question, answer: Answer) -> bool:
+        """Take an answer; returns whether it is no caption and is to be asked for again."""
+        question.tries += 1
+        question.left -= 1
+        question.fault = self.asking.wanted.fault(answer)
+        if question.fault is None:
+            self._keep(question, answer)
+        elif question.left:
+            return True
+        else:
+            name, tries = question.item.record.name, self.asking.tries
+            said = " ".join((answer.refusal or answer.text).split())[:80]
+            why = FAULTS[question.fault]
+            self.fail(
+                question, f"{name}: the answer is no caption, {why} ({tries} tries): {said!r}"
+            )
+        return False
+
+    def fail(self, question: Question, error: str) -> None:
+        """Write down why there is no caption."""
+        self._keep(question, None, error)
+
+    def _keep(self, question: Question, answer: Answer | None, error: str | None = None) -> None:
+        width, height = question.opened.size or (None, None)
         row: Row = {
-            "caption": good and self.asking.wording.apply(" ".join(good.text.split())),
-            "n_tokens": good and good.completion_tokens,
-            "finish_reason": good and good.finish_reason,
+            "caption": answer and self.asking.wording.apply(" ".join(answer.text.split())),
+            "n_tokens": answer and answer.completion_tokens,
+            "finish_reason": answer and answer.finish_reason,
             "model": self.teacher.name,
-            "tries": tries,
+            "tries": question.tries,
             "width": width,
             "height": height,
-            "sha256": opened.sha256,
+            "sha256": question.opened.sha256,
             "error": error,
         }
-        self.state.put(item.record, prompt, row)
+        self.state.put(question.item.record, question.prompt, row)
 
     def finish(self, item: Item) -> Callable[[], None] | None:
         """Count an image whose rows are written; returns what writes its shard, when that is complete."""
@@ -258,10 +307,3 @@ class TeacherJob:
     def num_left(self) -> int:
         """Images that were not worked on."""
         return len(self.records) - self.tally.done - self.tally.failed - self.tally.skipped
-
-
-def fault_words(name: str, answer: Answer, fault: str, tries: int) -> str:
-    """Why an answer is no caption, as the error of its row."""
-    said = answer.refusal or answer.text
-    shown = " ".join(said.split())[:80]
-    return f"{name}: the answer is no caption, {FAULTS[fault]} ({tries} tries): {shown!r}"

@@ -9,9 +9,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlv.endpoint import Answer
-from vlv.errors import DataError, ModelFolderError
+from vlv.errors import ModelFolderError
 from vlv.jobs.inputs import open_record
-from vlv.jobs.teacher.job import fault_words
 from vlv.models.placement import pick_device, pick_dtype
 
 if TYPE_CHECKING:
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
-    from vlv.jobs.inputs import Opened
-    from vlv.jobs.teacher.job import Asking, Item, TeacherJob
-    from vlv.jobs.teacher.prompts import Prompt
+    from vlv.jobs.teacher.job import Asking, Item, Question, TeacherJob
     from vlv.models.pipeline import VLVPipeline
 
 
@@ -69,61 +66,25 @@ class LocalTeacher:
             model = model or self._load()
             opened = [open_record(item.record) for item in batch]
             for prompt in job.prompts:
-                _ask(model, job, prompt, list(zip(batch, opened, strict=True)))
+                asked = [
+                    job.ask(item, prompt, found)
+                    for item, found in zip(batch, opened, strict=True)
+                    if prompt in item.prompts
+                ]
+                _ask(model, job, [question for question in asked if question is not None])
             for item in batch:
                 if write := job.finish(item):
                     write()
 
 
-def _ask(
-    model: BatchModel, job: TeacherJob, prompt: Prompt, pairs: Sequence[tuple[Item, Opened]]
-) -> None:
+def _ask(model: BatchModel, job: TeacherJob, waiting: list[Question]) -> None:
     """Write the rows of a batch for one prompt; answers that are no captions are asked for again."""
-    waiting: list[tuple[Item, Opened, str]] = []
-    for item, opened in pairs:
-        if prompt not in item.prompts:
-            continue
-        before = item.tries.get(prompt.name, 0)
-        try:
-            if opened.error is not None:
-                raise DataError(opened.error)
-            waiting.append((item, opened, prompt.render(item.record)))
-        except DataError as error:
-            job.keep(item, prompt, opened, None, tries=before, error=str(error))
-    faults: dict[int, str] = {}
-    for attempt in range(job.asking.tries):
-        waiting = _try(model, job, prompt, waiting, faults, attempt)
-
-
-def _try(
-    model: BatchModel,
-    job: TeacherJob,
-    prompt: Prompt,
-    waiting: Sequence[tuple[Item, Opened, str]],
-    faults: dict[int, str],
-    attempt: int,
-) -> list[tuple[Item, Opened, str]]:
-    """Ask once; returns those that are to be asked again."""
-    if not waiting:
-        return []
-    asking = job.asking
-    start = min(item.tries.get(prompt.name, 0) for item, _, _ in waiting)
-    texts = [asking.text(text, faults.get(item.index)) for item, _, text in waiting]
-    images = [opened.image for _, opened, _ in waiting if opened.image is not None]
-    answers = model.answer(images, texts, asking, start + attempt)
-    again = []
-    for (item, opened, text), answer in zip(waiting, answers, strict=True):
-        fault = asking.wanted.fault(answer)
-        tries = start + attempt + 1
-        if fault is None:
-            job.keep(item, prompt, opened, answer, tries=tries)
-        elif attempt + 1 < asking.tries:
-            faults[item.index] = fault
-            again.append((item, opened, text))
-        else:
-            words = fault_words(item.record.name, answer, fault, asking.tries)
-            job.keep(item, prompt, opened, answer, tries=tries, error=words)
-    return again
+    while waiting:
+        images = [q.opened.image for q in waiting if q.opened.image is not None]
+        texts = [job.asking.text(question) for question in waiting]
+        attempt = min(question.tries for question in waiting)
+        answers = model.answer(images, texts, job.asking, attempt)
+        waiting = [q for q, answer in zip(waiting, answers, strict=True) if job.take(q, answer)]
 
 
 class VLVModel:

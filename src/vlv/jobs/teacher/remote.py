@@ -11,9 +11,8 @@ from PIL import Image
 
 from vlv.endpoint import ChatRequest, Client, stream, user
 from vlv.endpoint.client import UNKNOWN_LENGTH
-from vlv.errors import ConfigError, DataError, RequestError
+from vlv.errors import ConfigError, RequestError
 from vlv.jobs.inputs import open_record
-from vlv.jobs.teacher.job import fault_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from vlv.data.records import Record
     from vlv.endpoint import Budget, Endpoint, Ledger, Prices
     from vlv.jobs.inputs import Opened
-    from vlv.jobs.teacher.job import Asking, Item, TeacherJob
-    from vlv.jobs.teacher.prompts import Prompt
+    from vlv.jobs.teacher.job import Asking, Item, Question, TeacherJob
 
 PREPARED_AHEAD = 4
 """Images that are opened and made small while all requests wait for their answers."""
@@ -114,7 +112,8 @@ class EndpointTeacher:
             async def work(item: Item) -> None:
                 opened, jpeg = await asyncio.to_thread(prepare, item.record, self._shrink)
                 for prompt in item.prompts:
-                    await self._describe(client, job, item, prompt, opened, jpeg)
+                    if (question := job.ask(item, prompt, opened)) is not None:
+                        await self._describe(client, job, question, jpeg)
                 self.on_spent(client.ledger)
                 if write := job.finish(item):
                     await asyncio.to_thread(write)
@@ -122,55 +121,25 @@ class EndpointTeacher:
             stream(client, items, work, ahead=PREPARED_AHEAD)
 
     async def _describe(
-        self,
-        client: Client,
-        job: TeacherJob,
-        item: Item,
-        prompt: Prompt,
-        opened: Opened,
-        jpeg: bytes,
+        self, client: Client, job: TeacherJob, question: Question, jpeg: bytes
     ) -> None:
-        name, before = item.record.name, item.tries.get(prompt.name, 0)
-        if opened.error is not None:
-            job.keep(item, prompt, opened, None, tries=before, error=opened.error)
-            return
-        fault = answer = None
         try:
-            text = prompt.render(item.record)
-            for attempt in range(before, before + job.asking.tries):
-                answer = await client.ask(self.request(job.asking, jpeg, text, attempt, fault))
-                fault = job.asking.wanted.fault(answer)
-                before = attempt + 1
-                if fault is None:
-                    job.keep(item, prompt, opened, answer, tries=before)
-                    return
+            while job.take(question, await client.ask(_request(job.asking, question, jpeg))):
+                pass
         except RequestError as error:
-            job.keep(item, prompt, opened, None, tries=before, error=f"{name}: {error}")
-        except DataError as error:
-            job.keep(item, prompt, opened, None, tries=before, error=str(error))
-        else:
-            assert answer is not None
-            assert fault is not None
-            words = fault_words(name, answer, fault, job.asking.tries)
-            job.keep(item, prompt, opened, answer, tries=before, error=words)
-
-    def request(
-        self, asking: Asking, jpeg: bytes, text: str, attempt: int, fault: str | None
-    ) -> ChatRequest:
-        """The request of one try."""
-        temperature, seed = asking.draw(attempt)
-        return ChatRequest(
-            [user(asking.text(text, fault), jpeg)],
-            max_tokens=asking.max_tokens,
-            temperature=temperature,
-            seed=seed,
-        )
+            job.fail(question, f"{question.item.record.name}: {error}")
 
     def estimate(self, job: TeacherJob, num_images: int) -> tuple[int, float]:
-        """The most tokens and USD that so many images cost without second tries, by a guess of the prompt."""
+        """The most tokens and USD that the images cost without second tries, by a guess of the prompt."""
         tokens = [0, 0]
         for prompt in job.prompts:
             request = ChatRequest([user(prompt.text, b"\xff\xd8\xff")], job.asking.max_tokens)
             tokens[0] += num_images * request.guess_prompt_tokens()
             tokens[1] += num_images * (job.asking.max_tokens or UNKNOWN_LENGTH)
         return sum(tokens), self.prices.cost(*tokens)
+
+
+def _request(asking: Asking, question: Question, jpeg: bytes) -> ChatRequest:
+    temperature, seed = asking.draw(question.tries)
+    message = user(asking.text(question), jpeg)
+    return ChatRequest([message], asking.max_tokens, temperature, seed)
