@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from vlv.evaluation.statistics import Estimate
 
@@ -65,6 +65,17 @@ class Figure:
             **(target or {}),
             **({"verdict": self.verdict} if self.verdict else {}),
         }
+
+
+class StoredFigure(TypedDict):
+    """A figure as it stands in a result file; a number is None where there was nothing to measure."""
+
+    label: str
+    unit: Unit
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +209,11 @@ def format_value(value: float, unit: Unit) -> str:
     return f"{value:.{_DIGITS.get(unit, 3)}f}{suffix}"
 
 
-def figure_row(figure: Mapping[str, Any]) -> tuple[str, str, str, str]:
+def figure_row(figure: StoredFigure) -> tuple[str, str, str, str]:
     """Label, value, interval and n of a figure of a result file."""
     value, low, high = (
-        "" if figure[k] is None else format_value(figure[k], figure["unit"])
-        for k in ("value", "low", "high")
+        "" if number is None else format_value(number, figure["unit"])
+        for number in (figure["value"], figure["low"], figure["high"])
     )
     return figure["label"], value, f"{low} to {high}" if low else "", str(figure["n"])
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -219,6 +218,6 @@ def _table(values: ArrayLike) -> Array:
     return table[:, None] if table.ndim == 1 else table
 
 
-def _apply(statistic: Statistic, columns: Array) -> Any:
+def _apply(statistic: Statistic, columns: Array) -> Array:
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 / 0: nothing to measure
-        return statistic(columns)
+        return np.asarray(statistic(columns))

@@ -31,11 +31,12 @@ from vlv.evaluation import statistics
 from vlv.evaluation.experiments import toyworld
 from vlv.evaluation.experiments.backends import load_inspector
 from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
+from vlv.evaluation.experiments.boxes import measure as measure_boxes
 from vlv.evaluation.experiments.run import Report, Run, Settings, silent
-from vlv.evaluation.experiments.scoring import FEW_SAMPLES, write_result
+from vlv.evaluation.experiments.scoring import FEW_SAMPLES, Scores, write_result
 from vlv.evaluation.experiments.toyworld_scores import SECTIONS
 from vlv.evaluation.experiments.viewing import IMAGE_KEY, ORIGINAL
-from vlv.evaluation.metrics.boxes import Box, deviation
+from vlv.evaluation.metrics.boxes import Box
 from vlv.evaluation.results import Figure, Section, Unit
 from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
 from vlv.models.pipeline import VLVPipeline
@@ -376,23 +377,20 @@ def _measure(
     return found
 
 
-def _boxes(run: Run) -> Settings:
+def _boxes(run: Run) -> dict[str, list[list[float]]]:
     """Boxes of the reconstructions against those of the originals, and the error of the inspector itself."""
+    scores, samples = Scores(), run.data.samples()
     read: dict[str, dict[str, list[Box]]] = {ORIGINAL: {}, "z": {}}
     for row in run.rows(f"judgements/{toyworld.JUDGE.name}", IMAGE_KEY):
         if row["source"] in read:
             read[row["source"]][row["id"]] = boxes_of(row)
-    found: Settings = {}
-    for sample in run.data.samples():
-        originals = read[ORIGINAL][sample.id]
-        compared = {
-            "": deviation(originals, read["z"][sample.id]),
-            f"{ORIGINALS}.": deviation(true_boxes(sample.known_scene), originals),
-        }
-        for prefix, d in compared.items():
-            found.setdefault(f"{prefix}centre", []).append((d.centre, d.pairs))
-            found.setdefault(f"{prefix}scale", []).append((d.scale, d.pairs))
-    return found
+    truth = {sample.id: true_boxes(sample.known_scene) for sample in samples}
+    originals = {sample.id: read[ORIGINAL][sample.id] for sample in samples}
+    measure_boxes(scores, "z", "", originals, read["z"])
+    measure_boxes(scores, ORIGINALS, "", truth, originals)
+    columns = {measure.key.removeprefix("z."): measure.columns for measure in scores.measures}
+    wanted = [f"{of}{name}" for of in ("", f"{ORIGINALS}.") for name in BOXES]
+    return {key: columns[key].tolist() for key in wanted}
 
 
 def _figures(name: str, tables: Mapping[str, Settings], plan: Plan) -> list[Figure]:

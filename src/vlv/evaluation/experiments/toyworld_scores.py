@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -394,7 +393,7 @@ ROWS = {"from z": "z", "from our caption": "model", "from the true caption": "tr
 """Rows of the sheet of examples below the originals, and the sources of their images."""
 
 
-def sample_rows(run: Run) -> list[dict[str, Any]]:
+def sample_rows(run: Run) -> list[dict[str, object]]:
     """One row per scene: its captions, and the shares of claims found in what was made of it."""
     tables = Tables(run, 0)
     rows = {
@@ -411,6 +410,6 @@ def sample_rows(run: Run) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _sample_row(index: int, sample: Sample) -> dict[str, Any]:
+def _sample_row(index: int, sample: Sample) -> dict[str, object]:
     scene = sample.known_scene.to_dict()
     return {"index": index, "true_caption": sample.references[0], "scene": scene}

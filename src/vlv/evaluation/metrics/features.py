@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -140,7 +140,7 @@ def _vision(name: str, device: torch.device | str) -> tuple[PreTrainedModel, Ext
     return model, Extractor(int(width), "as the model's own preprocessor does", features)
 
 
-def cosine(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+def cosine(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:
     """Cosine of each pair of rows, (B,) in [-1, 1]."""
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     norm = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)

@@ -7,17 +7,19 @@ training of each variant, for the interval then knows nothing of how much traini
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES
+from vlv.evaluation.results import StoredFigure
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 Result = Mapping[str, Any]
 """A result file: of an experiment, or of `vlv eval toyworld`."""
-Figures = Mapping[str, Mapping[str, Any]]
+Figures = Mapping[str, StoredFigure]
 """The figures of result files by key."""
 Decide = Callable[[Figures], "Finding | None"]
 
@@ -49,9 +51,7 @@ class Claim:
     command: str = ""
 
 
-def above(
-    figure: Mapping[str, Any], threshold: float, what: str, *, falls: bool = False
-) -> Finding:
+def above(figure: StoredFigure, threshold: float, what: str, *, falls: bool = False) -> Finding:
     """Whether a figure lies above a threshold, or below it where the claim is that it falls.
 
     >>> above({"value": 2.0, "low": 1.5, "high": 2.5, "n": 90}, 1.0, "gain").verdict
@@ -70,6 +70,12 @@ def above(
         verdict,
         f"{what}: {figure['value']:.3f} ({low:.3f} to {high:.3f}), n = {n}, against {threshold:g}",
     )
+
+
+def _interval(figure: StoredFigure) -> tuple[float, float]:
+    """The ends of an interval; NaN, which lies on no side, where there is none."""
+    low, high = figure["low"], figure["high"]
+    return (math.nan, math.nan) if low is None or high is None else (low, high)
 
 
 def _figure(key: str, threshold: float, what: str) -> Decide:
@@ -115,9 +121,10 @@ def _best_guidance(figures: Figures) -> Finding | None:
     others = (one, four)
     if two["n"] < FEW_SAMPLES:
         return Finding("undecided", evidence)
-    if all(two["high"] < other["low"] for other in others):
+    low, high = _interval(two)
+    if all(high < _interval(other)[0] for other in others):
         return Finding("holds", evidence)
-    if any(two["low"] > other["high"] for other in others):
+    if any(low > _interval(other)[1] for other in others):
         return Finding("does not hold", evidence)
     return Finding("undecided", evidence)
 
@@ -125,7 +132,7 @@ def _best_guidance(figures: Figures) -> Finding | None:
 _PAIR = re.compile(r"([ab])(\d+)\+([ab])(\d+)\.b\.style")
 
 
-def _mixes_of_two(figures: Figures) -> dict[str, tuple[re.Match[str], Any, Any]]:
+def _mixes_of_two(figures: Figures) -> dict[str, tuple[re.Match[str], StoredFigure, StoredFigure]]:
     """Mixes of two embeddings by name: how they are made, the facts of a's objects in them, and b's styles."""
     found = {}
     for key in figures:
@@ -143,10 +150,10 @@ def _composition(figures: Figures) -> Finding | None:
     if not mixed:
         return None
 
-    def weaker(name: str) -> Any:
-        return min(mixed[name][1:], key=lambda half: float(half["low"]))
+    def weaker(name: str) -> StoredFigure:
+        return min(mixed[name][1:], key=lambda half: _interval(half)[0])
 
-    best = max(mixed, key=lambda name: float(weaker(name)["low"]))
+    best = max(mixed, key=lambda name: _interval(weaker(name))[0])
     _, objects, style = mixed[best]
     verdict = above(weaker(best), 0.5, best).verdict
     if min(objects["n"], style["n"]) < FEW_SAMPLES:
@@ -239,7 +246,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 def findings(results: Mapping[str, Result]) -> list[tuple[Claim, Finding]]:
     """What the figures of all results say of every claim."""
-    figures: dict[str, Mapping[str, Any]] = {}
+    figures: dict[str, StoredFigure] = {}
     seeds: dict[str, int] = {}
     for result in results.values():
         figures |= figures_of(result)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlv.errors import DataError
-from vlv.evaluation.report.claims import Result, findings
+from vlv.evaluation.report.claims import Figures, Result, findings
 from vlv.evaluation.results import figure_row
 
 _HEAD = """# Results
@@ -115,7 +115,7 @@ def tables_of(result: Result) -> list[Table]:
     return found
 
 
-def _figures(title: str, figures: Mapping[str, Any]) -> Table:
+def _figures(title: str, figures: Figures) -> Table:
     rows = [figure_row(figure) for figure in figures.values()]
     return Table(title, ("figure", "value", "95 % interval", "n"), rows)
 
@@ -191,12 +191,12 @@ def about_run(result: Result) -> str:
     return describe({**result["data"], **settings})
 
 
-def describe(settings: Mapping[str, Any]) -> str:
+def describe(settings: Mapping[str, object]) -> str:
     """Settings in one line."""
     return "; ".join(f"{key}: {_short(value)}" for key, value in settings.items() if value not in (None, {}))  # fmt: skip
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{k} {_short(v)}" for k, v in value.items()) + ")"
     if isinstance(value, list):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image
 
@@ -14,8 +14,9 @@ from vlv.evaluation.experiments import mixes, reconstruction
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.toyworld_scores import ROWS
 from vlv.evaluation.experiments.viewing import image_path, pairs
-from vlv.evaluation.report.claims import Result, findings
+from vlv.evaluation.report.claims import Figures, Result, findings
 from vlv.evaluation.report.document import Table, about_run, paper, paper_tables, tables_of
+from vlv.evaluation.results import StoredFigure
 from vlv.pages import charts, image_uri, render
 
 if TYPE_CHECKING:
@@ -133,9 +134,9 @@ def grid(rows: Sequence[Sequence[Image.Image]], gap: int = 3) -> Image.Image:
 # --- charts --------------------------------------------------------------------------------------------
 
 
-def _guidance_charts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _guidance_charts(figures: Figures) -> Iterator[tuple[str, str]]:
     """Distances and claims over guidance, a line for each source."""
-    curves: dict[str, dict[str, list[tuple[float, Any]]]] = {}
+    curves: dict[str, dict[str, list[tuple[float, StoredFigure]]]] = {}
     for key, figure in figures.items():
         match key.split("."):
             case [source, guidance, judge, measure] if (
@@ -144,19 +145,19 @@ def _guidance_charts(figures: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
                 lines = curves.setdefault(f"{measure} ({judge})", {})
                 lines.setdefault(source, []).append((float(guidance[1:]), figure))
     for title, lines in curves.items():
-        figure, (axes,) = charts.new_chart()
+        plot, (axes,) = charts.new_chart()
         for source, points in lines.items():
             ordered = sorted(points, key=lambda point: point[0])
             x = [guidance for guidance, _ in ordered]
             charts.error_bars(axes, x, [f for _, f in ordered], source)
         axes.set(xlabel="guidance", ylabel=title)
-        charts.add_legend(figure)
-        yield f"{title} by guidance, with 95 % intervals", charts.svg(figure)
+        charts.add_legend(plot)
+        yield f"{title} by guidance, with 95 % intervals", charts.svg(plot)
 
 
-def ablation_chart(figures: Mapping[str, Any]) -> Figure:
+def ablation_chart(figures: Figures) -> Figure:
     """One panel for each measure of an ablation, with a point for each variant."""
-    panels: dict[str, dict[str, Any]] = {}
+    panels: dict[str, dict[str, StoredFigure]] = {}
     for key, figure in figures.items():
         _, variant, measure = key.split(".")
         if " over " not in variant and figure["value"] is not None:

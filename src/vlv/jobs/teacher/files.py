@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from vlv.endpoint import KeyedStore, utf8
 from vlv.errors import OutputError
@@ -113,7 +113,7 @@ class State:
         OutputError: The folder is no job's, or was written with other settings.
     """
 
-    def __init__(self, output: TeacherOutput, settings: dict[str, Any]) -> None:
+    def __init__(self, output: TeacherOutput, settings: Mapping[str, object]) -> None:
         self.folder = output.folder / "state"
         self._settings = plain(settings)
         self._anew = output.on_existing == "overwrite"
@@ -154,7 +154,10 @@ class State:
         """The row of an image and prompt; None where it is missing."""
         assert self._rows is not None, "open() comes first"
         text = self._rows.get(_key(record, prompt))
-        return None if text is None else cast("Row", json.loads(text))
+        if text is None:
+            return None
+        row: Row = json.loads(text)
+        return row
 
     def is_missing(self, row: Row | None) -> bool:
         """Whether there is something to do."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from vlv.errors import BudgetError, ConfigError, DataError
 from vlv.jobs.tally import Tally
@@ -52,7 +52,7 @@ class Asking:
         if self.temperature is not None and self.temperature < 0:
             raise ConfigError(f"temperature is {self.temperature}; it must be 0 or more")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the captions depend on."""
         found = asdict(self)
         return {**found.pop("wanted"), **found}
@@ -116,7 +116,7 @@ class Teacher(Protocol):
     name: str
     """Of the model, for the column ``model``."""
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the captions depend on, besides prompts and `Asking`."""
 
     def run(self, job: TeacherJob, items: Iterator[Item]) -> None:

@@ -50,12 +50,12 @@ class LocalTeacher:
         name: str,
         load: Callable[[], BatchModel],
         batch_size: int,
-        about: dict[str, Any] | None = None,
+        about: dict[str, object] | None = None,
     ) -> None:
         self.name, self._load, self._batch_size = name, load, batch_size
         self._about = about or {}
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the captions depend on."""
         return {"model": self.name, **self._about}
 

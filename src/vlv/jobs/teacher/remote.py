@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import asdict, dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -93,7 +93,7 @@ class EndpointTeacher:
         self._shrink, self._seed = shrink, seed
         endpoint.read_key()  # complain now, before anything is written
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """What the captions depend on; the address is no part of it, for servers move."""
         extra = dict(self.endpoint.extra)
         return {"model": self.name, "shrink": asdict(self._shrink), "extra": extra}
