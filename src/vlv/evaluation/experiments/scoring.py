@@ -17,7 +17,7 @@ from vlv.evaluation.experiments.run import Run, Settings
 from vlv.evaluation.experiments.samples import read_rows
 from vlv.evaluation.metrics.sentences import MAX_N, bleu
 from vlv.evaluation.results import Figure, Section, Table, Target, Unit, number
-from vlv.evaluation.statistics import Paired, Statistic, estimate, paired_test
+from vlv.evaluation.statistics import Statistic, estimate, paired_test
 from vlv.jobs.table import Row
 from vlv.storage import write_json, write_text
 from vlv.training.journal import versions
@@ -93,16 +93,6 @@ class Scores:
             self.measures.append(Measure(key, label, tuple(rows), columns, statistic, unit))
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """One figure of two runs."""
-
-    key: str
-    label: str
-    paired: Paired
-    unit: Unit
-
-
 def judgements(run: Run, scores: Scores) -> Iterator[tuple[str, Settings, list[Row]]]:
     """Every judge's name, settings and rows without error; what failed and what it cost goes into the scores."""
     for name in run.judges():
@@ -168,7 +158,7 @@ def score_run(
         raise DataError(
             f"nothing of {run.folder} has been judged, so there is nothing to score; begin with vlv eval judge"
         )
-    compared = [] if baseline is None else compare(scores, baseline, seed, scores.notes)
+    compared = {} if baseline is None else compare(scores, baseline, seed)
     _note_few(scores)
     figures = figures_of(scores, seed)
     section = Section(run.experiment, title, figures, tuple(scores.tables))
@@ -180,8 +170,7 @@ def score_run(
         "files": len(run.data.inputs),
     }
     settings = {**run.settings, **scores.settings, "seed": seed}
-    comparisons = {c.key: _comparison(c) for c in compared}
-    more = {"baseline": None if baseline is None else str(baseline), "comparisons": comparisons}
+    more = {"baseline": None if baseline is None else str(baseline), "comparisons": compared}
     write_result(run.folder, section, data, settings, {**more, "notes": scores.notes})
     return section
 
@@ -228,19 +217,6 @@ def _note_few(scores: Scores) -> None:
         )
 
 
-def _comparison(c: Comparison) -> Settings:
-    difference = c.paired.difference
-    return {
-        "label": c.label,
-        "unit": c.unit,
-        "difference": number(difference.value),
-        "low": number(difference.low),
-        "high": number(difference.high),
-        "n": difference.n,
-        "p": number(c.paired.p),
-    }
-
-
 def _write_scores(run: Run, scores: Scores) -> None:
     """One row per sample, and a first row that says what the columns are."""
     about = {
@@ -285,8 +261,8 @@ def read_scores(path: Path) -> dict[str, Measure]:
     return found
 
 
-def compare(scores: Scores, baseline: Path, seed: int, notes: list[str]) -> list[Comparison]:
-    """Paired tests of every figure that two runs share, on the samples that they share."""
+def compare(scores: Scores, baseline: Path, seed: int) -> dict[str, Settings]:
+    """Paired tests of every figure that two runs share, on the samples that they share, as JSON values."""
     theirs = read_scores(baseline)
     common = [m for m in scores.measures if m.key in theirs]
     if not common:
@@ -294,7 +270,7 @@ def compare(scores: Scores, baseline: Path, seed: int, notes: list[str]) -> list
             f"{baseline} shares no figure with this run: it has {', '.join(list(theirs)[:4])} ..., this run "
             f"{', '.join(m.key for m in scores.measures[:4])} ...; give the sources the same names"
         )
-    found = []
+    found: dict[str, Settings] = {}
     for ours in common:
         other = theirs[ours.key]
         place = {id: row for row, id in enumerate(other.ids)}
@@ -306,10 +282,18 @@ def compare(scores: Scores, baseline: Path, seed: int, notes: list[str]) -> list
             )
         if len(rows) < len(ours.ids):
             note = f"compared with the baseline on the {len(rows)} of {len(ours.ids)} samples that both have"
-            notes.extend([note] if note not in notes else [])
+            scores.notes.extend([note] if note not in scores.notes else [])
         mine, its = (np.array(column) for column in zip(*rows, strict=True))
         paired = paired_test(
             ours.columns[mine], other.columns[its], STATISTICS[ours.statistic], seed
         )
-        found.append(Comparison(ours.key, ours.label, paired, ours.unit))
+        found[ours.key] = {
+            "label": ours.label,
+            "unit": ours.unit,
+            "difference": number(paired.difference.value),
+            "low": number(paired.difference.low),
+            "high": number(paired.difference.high),
+            "n": paired.difference.n,
+            "p": number(paired.p),
+        }
     return found

@@ -125,7 +125,7 @@ def _vision(name: str, device: torch.device | str) -> tuple[PreTrainedModel, Ext
         model: PreTrainedModel = AutoModel.from_pretrained(name, trust_remote_code=False)
     except _CANNOT_LOAD as error:
         raise ModelFolderError(f"{name} is no vision model of transformers ({error})") from error
-    torch.nn.Module.to(model, device).eval()
+    torch.nn.Module.to(model, device).eval()  # the signature of PreTrainedModel.to takes no device
     clip = getattr(model, "get_image_features", None)
 
     def features(images: Sequence[Image.Image]) -> Features:
