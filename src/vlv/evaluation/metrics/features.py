@@ -190,49 +190,37 @@ class ClipScore:
         self._text = text
         self._length = int(self._model.config.text_config.max_position_embeddings)
 
-    @torch.no_grad()
     def __call__(self, images: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
-        """Score each image with the text in its place."""
-        whole = self._tokenizer(list(texts), verbose=False).input_ids
-        inputs = self._tokenizer(
-            list(texts),
-            padding="max_length",
-            max_length=self._length,
-            truncation=True,
-            return_tensors="pt",
-        )
-        return ClipScores(
-            2.5 * cosine(self._images(images), self._read(inputs)).clip(0),
-            np.array([len(ids) > self._length for ids in whole]),
-        )
+        """Score each image with the beginning of the text in its place."""
+        return self._score(images, texts, whole=False)
 
-    @torch.no_grad()
     def in_pieces(self, images: Sequence[Image.Image], texts: Sequence[str]) -> ClipScores:
         """Score each image with the whole of a text, however long: 2.5 max(mean cosine of its pieces, 0).
 
-        A text that CLIP cannot read at once is cut into as few pieces as can be, of as many tokens each, and each piece has
-        its own start and end token. Of a short text this is CLIPScore itself; `truncated` tells long texts. An image that is
-        given several times is looked at once.
+        A text that CLIP cannot read at once is cut into the fewest pieces, whose lengths differ by one token at most, and each
+        piece has its own start and end token. Of a short text this is CLIPScore itself; `truncated` marks the long ones.
         """
+        return self._score(images, texts, whole=True)
+
+    @torch.no_grad()
+    def _score(
+        self, images: Sequence[Image.Image], texts: Sequence[str], *, whole: bool
+    ) -> ClipScores:
         head, tail = self._ends()
         room = self._length - len(head) - len(tail)
-        cut = [
-            pieces(ids, room)
-            for ids in self._tokenizer(
-                list(texts), add_special_tokens=False, verbose=False
-            ).input_ids
-        ]
+        read = self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
+        cut = [pieces(ids, room) if whole else [ids[:room]] for ids in read]
         rows = [{"input_ids": [*head, *ids, *tail]} for parts in cut for ids in parts]
         pad = self._tokenizer.pad  # type: ignore[attr-defined]  # of every tokenizer
         inputs = pad(rows, padding="max_length", max_length=self._length, return_tensors="pt")
         numbers = [len(parts) for parts in cut]
-        once = {id(image): image for image in images}
+        once = {id(image): image for image in images}  # one given several times is looked at once
         place = {key: row for row, key in enumerate(once)}
         seen = self._images(list(once.values()))[[place[id(image)] for image in images]]
         pixels = np.repeat(seen, numbers, axis=0)
         starts = np.cumsum([0, *numbers[:-1]])
         means = np.add.reduceat(cosine(pixels, self._read(inputs)), starts) / numbers
-        return ClipScores(2.5 * means.clip(0), np.array(numbers) > 1)
+        return ClipScores(2.5 * means.clip(0), np.array([len(ids) > room for ids in read]))
 
     def _ends(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts before and behind a text."""
