@@ -23,7 +23,7 @@ from vlv.errors import ModelFolderError
 from vlv.evaluation.metrics.inception import SIDE, WIDTH, FIDInception
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
     from vlv.toyworld.inspector import Inspector
 
@@ -177,7 +177,7 @@ class ClipScore:
         from transformers import AutoTokenizer
 
         try:
-            self._tokenizer: Callable[..., Any] = AutoTokenizer.from_pretrained(
+            self._tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 name, trust_remote_code=False
             )
         except _CANNOT_LOAD as error:
@@ -211,8 +211,9 @@ class ClipScore:
         read = self._tokenizer(list(texts), add_special_tokens=False, verbose=False).input_ids
         cut = [pieces(ids, room) if whole else [ids[:room]] for ids in read]
         rows = [{"input_ids": [*head, *ids, *tail]} for parts in cut for ids in parts]
-        pad = self._tokenizer.pad  # type: ignore[attr-defined]  # of every tokenizer
-        inputs = pad(rows, padding="max_length", max_length=self._length, return_tensors="pt")
+        inputs = self._tokenizer.pad(
+            rows, padding="max_length", max_length=self._length, return_tensors="pt"
+        )
         numbers = [len(parts) for parts in cut]
         once = {id(image): image for image in images}  # one given several times is looked at once
         place = {key: row for row, key in enumerate(once)}
@@ -227,7 +228,7 @@ class ClipScore:
         around = list(self._tokenizer([""], verbose=False).input_ids[0])
         return around[:-1], around[-1:]
 
-    def _read(self, inputs: Any) -> Features:
+    def _read(self, inputs: BatchEncoding) -> Features:
         """(P, W) of P padded texts."""
         found = self._text(
             input_ids=inputs["input_ids"].to(self._device),
