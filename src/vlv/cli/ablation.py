@@ -127,18 +127,13 @@ def ablation(given: AblationOptions) -> int:
 
 def _run(given: AblationOptions) -> None:
     """Train, measure, print and plot."""
-    import torch
-    from transformers.utils.logging import disable_progress_bar
-
     from vlv.cli.experiments import progress
     from vlv.evaluation.experiments.ablations import run_ablation
     from vlv.evaluation.report.page import ablation_chart
     from vlv.evaluation.results import Results, format_results
-    from vlv.models.placement import pick_device
 
-    disable_progress_bar()
     plan, folder = given.plan(), given.run_dir
-    device = torch.device(pick_device(given.measuring.device))
+    device = common.quiet_device(given.measuring.device)
     with progress("measuring") as report:
         section = run_ablation(given.name, folder, plan, device, report)
     about = {"ablation": given.name, "seeds": str(plan.seeds), "num": str(plan.measuring.num)}

@@ -17,6 +17,8 @@ from vlv.errors import OtherProcessError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import torch
+
     from vlv.data.parts import Detail
     from vlv.data.records import Record
     from vlv.endpoint import Budget, Endpoint, Prices
@@ -329,6 +331,17 @@ def placement(
         raise ConfigError(f"--llm-bits is {llm_bits}; choose 8 or 4, or leave it out")
     bits = cast("Literal[4, 8] | None", llm_bits)
     return Placement(device, dtype, offload, vae, bits, compiled)
+
+
+def quiet_device(device: str) -> torch.device:
+    """The device of an option; from now on weights load without a progress bar for each part."""
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from vlv.models.placement import pick_device
+
+    disable_progress_bar()
+    return torch.device(pick_device(device))
 
 
 def dtype_name(placement: Placement) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from vlv.evaluation.experiments.run import Run
     from vlv.evaluation.experiments.toyworld import Models, Plan
     from vlv.evaluation.results import Results
-    from vlv.models.pipeline import VLVPipeline
 
 app = typer.Typer(name="eval", help="Measure a model.", no_args_is_help=True)
 app.add_typer(experiments.predict)
@@ -52,26 +51,20 @@ class ModelsOptions:
 
     def load(self) -> Models:
         """All models, with all parts that they have."""
-        from transformers.utils.logging import disable_progress_bar
-
         from vlv.evaluation.experiments.backends import load_inspector
         from vlv.evaluation.experiments.toyworld import Models
-
-        disable_progress_bar()
-        model = self._load(self.model)
-        inspector = load_inspector(self.inspector or Path(self.model), model.device)
-        stage1, control = (
-            None if name is None else self._load(name) for name in (self.stage1, self.control)
-        )
-        return Models(model, inspector, stage1, control)
-
-    def _load(self, name: str) -> VLVPipeline:
         from vlv.models.pipeline import VLVPipeline
-        from vlv.models.placement import pick_device
 
-        pipe = VLVPipeline.from_pretrained(name)
-        pipe.to(pick_device(self.device))
-        return pipe
+        device = common.quiet_device(self.device)
+
+        def load(name: str) -> VLVPipeline:
+            return VLVPipeline.from_pretrained(name).to(device)
+
+        inspector = load_inspector(self.inspector or Path(self.model), device)
+        stage1, control = (
+            None if name is None else load(name) for name in (self.stage1, self.control)
+        )
+        return Models(load(self.model), inspector, stage1, control)
 
 
 @option_group("Output")

@@ -70,16 +70,10 @@ class WorkOptions:
         self, folder: Path, asking: common.EndpointOptions | None = None
     ) -> Iterator[Backends]:
         """Models and endpoints for one command."""
-        import torch
-        from transformers.utils.logging import disable_progress_bar
-
         from vlv.evaluation.experiments.backends import Backends
-        from vlv.models.placement import pick_device
 
-        disable_progress_bar()
-        found = Backends(
-            torch.device(pick_device(self.device)), self.batch_size, store=folder / "answers"
-        )
+        device = common.quiet_device(self.device)
+        found = Backends(device, self.batch_size, store=folder / "answers")
         if asking is not None:
             found.endpoint, found.budget, found.prices = (
                 asking.endpoint,
