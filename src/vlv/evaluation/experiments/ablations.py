@@ -350,7 +350,6 @@ def _kept(path: Path, about: Settings) -> Settings | None:
     return content["columns"] if content and content["about"] == plain(about) else None
 
 
-_SECTIONS = {"claims": "reconstruction", "way": "denoising", "f1": "captions"}
 _KEYS = {"claims": "reconstruction.recall", "way": "denoising.way", "f1": "captions.f1"}
 
 
@@ -365,7 +364,8 @@ def _measure(
     """The columns of every measure, N rows each; what they were measured on is not kept."""
     pipe = VLVPipeline.from_pretrained(model).to(device)
     inspector = load_inspector(plan.parts / "inspector", device)
-    wanted = {_SECTIONS.get(measure, "reconstruction") for measure in ablation.measures}
+    keys = [_KEYS.get(measure, "reconstruction") for measure in ablation.measures]
+    wanted = {key.partition(".")[0] for key in keys}
     sections = tuple(name for name in SECTIONS if name in wanted)
     measuring = replace(plan.measuring, sections=sections)
     _, run = toyworld.evaluate_toyworld(toyworld.Models(pipe, inspector), measuring, folder, report)

@@ -37,6 +37,7 @@ from vlv.evaluation.results import Figure, Section, Table, Target, Unit
 from vlv.evaluation.statistics import Estimate
 from vlv.models.folder import COMPONENTS, NEEDED
 from vlv.toyworld.language import parse
+from vlv.toyworld.probes import feature_distances
 
 TARGETS: dict[str, Target] = {
     "vae.psnr": Target(36, 40),
@@ -170,10 +171,10 @@ def unsaid(t: Tables) -> Scores:
     """What captions do not say: z should keep more of it than the true caption does."""
     scores, z, true = Scores(), t.seen("z"), t.seen("true")
     places = t.seen(ORIGINAL).ids
-    original = t.features(ORIGINAL).astype(np.float64)
+    original = t.features(ORIGINAL)
 
     def apart(source: str) -> Columns:
-        distance = np.linalg.norm(t.features(source).astype(np.float64) - original, axis=1)
+        distance = feature_distances(t.features(source), original)
         return {id: [float(d), 1.0] for id, d in zip(places, distance, strict=True)}
 
     def centre(seen: Stated) -> Columns:
