@@ -8,17 +8,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import (
-    BaseModel,
-    Discriminator,
-    Field,
-    PositiveInt,
-    Tag,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import BaseModel, Discriminator, Field, PositiveInt, Tag, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from vlv.config_files import MODELS, RUNS, names_in, read_values
@@ -39,9 +32,7 @@ from vlv.config_sections import (
     TrainedEncoder,
 )
 from vlv.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from vlv.storage import Json
 
 __all__ = [
     "BackboneEncoder",
@@ -167,6 +158,13 @@ _AnyRun: TypeAdapter[RunConfig] = TypeAdapter(
 )
 _CHOICES: tuple[type[Settings], ...] = (Stage1Run, Stage2Run, *ENCODERS.values())
 """What a setting may belong to that is none of its own section."""
+_SECTIONS: dict[str, type[Settings]] = {
+    "optim": OptimConfig,
+    "loop": LoopConfig,
+    "data": DataConfig,
+    "stage1": Stage1Config,
+    "stage2": Stage2Config,
+}
 
 
 class ImageConfig(Settings):
@@ -248,31 +246,19 @@ def load_models(source: str | Path, overrides: Sequence[str] = ()) -> ModelPrese
 
 def free_on_resume() -> set[str]:
     """Dotted names of the settings that may change when a run goes on: none of them touches what is learnt."""
-    sections: dict[str, type[Settings]] = {
-        "optim": OptimConfig,
-        "loop": LoopConfig,
-        "data": DataConfig,
-    }
     return {
         f"{section}.{name}"
-        for section, kind in sections.items()
+        for section, kind in _SECTIONS.items()
         for name, field in kind.model_fields.items()
         if FREE_ON_RESUME in field.metadata
     }
 
 
-def defaults() -> dict[str, Any]:
+def defaults() -> Json:
     """Defaults of a run's settings by dotted name, as JSON values; those without one are left out."""
-    sections: dict[str, type[Settings]] = {
-        "optim": OptimConfig,
-        "loop": LoopConfig,
-        "data": DataConfig,
-        "stage1": Stage1Config,
-        "stage2": Stage2Config,
-    }
     return {
         f"{section}.{name}": to_jsonable_python(field.get_default(call_default_factory=True))
-        for section, kind in sections.items()
+        for section, kind in _SECTIONS.items()
         for name, field in kind.model_fields.items()
         if not field.is_required()
     }

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from vlv.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from vlv.storage import Json
 
 RUNS = "presets"
 MODELS = "presets/models"
@@ -26,7 +25,7 @@ def names_in(folder: str) -> list[str]:
 
 def read_values(
     source: str | Path, overrides: Sequence[str] = (), folders: Sequence[str] = (RUNS, MODELS)
-) -> tuple[dict[str, Any], str]:
+) -> tuple[Json, str]:
     """Nested values of a file or preset, and its name.
 
     `base: NAME` (a preset, or a file beside this one) supplies what is not said; nested values are joined, a part
@@ -51,9 +50,7 @@ def read_values(
     return values, name
 
 
-def _with_base(
-    values: dict[str, Any], folder: Path, chain: list[str], folders: Sequence[str]
-) -> dict[str, Any]:
+def _with_base(values: Json, folder: Path, chain: list[str], folders: Sequence[str]) -> Json:
     """Join values with those of their base, and of its base."""
     base = values.pop("base", None)
     if base is None:
@@ -68,7 +65,7 @@ def _with_base(
     return _joined(inherited, values)
 
 
-def _joined(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _joined(base: Json, values: Json) -> Json:
     joined = dict(base)
     for key, value in values.items():
         old = joined.get(key)
@@ -85,7 +82,7 @@ def _folder_of(source: str | Path) -> Path:
     return Path(source).parent if Path(source).is_file() else Path()
 
 
-def _read_mapping(source: str | Path, folders: Sequence[str]) -> tuple[dict[str, Any], str]:
+def _read_mapping(source: str | Path, folders: Sequence[str]) -> tuple[Json, str]:
     text, name = _read(source, folders)
     values = _parse_yaml(text, name)
     if not isinstance(values, dict):
@@ -117,7 +114,7 @@ def _parse_yaml(text: str, where: str) -> Any:
         raise ConfigError(f"{where} is no valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: Json, override: str) -> None:
     """Set one `a.b=c` in nested values; of a part that is named by its path alone, `revision` and the like too."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):

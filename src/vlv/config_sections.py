@@ -93,13 +93,13 @@ class LoopConfig(Settings):
     channels_last: Literal["auto"] | bool = "auto"
     """Memory layout of U-Net and VAE; auto is on a GPU only, as a CPU gains nothing from it."""
     compile: Literal["none", "auto"] | list[CompiledPart] = "none"
-    """Parts that torch.compile translates first, which takes minutes; auto is all but the text tower, and on a GPU only."""
+    """Parts that torch.compile compiles first, which takes minutes; auto is all but the text tower, and on a GPU only."""
     cpu_tricks: bool = True
     """On a CPU: keep freed memory for the next step, and write attention out in bf16 (see docs/performance.md)."""
     tf32: bool = True
     """Let a GPU round the factors of float32 products to 10 bits, which the VAE and fp32 runs gain from."""
     parallel: Annotated[Literal["ddp", "fsdp"] | None, FREE_ON_RESUME] = None
-    """Of several processes: ddp holds all in each, fsdp deals out what trains; null is as accelerate says, or ddp."""
+    """Of several processes: ddp holds all in each, fsdp shards what trains; null is as accelerate says, or ddp."""
     train_mode: Literal["trained", "all"] = "trained"
     """Parts with dropout and drop-path: those that train, or all, the frozen vision tower too (the authors' code)."""
     seed: int = Field(0, ge=0)
@@ -113,7 +113,7 @@ class LoopConfig(Settings):
     eval_every: Annotated[PositiveInt | None, FREE_ON_RESUME] = 500
     """Steps between two evaluations; null evaluates at the end only."""
     sample_every: Annotated[PositiveInt | None, FREE_ON_RESUME] = 1000
-    """Steps between two sample pictures; null draws them at the end only."""
+    """Steps between two sheets of samples; null draws them at the end only."""
     save_every: Annotated[PositiveInt | None, FREE_ON_RESUME] = 1000
     """Steps between two checkpoints; null leaves it to save_every_seconds."""
     save_every_seconds: Annotated[PositiveFloat | None, FREE_ON_RESUME] = 120.0

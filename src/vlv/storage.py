@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
+Json = dict[str, Any]
+"""A JSON object."""
 TEMPORARY_SUFFIX = ".vlv-tmp"
 
 
@@ -101,6 +103,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             temporary.rename(folder)
             sync(folder.parent)
     finally:
+        if old.exists() and not folder.exists():  # the new one could not take its name
+            old.rename(folder)
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -186,7 +190,7 @@ class Journal:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+    def append(self, rows: Iterable[Mapping[str, object]]) -> None:
         """Add one line for every row, and sync once.
 
         Raises:
@@ -208,7 +212,7 @@ class Journal:
         self._file.close()
 
 
-def to_line(row: Mapping[str, Any]) -> bytes:
+def to_line(row: Mapping[str, object]) -> bytes:
     """A row as one JSON line, UTF-8."""
     return json.dumps(row, ensure_ascii=False).encode() + b"\n"
 
@@ -227,7 +231,7 @@ def _whole_lines(path: Path, block: int = 1 << 16) -> int:
     return 0
 
 
-def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+def read_journal(path: Path) -> Iterator[Json]:
     """Yield the rows of a file of JSON lines one by one; a last line that a crash cut short is left out.
 
     Raises:
@@ -262,15 +266,15 @@ class Difference:
         return f"{self.name} was {_short(self.old)}, now {_short(self.new)}"
 
 
-def plain(settings: Mapping[str, object]) -> dict[str, Any]:
+def plain(settings: Mapping[str, object]) -> Json:
     """Settings as the JSON values that reading them back gives: tuples are lists, paths are strings."""
-    values: dict[str, Any] = json.loads(json.dumps(dict(settings), default=str))
+    values: Json = json.loads(json.dumps(dict(settings), default=str))
     return values
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, object], prefix: str = "") -> Json:
     """Nested settings by dotted name; an empty mapping stays a value."""
-    found: dict[str, Any] = {}
+    found: Json = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
             found |= flat(value, f"{prefix}{name}.")
@@ -332,7 +336,7 @@ def check_settings(
         raise error(f"{what} was made with other settings ({listed}); {mend}")
 
 
-def read_settings(path: Path, *, mend: str = "name another output") -> dict[str, Any] | None:
+def read_settings(path: Path, *, mend: str = "name another output") -> Json | None:
     """The JSON object that `write_json` left beside a result; None where there is none.
 
     Raises:
@@ -340,13 +344,13 @@ def read_settings(path: Path, *, mend: str = "name another output") -> dict[str,
     """
     try:
         return _object(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise OutputError(f"{path} is damaged ({error}); {mend}") from error
 
 
-def _object(text: bytes) -> dict[str, Any]:
+def _object(text: bytes) -> Json:
     """Parse one JSON object; ValueError for anything else."""
     value = json.loads(text)
     if isinstance(value, dict):

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.curation.files import index_of, jpeg, run, write_tar
+from vlv.curation.decide import Split
 from vlv.curation.job import ShardJob
 from vlv.curation.settings import FilterConfig
-from vlv.curation.split import Split
 from vlv.errors import ConfigError
 
 SHARES = {"train": 0.5, "val": 0.25, "test": 0.25}

@@ -1,4 +1,4 @@
-"""PNG files with their settings, and sheets."""
+"""PNG files with their settings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlv.jobs.pictures import read_settings, sheet, write_png
+from vlv.jobs.pictures import read_settings, write_png
 
 
 def test_settings_travel_in_the_png(tmp_path: Path) -> None:
@@ -23,13 +23,3 @@ def test_other_files_have_no_settings(tmp_path: Path) -> None:
     broken.write_bytes(b"no png")
     assert read_settings(plain) is None
     assert read_settings(broken) is None
-
-
-def test_sheet_lays_pairs_side_by_side() -> None:
-    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (16, 16), "blue")
-    page = sheet([(red, blue)] * 3, columns=2)
-    cell = (2 * 16 + 3 * 2, 16 + 2 * 2)
-    assert page.size == (2 * cell[0], 2 * cell[1])
-    assert page.getpixel((2, 2)) == (255, 0, 0)
-    assert page.getpixel((2 + 16 + 2, 2)) == (0, 0, 255)
-    assert page.getpixel((cell[0] + 2, cell[1] + 2)) == (255, 255, 255), "no fourth pair"

@@ -111,8 +111,8 @@ def test_training(
     assert predicted.optimizer == pytest.approx(moments * trained, rel=0.01)
 
 
-def dealt_out(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
-    """Memory of one of two processes among which what trains is dealt out: predicted whole, predicted, measured."""
+def sharded(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
+    """Memory of one of two processes among which what trains is sharded: predicted whole, predicted, measured."""
     del rank
     make, optim = {"stage1": stage1, "stage2": stage2}[stage], optim_config(lr_scale={})
     whole, share_only = (
@@ -136,7 +136,7 @@ def dealt_out(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
 @pytest.mark.parametrize("changes", [{}, {"accumulate": 2, "ema": 0.9}])
 def test_training_of_a_share(stage: str, changes: dict[str, Any]) -> None:
     loop = loop_config(batch_size=2, parallel="fsdp", **changes)
-    for whole, predicted, found in run_ranks(2, dealt_out, stage, loop):
+    for whole, predicted, found in run_ranks(2, sharded, stage, loop):
         assert predicted == pytest.approx(found, rel=0.025)
         assert whole > 1.03 * found, "with no more than a prediction for one process it would fail"
 

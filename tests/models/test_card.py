@@ -62,10 +62,10 @@ def test_a_card_says_what_is_known() -> None:
     assert 'from_pretrained("me/model")' in card
     assert "pipe.caption" in card
     assert "unet" not in card
-    assert "reconstruct" not in card, "it has no VAE"
+    assert "pipe.reconstruct" not in card, "it has no VAE"
     assert "| stage1 | encoder | 40,000 | 2,000 | 512 | 5e-05, cosine | bf16 | 3 |" in card
     assert "on 256 images that were held out" in card
-    assert "| way of z from no text (0) to the true caption (1) | 0.75 |" in card
+    assert "| share of the true caption's gain over no text that z recovers | 0.75 |" in card
     assert "| a_new_figure | 2 |" in card
     assert "independent implementation" in card
     assert "arXiv:2507.07104" in card

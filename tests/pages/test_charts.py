@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 from PIL import Image
 
-from vlv.pages import charts, image_uri, render
+from vlv.pages import charts, image_uri, render, sheet
 
 
 def lines(svg: str) -> list[str]:
@@ -59,3 +59,13 @@ def test_images_as_uris() -> None:
     image = Image.new("RGBA", (2, 2))
     assert image_uri(image).startswith("data:image/png;base64,")
     assert image_uri(image, "JPEG").startswith("data:image/jpeg;base64,")
+
+
+def test_a_sheet_lays_images_out_row_by_row() -> None:
+    colours = ["red", "green", "blue", "black", "yellow"]
+    page = sheet([Image.new("RGB", (10, 20), colour) for colour in colours], columns=2, gap=4)
+    assert page.size == (2 * 14 + 4, 3 * 24 + 4)
+    assert page.getpixel((4, 4)) == (255, 0, 0)
+    assert page.getpixel((18, 28)) == (0, 0, 0)
+    assert page.getpixel((20, 56)) == (255, 255, 255), "no sixth image"
+    assert sheet([Image.new("RGB", (10, 20))], columns=8).size == (18, 28)

@@ -10,7 +10,7 @@ from transformers import BartTokenizer, CLIPTokenizer, Qwen2Tokenizer
 from vlv.data.loader import Loader, LoaderSettings
 from vlv.data.source import find_records
 from vlv.toyworld import components
-from vlv.toyworld.dataset import render_shards
+from vlv.toyworld.dataset import Layout, render_shards
 from vlv.toyworld.scene import Scene, sample_scene
 from vlv.training.objective import Batch
 
@@ -21,7 +21,7 @@ NUM_SCENES = 128
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `NUM_SCENES` rendered training scenes."""
     folder = tmp_path_factory.mktemp("shards")
-    render_shards(folder, split="train", num=NUM_SCENES, seed=0, per_shard=100, workers=1)
+    render_shards(folder, Layout("train", NUM_SCENES, seed=0, per_shard=100), workers=1)
     return folder
 
 

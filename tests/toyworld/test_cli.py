@@ -43,7 +43,7 @@ def test_render(toyworld: Any, tmp_path: Path) -> None:
     other = toyworld(*arguments, "--seed", 1)
     assert other.code == 1
     assert other.err.startswith("vlv: ")
-    assert "was rendered with seed 0, not 1" in other.err
+    assert "seed was 0, now 1" in other.err
 
 
 def test_an_interrupted_render_says_that_it_goes_on(

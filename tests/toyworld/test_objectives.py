@@ -61,7 +61,7 @@ def teacher_batch(source: Source, tokenizer: CLIPTokenizer) -> tuple[TeacherObje
     batch = {
         "latents_mean": mean.half(),
         "latents_std": torch.full_like(mean, 0.1).half(),
-        "boxes": source.pictures("boxes")["boxes"][:6],
+        "boxes": source.images("boxes")["boxes"][:6],
         "texts": ids,
     }
     return teacher(tokenizer), batch
@@ -117,7 +117,7 @@ def test_the_loss_of_the_teacher_goes_down(source: Source, text_tokenizer: CLIPT
 def test_the_loss_of_florence_goes_down(source: Source, florence_tokenizer: BartTokenizer) -> None:
     texts = ["a red cube", "a blue ball", "a cone", "a drum", "photo, night", "a green cube"]
     ids = florence_tokenizer(texts, padding=True, return_tensors="pt").input_ids
-    batch = {"pixels": source.pictures("pixels")["pixels"][:6], "tags": ids}
+    batch = {"pixels": source.images("pixels")["pixels"][:6], "tags": ids}
     assert_falls(florence(florence_tokenizer), batch | {"short": ids, "detailed": ids})
 
 
@@ -149,7 +149,7 @@ def test_captions_are_dropped_for_the_unconditional_branch(
 
 
 def test_weights_lie_on_the_objects(source: Source) -> None:
-    boxes = source.pictures("boxes")["boxes"]
+    boxes = source.images("boxes")["boxes"]
     weights = box_weights(boxes, 64, 64, FOREGROUND_WEIGHT)
     assert float(weights.mean()) == pytest.approx(1, abs=1e-4)
     assert float(weights.max() / weights.min()) == pytest.approx(FOREGROUND_WEIGHT)

@@ -18,8 +18,8 @@ from vlv.toyworld.render import image_box, render
 from vlv.toyworld.scene import Scene
 from vlv.toyworld.table import (
     TableLoader,
+    image_columns,
     labels_of,
-    picture_columns,
     scenes_of,
     token_column,
     write_texts,
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 def test_pictures_and_labels_are_those_of_the_scenes(shards: Path, tmp_path: Path) -> None:
     records = find_records([shards])[:20]
-    columns = picture_columns(records, 64, tmp_path / "scenes")
+    columns = image_columns(records, 64, tmp_path / "scenes")
     scenes = scenes_of(records)
     labels = encode_scenes(scenes)
     for fact, values in labels_of(columns).items():
@@ -45,12 +45,12 @@ def test_pictures_and_labels_are_those_of_the_scenes(shards: Path, tmp_path: Pat
 
 def test_files_are_made_once_and_for_one_data_set(shards: Path, tmp_path: Path) -> None:
     records, folder = find_records([shards]), tmp_path / "scenes"
-    picture_columns(records[:4], 64, folder)
+    image_columns(records[:4], 64, folder)
     (place,) = folder.iterdir()
     before = (place / "pixels.npy").stat().st_mtime_ns
-    picture_columns(records[:4], 64, folder)
+    image_columns(records[:4], 64, folder)
     assert (place / "pixels.npy").stat().st_mtime_ns == before
-    picture_columns(records[:5], 64, folder)
+    image_columns(records[:5], 64, folder)
     assert len(list(folder.iterdir())) == 2
 
 

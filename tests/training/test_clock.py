@@ -54,7 +54,7 @@ def test_goes_on_on_other_devices(now: list[float]) -> None:
 
 def test_work_that_was_lost_was_paid(now: list[float]) -> None:
     clock = Clock(steps=100, num_devices=2, usd_per_hour=1)
-    clock.load_state_dict({"elapsed_seconds": 3600}, step=1)  # a checkpoint of an earlier version
+    clock.load_state_dict({"elapsed_seconds": 3600, "device_seconds": 3600}, step=1)
     clock.was_paid(0.5)
     assert clock.figures(1)["device_hours"] == 1
     clock.was_paid(3)

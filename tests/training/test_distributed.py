@@ -109,7 +109,7 @@ def test_the_curve_does_not_depend_on_the_cut(
             torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
 
 
-def dealt_out(rank: int, run_dir: Path, parallel: str, interrupted: bool) -> Any:
+def sharded_run(rank: int, run_dir: Path, parallel: str, interrupted: bool) -> Any:
     seen = []
     while True:
         objective, average = Plain(), {}
@@ -144,10 +144,10 @@ def dealt_out(rank: int, run_dir: Path, parallel: str, interrupted: bool) -> Any
 
 
 @pytest.mark.slow
-def test_what_trains_may_be_dealt_out(tmp_path: Path) -> None:
-    whole = run_ranks(2, dealt_out, tmp_path / "ddp", "ddp", False)
-    shares = run_ranks(2, dealt_out, tmp_path / "fsdp", "fsdp", False)
-    again = run_ranks(2, dealt_out, tmp_path / "again", "fsdp", True)
+def test_what_trains_may_be_sharded(tmp_path: Path) -> None:
+    whole = run_ranks(2, sharded_run, tmp_path / "ddp", "ddp", False)
+    shares = run_ranks(2, sharded_run, tmp_path / "fsdp", "fsdp", False)
+    again = run_ranks(2, sharded_run, tmp_path / "again", "fsdp", True)
     for run_dir in (tmp_path / "fsdp", tmp_path / "again"):
         assert (losses(tmp_path / "ddp") - losses(run_dir)).abs().max() < 1e-5
     for rank in range(2):
@@ -161,12 +161,12 @@ def test_what_trains_may_be_dealt_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_may_go_on_dealt_out_otherwise(tmp_path: Path) -> None:
-    expected = run_ranks(2, dealt_out, tmp_path / "ddp", "ddp", False)
+def test_a_run_may_go_on_sharded_otherwise(tmp_path: Path) -> None:
+    expected = run_ranks(2, sharded_run, tmp_path / "ddp", "ddp", False)
     for first, second in (("ddp", "fsdp"), ("fsdp", "ddp")):
         run_dir = tmp_path / first
         run_ranks(2, one_step, run_dir / "x", first)
-        found = run_ranks(2, dealt_out, run_dir / "x", second, False)
+        found = run_ranks(2, sharded_run, run_dir / "x", second, False)
         for name, value in expected[0][0].items():
             torch.testing.assert_close(found[0][0][name], value, atol=1e-5, rtol=1e-5)
 

@@ -110,7 +110,7 @@ def chosen(rank: int, free: list[float]) -> str:
 def test_processes_choose_alike_by_the_least_room_and_count_a_share(
     free: list[float], choice: str
 ) -> None:
-    """A step of stage 2 whose weights are dealt out takes 92 % of an undivided one here, which would not fit."""
+    """A step of stage 2 whose weights are sharded takes 92 % of an undivided one here, which would not fit."""
     assert run_ranks(2, chosen, free) == [choice, choice]
 
 

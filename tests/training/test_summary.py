@@ -13,9 +13,10 @@ from PIL import Image
 from tests.training.support import train
 from vlv.data.records import Record
 from vlv.errors import ConfigError
+from vlv.pages import sheet
 from vlv.training import summary
+from vlv.training.held_out import choose
 from vlv.training.interrupt import Interrupted
-from vlv.training.samples import choose, read_rows, save_sheet
 from vlv.training.summary import write_summary
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def plain(colour: str, side: int = 8) -> Image.Image:
 
 
 def sample(step: int, folder: Path) -> None:
-    rows = {"held out": [plain("red"), plain("blue")], "from z": [plain("green"), plain("white")]}
-    save_sheet(folder / f"{step:07d}.png", rows, ["a.png", "b.png"], f"step {step}")
+    images = [plain(colour) for colour in ("red", "blue", "green", "white")]
+    sheet(images, columns=2).save(folder / f"{step:07d}.png")
     (folder / f"{step:07d}.txt").write_text(f"a.png: <one> at {step}\nb.png: two: or three\n")
 
 
@@ -116,16 +117,6 @@ def test_what_is_no_run(tmp_path: Path) -> None:
 
 
 # --- samples
-
-
-def test_a_sheet_can_be_taken_apart(tmp_path: Path) -> None:
-    sample(5, tmp_path)
-    rows = read_rows(tmp_path / "0000005.png")
-    assert list(rows) == ["held out", "from z"]
-    assert [image.getpixel((60, 60)) for image in rows["from z"]] == [(0, 128, 0), (255, 255, 255)]
-    assert rows["held out"][0].size == (128, 128), "small pictures are enlarged"
-    plain("red").save(tmp_path / "other.png")
-    assert read_rows(tmp_path / "other.png") == {}
 
 
 def test_the_same_images_whatever_is_added(tmp_path: Path) -> None:

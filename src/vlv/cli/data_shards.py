@@ -167,9 +167,9 @@ def split(given: SplitOptions) -> int:
 
     The shares are met on average: where an image goes depends on it and its near duplicates alone.
     """
+    from vlv.curation.decide import Split
     from vlv.curation.job import ShardJob
     from vlv.curation.settings import FilterConfig
-    from vlv.curation.split import Split
 
     shares = {"train": given.train, "val": given.val, "test": given.test}
     shares = {name: share for name, share in shares.items() if share > 0}

@@ -47,12 +47,10 @@ def render(
 
     Whole shards that are there already are kept: an interrupted command goes on when it is given again.
     """
-    from vlv.toyworld.dataset import render_shards
+    from vlv.toyworld.dataset import Layout, render_shards
 
     try:
-        paths = render_shards(
-            out, split=split, num=num, seed=seed, per_shard=per_shard, workers=workers
-        )
+        paths = render_shards(out, Layout(split, num, seed, per_shard), workers)
     except KeyboardInterrupt:
         common.say(f"the whole shards in {out} are kept; the same command goes on from there")
         raise
@@ -75,11 +73,15 @@ def sheet(
 
 
 def _write_sheet(out: Path, num: int, seed: int, split: SplitName) -> None:
+    from PIL import Image
+
+    from vlv import pages
     from vlv.jobs.pictures import write_png
-    from vlv.toyworld.dataset import contact_sheet
+    from vlv.toyworld.render import render
     from vlv.toyworld.scene import sample_scene
 
-    page = contact_sheet([sample_scene(seed, index, split) for index in range(num)])
+    scenes = (sample_scene(seed, index, split) for index in range(num))
+    page = pages.sheet([Image.fromarray(render(scene).image) for scene in scenes], columns=8)
     write_png(out, page, {"split": split, "seed": seed, "num": num})
     typer.echo(out)
 

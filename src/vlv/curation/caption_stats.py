@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from hashlib import blake2b
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlv.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+from vlv.storage import Json
 
 PAPER_MEAN, PAPER_MEDIAN = 226.82, 226
 """Tokens of a caption in the paper (figure 8); its tokenizer is not stated."""
@@ -38,6 +35,11 @@ def words_of(text: str) -> list[str]:
     ['a', 'well-lit', 'room', "isn't", 'it']
     """
     return _WORD.findall(text.lower())
+
+
+def short_hash(text: str) -> int:
+    """64 bits of a text: a million of them fit where few texts would."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
 
 
 def repeats_sentence(text: str) -> bool:
@@ -71,7 +73,7 @@ class CaptionStats:
 
     captions: int = 0
     without: int = 0
-    lengths: dict[str, Counter[int]] = field(default_factory=dict)
+    lengths: dict[str, Counter[int]] = field(default_factory=lambda: defaultdict(Counter))
     vocabulary: Counter[str] = field(default_factory=Counter)
     openings: Counter[str] = field(default_factory=Counter)
     repeating: int = 0
@@ -81,8 +83,6 @@ class CaptionStats:
 
     def add(self, texts: Sequence[str], tokenizers: Sequence[str]) -> None:
         """Count some captions."""
-        from hashlib import blake2b
-
         self.captions += len(texts)
         for text in texts:
             words = words_of(text)
@@ -93,26 +93,10 @@ class CaptionStats:
             self.ngrams_repeated += repeated
             self.ngrams += ngrams
         for name in tokenizers:
-            counts = self.lengths.setdefault(name, Counter())
-            counts.update(counter_of(name)(list(texts)))
-        digests = (blake2b(text.encode("utf-8", "replace"), digest_size=8) for text in texts)
-        values = [int.from_bytes(digest.digest(), "big") for digest in digests]
-        self.hashes.append(np.array(values, np.uint64))
+            self.lengths[name].update(counter_of(name)(list(texts)))
+        self.hashes.append(np.array([short_hash(text) for text in texts], np.uint64))
 
-    def merge(self, other: CaptionStats) -> None:
-        """Add the sums of another part."""
-        self.captions += other.captions
-        self.without += other.without
-        for name, counts in other.lengths.items():
-            self.lengths.setdefault(name, Counter()).update(counts)
-        self.vocabulary.update(other.vocabulary)
-        self.openings.update(other.openings)
-        self.repeating += other.repeating
-        self.ngrams_repeated += other.ngrams_repeated
-        self.ngrams += other.ngrams
-        self.hashes += other.hashes
-
-    def to_dict(self, most: int = 20) -> dict[str, Any]:
+    def to_dict(self, most: int = 20) -> Json:
         """As JSON values."""
         lengths = {name: length_figures(counts) for name, counts in self.lengths.items()}
         hashes = np.concatenate(self.hashes) if self.hashes else np.empty(0, np.uint64)
@@ -138,12 +122,27 @@ class CaptionStats:
         }
 
 
+def add_sums(mine: object, other: object) -> None:
+    """Add the sums of another part, field by field: numbers, lists, counters and whatever holds these."""
+    for name, value in vars(other).items():
+        match value:
+            case Counter():
+                getattr(mine, name).update(value)
+            case dict():
+                for key, counts in value.items():
+                    getattr(mine, name)[key].update(counts)
+            case int() | list():
+                setattr(mine, name, getattr(mine, name) + value)
+            case _:
+                add_sums(getattr(mine, name), value)
+
+
 def _commonest(counts: Counter[str], most: int) -> dict[str, int]:
     """The most frequent, of equal ones the first in the alphabet."""
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:most])
 
 
-def length_figures(counts: Counter[int]) -> dict[str, Any]:
+def length_figures(counts: Counter[int]) -> Json:
     """Mean, median and the share in the paper's range, from length to number of captions."""
     total = max(counts.total(), 1)
     lengths = np.array(sorted(counts))

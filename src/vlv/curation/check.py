@@ -5,31 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from vlv.curation.caption_stats import short_hash
+from vlv.curation.engine import Engine
 from vlv.curation.inputs import image_parts, place_of, shown
 from vlv.curation.measure import measure_part
 from vlv.curation.settings import FilterConfig
 from vlv.curation.shards import INDEX_NAME
-from vlv.curation.tables import INDEX, arrow, read_groups
+from vlv.curation.tables import INDEX, Row, read_groups
 from vlv.data.foreign import printable
+from vlv.data.parts import Part
 from vlv.data.records import DUPLICATE_KEY, NOT_DOWNLOADED, Record
 from vlv.data.tars import TarShard
-from vlv.errors import DataError, OutputError, VLVError
+from vlv.errors import DataError, VLVError
+from vlv.jobs.formats import import_pyarrow
 from vlv.storage import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
-
-    from vlv.curation.engine import Engine
-    from vlv.curation.tables import Row
-    from vlv.data.parts import Part
 
 WRONG_HASH = "wrong_hash"
 NOT_IN_INDEX = "not_in_index"
@@ -59,12 +55,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class CheckTask:
-    """One part to check.
-
-    Attributes:
-        part: What to read.
-        index: The index of its folder, if there is one.
-    """
+    """One part to check."""
 
     part: Part
     index: Path | None
@@ -87,13 +78,7 @@ class Checked:
 
 @dataclass
 class Report:
-    """What a check found.
-
-    Attributes:
-        images: Records with an image.
-        indexed: How many of them an index vouches for.
-        problems: What is wrong.
-    """
+    """What a check found."""
 
     images: int = 0
     indexed: int = 0
@@ -123,10 +108,7 @@ class Report:
             OutputError: The file cannot be written.
         """
         lines = [json.dumps(vars(problem), ensure_ascii=False) + "\n" for problem in self.problems]
-        try:
-            write_text(path, "".join(lines))
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        write_text(path, "".join(lines))
 
 
 def check(
@@ -139,7 +121,7 @@ def check(
     Raises:
         DataError: The inputs are missing or empty.
     """
-    arrow()
+    import_pyarrow()
     parts = image_parts(inputs)
     tasks = [CheckTask(part, _index_of(part)) for part in parts]
     found = Report()
@@ -180,7 +162,7 @@ def check_part(task: CheckTask) -> Checked:
     for row in measure_part(task.part, _DECODE):
         images += row["kind"] == "span" or not row["reason"]
         if row["kind"] == "span":
-            keys.append(_hash(row["id"]))
+            keys.append(short_hash(row["id"]))
         if row["reason"] and row["reason"] != NOT_DOWNLOADED:
             problems.append(_problem(row["reason"], row, row["detail"]))
         if task.index is not None and row["kind"] == "span":
@@ -210,10 +192,9 @@ def _against_index(row: Row, entry: Row | None) -> list[Problem]:
 
 def _index_rows(index: Path, shard: str) -> dict[str, Row]:
     """The rows of one shard by key; the index has one row group for each shard."""
-    import pyarrow.parquet
-
+    _, parquet = import_pyarrow()
     try:
-        file = pyarrow.parquet.ParquetFile(index)
+        file = parquet.ParquetFile(index)
         if not set(INDEX) <= set(file.schema_arrow.names):
             raise DataError(f"{index}: this is no index of vlv; move it away from the shards")
         place = file.schema_arrow.names.index("shard")
@@ -249,12 +230,6 @@ def _missing_shards(folder: Path) -> list[Problem]:
     ]
 
 
-def _hash(key: str) -> int:
-    from hashlib import blake2b
-
-    return int.from_bytes(blake2b(key.encode("utf-8", "replace"), digest_size=8).digest(), "big")
-
-
 def _repeated_keys(parts: Sequence[Part], keys: Sequence[NDArray[np.uint64]]) -> list[Problem]:
     """Keys that occur in several shards of one folder, where a reader could not tell them apart."""
     folders: dict[str, list[int]] = {}
@@ -270,7 +245,7 @@ def _repeated_keys(parts: Sequence[Part], keys: Sequence[NDArray[np.uint64]]) ->
             if not np.isin(keys[number], repeated).any():
                 continue
             for entry in parts[number].entries("images"):
-                if not isinstance(entry, Record) or _hash(entry.id) not in repeated:
+                if not isinstance(entry, Record) or short_hash(entry.id) not in repeated:
                     continue
                 if entry.id in first:
                     detail = f"the key {entry.id} is in {first[entry.id]} and in {parts[number]}"

@@ -1,4 +1,4 @@
-"""Who stays of those that look alike: the only part of the work that sees all images at once.
+"""Who stays of those that look alike, and what trains, validates and tests: the work that sees all images at once.
 
 It holds 44 bytes for every image that no rule has dropped before (hash, perceptual hash, size, place), about
 1.8 GB for 40 million.
@@ -6,22 +6,19 @@ It holds 44 bytes for every image that no rule has dropped before (hash, percept
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlv.curation import rules
 from vlv.curation.near import clusters, keep_first, near_pairs
+from vlv.curation.settings import FilterConfig
 from vlv.curation.tables import read_groups
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-
-    from vlv.curation.settings import FilterConfig
+from vlv.errors import ConfigError
 
 _COLUMNS = ["id", "reason", "sha256", "phash", "width", "height", "num_bytes"]
 _FIELDS = np.dtype(
@@ -46,7 +43,7 @@ class Survivors:
         similarity: Of a duplicate: differing bits, or the cosine.
     """
 
-    table: NDArray[Any]
+    table: NDArray[np.void]
     duplicates: dict[int, tuple[str, int]] = field(default_factory=dict)
     similarity: dict[int, float] = field(default_factory=dict)
 
@@ -110,7 +107,7 @@ def _drop_exact(survivors: Survivors) -> None:
         survivors.duplicates[place] = (rules.EXACT, int(winner[place]))
 
 
-def _rank(table: NDArray[Any], places: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rank(table: NDArray[np.void], places: NDArray[np.int64]) -> NDArray[np.int64]:
     """The turn of each place: many pixels first, then the order of the inputs."""
     order = np.lexsort((places, -table["pixels"][places].astype(np.int64)))
     rank = np.empty(len(places), np.int64)
@@ -163,3 +160,39 @@ def cluster_hashes(survivors: Survivors, radius: int) -> NDArray[np.uint64]:
     least = np.full(len(hashes), np.iinfo(np.uint64).max, np.uint64)
     np.minimum.at(least, cluster, survivors.table["sha"][:, 0])
     return least[cluster]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Sorts images into folders by the hash of their cluster.
+
+    Attributes:
+        shares: Folder to share of the images; they add up to 1.
+        radius: Bits in which the perceptual hashes of near duplicates differ at most.
+        seed: Another seed, another split.
+    """
+
+    shares: Mapping[str, float]
+    radius: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if (
+            any(share < 0 for share in self.shares.values())
+            or abs(sum(self.shares.values()) - 1) > 1e-6
+        ):
+            given = ", ".join(f"{name} {share:g}" for name, share in self.shares.items())
+            raise ConfigError(f"the shares are {given}; they must be 0 or more and add up to 1")
+
+    def __call__(self, survivors: Survivors) -> dict[str, NDArray[np.int64]]:
+        """Folder to places: an image goes where the hash of its cluster falls."""
+        hashes = cluster_hashes(survivors, self.radius)
+        draws = np.array([self._draw(int(value)) for value in hashes])
+        edges = np.cumsum(list(self.shares.values()))[:-1]
+        side = np.searchsorted(edges, draws, side="right")
+        return {name: np.flatnonzero(side == place) for place, name in enumerate(self.shares)}
+
+    def _draw(self, value: int) -> float:
+        """A number in [0, 1) from the hash of a cluster and the seed."""
+        text = f"{self.seed}:{value}".encode()
+        return int.from_bytes(hashlib.sha256(text).digest()[:8], "big") / 2**64

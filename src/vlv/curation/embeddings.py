@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlv.curation.tables import read_groups
 from vlv.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
 
 _BLOCK = 1024
 
@@ -47,7 +43,7 @@ def similar_pairs(
 
 def measured_vectors(tables: Sequence[Path]) -> NDArray[np.float32]:
     """The embeddings that the backbone made of the survivors, in their order, (n,D)."""
-    rows: list[Any] = []
+    rows: list[NDArray[np.float32]] = []
     for path in tables:
         for group in read_groups(path, ["reason", "embedding"]):
             rows += [np.asarray(row["embedding"], np.float32) for row in group if not row["reason"]]

@@ -10,17 +10,15 @@ import multiprocessing
 import os
 import signal
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 from vlv.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    Task = TypeVar("Task")
-    Result = TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 _AHEAD = 2  # tasks in hand for each worker, so that none waits
 _MAX_DEATHS = 3  # of worker processes in a row, before a task counts as deadly

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 from vlv.data.foreign import printable, read_at_most, read_up_to, unreadable
 from vlv.data.hub_sets import HubCell
 from vlv.data.images import pixels_as_png
-from vlv.data.locations import Url, is_remote, open_seekable
-from vlv.data.records import EmbeddingRow, Record, Span
+from vlv.data.locations import Location, Url, is_remote, open_seekable
+from vlv.data.parts import Part
+from vlv.data.records import EmbeddingRow, Entry, ImagePlace, Record, Span
 from vlv.data.source import Source
 from vlv.data.tables import Cell, ParquetRows, folder_of, image_bytes, names_images, open_parquet
 from vlv.errors import DataError, ImageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from vlv.data.locations import Location
-    from vlv.data.parts import Part
-    from vlv.data.records import Entry, ImagePlace
+from vlv.storage import Json
 
 _ROWS_AT_A_TIME = 16
 
@@ -42,11 +38,7 @@ def image_parts(inputs: Sequence[str]) -> list[Part]:
 
 
 class SequentialReader:
-    """Reads images one after the other; in the order of a file it reads on, instead of from the start again.
-
-    Args:
-        max_bytes: Larger images are refused.
-    """
+    """Reads images one after the other; in the order of a file it reads on, instead of from the start again."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -119,12 +111,12 @@ class _Cells:
     def __init__(self, path: Location, group: int, column: str) -> None:
         self.name = path, group, column
         self.start = 0
-        self._rows: list[Any] = []
+        self._rows: list[object] = []
         self._batches: Iterator[Any] = open_parquet(path).iter_batches(
             _ROWS_AT_A_TIME, row_groups=[group], columns=[column], use_threads=False
         )
 
-    def at(self, row: int) -> Any:
+    def at(self, row: int) -> object:
         while row >= self.start + len(self._rows):
             self.start += len(self._rows)
             try:
@@ -152,7 +144,7 @@ def shown(place: ImagePlace) -> str:
     return printable(str(place))
 
 
-def place_columns(entry: Entry) -> dict[str, Any]:
+def place_columns(entry: Entry) -> Json:
     """Where an image lies, as values of `PLACE`; of what is no record, where it was met."""
     if not isinstance(entry, Record):
         return _columns("none", entry.source)
@@ -172,12 +164,12 @@ def place_columns(entry: Entry) -> dict[str, Any]:
 
 def _columns(
     kind: str, path: Location | str, first: int = 0, second: int = 0, column: str = ""
-) -> dict[str, Any]:
+) -> Json:
     name = os.fsencode(str(path))
     return {"kind": kind, "path": name, "first": first, "second": second, "column": column}
 
 
-def place_of(row: dict[str, Any]) -> ImagePlace:
+def place_of(row: Json) -> ImagePlace:
     """The place that `place_columns` wrote."""
     kind, text = row["kind"], os.fsdecode(row["path"])
     path: Location = Url(text) if is_remote(text) else Path(text)

@@ -5,31 +5,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlv.curation.decide import Survivors, drop_duplicates, read_survivors
+from vlv.curation.engine import Engine, Task
 from vlv.curation.inputs import image_parts, place_of, shown
 from vlv.curation.measure import MeasureTask, measure
 from vlv.curation.settings import FilterConfig
-from vlv.curation.shards import ShardLimits, join_index, plan_shards, write_shard
+from vlv.curation.shards import ShardLimits, ShardTask, join_index, plan_shards, write_shard
 from vlv.curation.state import OutputFolder
 from vlv.curation.summary import PLOT_NAME, REASONS, Summary, draw
-from vlv.curation.tables import DROPPED, arrow, read_groups, writing_table
+from vlv.curation.tables import DROPPED, Row, read_groups, writing_table
 from vlv.data.source import fingerprint
 from vlv.errors import OutputError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from vlv.curation.engine import Engine
-    from vlv.curation.shards import ShardTask
-    from vlv.curation.tables import Row
+from vlv.jobs.formats import import_pyarrow
+from vlv.storage import Json
 
 DROPPED_NAME = "dropped.parquet"
 
@@ -66,7 +61,7 @@ class ShardJob:
     limits: ShardLimits = field(default_factory=ShardLimits)
     sorting: Sorting = into_one
     keep_duplicates: bool = False
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def run(self, engine: Engine, report: Report = lambda what, done, of: None) -> Summary:
         """Do what is not done yet; a finished job is left alone.
@@ -76,7 +71,7 @@ class ShardJob:
             DataError: The inputs are missing, or a rule needs a column that is not there.
             OutputError: The folder holds something else, or cannot be written.
         """
-        arrow()  # complain now, not after hours of work
+        import_pyarrow()  # complain now, not after hours of work
         self._check_apart()
         parts = image_parts(self.inputs)
         folder = OutputFolder(self.output, self._settings(), fingerprint(parts))
@@ -88,14 +83,16 @@ class ShardJob:
                 MeasureTask(part, self.config, folder.work / f"measured-{number:06d}.parquet")
                 for number, part in enumerate(parts)
             ]
-            _run(engine, measure, tasks, [not t.table.exists() for t in tasks], "measured", report)
+            todo = [task for task in tasks if not task.table.exists()]
+            run_missing(engine, measure, todo, len(tasks), "measured", report)
             tables = [task.table for task in tasks]
             survivors = read_survivors(tables)
             if not self.keep_duplicates:
                 drop_duplicates(survivors, self.config, self._vectors(tables))
             plans = self._plan(survivors, tables, folder.work)
             shards = [task for plan in plans.values() for task in plan]
-            _run(engine, write_shard, shards, [not t.is_done for t in shards], "written", report)
+            missing = [task for task in shards if not task.is_done]
+            run_missing(engine, write_shard, missing, len(shards), "written", report)
             summary = self._finish(survivors, tables, plans)
             folder.finish(summary.to_dict())
         return summary
@@ -110,7 +107,7 @@ class ShardJob:
                     "name a folder outside"
                 )
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self) -> Json:
         shards = {"images": self.limits.images, "bytes": self.limits.bytes}
         rules = self.config.model_dump(mode="json")
         return {"command": self.command, "rules": rules, "shards": shards, **self.options}
@@ -140,10 +137,7 @@ class ShardJob:
         }
 
     def _finish(
-        self,
-        survivors: Survivors,
-        tables: Sequence[Path],
-        plans: Mapping[str, list[ShardTask]],
+        self, survivors: Survivors, tables: Sequence[Path], plans: Mapping[str, list[ShardTask]]
     ) -> Summary:
         summary = Summary()
         write_dropped(self.output / DROPPED_NAME, survivors, tables, summary)
@@ -161,22 +155,20 @@ class ShardJob:
         return summary
 
 
-def _run(
+def run_missing(
     engine: Engine,
-    function: Callable[[Any], int],
-    tasks: Sequence[Any],
-    todo: Sequence[bool],
+    function: Callable[[Task], int],
+    missing: Sequence[Task],
+    total: int,
     what: str,
     report: Report,
 ) -> None:
-    """Run the tasks that are not done yet."""
-    missing = [task for task, wanted in zip(tasks, todo, strict=True) if wanted]
-    done = len(tasks) - len(missing)
-    report(what, done, len(tasks))
+    """Run the tasks that are not done yet, and report against the number of all."""
+    done = total - len(missing)
+    report(what, done, total)
     if missing:
-        for _ in engine.run(function, missing):
-            done += 1
-            report(what, done, len(tasks))
+        for number, _ in enumerate(engine.run(function, missing), done + 1):
+            report(what, number, total)
 
 
 def write_dropped(
@@ -192,7 +184,7 @@ def write_dropped(
     counts: dict[str, int] = {}
     columns = [*DROPPED, "is_image", "kind", "path", "first", "second", "column"]
     columns.remove("source")
-    with writing_table(path, DROPPED) as dropped:
+    with writing_table(path, DROPPED) as add_dropped:
         for part, table in enumerate(tables):
             number = 0
             for rows in read_groups(table, columns):
@@ -208,7 +200,7 @@ def write_dropped(
                             counts[row["reason"]] = counts.get(row["reason"], 0) + 1
                         else:
                             summary.damaged_files += 1
-                dropped.add([{name: row[name] for name in DROPPED} for row in gone])
+                add_dropped([{name: row[name] for name in DROPPED} for row in gone])
     summary.dropped = {name: counts[name] for name in REASONS if name in counts}
 
 

@@ -8,30 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+from PIL import Image
 
 from vlv.curation import rules
 from vlv.curation.inputs import SequentialReader, place_columns, shown
 from vlv.curation.perceptual import contrast, grey_thumbnail, perceptual_hash
 from vlv.curation.rules import Columns, Drop
-from vlv.curation.tables import MEASURED, write_table
+from vlv.curation.settings import FilterConfig
+from vlv.curation.tables import MEASURED, Row, write_table
 from vlv.data.images import ImageLimits, load_image, read_header
-from vlv.data.parts import metadata
-from vlv.data.records import UNREADABLE, Record
+from vlv.data.parts import Part, metadata
+from vlv.data.records import UNREADABLE, Entry, Record
 from vlv.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
-
-    from PIL import Image
-
-    from vlv.curation.settings import FilterConfig
-    from vlv.curation.tables import Row
-    from vlv.data.parts import Part
-    from vlv.data.records import Entry
 
 _TOGETHER = 16  # images that a model looks at
 

@@ -7,17 +7,13 @@ only those that agree there are compared. m is chosen so that few agree by chanc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations, pairwise
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlv.curation.perceptual import HASH_BITS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
 _MAX_BLOCKS_MORE = 4  # the number of tables grows fast with the number of blocks
 

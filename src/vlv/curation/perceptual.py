@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 HASH_BITS = 64
 _SIDE = 32  # pixels of the grey thumbnail

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from vlv.curation.engine import Result, Task
 from vlv.errors import ConfigError, DataError, VLVError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from vlv.curation.engine import Result, Task
+from vlv.storage import Json
 
 _RETRIES = 3  # of a task whose worker or machine is lost
 _STORE_BYTES = 100_000_000  # images go from file to file, never through the object store
@@ -63,7 +61,7 @@ class RayEngine:
     def _start(self) -> None:
         ray = self._ray
         if not ray.is_initialized():
-            quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+            quiet: Json = {"log_to_driver": False, "logging_level": "error"}
             if self.address is None:
                 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
                 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -110,7 +108,7 @@ class _Runner:
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, row: Json) -> Json:
         from vlv.curation.engine import one_thread
 
         one_thread()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlv.curation.settings import column_of
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,13 +24,7 @@ ALIKE = "embedding_duplicate"
 
 
 class Drop(NamedTuple):
-    """Why an image is dropped.
-
-    Attributes:
-        reason: Name of the rule.
-        value: What was measured.
-        detail: In words.
-    """
+    """Why an image is dropped."""
 
     reason: str
     value: str
@@ -37,11 +32,7 @@ class Drop(NamedTuple):
 
 
 class Columns:
-    """The columns that the rules read, whatever their capitals; remembers which were ever seen.
-
-    Args:
-        config: The rules.
-    """
+    """The columns that the rules read, whatever their capitals; remembers which were ever seen."""
 
     def __init__(self, config: FilterConfig) -> None:
         self.config = config
@@ -55,13 +46,13 @@ class Columns:
         self.seen: set[str] = set()
         self.known: set[str] = set()
 
-    def read(self, meta: Mapping[str, Any]) -> dict[str, Any]:
+    def read(self, meta: Mapping[str, object]) -> Json:
         """The values that the rules want, by rule; what is absent is left out."""
         if not self.wanted:
             return {}
         self.known.update(meta)
         lower = {name.lower(): value for name, value in meta.items()}
-        found: dict[str, Any] = {}
+        found: Json = {}
         for rule, column in self.wanted.items():
             if column.lower() in lower:
                 self.seen.add(rule)
@@ -78,16 +69,16 @@ class Columns:
         ]
 
 
-def _value(rule: str, value: Any) -> Any:
+def _value(rule: str, value: object) -> float | str | None:
     if rule == LANGUAGE:
         return None if value is None else str(value)
     try:
-        return None if value is None else float(value)
+        return None if value is None else float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
 
 
-def check_known(config: FilterConfig, values: Mapping[str, Any]) -> Drop | None:
+def check_known(config: FilterConfig, values: Json) -> Drop | None:
     """The rules on what the table says; `values` by rule."""
     for name, rule in config.scores.items():
         if rule.model is None and (drop := check_score(config, name, values.get(name))):

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlv.curation.inputs import SequentialReader, place_of, shown
-from vlv.curation.tables import INDEX, read_table, write_table, writing_table
+from vlv.curation.tables import INDEX, Row, read_table, write_table, writing_table
 from vlv.data.records import Span
 from vlv.data.shards import TarShardWriter, shard_path
 from vlv.data.tars import index_tar
 from vlv.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from vlv.curation.tables import Row
+from vlv.storage import Json
 
 INDEX_NAME = "index.parquet"
 _SUFFIXES = {"JPEG": "jpg", "TIFF": "tif"}
@@ -104,7 +99,7 @@ def write_shard(task: ShardTask) -> int:
     return len(entries)
 
 
-def _suffix(row: Mapping[str, Any]) -> str:
+def _suffix(row: Row) -> str:
     return _SUFFIXES.get(row["format"], str(row["format"]).lower())
 
 
@@ -126,7 +121,7 @@ def _members(row: Row, reader: SequentialReader) -> dict[str, bytes | str]:
     return parts
 
 
-def _meta(row: Mapping[str, Any]) -> dict[str, Any]:
+def _meta(row: Row) -> Json:
     """What is known of an image, with the hash of its bytes here, which training can check."""
     meta = {"id": row["id"], **json.loads(row["meta"] or "{}")}
     stated = meta.get("sha256")
@@ -149,7 +144,7 @@ def _entry(row: Row, shard: str) -> Row:
 
 
 def plan_shards(
-    table: NDArray[Any],
+    table: NDArray[np.void],
     places: NDArray[np.int64],
     tables: Sequence[Path],
     *,
@@ -158,17 +153,7 @@ def plan_shards(
     limits: ShardLimits,
     max_bytes: int,
 ) -> list[ShardTask]:
-    """The shards that hold some of the survivors, in their order.
-
-    Args:
-        table: Of all survivors.
-        places: Which of them.
-        tables: The measurements of each part.
-        folder: Of the shards.
-        work: Folder of the parts of the index.
-        limits: When a shard is full.
-        max_bytes: Of an image.
-    """
+    """The shards that hold some of the survivors, in their order."""
     tasks = []
     spans = limits.cut(table["bytes"][places].astype(np.int64))
     for number, (start, stop) in enumerate(spans):
@@ -188,6 +173,6 @@ def join_index(folder: Path, tasks: Sequence[ShardTask]) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    with writing_table(folder / INDEX_NAME, INDEX) as index:
+    with writing_table(folder / INDEX_NAME, INDEX) as add:
         for task in tasks:
-            index.add(read_table(task.index))
+            add(read_table(task.index))

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from vlv.errors import OutputError
-from vlv.storage import check_settings, lock, plain, read_settings, remove_temporaries, write_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+from vlv.storage import (
+    Json,
+    check_settings,
+    lock,
+    plain,
+    read_settings,
+    remove_temporaries,
+    write_json,
+)
 
 SUMMARY_NAME = "summary.json"
 _WORK = ".work"
@@ -31,7 +36,7 @@ class OutputFolder:
         OutputError: The folder holds something else, or the result of other settings or inputs.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], inputs: str) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, object], inputs: str) -> None:
         self.folder = folder
         self.work = folder / _WORK
         self.settings, self.inputs = plain(settings), inputs
@@ -43,7 +48,7 @@ class OutputFolder:
                 f"{folder} holds other files; name a new or an empty folder with --output"
             )
 
-    def _known(self) -> dict[str, Any] | None:
+    def _known(self) -> Json | None:
         """What an earlier run noted; a damaged note is refused."""
         for path in (self.folder / SUMMARY_NAME, self.work / _NOTE):
             known = read_settings(path, mend=_MEND)
@@ -53,7 +58,7 @@ class OutputFolder:
                 return known
         return None
 
-    def _compare(self, known: Mapping[str, Any]) -> None:
+    def _compare(self, known: Json) -> None:
         check_settings(self.folder, known["settings"], self.settings, mend=_MEND)
         if known.get("inputs") != self.inputs:
             raise OutputError(
@@ -61,7 +66,7 @@ class OutputFolder:
             )
 
     @property
-    def note(self) -> dict[str, Any]:
+    def note(self) -> Json:
         """What is written of the job, for a later run to compare."""
         return {"settings": self.settings, "inputs": self.inputs}
 
@@ -70,7 +75,7 @@ class OutputFolder:
         """Whether the job is complete."""
         return (self.folder / SUMMARY_NAME).exists()
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> Json:
         """What a complete job found."""
         return read_settings(self.folder / SUMMARY_NAME, mend=_MEND) or {}
 
@@ -101,7 +106,7 @@ class OutputFolder:
             if not any(self.folder.iterdir()):
                 self.folder.rmdir()
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
+    def finish(self, summary: Mapping[str, object]) -> None:
         """Write the summary, which marks the job as complete, and remove what is no longer needed."""
         write_json(self.folder / SUMMARY_NAME, {**summary, **self.note})
         self.clean()

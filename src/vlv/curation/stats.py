@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import heapq
-import io
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
 
-from vlv.curation.caption_stats import PAPER_MEAN, PAPER_MEDIAN, CaptionStats, counter_of
+from vlv.curation.caption_stats import PAPER_MEAN, PAPER_MEDIAN, CaptionStats, add_sums, counter_of
+from vlv.curation.engine import Engine
 from vlv.curation.inputs import SequentialReader, image_parts
 from vlv.data.images import DEFAULT_LIMITS, load_image, read_header
+from vlv.data.parts import Part
 from vlv.data.records import NOT_DOWNLOADED, UNREADABLE, Record
 from vlv.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from vlv.curation.engine import Engine
-    from vlv.data.parts import Part
+from vlv.pages import image_uri
+from vlv.storage import Json
 
 SIDE_STEP = 32  # pixels; a bin of the histograms of width and height
 RATIO_STEPS = 8  # bins for each doubling of width / height
@@ -39,19 +35,14 @@ class Sample:
         id: Of the record.
         caption: Of the record.
         size: As in 640 x 480.
-        jpeg: The thumbnail.
+        uri: The thumbnail as a data URI.
     """
 
     order: str
     id: str
     caption: str
     size: str
-    jpeg: bytes
-
-    @property
-    def uri(self) -> str:
-        """The thumbnail as a data URI."""
-        return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode("ascii")
+    uri: str
 
 
 @dataclass
@@ -84,20 +75,15 @@ class Stats:
 
     def merge(self, other: Stats, num_samples: int) -> None:
         """Add the sums of another part."""
-        self.images += other.images
-        self.bytes += other.bytes
-        self.at_most_2_to_1 += other.at_most_2_to_1
-        for name in ("faults", "formats", "sides", "ratios", "short_sides"):
-            getattr(self, name).update(getattr(other, name))
-        self.captions.merge(other.captions)
-        self.samples = sorted([*self.samples, *other.samples], key=_order)[:num_samples]
+        add_sums(self, other)
+        self.samples = sorted(self.samples, key=_order)[:num_samples]
 
     @property
     def exit_code(self) -> int:
         """0 when everything could be read, 2 otherwise."""
         return 2 if sum(self.faults.values()) - self.faults[NOT_DOWNLOADED] else 0
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """As JSON values."""
         above = sum(count for side, count in self.short_sides.items() if side > 512)
         return {
@@ -269,9 +255,8 @@ def _sample(
     except DataError:
         return None
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return Sample(order, record.id, record.caption or "", f"{width} x {height}", buffer.getvalue())
+    uri = image_uri(image, "JPEG")
+    return Sample(order, record.id, record.caption or "", f"{width} x {height}", uri)
 
 
 def to_json(stats: Stats) -> str:

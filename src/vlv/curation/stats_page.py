@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from vlv.curation.caption_stats import PAPER_MEAN, PAPER_RANGE
-from vlv.curation.stats import RATIO_STEPS, SIDE_STEP
+from vlv.curation.stats import RATIO_STEPS, SIDE_STEP, Stats
 from vlv.errors import OutputError
 from vlv.pages import charts, render
-from vlv.storage import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
-    from vlv.curation.stats import Stats
+from vlv.storage import Json, write_text
 
 _BINS = 60
 
@@ -25,7 +20,7 @@ def make_page(stats: Stats, inputs: Sequence[str], title: str = "Image collectio
     """Write the page as text.
 
     Raises:
-        ConfigError: Jinja or matplotlib is not installed.
+        ConfigError: matplotlib is not installed.
     """
     figures = stats.to_dict()
     return render(
@@ -44,7 +39,7 @@ def make_page(stats: Stats, inputs: Sequence[str], title: str = "Image collectio
     )
 
 
-def _facts(figures: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(figures: Json) -> list[tuple[str, str]]:
     """What the page says first: names and values in words."""
     images = max(figures["images"], 1)
     facts = [
@@ -78,7 +73,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _lengths(stats: Stats, figures: dict[str, Any]) -> dict[str, Any]:
+def _lengths(stats: Stats, figures: Json) -> Json:
     """Lengths of the captions in every tokenizer beside the paper's, as a table and a chart."""
     low, high = PAPER_RANGE
     rows = [
@@ -173,8 +168,5 @@ def save(path: Path, page: str, figures: str) -> None:
         OutputError: A file cannot be written.
     """
     check_path(path)
-    try:
-        write_text(path.with_suffix(".json"), figures)
-        write_text(path, page)
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    write_text(path.with_suffix(".json"), figures)
+    write_text(path, page)

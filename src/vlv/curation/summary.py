@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from vlv.curation import rules
 from vlv.data.records import DUPLICATE_KEY, MISSING_IMAGE, NOT_DOWNLOADED, REFUSED, UNREADABLE
-from vlv.errors import OutputError
-from vlv.storage import replacing
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from vlv.pages import charts
+from vlv.storage import Json, write_text
 
 PLOT_NAME = "summary.svg"
 """No PNG: beside the shards it would be taken for an image of the collection."""
 
-FAULTS = (
-    REFUSED,
-    NOT_DOWNLOADED,
-    DUPLICATE_KEY,
-    MISSING_IMAGE,
-    UNREADABLE,
-)
+FAULTS = (REFUSED, NOT_DOWNLOADED, DUPLICATE_KEY, MISSING_IMAGE, UNREADABLE)
 """No image was there to judge."""
 
 REASONS = (
@@ -67,12 +58,12 @@ class Summary:
     bytes: int = 0
     splits: dict[str, int] = field(default_factory=dict)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """As JSON values."""
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Summary:
+    def from_dict(cls, values: Json) -> Summary:
         """From what `to_dict` gave; other values are passed over."""
         return cls(**{name: values[name] for name in cls.__dataclass_fields__})
 
@@ -114,33 +105,21 @@ def draw(summary: Summary, path: Path) -> None:
     """Draw what each rule took as an SVG; the same counts give the same bytes.
 
     Raises:
-        OutputError: matplotlib is not installed, or the file cannot be written.
+        ConfigError: matplotlib is not installed.
+        OutputError: The file cannot be written.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise OutputError('the plot needs matplotlib; pip install "vlv[data]"') from None
     steps = summary.steps()
     names = ["images", *(_WORDS[reason] for reason, _, _ in steps), "kept"]
     left = [summary.images, *(left for _, _, left in steps), summary.kept]
     taken = [0, *(count for _, count, _ in steps), 0]
-    figure = Figure(figsize=(8, 1 + 0.38 * len(names)), layout="constrained")
-    axes = figure.add_subplot()
-    colours = ["#4a6fa5", *["#b8c6db"] * len(steps), "#3b7d4f"]
-    axes.barh(names, left, color=colours)
+    figure, (axes,) = charts.new_chart(8, 1 + 0.38 * len(names))
+    axes.barh(names, left, color=["#4a6fa5", *["#b8c6db"] * len(steps), "#3b7d4f"])
     axes.barh(names, taken, left=left, color="#c8553d")
     for place, (count, rest) in enumerate(zip(taken, left, strict=True)):
-        text = (
-            f"-{count:,} ({100 * count / max(summary.images, 1):.1f} %)" if count else f"{rest:,}"
-        )
+        share = f"{100 * count / max(summary.images, 1):.1f} %"
+        text = f"-{count:,} ({share})" if count else f"{rest:,}"
         axes.annotate(text, (rest + count, place), (4, 0), textcoords="offset points", va="center")
     axes.invert_yaxis()
     axes.set_xlim(0, max(1, summary.images) * 1.2)
     axes.set_xlabel("images: left after each rule, and taken by it")
-    axes.spines[["top", "right"]].set_visible(False)
-    try:
-        with replacing(path) as temporary, rc_context({"svg.hashsalt": "vlv"}):
-            figure.savefig(temporary, format="svg", metadata={"Date": None})
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_text(path, charts.svg(figure, alone=True))

@@ -5,31 +5,27 @@ The images that a table names are fetched by img2dataset; what this leaves of th
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import Any
 
 from vlv.curation import rules
-from vlv.curation.settings import column_of
+from vlv.curation.engine import Engine
+from vlv.curation.job import run_missing
+from vlv.curation.settings import FilterConfig
 from vlv.curation.state import OutputFolder
 from vlv.curation.summary import PLOT_NAME, REASONS, Summary, draw
-from vlv.curation.tables import arrow, read_groups, write_table
+from vlv.curation.tables import read_groups, write_table
 from vlv.data.parts import Part, Unreadable
 from vlv.data.records import DAMAGED
 from vlv.data.source import Source, fingerprint
 from vlv.data.tables import ParquetRows, open_parquet
 from vlv.errors import ConfigError, DataError
-from vlv.storage import replacing
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from numpy.typing import NDArray
-
-    from vlv.curation.engine import Engine
-    from vlv.curation.settings import FilterConfig
+from vlv.jobs.formats import import_pyarrow
+from vlv.storage import Json, replacing
 
 _ROWS = 65536
 _COUNTS = {"reason": "string", "count": "int64"}
@@ -78,7 +74,6 @@ class TableJob:
             DataError: A table lacks a column that a rule needs.
             OutputError: The folder holds something else, or cannot be written.
         """
-        arrow()
         self._check_rules()
         parts = [_only_parquet(part) for part in Source(self.inputs).parts()]
         rules_ = self.config.model_dump(mode="json")
@@ -89,12 +84,8 @@ class TableJob:
             return Summary.from_dict(folder.summary())
         with folder.working():
             tasks = [self._task(number, part, folder.work) for number, part in enumerate(parts)]
-            missing = [task for task in tasks if not task.counts.exists()]
-            done = len(tasks) - len(missing)
-            report("filtered", done, len(tasks))
-            for _ in engine.run(filter_table, missing):
-                done += 1
-                report("filtered", done, len(tasks))
+            todo = [task for task in tasks if not task.counts.exists()]
+            run_missing(engine, filter_table, todo, len(tasks), "filtered", report)
             summary = _sum(task.counts for task in tasks)
             summary.shards = len(tasks)
             draw(summary, self.output / PLOT_NAME)
@@ -140,109 +131,69 @@ def filter_table(task: TableTask) -> int:
     if isinstance(task.part, Unreadable):
         write_table(task.counts, _COUNTS, [{"reason": DAMAGED, "count": 1}])
         return 0
-    pyarrow = arrow()
+    pyarrow, parquet = import_pyarrow()
     file = open_parquet(task.part.source)
     schema = file.schema_arrow
-    columns = _Columns(task.config, schema.names, str(task.part))
+    columns = _columns(task.config, schema.names, str(task.part))
     more = schema.append(pyarrow.field("reason", pyarrow.string())).append(
         pyarrow.field("value", pyarrow.string())
     )
-    counts: dict[str, int] = {}
-    total = 0
+    counts: Counter[str] = Counter()
     with replacing(task.kept) as kept_path, replacing(task.dropped) as dropped_path:
-        kept = pyarrow.parquet.ParquetWriter(kept_path, schema, compression="zstd")
-        dropped = pyarrow.parquet.ParquetWriter(dropped_path, more, compression="zstd")
+        kept = parquet.ParquetWriter(kept_path, schema, compression="zstd")
+        dropped = parquet.ParquetWriter(dropped_path, more, compression="zstd")
         with kept, dropped:
             groups = range(task.part.start, task.part.stop or file.num_row_groups)
             for batch in file.iter_batches(_ROWS, row_groups=list(groups), use_threads=False):
-                reasons, values = columns.judge(batch)
-                stays = reasons == ""
-                kept.write_batch(batch.filter(pyarrow.array(stays)))
-                gone = pyarrow.array(~stays)
-                extra = [
-                    pyarrow.array(part[~stays].tolist(), pyarrow.string())
-                    for part in (reasons, values)
-                ]
-                lost = pyarrow.RecordBatch.from_arrays(
-                    [*batch.filter(gone).columns, *extra], schema=more
-                )
-                dropped.write_batch(lost)
-                total += len(stays)
-                for reason, count in zip(*np.unique(reasons, return_counts=True), strict=True):
-                    counts[str(reason)] = counts.get(str(reason), 0) + int(count)
+                drops = [_judge(task.config, values) for values in _values(batch, columns)]
+                kept.write_batch(batch.filter(pyarrow.array([drop is None for drop in drops])))
+                lost = batch.filter(pyarrow.array([drop is not None for drop in drops]))
+                why = zip(*((drop.reason, drop.value) for drop in drops if drop), strict=True)
+                extra = [pyarrow.array(list(part), pyarrow.string()) for part in why]
+                if extra:
+                    arrays = [*lost.columns, *extra]
+                    dropped.write_batch(pyarrow.RecordBatch.from_arrays(arrays, schema=more))
+                counts.update(drop.reason if drop else "" for drop in drops)
     rows = [{"reason": reason, "count": count} for reason, count in sorted(counts.items())]
     write_table(task.counts, _COUNTS, rows)
-    return total
+    return counts.total()
 
 
-class _Columns:
-    """The columns of one table that the rules read."""
-
-    def __init__(self, config: FilterConfig, names: Sequence[str], where: str) -> None:
-        self.config = config
-        wanted = {
-            name: column
-            for name, rule in config.scores.items()
-            if (column := column_of(name, rule)) is not None
-        }
-        if config.languages:
-            wanted[rules.LANGUAGE] = config.language_column
-        if (config.short_side_above, config.aspect_min, config.aspect_max) != (None, None, None):
-            wanted |= {"width": config.width_column, "height": config.height_column}
-        lower = {name.lower(): name for name in names}
-        self.names: dict[str, str | None] = {}
-        for rule, column in wanted.items():
-            self.names[rule] = lower.get(column.lower())
-            score = config.scores.get(rule)
-            if self.names[rule] is None and not (score and score.unknown == "keep"):
-                raise DataError(_absent(rule, column, names, where))
-
-    def judge(self, batch: Any) -> tuple[NDArray[np.object_], NDArray[np.object_]]:
-        """For each row why it is dropped (empty when it stays) and what was measured."""
-        reasons = np.full(batch.num_rows, "", object)
-        values = np.full(batch.num_rows, "", object)
-        for name, bad, measured in self._checks(batch):
-            new = bad & (reasons == "")
-            reasons[new] = name
-            values[new] = [_text(value) for value in measured[new].tolist()]
-        return reasons, values
-
-    def _checks(self, batch: Any) -> Iterator[tuple[str, NDArray[np.bool_], NDArray[Any]]]:
-        config = self.config
-        for name, rule in config.scores.items():
-            column = self.names[name]
-            if column is None:
-                continue  # unknown: keep
-            numbers = _numbers(batch, column)
-            unknown = np.isnan(numbers)
-            bad = (
-                numbers >= rule.below if rule.below is not None else numbers < (rule.at_least or 0)
-            )
-            yield name, np.where(unknown, rule.unknown == "drop", bad), numbers
-        if config.languages:
-            language = np.array(batch.column(str(self.names[rules.LANGUAGE])).to_pylist(), object)
-            yield rules.LANGUAGE, ~np.isin(language.astype(str), config.languages), language
-        if "width" in self.names:
-            width, height = (_numbers(batch, str(self.names[side])) for side in ("width", "height"))
-            short, ratio = np.minimum(width, height), width / np.maximum(height, 1e-9)
-            if config.short_side_above is not None:
-                yield rules.SHORT_SIDE, ~(short > config.short_side_above), short
-            low, high = config.aspect_min or 0.0, config.aspect_max or np.inf
-            yield rules.ASPECT, ~((ratio >= low) & (ratio <= high)), ratio
+def _columns(config: FilterConfig, names: Sequence[str], where: str) -> dict[str, str]:
+    """The columns of one table that the rules read, by rule; one that a forgiving rule lacks is left out."""
+    wanted = rules.Columns(config).wanted
+    if (config.short_side_above, config.aspect_min, config.aspect_max) != (None, None, None):
+        wanted |= {"width": config.width_column, "height": config.height_column}
+    lower = {name.lower(): name for name in names}
+    for rule, column in wanted.items():
+        score = config.scores.get(rule)
+        if column.lower() not in lower and not (score and score.unknown == "keep"):
+            raise DataError(_absent(rule, column, names, where))
+    return {rule: lower[c.lower()] for rule, c in wanted.items() if c.lower() in lower}
 
 
-def _numbers(batch: Any, column: str) -> NDArray[np.float64]:
-    """A column as float64 (n); what is no number is not a number."""
-    pyarrow = arrow()
-    try:
-        numbers = batch.column(column).cast(pyarrow.float64())
-    except pyarrow.ArrowException as error:
-        raise DataError(f"the column {column} holds no numbers ({error})") from error
-    return np.asarray(numbers.to_numpy(zero_copy_only=False), np.float64)
+def _values(batch: Any, columns: Mapping[str, str]) -> Iterator[Json]:
+    """What the rules read of each row, by rule."""
+    pyarrow, _ = import_pyarrow()
+    lists = []
+    for rule, name in columns.items():
+        column = batch.column(name)
+        try:
+            column = column if rule == rules.LANGUAGE else column.cast(pyarrow.float64())
+        except pyarrow.ArrowException as error:
+            raise DataError(f"the column {name} holds no numbers ({error})") from error
+        lists.append(column.to_pylist())
+    for row in range(batch.num_rows):
+        yield {rule: values[row] for rule, values in zip(columns, lists, strict=True)}
 
 
-def _text(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def _judge(config: FilterConfig, values: Json) -> rules.Drop | None:
+    """Why a row is dropped, by the rules on images; None when it stays."""
+    drop = rules.check_known(config, values)
+    if drop is not None or "width" not in values:
+        return drop
+    sides = values["width"], values["height"]
+    return rules.check_size(config, *((math.nan, math.nan) if None in sides else sides))
 
 
 def _absent(rule: str, column: str, names: Sequence[str], where: str) -> str:
@@ -252,7 +203,7 @@ def _absent(rule: str, column: str, names: Sequence[str], where: str) -> str:
     return rules.unknown_column([(rule, column)], names, where)
 
 
-def _sum(tables: Iterator[Path] | Any) -> Summary:
+def _sum(tables: Iterable[Path]) -> Summary:
     summary, counts = Summary(), dict.fromkeys(REASONS, 0)
     for path in tables:
         for row in (row for rows in read_groups(path) for row in rows):

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from vlv.curation.inputs import PLACE
 from vlv.errors import OutputError
-from vlv.storage import replacing
+from vlv.jobs.formats import import_pyarrow
+from vlv.storage import Json, replacing
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from pathlib import Path
-
+_VECTOR = "vector of float32"
 _VALUES = {
     "width": "int32",
     "height": "int32",
@@ -39,7 +38,7 @@ MEASURED = {
     "caption": "string",
     "meta": "string",
     "extras": "string",
-    "embedding": "embedding",
+    "embedding": _VECTOR,
 }
 """One row for every record of a part, kept while the job runs."""
 
@@ -68,73 +67,43 @@ DROPPED = {
 }
 """One row for every image that was dropped, and every file that is damaged."""
 
-Row = dict[str, Any]
-
-
-def arrow() -> Any:
-    """The package pyarrow.
-
-    Raises:
-        OutputError: It is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise OutputError('the data commands need pyarrow; pip install "vlv[data]"') from None
-    return pyarrow
-
-
-def schema(columns: Mapping[str, str]) -> Any:
-    """Names and types of the columns."""
-    pyarrow = arrow()
-
-    def kind(name: str) -> Any:
-        return pyarrow.list_(pyarrow.float32()) if name == "embedding" else getattr(pyarrow, name)()
-
-    return pyarrow.schema([(column, kind(name)) for column, name in columns.items()])
-
-
-class TableWriter:
-    """Adds rows to a Parquet file, one row group for each call of `add`."""
-
-    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
-        self._pyarrow = arrow()
-        self._schema = schema(columns)
-        self._writer = self._pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
-
-    def add(self, rows: Sequence[Row]) -> None:
-        """Append rows; columns that a row lacks are empty."""
-        if rows:
-            self._writer.write_table(self._pyarrow.Table.from_pylist(list(rows), self._schema))
-
-    def close(self) -> None:
-        """Write the footer."""
-        self._writer.close()
+Row = Json
 
 
 @contextlib.contextmanager
-def writing_table(path: Path, columns: Mapping[str, str]) -> Iterator[TableWriter]:
+def writing_table(
+    path: Path, columns: Mapping[str, str]
+) -> Iterator[Callable[[Sequence[Row]], None]]:
     """Write a Parquet table that takes its name when the block ends well.
+
+    Yields:
+        A function that adds rows as one row group; columns that a row lacks are empty.
 
     Raises:
         OutputError: It cannot be written.
     """
-    try:
-        with replacing(path) as temporary:
-            table = TableWriter(temporary, columns)
-            try:
-                yield table
-            finally:
-                table.close()
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    pyarrow, parquet = import_pyarrow()
+    kinds = {name: getattr(pyarrow, kind)() for name, kind in columns.items() if kind != _VECTOR}
+    vectors = {
+        name: pyarrow.list_(pyarrow.float32()) for name, k in columns.items() if k == _VECTOR
+    }
+    schema = pyarrow.schema([(name, (kinds | vectors)[name]) for name in columns])
+    with (
+        replacing(path) as temporary,
+        parquet.ParquetWriter(temporary, schema, compression="zstd") as writer,
+    ):
+
+        def add(rows: Sequence[Row]) -> None:
+            if rows:
+                writer.write_table(pyarrow.Table.from_pylist(list(rows), schema))
+
+        yield add
 
 
 def write_table(path: Path, columns: Mapping[str, str], rows: Sequence[Row]) -> None:
     """Write a small table at once; see `writing_table`."""
-    with writing_table(path, columns) as table:
-        table.add(rows)
+    with writing_table(path, columns) as add:
+        add(rows)
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
@@ -148,9 +117,9 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> list[Row]:
 
 def read_groups(path: Path, columns: Sequence[str] | None = None) -> Iterable[list[Row]]:
     """The rows of each row group in turn; see `read_table`."""
-    pyarrow = arrow()
+    _, parquet = import_pyarrow()
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        file = parquet.ParquetFile(path)
         for group in range(file.num_row_groups):
             yield file.read_row_group(group, columns=columns, use_threads=False).to_pylist()
     except (OSError, ValueError) as error:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 
 from vlv.data.images import to_tensor
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.hub import download
 from vlv.models.vision_encoder import read_image_statistics
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-    from PIL import Image
 
 
 class _Model:
@@ -78,14 +75,14 @@ class Backbone(_Model):
         super().__init__(source, revision, "AutoModel")
 
     @torch.inference_mode()
-    def embed(self, squares: Sequence[torch.Tensor]) -> NDArray[Any]:
+    def embed(self, squares: Sequence[torch.Tensor]) -> NDArray[np.float32]:
         """Unit vectors, float32 (B,D): the pooled output, or the mean of the tokens."""
         net = getattr(self.net, "vision_model", self.net)  # of a model with a text tower
         output = net(pixel_values=self.normalised(squares))
         pooled = getattr(output, "pooler_output", None)
         vectors = pooled if pooled is not None else output.last_hidden_state.mean(dim=1)
         vectors = vectors.flatten(1).float()
-        unit: NDArray[Any] = torch.nn.functional.normalize(vectors, dim=1).numpy()
+        unit: NDArray[np.float32] = torch.nn.functional.normalize(vectors, dim=1).numpy()
         return unit
 
 

@@ -6,7 +6,7 @@ import hashlib
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.jobs.formats import TABLE_SUFFIXES
@@ -24,6 +24,7 @@ from vlv.jobs.sidecars import Sidecars, Text
 from vlv.jobs.table import GrowingTable
 from vlv.jobs.tally import Tally
 from vlv.jobs.wording import Wording
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,7 +67,7 @@ class CaptionSettings:
         top_p: Sample from the likeliest tokens that hold this share of the probability.
         seed: Seed of the sampling.
         early_stopping: End the search as soon as enough beams have ended.
-        tidy: Drop repeated and unfinished sentences; None does where the model does not end by itself.
+        tidy: Drop repeated and unfinished sentences; None does where the model was not taught to end.
         dtype: Of the weights, such as bfloat16.
         llm_bits: Bits of the language model's weights; None is those of `dtype`.
         wording: What is done to the text.
@@ -162,11 +163,6 @@ class CaptionJob:
     """The captions that are asked for, those that are there, and the way to make the rest.
 
     Building it reads and checks, and writes nothing: `todo` and `skipped` are what a dry run shows.
-
-    Args:
-        records: Images to caption.
-        settings: What the captions depend on.
-        output: Where they go.
 
     Attributes:
         todo: Images that will be captioned.
@@ -347,17 +343,14 @@ def has_changed(record: Record, row: Row) -> bool:
 
 
 def caption_images(
-    pipe: VLVPipeline,
-    batch: Sequence[Opened],
-    settings: CaptionSettings,
-    batch_size: BatchSize,
+    pipe: VLVPipeline, batch: Sequence[Opened], settings: CaptionSettings, batch_size: BatchSize
 ) -> list[Caption]:
     """Captions of the good inputs of a batch, in order.
 
     Sampled captions depend on the other images of the batch, so each batch has a seed of its own, made of
     the given one and of the first image.
     """
-    options: dict[str, Any] = {}
+    options: Json = {}
     if settings.samples:
         options = {
             "do_sample": True,

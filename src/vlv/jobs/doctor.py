@@ -6,25 +6,22 @@ import importlib
 import importlib.util
 import os
 import platform
-import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import constants
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from vlv.models.placement import pick_device, pick_dtype
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 OLDEST_PYTHON = (3, 11)
 ENOUGH_ROOM = 15e9  # bytes: the models of the paper, with room to spare
-_REQUIREMENT = re.compile(r"([\w.-]+)(?:\[[^]]*\])?\s*([^;]*)(?:;\s*extra == ['\"](\w+)['\"])?")
 
 
 @dataclass(frozen=True)
@@ -61,10 +58,11 @@ def _python() -> Finding:
 def requirements(extra: str | None = None) -> dict[str, str]:
     """Packages that vlv needs, or that one of its extras adds, and the versions that fit."""
     found = {}
-    for text in _declared():
-        match = _REQUIREMENT.fullmatch(text.strip())
-        if match and match[3] == extra:
-            found[match[1]] = match[2].strip()
+    for need in map(Requirement, _declared()):
+        always = need.marker is None or need.marker.evaluate({"extra": ""})
+        added = need.marker is not None and need.marker.evaluate({"extra": extra or ""})
+        if always if extra is None else added and not always:
+            found[need.name] = str(need.specifier)
     return found
 
 
@@ -90,18 +88,7 @@ def fits(version: str, wanted: str) -> bool:
     >>> fits("2.13.0+cpu", ">=2.6,<3"), fits("3.0", ">=2.6,<3"), fits("2.5", ">=2.6,<3")
     (True, False, False)
     """
-    have = _numbers(version)
-    for bound in filter(None, (part.strip() for part in wanted.split(","))):
-        limit = _numbers(bound.lstrip("<>=!~ "))
-        if bound.startswith(">=") and have < limit:
-            return False
-        if bound.startswith("<") and have >= limit:
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in re.findall(r"\d+", version.split("+")[0]))
+    return SpecifierSet(wanted).contains(version, prereleases=True)
 
 
 def _packages() -> Iterator[Finding]:

@@ -11,7 +11,7 @@ import math
 import shutil
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,7 +22,7 @@ from vlv.jobs.inputs import check_embeddings, embeddings, good_items, open_batch
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.hashing import weights_hash
-from vlv.storage import check_settings, replacing, write_json
+from vlv.storage import Json, check_settings, replacing, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ class Rows:
 
     path: Path
     shape: list[int]
-    files: list[dict[str, Any]]
+    files: list[Json]
 
 
 class EmbedJob:
@@ -154,7 +154,7 @@ class EmbedJob:
             save_file({"z": z.contiguous()}, temporary, {"vlv": self._header(files)})
         return Rows(path, list(z.shape[1:]), files)
 
-    def _header(self, files: Sequence[dict[str, Any]]) -> str:
+    def _header(self, files: Sequence[Json]) -> str:
         return json.dumps({"settings": vars(self.settings), "files": files})
 
     def _join(self, model_hash: str) -> None:
@@ -188,7 +188,7 @@ class EmbedJob:
         out: BinaryIO,
         places: Sequence[tuple[Rows, int]],
         shape: Sequence[int],
-        files: Sequence[dict[str, Any]],
+        files: Sequence[Json],
     ) -> None:
         """Write a safetensors file row by row: all of them together may not fit into memory."""
         dtype = DTYPES[self.settings.dtype]
@@ -205,5 +205,5 @@ class EmbedJob:
                     out.write(row.contiguous().view(torch.uint8).numpy().tobytes())
 
 
-def _key(file: dict[str, Any]) -> tuple[str, str]:
+def _key(file: Json) -> tuple[str, str]:
     return file["id"], file["file_name"]

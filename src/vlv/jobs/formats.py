@@ -7,19 +7,19 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from vlv.errors import OutputError
-from vlv.storage import replacing
+from vlv.storage import Json, replacing
 
-Row = dict[str, Any]
+Row = Json
 Columns = Mapping[str, type]
 
 TABLE_SUFFIXES = (".jsonl", ".parquet", ".csv")
 ROWS_PER_GROUP = 10_000
 
 
-def scan_lines(file: BinaryIO, path: Path, key: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
+def scan_lines(file: IO[bytes], path: Path, key: tuple[str, ...]) -> Iterator[tuple[int, Row]]:
     """Yield every row of JSON lines with the offset that it begins at; a last line torn by a kill is left out.
 
     Raises:
@@ -92,9 +92,7 @@ def import_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError:
-        raise OutputError(
-            'Parquet needs pyarrow: pip install "vlv[data]", or name a .jsonl file'
-        ) from None
+        raise OutputError('Parquet needs pyarrow: pip install "vlv[data]"') from None
     return pyarrow, pyarrow.parquet
 
 

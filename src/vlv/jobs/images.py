@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from PIL import Image
 
 from vlv.errors import ConfigError, OutputError
 from vlv.jobs.inputs import check_embeddings, embeddings, good_items, open_batches, open_record
-from vlv.jobs.pictures import read_settings, sheet, slug, write_png
+from vlv.jobs.pictures import read_settings, slug, write_png
 from vlv.jobs.sidecars import find_collisions
 from vlv.jobs.tally import Tally
-from vlv.storage import differences, plain
+from vlv.pages import sheet
+from vlv.storage import Json, differences, plain
 
 if TYPE_CHECKING:
     from vlv.data.records import Record
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 OnExisting = Literal["skip", "overwrite", "error"]
 Number = TypeVar("Number", int, float)
-PAIRS_PER_SHEET = 32
+PAIRS_PER_SHEET, PAIRS_IN_ROW = 32, 4
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def draw(pipe: VLVPipeline, context: Context, settings: SampleSettings) -> list[
     )
 
 
-def is_made(path: Path, settings: dict[str, Any], on_existing: OnExisting) -> bool:
+def is_made(path: Path, settings: Json, on_existing: OnExisting) -> bool:
     """Whether an image is there that was made with these settings, and is to stay.
 
     Raises:
@@ -177,10 +178,14 @@ class ReconstructJob:
         for start in range(0, len(finished), PAIRS_PER_SHEET):
             pairs = list(self._pairs(finished[start : start + PAIRS_PER_SHEET]))
             if pairs:
+                size = pairs[0][1].size
+                images = [
+                    image.resize(size, Image.Resampling.BICUBIC) for pair in pairs for image in pair
+                ]
                 path = self.folder / f"sheet-{start // PAIRS_PER_SHEET:03d}.png"
                 if path.exists() and read_settings(path) is None:
                     raise OutputError(f"{path} was not written by vlv and is kept; move it away")
-                write_png(path, sheet(pairs), asdict(self.settings))
+                write_png(path, sheet(images, 2 * PAIRS_IN_ROW), asdict(self.settings))
                 paths.append(path)
         return paths
 
@@ -238,9 +243,7 @@ def generate_files(
     return paths, tally
 
 
-def _place(
-    folder: Path, stem: str, about: dict[str, Any], on_existing: OnExisting
-) -> tuple[Path, bool]:
+def _place(folder: Path, stem: str, about: Json, on_existing: OnExisting) -> tuple[Path, bool]:
     """The file for an image, and whether the image is there."""
     names = (f"{stem}.png", *(f"{stem}-{number}.png" for number in range(2, 10_000)))
     for path in (folder / name for name in names):

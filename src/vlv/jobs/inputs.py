@@ -110,10 +110,7 @@ class Reader:
     """
 
     def __init__(
-        self,
-        records: Iterable[Record],
-        size: int | None = None,
-        framing: Framing = DEFAULT_FRAMING,
+        self, records: Iterable[Record], size: int | None = None, framing: Framing = DEFAULT_FRAMING
     ) -> None:
         self._records = iter(records)
         self._size, self._framing = size, framing

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from vlv.errors import ModelFolderError
 from vlv.models.card import CARD_NAME, read_front_matter
 from vlv.models.folder import INDEX_NAME, NEEDED, Reference, needed, read_index
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -40,14 +38,7 @@ class Part:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model folder.
-
-    Attributes:
-        folder: Where it lies.
-        parts: Its components.
-        licence: Licence of the whole, from the model card.
-        knows: What the model knows, from the model card.
-    """
+    """A model folder."""
 
     folder: Path
     parts: list[Part] = field(default_factory=list)
@@ -94,31 +85,23 @@ def _read_part(folder: Path, kind: str, licence: str) -> Part:
             f"{folder} is missing, though {INDEX_NAME} lists it; copy the model again"
         )
     files = [path for path in folder.rglob("*") if path.is_file()]
-    headers = [read_header(path) for path in files if path.suffix == ".safetensors"]
-    tensors = [tensor for header in headers for tensor in header.values()]
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    tensors = [tensor for path in weights for tensor in _read_header(path)]
     return Part(
         folder.name,
         kind,
-        num_parameters=sum(math.prod(tensor["shape"]) for tensor in tensors),
+        num_parameters=sum(math.prod(shape) for shape, _ in tensors),
         num_bytes=sum(path.stat().st_size for path in files),
-        dtypes=tuple(sorted({tensor["dtype"] for tensor in tensors})),
+        dtypes=tuple(sorted({dtype for _, dtype in tensors})),
         licence=licence,
     )
 
 
-def read_header(path: Path) -> dict[str, dict[str, Any]]:
-    """Header of a safetensors file: name to dtype and shape.
-
-    Raises:
-        ModelFolderError: The file is damaged.
-    """
+def _read_header(path: Path) -> list[tuple[list[int], str]]:
+    """Shape and dtype of every tensor in a safetensors file."""
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length)) if length <= path.stat().st_size else None
-    except (OSError, ValueError, RecursionError) as error:
+        with safe_open(path, "pt") as file:
+            slices = [file.get_slice(name) for name in file.keys()]  # noqa: SIM118
+            return [(one.get_shape(), one.get_dtype()) for one in slices]
+    except (SafetensorError, OSError) as error:
         raise ModelFolderError(f"{path} is damaged ({error}); copy it again") from error
-    if not isinstance(header, dict):
-        raise ModelFolderError(f"{path} is cut off; copy it again")
-    header.pop("__metadata__", None)
-    return header

@@ -54,7 +54,7 @@ class Shards(ABC):
         """Write the file of a shard, which does not exist."""
 
     def write_all(self, pairs: Iterable[Pair], size: int) -> None:
-        """Write all shards, of so many images each, and remove those of an earlier, longer run."""
+        """Write all shards, of `size` images each, and remove those of an earlier, longer run."""
         pairs, number = iter(pairs), 0
         while shard := list(islice(pairs, size)):
             self.write(number, shard)

@@ -5,17 +5,23 @@ Shapes: B batch, Q queries, D text width, E language-model width.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from vlv.config import load_config
+from vlv.config import ModelPreset, PartSource, RunConfig, load_config
 from vlv.data.loader import Listed
 from vlv.errors import ModelFolderError
 from vlv.models.architectures import find_architecture, outline
+from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import origin_of
+from vlv.models.context import Context
+from vlv.models.diffusion import DiffusionDecoder
+from vlv.models.encoder import VLVEncoder
 from vlv.models.folder import part_dtype
 from vlv.models.vetting import num_parameters
 from vlv.training.assemble import Parts, make_objective, set_precision
@@ -32,19 +38,7 @@ from vlv.training.prediction import (
     predict_step,
     training_batch,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from torch import Tensor
-
-    from vlv.config import ModelPreset, PartSource, RunConfig
-    from vlv.models.captioner import CaptionDecoder
-    from vlv.models.context import Context
-    from vlv.models.diffusion import DiffusionDecoder
-    from vlv.models.encoder import VLVEncoder
-    from vlv.training.stages import Stage1, Stage2
+from vlv.training.stages import Stage1, Stage2
 
 ASSUMED_MFU = 0.3
 """Share of the device's peak that an estimate of hours assumes where nothing was measured."""

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vlv.data.images import IMAGE_SUFFIXES
+from vlv.data.records import Record
 from vlv.errors import OutputError
+from vlv.jobs.table import OnExisting
 from vlv.storage import write_text
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from vlv.data.records import Record
-    from vlv.jobs.table import OnExisting
 
 WRITERS = 8
 """Threads that write text files: each waits for the disk."""

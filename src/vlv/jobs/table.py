@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import IO, Literal
 
 from vlv.errors import OutputError
 from vlv.jobs.formats import Columns, Row, import_pyarrow, read_rows, scan_lines, write_rows
 from vlv.storage import (
     Journal,
+    Json,
     check_settings,
     plain,
     read_settings,
@@ -26,11 +29,6 @@ from vlv.storage import (
     to_line,
     write_json,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-    from typing import BinaryIO
 
 __all__ = ["GrowingTable", "OnExisting", "Row"]
 
@@ -47,7 +45,7 @@ class Run:
         finished: Whether it came to its end.
     """
 
-    settings: dict[str, Any]
+    settings: Json
     first_row: int = 0
     finished: bool = False
 
@@ -69,7 +67,7 @@ class GrowingTable:
         OutputError: The output is damaged, not ours, or was made with other settings.
     """
 
-    _lines: BinaryIO | None = None  # the rows as JSON lines, for reading
+    _lines: IO[bytes] | None = None  # the rows as JSON lines, for reading
 
     def __init__(
         self,
@@ -113,7 +111,8 @@ class GrowingTable:
     def _read(self, offset: int) -> Row:
         assert self._lines is not None
         self._lines.seek(offset)
-        return cast("Row", json.loads(self._lines.readline()))
+        row: Row = json.loads(self._lines.readline())
+        return row
 
     def _key(self, row: Row) -> tuple[object, ...]:
         return tuple(row[name] for name in self.key)
@@ -173,7 +172,7 @@ class GrowingTable:
                 self._note(row, offset)
         return count
 
-    def _read_from(self, lines: BinaryIO) -> None:
+    def _read_from(self, lines: IO[bytes]) -> None:
         if self._lines is not None:
             self._lines.close()
         self._lines = lines
@@ -182,14 +181,14 @@ class GrowingTable:
         if self._lines is not None:
             self._lines.close()
 
-    def _open_lines(self) -> BinaryIO:
+    def _open_lines(self) -> IO[bytes]:
         if self.path.exists():
             return self.path.open("rb")
         spool = TemporaryFile()  # noqa: SIM115  # random access to the rows of a finished table
         for row in read_rows(self.output, self.columns):
             spool.write(to_line(row))
         spool.seek(0)
-        return cast("BinaryIO", spool)
+        return spool
 
     def _note(self, row: Row, offset: int) -> None:
         mark = _hash(self._key(row))

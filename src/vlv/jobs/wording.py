@@ -52,7 +52,7 @@ def _names(text: str, word: str) -> bool:
 
 
 def shorten(text: str, max_words: int) -> str:
-    """At most so many words of a text: whole sentences where one fits, else as many words.
+    """At most `max_words` words of a text: whole sentences where one fits, else as many words.
 
     >>> shorten("One two. Three four five.", 4), shorten("One two three, four five.", 3)
     ('One two.', 'One two three.')

@@ -4,9 +4,5 @@ import logging
 
 # diffusers imports torchao where it is installed, which reports every CUDA kernel that does not fit this machine; only
 # `--llm-bits 8` uses it
-for _name in (
-    "torchao",
-    "torch.utils._pytree",
-    "diffusers.quantizers.torchao.torchao_quantizer",
-):
+for _name in ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
     logging.getLogger(_name).setLevel(logging.ERROR)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import diffusers
 import torch
@@ -14,15 +14,14 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel, Florence2Config
 
+from vlv.config import ModelConfig, PartSource
 from vlv.errors import ModelFolderError
 from vlv.models.captioner import CaptionDecoder, CaptionDecoderConfig
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
 from vlv.models.folder import scheduler_class, shipped_models
 from vlv.models.vetting import read_json
-
-if TYPE_CHECKING:
-    from vlv.config import ModelConfig, PartSource
+from vlv.storage import Json
 
 _PROMPT_TOKENS = 14  # of Florence-2's prompt for a long caption
 _COMPONENTS = {
@@ -38,7 +37,7 @@ _DTYPE_OF_VARIANT = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torc
 class Architecture:
     """A repository of the hub, or a folder, without its weights."""
 
-    configs: dict[str, dict[str, Any]]
+    configs: dict[str, Json]
     """Configuration of each component."""
     licence: str = ""
     """Empty where it is not known."""
@@ -75,13 +74,13 @@ def _file(name: str, part: str) -> str:
     return file if len(_COMPONENTS[part]) == 1 else f"{name}/{file}"
 
 
-def known_repositories() -> list[dict[str, Any]]:
+def known_repositories() -> list[Json]:
     """The repositories whose configurations are in the package."""
     files = (resources.files("vlv") / "presets" / "hub").iterdir()
     return [yaml.safe_load(file.read_text("utf-8")) for file in files]
 
 
-def _cached(source: PartSource, file: str) -> dict[str, Any]:
+def _cached(source: PartSource, file: str) -> Json:
     name = f"{source.subfolder}/{file}" if source.subfolder else file
     try:
         path = try_to_load_from_cache(source.path, name, revision=source.revision)
@@ -192,6 +191,6 @@ def _component(source: PartSource, name: str) -> Path:
     return folder
 
 
-def _without_class(config: dict[str, Any]) -> dict[str, Any]:
+def _without_class(config: Json) -> Json:
     """A configuration without what names its class rather than its shape."""
     return {k: v for k, v in config.items() if k not in {"architectures", "auto_map"}}

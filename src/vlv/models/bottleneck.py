@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlv.models.draws import gumbel_like
+from vlv.storage import Json
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    pass
 
 BottleneckKind = Literal["nearest", "gumbel"]
 
@@ -63,10 +64,6 @@ class DiscreteBottleneck(nn.Module):
     row of the highest score too. So what is embedded, captioned and drawn from is always rows of the table.
 
     The table is a buffer: it is no parameter, checkpoints leave it out, and a saved encoder brings it along.
-
-    Args:
-        settings: Kind and schedule.
-        width: D.
 
     Attributes:
         codebook: The table, (V, D).
@@ -126,7 +123,7 @@ class DiscreteBottleneck(nn.Module):
             return scores * math.sqrt(z.shape[-1])
 
 
-def bottleneck_of(settings: Mapping[str, Any] | None, text_width: int) -> DiscreteBottleneck | None:
+def bottleneck_of(settings: Json | None, text_width: int) -> DiscreteBottleneck | None:
     """The bottleneck that an encoder's configuration describes, with an empty table; None leaves z continuous."""
     if settings is None:
         return None
@@ -134,6 +131,6 @@ def bottleneck_of(settings: Mapping[str, Any] | None, text_width: int) -> Discre
     return DiscreteBottleneck(BottleneckSettings(**values), text_width)
 
 
-def as_dictionary(settings: BottleneckSettings) -> dict[str, Any]:
+def as_dictionary(settings: BottleneckSettings) -> Json:
     """For an encoder's configuration."""
     return {**asdict(settings), "temperature": list(settings.temperature)}

@@ -9,26 +9,21 @@ the language model, V vocabulary; S sequences of up to L positions, N positions 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from vlv.errors import ConfigError
 from vlv.models.compilation import uncompiled
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import nn
-    from transformers import PreTrainedModel
 
 _CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # 64 MB are best measured; 0.5 GB keep a GPU busy
 
@@ -55,10 +50,10 @@ def chunked_cross_entropy(
         chunk = max(1, logits // head.out_features)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
-        loss = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden.to(dtype), head.weight, head.bias, targets, chunk
         )
-    return cast("Tensor", loss)
+    return loss
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -240,10 +235,6 @@ def near_lengths(lengths: Sequence[int], *, max_padding: float = 0.04) -> list[l
     """Group sequences so that padding each group to its longest adds little.
 
     Groups are split where that saves most, until the padding is small enough.
-
-    Args:
-        lengths: Of the sequences.
-        max_padding: Largest share of padding in all positions.
 
     Returns:
         Indices of each group, the shortest sequences first; equal lengths keep their order.

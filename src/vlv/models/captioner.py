@@ -37,7 +37,7 @@ from vlv.models.decoding import (
     greedy_search,
     tidy_caption,
 )
-from vlv.models.encoder import draw_linear
+from vlv.models.encoder import Projector
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
@@ -100,9 +100,7 @@ class CaptionDecoder(PreTrainedModel):
         self.llm: Any = AutoModelForCausalLM.from_config(llm_config, trust_remote_code=False)
         # Not hidden_size: some models embed tokens in fewer channels than they compute in.
         width = self.llm.get_input_embeddings().embedding_dim
-        self.mlp = nn.Sequential(
-            nn.Linear(config.text_width, width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.mlp = Projector(config.text_width, width)
         self._has_plain_head: bool | None = None
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -130,10 +128,7 @@ class CaptionDecoder(PreTrainedModel):
             decoder = cls(CaptionDecoderConfig(llm_config=llm.config, text_width=text_width))
         decoder.llm = llm
         decoder._attach(tokenizer)
-        generator = torch.Generator().manual_seed(seed)
-        decoder.mlp.to_empty(device="cpu")
-        for layer in (decoder.mlp[0], decoder.mlp[2]):
-            draw_linear(cast("nn.Linear", layer), generator)
+        decoder.mlp.draw(torch.Generator().manual_seed(seed))
         decoder.mlp.to(llm.device, llm.dtype)
         return decoder
 
@@ -167,7 +162,7 @@ class CaptionDecoder(PreTrainedModel):
             )
         self.tokenizer = tokenizer
 
-    def _tokenizer(self) -> Any:
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
         if not hasattr(self, "tokenizer"):
             raise ModelFolderError(
                 "this caption decoder has no tokenizer; build it with from_llm or from_pretrained"
@@ -181,9 +176,6 @@ class CaptionDecoder(PreTrainedModel):
 
         Args:
             parts: "mlp" is psi alone, "mlp+llm" everything, "none" nothing.
-
-        Returns:
-            The trainable parameters.
         """
         self.mlp.requires_grad_(parts != "none")
         self.llm.requires_grad_(parts == "mlp+llm")
@@ -192,7 +184,8 @@ class CaptionDecoder(PreTrainedModel):
     def prefix(self, c: Tensor) -> Tensor:
         """From context to prefix: e = psi(c), (B, Q, D) to (B, Q, E)."""
         e = self.mlp(c.to(next(self.mlp.parameters()).dtype))
-        return cast("Tensor", e.to(self.llm.get_input_embeddings().weight.dtype))
+        typed: Tensor = e.to(self.llm.get_input_embeddings().weight.dtype)
+        return typed
 
     def tokenize(
         self, captions: Sequence[str], max_tokens: int | None = None, *, with_end: bool = True
@@ -274,7 +267,8 @@ class CaptionDecoder(PreTrainedModel):
             if has_numbers(self.llm):
                 self._has_plain_head = head is not None
             return head
-        return cast("nn.Linear", self.llm.get_output_embeddings()) if self._has_plain_head else None
+        found: nn.Linear | None = self.llm.get_output_embeddings() if self._has_plain_head else None
+        return found
 
     # --- inference -------------------------------------------------------------------------------
 
@@ -285,9 +279,6 @@ class CaptionDecoder(PreTrainedModel):
         Args:
             c: Context, (B, Q, D).
             **generation: The fields of `Generation`.
-
-        Returns:
-            B captions.
         """
         return self.write(c, Generation(**generation))
 
@@ -381,7 +372,7 @@ class CaptionDecoder(PreTrainedModel):
             return int(tokenizer.eos_token_id)
         if end_token not in tokenizer.get_vocab():
             raise ConfigError(f"end_token {end_token!r} is no token of the language model")
-        return int(tokenizer.convert_tokens_to_ids(end_token))
+        return int(tokenizer.get_vocab()[end_token])
 
     def _caption(self, ids: list[int], end: int) -> Caption:
         """Cut generated ids at the end; what follows it is padding.
@@ -391,5 +382,5 @@ class CaptionDecoder(PreTrainedModel):
         tokenizer = self._tokenizer()
         finished = end in ids
         length = ids.index(end) + (end != tokenizer.eos_token_id) if finished else len(ids)
-        text = tokenizer.decode(ids[:length], skip_special_tokens=True).strip()
+        text = str(tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
         return Caption(text, length, finished, tuple(ids[:length]))

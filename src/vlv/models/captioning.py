@@ -63,7 +63,7 @@ class CaptioningModel(PreTrainedModel):
             dtype: Of the weights; "auto" and None are what the device computes in.
             revision: Of a model on the hub.
             local_files_only: Take a model on the hub from the cache.
-            **others: Nothing but what transformers hands over by itself.
+            **others: Nothing but what transformers hands over.
 
         Raises:
             ConfigError: An argument has no meaning here.

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import yaml
 from huggingface_hub import try_to_load_from_cache
@@ -15,9 +15,8 @@ from torch import nn
 from vlv.data.foreign import decode_text, printable, read_file
 from vlv.errors import DataError, ModelFolderError
 from vlv.models.architectures import known_repositories
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+from vlv.pages import render
+from vlv.storage import Json
 
 CARD_NAME = "README.md"
 UNKNOWN = "unknown"
@@ -55,7 +54,7 @@ class Training:
     seed: int
     precision: str
     trains: str
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Json = field(default_factory=dict)
     """All settings of the run, resolved."""
     figures: dict[str, float] = field(default_factory=dict)
     """The last on held-out images; empty where there were none."""
@@ -149,7 +148,7 @@ def _read_text(card: Path) -> str:
         raise ModelFolderError(f"{error}; remove it, or copy the model again") from error
 
 
-def read_front_matter(card: Path) -> dict[str, Any]:
+def read_front_matter(card: Path) -> Json:
     """YAML between the two lines of dashes at the top of a model card; empty without one.
 
     Raises:
@@ -185,21 +184,24 @@ def model_card(
     known = provenance or Provenance()
     present = {part: component for part, component in components.items() if component is not None}
     origins = {part: known.origins.get(part, Origin()) for part in present}
-    matter = yaml.safe_dump(
-        _front_matter(origins, known.trainings), sort_keys=False, allow_unicode=True, width=100
+    matter = _front_matter(origins, known.trainings)
+    return render(
+        "card.md.jinja",
+        name=name,
+        matter=yaml.safe_dump(matter, sort_keys=False, allow_unicode=True, width=100),
+        parts={
+            part: {
+                "name": part,
+                "kind": type(component).__name__,
+                "size": _num_parameters(component),
+                **asdict(origins[part]),
+            }
+            for part, component in present.items()
+        },
+        unknown=[part for part, origin in origins.items() if not origin.licence],
+        trainings=known.trainings,
+        figures=_FIGURES,
     )
-    sections = [
-        f"---\n{matter}---\n",
-        f"# {name}\n",
-        _ABOUT,
-        _usage(name, present),
-        _parts(present, origins),
-        _licences(origins),
-        _training(known.trainings),
-        _evaluation(known.trainings),
-        _CITATION,
-    ]
-    return "\n".join(sections)
 
 
 def forget_paths(text: str) -> str:
@@ -221,10 +223,10 @@ def unknown_licences(card: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|.*\*\*unknown\*\* \|$", card, re.MULTILINE)
 
 
-def _front_matter(origins: Mapping[str, Origin], trainings: Sequence[Training]) -> dict[str, Any]:
+def _front_matter(origins: Mapping[str, Origin], trainings: Sequence[Training]) -> Json:
     licences = {part: origin.licence or UNKNOWN for part, origin in origins.items()}
     bases = _unique(base for origin in origins.values() for base in origin.bases)
-    matter: dict[str, Any] = {
+    matter: Json = {
         "library_name": "vlv",
         "pipeline_tag": "image-to-text",
         "tags": ["vision-language-vision", "image-captioning"],
@@ -251,124 +253,18 @@ def _unique(items: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(items))
 
 
-def _usage(name: str, present: Mapping[str, object]) -> str:
-    lines = ["from vlv import VLVPipeline", "", f'pipe = VLVPipeline.from_pretrained("{name}")']
-    if present.get("caption_decoder") is not None:
-        lines.append('pipe.caption("photo.jpg")')
-    if "vae" in present:
-        lines.append('pipe.reconstruct("photo.jpg", seed=0)')
-    return "\n".join(["```python", *lines, "```", ""])
-
-
-def _parts(present: Mapping[str, object], origins: Mapping[str, Origin]) -> str:
-    rows = [
-        f"| `{part}` | {type(component).__name__} | {_num_parameters(component)} | "
-        f"{', '.join(origins[part].bases) or 'not recorded'} | "
-        f"{origins[part].licence or '**unknown**'} |"
-        for part, component in present.items()
-    ]
-    head = "| part | class | parameters | made from | licence |\n|---|---|---|---|---|"
-    return "\n".join(["## Parts", "", head, *rows, ""])
-
-
 def _num_parameters(component: object) -> str:
     if not isinstance(component, nn.Module):
         return ""
     return f"{sum(p.numel() for p in component.parameters()) / 1e6:.1f} M"
 
 
-def _licences(origins: Mapping[str, Origin]) -> str:
-    unknown = [f"`{part}`" for part, origin in origins.items() if not origin.licence]
-    lines = ["## Licence of each part", "", _LICENCES]
-    if unknown:
-        lines += [
-            "",
-            f"**The licence of {', '.join(unknown)} is unknown: find it out and name it here before sharing the "
-            "model.**",
-        ]
-    return "\n".join([*lines, ""])
-
-
-def _count(num_images: int | None) -> str:
-    return "streamed" if num_images is None else f"{num_images:,}"
-
-
-def _training(trainings: Sequence[Training]) -> str:
-    lines = ["## Data and training", ""]
-    if not trainings:
-        return "\n".join([*lines, _NOT_TRAINED, ""])
-    head = (
-        "| run | trains | images | steps | images per step | learning rate | precision | seed |\n"
-        "|---|---|---|---|---|---|---|---|"
-    )
-    rows = [
-        f"| {run.stage} | {run.trains} | {_count(run.num_images)} | {run.steps:,} | {run.images_per_step:,} | "
-        f"{run.learning_rate:g}, {run.schedule} | {run.precision} | {run.seed} |"
-        for run in trainings
-    ]
-    return "\n".join([*lines, head, *rows, "", _SETTINGS, ""])
-
-
-def _evaluation(trainings: Sequence[Training]) -> str:
-    lines = ["## Evaluation and limits", ""]
-    measured = [run for run in trainings if run.figures]
-    for run in measured:
-        rows = [
-            f"| {_FIGURES.get(name, name)} | {value:.4g} |" for name, value in run.figures.items()
-        ]
-        lines += [
-            f"At the end of {run.stage}, on {run.num_held_out:,} images that were held out:",
-            "",
-            "| figure | value |\n|---|---|",
-            *rows,
-            "",
-        ]
-    if not measured:
-        lines += ["No figures on held-out images were recorded in training.", ""]
-    return "\n".join([*lines, _LIMITS])
-
-
 _FIGURES = {
     "denoising_z": "denoising loss given z",
     "denoising_null": "denoising loss given no text",
     "denoising_true": "denoising loss given the true caption",
-    "share_null_to_true": "way of z from no text (0) to the true caption (1)",
+    "share_null_to_true": "share of the true caption's gain over no text that z recovers",
     "held_out_loss": "loss that was trained with",
     "held_out_caption": "cross-entropy of captions, nats per token",
     "held_out_denoising": "denoising loss of stage 2",
 }
-
-_ABOUT = """A Vision-Language-Vision auto-encoder ([arXiv 2507.07104](https://arxiv.org/abs/2507.07104)): an
-image becomes a caption embedding, from which a frozen diffusion model rebuilds the image and a
-language model writes its caption. The folder was written by `vlv`, an independent implementation of
-the paper, which is not by its authors.
-"""
-
-_LICENCES = (
-    "Each part is under the licence in the table above, those that were trained further too; the whole may be used only\n"
-    "in ways that all of them allow."
-)
-
-_NOT_TRAINED = """Not recorded in this folder: the model was put together or converted, not trained by
-`vlv train`."""
-
-_SETTINGS = """All settings of each run stand at the top of this file, under `training`; of paths only the last name
-is kept."""
-
-_LIMITS = """Captions can state what is not in the image, and pictures rebuilt from an embedding are not the image
-they came from. Beyond the figures above nothing was measured: not the quality on images unlike the
-training data, nor harmful or unfair output. What the parts were trained on before they came here is
-told by their own cards.
-"""
-
-_CITATION = """## Citation
-
-```bibtex
-@article{zhang2025vlv,
-  title   = {Vision-Language-Vision Auto-Encoder: Scalable Knowledge Distillation from Diffusion Models},
-  author  = {Zhang, Tiezheng and others},
-  journal = {arXiv preprint arXiv:2507.07104},
-  year    = {2025}
-}
-```
-"""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _RECOMPILE_LIMIT = 64
 """Compilations of one line of code before PyTorch gives up and runs it eagerly."""

@@ -8,7 +8,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -48,11 +48,6 @@ from vlv.models.hub import upload
 from vlv.models.placement import pick_device, pick_dtype
 from vlv.models.two_towers import make_diffusion_decoder
 from vlv.storage import replacing_folder
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    import torch
 
 CAPTIONING_TYPE = "vlv"
 """The model type by which transformers knows a model folder, see `vlv.models.captioning`."""
@@ -239,9 +234,6 @@ class VLVComponents(DiffusionPipeline):
                 where the device computes in it, or else float32. The VAE is always float32.
             local_files_only: Take a model on the hub from the cache.
 
-        Returns:
-            The pipeline.
-
         Raises:
             ModelFolderError: There is no such model, or it is incomplete or damaged.
             MissingPartError: It lacks a component that `parts` need.
@@ -322,9 +314,6 @@ class VLVComponents(DiffusionPipeline):
             dtype: Of the uploaded weights.
             card: Text of README.md; None is that of the loaded folder, or one from what is known.
             commit_message: Of the upload.
-
-        Returns:
-            Address of the commit.
         """
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary) / "model"
@@ -346,7 +335,8 @@ class VLVComponents(DiffusionPipeline):
     @property
     def framing(self) -> Framing:
         """How images of other shapes become squares: "cut" or "resize" first."""
-        return cast("Framing", self.config["framing"])
+        framing: Framing = self.config["framing"]
+        return framing
 
     @property
     def decoder(self) -> DiffusionDecoder:

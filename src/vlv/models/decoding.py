@@ -8,21 +8,17 @@ Shapes: B captions, Q positions of the prefix, T tokens at most, E width, V voca
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import StaticCache
+from transformers import PreTrainedModel, StaticCache
 
 from vlv.errors import ConfigError
 from vlv.models.arguments import finite, whole_number
 from vlv.models.compilation import is_compiled
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Caption:
     num_tokens: int
     """Generated tokens, without the end token."""
     finished: bool
-    """Whether the model ended it by itself, rather than being stopped at ``max_new_tokens``."""
+    """Whether the model ended it, rather than being stopped at ``max_new_tokens``."""
     ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
     """The generated tokens."""
 
@@ -64,7 +60,7 @@ class Generation:
     end_token: str | None = None
     """A token that ends the caption in place of the tokenizer's, such as "."."""
     tidy: bool | None = None
-    """Drop unfinished and repeated sentences, see `tidy_caption`; None does where the model does not end by itself."""
+    """Drop unfinished and repeated sentences, see `tidy_caption`; None does where the model was not taught to end."""
     seed: int = 0
     """Of sampling; the global generator is left as it was."""
 
@@ -217,7 +213,8 @@ class _Search:
     def _read(self, **inputs: Tensor) -> Tensor:
         """Logits of the last position, (B, V)."""
         found = self._llm(past_key_values=self._cache, use_cache=True, logits_to_keep=1, **inputs)
-        return cast("Tensor", found.logits[:, -1])
+        logits: Tensor = found.logits[:, -1]
+        return logits
 
     def _take(self, logits: Tensor) -> None:
         """Write down the likeliest token, (B, V)."""

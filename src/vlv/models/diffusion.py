@@ -19,12 +19,7 @@ from vlv.models.compilation import own_precision
 from vlv.models.context import Context
 from vlv.models.draws import rand, randn_like
 from vlv.models.pixels import as_float
-from vlv.models.text_tower import (
-    contextualize,
-    num_positions,
-    token_embeddings,
-    tokenize,
-)
+from vlv.models.text_tower import contextualize, num_positions, token_embeddings, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,11 +39,7 @@ TimestepSampling = Literal["uniform", "text"]
 _CPU_PIXELS = 2 * 192 * 192
 """That a CPU's VAE encodes at once."""
 
-SAMPLERS = {
-    "dpm": DPMSolverMultistepScheduler,
-    "ddim": DDIMScheduler,
-    "ddpm": DDPMScheduler,
-}
+SAMPLERS = {"dpm": DPMSolverMultistepScheduler, "ddim": DDIMScheduler, "ddpm": DDPMScheduler}
 
 
 @runtime_checkable
@@ -257,10 +248,7 @@ class DiffusionDecoder(nn.Module):
         return present(self.scheduler, "scheduler")
 
     def draw_timesteps(
-        self,
-        batch_size: int,
-        generator: torch.Generator,
-        sampling: TimestepSampling = "uniform",
+        self, batch_size: int, generator: torch.Generator, sampling: TimestepSampling = "uniform"
     ) -> Tensor:
         """Draw one timestep per image.
 
@@ -474,7 +462,7 @@ def _full_precision(tensor: Tensor) -> torch.autocast:
 
 
 def _pieces(images: Tensor) -> tuple[Tensor, ...]:
-    """Images (B, 3, H, W) as the VAE encodes them together: on a CPU so many that its caches hold what the first layers make of them.
+    """Images (B, 3, H, W) as the VAE encodes them together: on a CPU as many as let its caches hold what the first layers make of them.
 
     Beyond that the time of each image grows.
     """

@@ -6,14 +6,12 @@ Shapes: N rows, n draws (n / N for each row).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class RowGenerator(torch.Generator):

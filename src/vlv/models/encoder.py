@@ -168,9 +168,6 @@ class ImageEncoder(PreTrainedModel):
             parts: "language" is the paper's choice, all but what reads the image: of Florence-2 its
                 language encoder and decoder, of another backbone the small transformer, and of both
                 the queries and the projector. "all" trains everything, "none" nothing.
-
-        Returns:
-            The trainable parameters.
         """
         self.requires_grad_(parts != "none")
         if parts == "language":
@@ -237,11 +234,7 @@ class VLVEncoder(ImageEncoder):
         width = _language_config(config).hidden_size
         self.backbone = Florence2ForConditionalGeneration(backbone_config)
         self.queries = nn.Parameter(torch.zeros(1, config.num_queries, width))
-        self.projector = nn.Sequential(
-            nn.Linear(width, config.text_width),
-            nn.GELU(),
-            nn.Linear(config.text_width, config.text_width),
-        )
+        self.projector = Projector(width, config.text_width)
         self.bottleneck = bottleneck_of(config.bottleneck, config.text_width)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -288,9 +281,7 @@ class VLVEncoder(ImageEncoder):
         """Draw queries and projector on the CPU and move them beside the backbone."""
         generator = torch.Generator().manual_seed(seed)
         queries = torch.randn(self.queries.shape, generator=generator)
-        self.projector.to_empty(device="cpu")
-        for layer in (self.projector[0], self.projector[2]):
-            draw_linear(cast("nn.Linear", layer), generator)
+        self.projector.draw(generator)
         reference = self.backbone.lm_head.weight
         self.queries = nn.Parameter(queries.to(reference))
         self.projector.to(reference)
@@ -306,7 +297,8 @@ class VLVEncoder(ImageEncoder):
         tower = self.vision()[0]
         with own_precision(tower):
             inputs = inputs.to(next(tower.parameters()).dtype)
-            return cast("Tensor", self.backbone.model.get_image_features(inputs).pooler_output)
+            tokens: Tensor = self.backbone.model.get_image_features(inputs).pooler_output
+            return tokens
 
     def project_features(self, features: Tensor) -> Tensor:
         """From image tokens to the caption embedding before any bottleneck.
@@ -335,7 +327,8 @@ class VLVEncoder(ImageEncoder):
             encoder_hidden_states=memory,
             use_cache=False,
         ).last_hidden_state  # (B, Q, d)
-        return cast("Tensor", self.projector(hidden))  # (B, Q, D)
+        z: Tensor = self.projector(hidden)  # (B, Q, D)
+        return z
 
     def vision(self) -> tuple[nn.Module, ...]:
         """The vision tower and its projection."""
@@ -367,6 +360,21 @@ def normalize(pixels: Tensor, config: VLVEncoderConfig | VisionEncoderConfig) ->
     mean = pixels.new_tensor(config.image_mean)[:, None, None]
     std = pixels.new_tensor(config.image_std)[:, None, None]
     return (pixels - mean) / std
+
+
+class Projector(nn.Sequential):
+    """From one width to another: linear, GELU, linear."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        first, second = nn.Linear(inputs, outputs), nn.Linear(outputs, outputs)
+        super().__init__(first, nn.GELU(), second)
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Fill it on the CPU, even from the meta device."""
+        self.to_empty(device="cpu")
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                draw_linear(layer, generator)
 
 
 def draw_linear(layer: nn.Linear, generator: torch.Generator) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
@@ -18,9 +18,6 @@ from huggingface_hub.errors import (
 )
 
 from vlv.errors import ModelFolderError, OutputError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _OTHER_FORMATS = ["*.bin", "*.pt", "*.msgpack", "*.h5", "*.ckpt", "*.onnx*", "*.non_ema.*"]
 _VARIANTS = ("fp16", "bf16", "fp32")

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +77,7 @@ class Report:
     sources: dict[str, str] = field(default_factory=dict)
 
     def lines(self, most: int = 8) -> list[str]:
-        """The report in words, at most so many names of each kind."""
+        """The report in words, at most `most` names of each kind."""
         parts = ", ".join(f"{part} from {source}" for part, source in self.sources.items())
         lines = [f"stage {self.stage}: {parts.replace('from absent', 'absent')}"]
         for kind in ("used", "unneeded", "missing", "unexpected", "misshaped"):
@@ -113,7 +113,7 @@ def load_stage2(
     """Load the authors' stage 2: encoder, text tower and caption decoder; see `load_official`.
 
     U-Net and VAE, which its checkpoints do not hold, come from the component folders where their
-    weights lie there; without them the model captions but does not rebuild.
+    weights lie there; without them the model captions but does not reconstruct.
     """
     return _load(checkpoint, components, stage=2, **options)[0]
 
@@ -154,9 +154,6 @@ def convert_official(
         components: See `load_official`.
         output: New, empty, or an older model that is replaced.
         **options: See `load_official`; ``dtype`` is also that of the files.
-
-    Returns:
-        What was read.
     """
     check_replaceable(Path(output))
     pipe, report = _load(checkpoint, components, **options)
@@ -335,7 +332,7 @@ class _Assembly:
 
     def _caption_decoder(self) -> CaptionDecoder:
         config = self.folders.llm_config()
-        kind = cast("Any", MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
+        kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         with torch.device("meta"):
             shapes = _shapes(kind(config))
         if config.tie_word_embeddings:
@@ -346,11 +343,7 @@ class _Assembly:
         state = self._state("caption_decoder", shapes, names)
         with quiet_progress():
             llm = kind.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=self.dtype,
-                trust_remote_code=False,
+                None, config=config, state_dict=state, dtype=self.dtype, trust_remote_code=False
             )
         _, text_width = self._shape("mlp.layers.0.weight", 2)
         tokenizer = self.folders.llm_tokenizer()

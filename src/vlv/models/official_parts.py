@@ -25,6 +25,7 @@ from transformers import (
     CLIPTextConfig,
     CLIPTokenizer,
     Florence2Config,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -32,6 +33,7 @@ from vlv.errors import ModelFolderError
 from vlv.models.folder import MODELS, quiet_progress
 from vlv.models.official_files import find_weights, read_tensors
 from vlv.models.vetting import read_json
+from vlv.storage import Json
 
 AUTHORS_IMAGE_SIZE = 384
 """Side in pixels of the images that the authors train on, where the U-Net's own is not smaller."""
@@ -95,11 +97,7 @@ class Components:
     # --- Florence-2 ------------------------------------------------------------------------------
 
     def florence_config(self, num_positions: int) -> Florence2Config:
-        """The native configuration of either form.
-
-        Args:
-            num_positions: Of the language model, which the checkpoint says.
-        """
+        """The native configuration of either form."""
 
         def read() -> Florence2Config:
             values = _read_json(self.florence / "config.json")
@@ -163,12 +161,13 @@ class Components:
 
     # --- the language model ----------------------------------------------------------------------
 
-    def llm_config(self) -> Any:
+    def llm_config(self) -> PreTrainedConfig:
         """Of the language model."""
         path = self._llm() / "config.json"
-        return _reading(
+        config: PreTrainedConfig = _reading(
             path, lambda: AutoConfig.from_pretrained(path.parent, **_LOCAL, trust_remote_code=False)
         )
+        return config
 
     def llm_tokenizer(self) -> PreTrainedTokenizerBase:
         """Of the language model."""
@@ -207,7 +206,7 @@ class Components:
 _LOCAL = {"local_files_only": True}
 
 
-def _native_config(remote: dict[str, Any]) -> dict[str, Any]:
+def _native_config(remote: Json) -> Json:
     """Florence-2's remote-code configuration as the native one."""
     vision, text = remote["vision_config"], remote["text_config"]
     return {
@@ -227,7 +226,7 @@ def _native_config(remote: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_json(path: Path, *needed: str) -> dict[str, Any]:
+def _read_json(path: Path, *needed: str) -> Json:
     values = read_json(path)
     if absent := [key for key in needed if key not in values]:  # a default would be taken for it
         raise ValueError(f"{absent[0]} is missing")

@@ -122,10 +122,7 @@ class VLVPipeline(VLVComponents):
         return z[0] if is_single(images) else z
 
     def read_tokens(
-        self,
-        images: ImageLike | Sequence[ImageLike] | None = None,
-        *,
-        z: Embeddings | None = None,
+        self, images: ImageLike | Sequence[ImageLike] | None = None, *, z: Embeddings | None = None
     ) -> list[str]:
         """What a discrete bottleneck says of images or caption embeddings, as texts; see `ImageEncoder.token_ids`."""
         tokenizer = present(self.tokenizer, "tokenizer")
@@ -237,7 +234,7 @@ class VLVPipeline(VLVComponents):
         progress: bool = False,
         **generation: Unpack[GenerationOptions],
     ) -> list[Caption]:
-        """Like `caption`, with the number of tokens and whether the caption ended by itself.
+        """Like `caption`, with the number of tokens and whether the model ended the caption.
 
         Args:
             images: One image or several.
@@ -245,9 +242,6 @@ class VLVPipeline(VLVComponents):
             batch_size: Captions written together.
             progress: Show a bar on stderr.
             **generation: The fields of `Generation`: max_new_tokens, num_beams, do_sample, ...
-
-        Returns:
-            One Caption per image.
         """
         settings = Generation(**generation)
         self._require("caption", given_z=z is not None)
@@ -307,9 +301,7 @@ class VLVPipeline(VLVComponents):
     ) -> list[Image.Image]: ...
     @named(Drawing)
     def generate(
-        self,
-        texts: str | Sequence[str],
-        **drawing: Unpack[DrawingOptions],
+        self, texts: str | Sequence[str], **drawing: Unpack[DrawingOptions]
     ) -> Image.Image | list[Image.Image]:
         """Generate images from text with the same frozen decoder.
 
@@ -338,11 +330,7 @@ class VLVPipeline(VLVComponents):
         return drawn[0] if isinstance(texts, str) else drawn
 
     @named(Drawing)
-    def draw(
-        self,
-        c: Context,
-        **drawing: Unpack[DrawingOptions],
-    ) -> list[Image.Image]:
+    def draw(self, c: Context, **drawing: Unpack[DrawingOptions]) -> list[Image.Image]:
         """Sample one image per context.
 
         Args:

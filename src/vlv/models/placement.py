@@ -116,10 +116,6 @@ def place(pipe: VLVComponents, placement: Placement) -> None:
 def compile_parts(pipe: VLVComponents, device: torch.device) -> None:
     """Compile vision tower, denoiser and the VAE's decoder on first use.
 
-    Args:
-        pipe: Changed in place.
-        device: Where they will work.
-
     Raises:
         ConfigError: There is no compiler.
     """
@@ -177,9 +173,7 @@ def _to_int8(llm: PreTrainedModel) -> None:
     quantization = _package("torchao.quantization", "8")
     chosen = set(_layers(llm))
     quantization.quantize_(
-        llm,
-        quantization.Int8WeightOnlyConfig(),
-        filter_fn=lambda _, name: name in chosen,
+        llm, quantization.Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in chosen
     )
 
 

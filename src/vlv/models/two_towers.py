@@ -19,12 +19,7 @@ from vlv.errors import ConfigError
 from vlv.models.arguments import present
 from vlv.models.context import Context
 from vlv.models.diffusion import SAMPLERS, DiffusionDecoder, Sampler, TextContext
-from vlv.models.text_tower import (
-    num_positions,
-    penultimate_and_last,
-    token_embeddings,
-    tokenize,
-)
+from vlv.models.text_tower import num_positions, penultimate_and_last, token_embeddings, tokenize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,17 +37,7 @@ T5_LENGTH = 256
 
 
 class TwoTowerDecoder(DiffusionDecoder):
-    """What SDXL and Stable Diffusion 3 share: the towers' penultimate states beside each other.
-
-    Args:
-        text_encoder: First tower.
-        tokenizer: Its tokenizer.
-        text_encoder_2: Second tower, with projection.
-        tokenizer_2: Its tokenizer.
-        vae: Latent auto-encoder.
-        scheduler: The training schedule.
-        unet: The denoiser of SDXL.
-    """
+    """What SDXL and Stable Diffusion 3 share: the towers' penultimate states beside each other."""
 
     towers = ("text_encoder", "text_encoder_2")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import bottleneck_of
 from vlv.models.compilation import own_precision
-from vlv.models.encoder import ImageEncoder, draw_linear, normalize
+from vlv.models.encoder import ImageEncoder, Projector, draw_linear, normalize
 
 _HEAD_WIDTH = 64
 _CANNOT_READ = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -93,11 +93,7 @@ class VisionEncoder(ImageEncoder):
                 "layers": nn.TransformerDecoder(layer, config.num_layers, nn.LayerNorm(width)),
             }
         )
-        self.projector = nn.Sequential(
-            nn.Linear(width, config.text_width),
-            nn.GELU(),
-            nn.Linear(config.text_width, config.text_width),
-        )
+        self.projector = Projector(width, config.text_width)
         self.bottleneck = bottleneck_of(config.bottleneck, config.text_width)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -177,7 +173,8 @@ class VisionEncoder(ImageEncoder):
         queries = self.queries.expand(len(features), -1, -1)  # (B, Q, d)
         later = torch.ones(2 * [self.num_queries], dtype=torch.bool, device=queries.device).triu(1)
         hidden = self.reader["layers"](queries, memory, tgt_mask=later)  # (B, Q, d)
-        return cast("Tensor", self.projector(hidden))  # (B, Q, D)
+        z: Tensor = self.projector(hidden)  # (B, Q, D)
+        return z
 
     def vision(self) -> tuple[nn.Module, ...]:
         """The backbone."""
@@ -188,13 +185,13 @@ class VisionEncoder(ImageEncoder):
         return (self.reader["layers"],)
 
 
-def vision_tower(model: PreTrainedModel) -> Any:
+def vision_tower(model: PreTrainedModel) -> PreTrainedModel:
     """The part of a model that reads images: its vision tower, or the model itself."""
     tower = getattr(model, "vision_model", model)
     return tower if isinstance(tower, PreTrainedModel) else model
 
 
-def patch_tokens(backbone: Any, inputs: Tensor) -> Tensor:
+def patch_tokens(backbone: PreTrainedModel, inputs: Tensor) -> Tensor:
     """All tokens of the backbone's last layer, class and register tokens among them.
 
     Args:
@@ -222,7 +219,7 @@ def patch_tokens(backbone: Any, inputs: Tensor) -> Tensor:
             "queries read patch tokens; name a backbone whose output has them, such as DINOv2 or "
             "SigLIP"
         )
-    return cast("Tensor", tokens)
+    return torch.as_tensor(tokens)
 
 
 def _as_patches(inputs: Tensor, patch: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -238,7 +235,7 @@ def _as_patches(inputs: Tensor, patch: int) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 @torch.no_grad()
-def _measure(backbone: Any, image_size: int) -> tuple[int, int]:
+def _measure(backbone: PreTrainedModel, image_size: int) -> tuple[int, int]:
     """(N, d) of an image of this size, found by a trial."""
     reference = next(backbone.parameters())
     pixels = reference.new_zeros(1, 3, image_size, image_size)

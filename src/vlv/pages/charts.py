@@ -69,8 +69,8 @@ def has_charts() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def svg(figure: Figure) -> str:
-    """Encode a figure as an SVG element to stand within a page."""
+def svg(figure: Figure, *, alone: bool = False) -> str:
+    """Encode a figure as an SVG element to stand within a page, or alone in a file."""
     from matplotlib import style
 
     buffer = io.StringIO()
@@ -78,7 +78,8 @@ def svg(figure: Figure) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     element = buffer.getvalue()
     element = re.sub(r"<metadata>.*?</metadata>", "", element[element.index("<svg") :], flags=re.S)
-    return re.sub(r' (xmlns(:\w+)?)="[^"]*"', "", element)  # HTML knows the name spaces
+    # HTML knows the name spaces
+    return element if alone else re.sub(r' (xmlns(:\w+)?)="[^"]*"', "", element)
 
 
 def line_chart(series: Mapping[str, Points], *, percent: bool = False) -> str:

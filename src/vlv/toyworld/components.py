@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BartTokenizer,
@@ -26,6 +28,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from vlv.storage import Json
 from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import sample_scene
 from vlv.toyworld.writing import FORMS, describe
@@ -83,7 +86,7 @@ def _train_bpe(special: list[str], vocab_size: int, suffix: str = "") -> tuple[d
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     ends = [letter + suffix for letter in alphabet] if suffix else []
-    ending: dict[str, Any] = {"end_of_word_suffix": suffix} if suffix else {}
+    ending: Json = {"end_of_word_suffix": suffix} if suffix else {}
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[*special, *ends],
@@ -92,7 +95,7 @@ def _train_bpe(special: list[str], vocab_size: int, suffix: str = "") -> tuple[d
         **ending,
     )
     tokenizer.train_from_iterator(corpus(), trainer)
-    model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]
+    model: Json = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [(left, right) for left, right in model["merges"]]
 
 
@@ -119,7 +122,7 @@ def make_llm_tokenizer() -> Qwen2Tokenizer:
 
 def make_vae(seed: int) -> AutoencoderKL:
     """Factor 4: 3x64x64 pixels to 4x16x16 latents."""
-    return seeded(
+    vae: AutoencoderKL = seeded(
         lambda: AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * 3,
             up_block_types=("UpDecoderBlock2D",) * 3,
@@ -131,6 +134,7 @@ def make_vae(seed: int) -> AutoencoderKL:
         ),
         seed,
     )
+    return vae
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
@@ -153,7 +157,7 @@ def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
 
 def make_unet(seed: int) -> UNet2DConditionModel:
     """Two levels on 4x16x16 latents; text enters at 8x8."""
-    return seeded(
+    unet: UNet2DConditionModel = seeded(
         lambda: UNet2DConditionModel(
             sample_size=IMAGE_SIZE // 4,
             in_channels=LATENT_CHANNELS,
@@ -168,11 +172,12 @@ def make_unet(seed: int) -> UNet2DConditionModel:
         ),
         seed,
     )
+    return unet
 
 
 def make_scheduler() -> DDIMScheduler:
     """Stable Diffusion's schedule with v-prediction, ending at zero signal."""
-    return DDIMScheduler(
+    scheduler: DDIMScheduler = DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -184,6 +189,7 @@ def make_scheduler() -> DDIMScheduler:
         set_alpha_to_one=True,
         steps_offset=1,
     )
+    return scheduler
 
 
 def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditionalGeneration:
@@ -220,7 +226,7 @@ def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditiona
             "decoder_start_token_id": tokenizer.bos_token_id,
             "forced_eos_token_id": None,
         },
-        image_token_id=cast("int", tokenizer.convert_tokens_to_ids("<image>")),
+        image_token_id=tokenizer.get_vocab()["<image>"],
     )
     return seeded(lambda: Florence2ForConditionalGeneration(config), seed)
 

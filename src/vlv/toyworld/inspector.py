@@ -1,4 +1,4 @@
-"""The measuring instrument: a small network that reports what is in a picture.
+"""The measuring instrument: a small network that reports what is in an image.
 
 It is trained on renders alone and knows nothing of the models it judges. It reads claims (objects
 with their attributes, place, light, style), 3-D boxes, and a feature vector for the Frechet distance.
@@ -31,6 +31,7 @@ from vlv.toyworld.scene import (
     TIMES,
     VIEWS,
     Scene,
+    Solid,
 )
 
 SCENE_VALUES = {"style": STYLES, "ground": GROUNDS, "time": TIMES, "light": LIGHTS, "view": VIEWS}
@@ -56,7 +57,7 @@ class InspectorConfig(PreTrainedConfig):
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the inspector sees in one picture."""
+    """What the inspector sees in one image."""
 
     claims: Claims
     boxes: tuple[tuple[float, float, float], ...]
@@ -142,7 +143,7 @@ class Inspector(PreTrainedModel):
 
     @torch.no_grad()
     def inspect(self, pixels: Tensor, batch_size: int = 256) -> list[Report]:
-        """Report on pictures (B, 3, H, W) in [0, 1]."""
+        """Report on images (B, 3, H, W) in [0, 1]."""
         reports = []
         for chunk in torch.split(pixels, batch_size):
             logits = self(chunk)
@@ -188,7 +189,7 @@ def encode_scenes(scenes: list[Scene]) -> dict[str, Tensor]:
 
 
 def _target(
-    solids: dict[str, Any], column: str, fact: str, values: tuple[str, ...], coloured: bool
+    solids: dict[str, Solid], column: str, fact: str, values: tuple[str, ...], coloured: bool
 ) -> int:
     if fact == "present":
         return int(column in solids)
@@ -197,7 +198,7 @@ def _target(
     return values.index(getattr(solids[column], fact))
 
 
-def _box(solids: dict[str, Any], column: str) -> tuple[float, float, float, float]:
+def _box(solids: dict[str, Solid], column: str) -> tuple[float, float, float, float]:
     if column not in solids:
         return (math.nan,) * 4
     solid = solids[column]

@@ -6,11 +6,11 @@ generator that the given one seeds. Shapes: B batch, H W pixels, k h w latents, 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
@@ -20,6 +20,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from vlv.models.arguments import present
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 from vlv.models.text_tower import tokenize
 from vlv.toyworld.components import IMAGE_SIZE, PROMPTS, TASKS, Task
@@ -29,14 +30,15 @@ from vlv.toyworld.writing import Form
 from vlv.training.objective import Batch, Losses
 
 FOREGROUND_WEIGHT = 10.0
-"""Weight of a pixel inside an object's box in the VAE's loss: objects cover a tenth of a picture."""
+"""Weight of a pixel inside an object's box in the VAE's loss: objects cover a tenth of an image."""
 LATENT_WEIGHT = 3.0
 """Weight of a latent position inside an object's box in the teacher's loss."""
 
 
 def pixels_of(batch: Batch) -> Tensor:
     """Float pixels (B, 3, H, W) in [0, 1] of a batch."""
-    return cast("Tensor", batch["pixels"]).float() / 255
+    pixels: Tensor = batch["pixels"]
+    return pixels.float() / 255
 
 
 def beside(generator: torch.Generator, tensor: Tensor) -> torch.Generator:
@@ -45,16 +47,16 @@ def beside(generator: torch.Generator, tensor: Tensor) -> torch.Generator:
     return torch.Generator(tensor.device).manual_seed(seed)
 
 
-def box_weights(boxes: Tensor, side: int, picture: int, weight: float) -> Tensor:
+def box_weights(boxes: Tensor, side: int, image: int, weight: float) -> Tensor:
     """Loss weights (B, 1, side, side) with mean 1: `weight` times as much where an object is.
 
     Args:
         boxes: Pixel boxes (B, K, 4) of left, top, right, bottom; zeros where there is no object.
         side: Positions along an edge of what is weighted.
-        picture: Pixels along an edge.
+        image: Pixels along an edge.
         weight: Of the positions that a box touches.
     """
-    factor = picture // side
+    factor = image // side
     place = torch.arange(side, device=boxes.device)
     left, top, right, bottom = boxes.long().unbind(-1)  # (B, K) each
     across = _between(place, left, right, factor)
@@ -77,8 +79,8 @@ class VaeObjective:
     """
 
     def __init__(self, vae: AutoencoderKL, kl_weight: float = 1e-4) -> None:
-        self.module = cast("nn.Module", vae)
-        self.vae: Any = vae
+        self.module: nn.Module = vae
+        self.vae = vae
         self.kl_weight = kl_weight
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
@@ -94,13 +96,12 @@ class VaeObjective:
         kl = posterior.kl().mean() / noise[0].numel()
         squared = (error.detach() / 2).square().mean()
         return Losses(
-            reconstruction + self.kl_weight * kl,
-            {"kl": kl.detach(), "psnr": -10 * squared.log10()},
+            reconstruction + self.kl_weight * kl, {"kl": kl.detach(), "psnr": -10 * squared.log10()}
         )
 
 
 class InspectorObjective:
-    """Everything that is in a picture; blurred and noisy copies keep it from judging sharpness."""
+    """Everything that is in an image; blurred and noisy copies keep it from judging sharpness."""
 
     def __init__(self, inspector: Inspector) -> None:
         self.module: nn.Module = inspector
@@ -134,15 +135,12 @@ class ImageTower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [0, 1] to image embeddings (B, D)."""
-        return cast("Tensor", self.project(self.body.features(pixels).flatten(1)))
+        embeddings: Tensor = self.project(self.body.features(pixels).flatten(1))
+        return embeddings
 
 
 class TextReader(Inspector):
-    """The inspector's questions put to the text tower's tokens instead of a picture.
-
-    Args:
-        width: D, of the tokens.
-    """
+    """The inspector's questions put to the text tower's tokens instead of an image."""
 
     def __init__(self, width: int) -> None:
         super().__init__(InspectorConfig(channels=[16, 16, width]))
@@ -187,7 +185,7 @@ class TextTowerObjective:
 
 
 class TeacherObjective:
-    """The U-Net and its text tower, told in words what is in the picture.
+    """The U-Net and its text tower, told in words what is in the image.
 
     They learn together: unseen pairs and relations need a tower that says what the U-Net has to draw. Captions are
     dropped for one image in ten, so that guidance has its unconditional branch.
@@ -199,10 +197,12 @@ class TeacherObjective:
         assert decoder.unet is not None
         decoder.freeze()
         for part in (decoder.unet, decoder.text_encoder):
-            cast("nn.Module", part).requires_grad_(True)
+            part.requires_grad_(True)
         self.decoder, self.dropout = decoder, dropout
         self.module: nn.Module = decoder
-        self.empty, _ = tokenize(cast("Any", decoder.tokenizer), decoder.text_encoder, [""])
+        self.empty, _ = tokenize(
+            present(decoder.tokenizer, "tokenizer"), decoder.text_encoder, [""]
+        )
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
         """Denoising loss of cached latents (posterior mean and standard deviation), given `texts`."""
@@ -210,9 +210,9 @@ class TeacherObjective:
         generator = beside(generator, mean)
         latents = self.decoder.draw_latents(Posterior(mean, std), generator)
         c = self.decoder.context(self.decoder.token_embeddings(self._texts(batch, generator)))
-        # Objects cover little of a picture, and shape and surface stand in few of their positions.
+        # Objects cover little of an image, and shape and surface stand in few of their positions.
         weights = box_weights(batch["boxes"], latents.shape[-1], IMAGE_SIZE, LATENT_WEIGHT)
-        # High noise is where a picture has to come from its text, and the words take longest to learn.
+        # High noise is where an image has to come from its text, and the words take longest to learn.
         return Losses(
             self.decoder.denoising_loss(latents, c, generator, sampling="text", weights=weights)
         )
@@ -293,7 +293,8 @@ def caption_logits(
     hidden = florence.model.language_model.decoder(
         input_ids=decoder_ids, encoder_hidden_states=memory, use_cache=False
     ).last_hidden_state
-    return cast("Tensor", florence.lm_head(hidden))
+    logits: Tensor = florence.lm_head(hidden)
+    return logits
 
 
 def caption_memory(
@@ -307,7 +308,8 @@ def caption_memory(
     ids = torch.tensor(tokenizer(PROMPTS[task]).input_ids, device=image.device)
     prompt = florence.get_input_embeddings()(ids).expand(len(image), -1, -1)
     encoder = florence.model.language_model.encoder
-    return cast("Tensor", encoder(inputs_embeds=torch.cat((image, prompt), 1)).last_hidden_state)
+    memory: Tensor = encoder(inputs_embeds=torch.cat((image, prompt), 1)).last_hidden_state
+    return memory
 
 
 class LlmObjective:

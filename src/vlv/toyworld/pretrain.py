@@ -11,7 +11,7 @@ Florence-2 or a language model learns anything but the method's own stages:
     florence    Florence-2 on its captioning tasks        needs vision
     llm         language model on text alone              needs nothing
 
-The inspector, and the language model that sees no picture, learn from scenes of the split `any`: an instrument must be
+The inspector, and the language model that sees no image, learn from scenes of the split `any`: an instrument must be
 able to report every pair of shape and colour, and a language model has read of them. All others learn from `train`.
 """
 
@@ -21,16 +21,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import (
     CLIPTextModel,
     CLIPTokenizer,
     Florence2ForConditionalGeneration,
+    PreTrainedTokenizerBase,
 )
 
 from vlv.config import LoopConfig, OptimConfig
@@ -56,7 +57,7 @@ from vlv.toyworld.scene import Scene
 from vlv.toyworld.table import (
     LABEL,
     TableLoader,
-    picture_columns,
+    image_columns,
     scenes_of,
     token_column,
     write_texts,
@@ -188,16 +189,21 @@ class Source:
         """Behind the records."""
         return scenes_of(self.records)
 
-    def pictures(self, *names: str, labels: bool = False) -> dict[str, Tensor]:
-        """Columns of pictures and boxes, and on demand of labels."""
-        columns = picture_columns(self.records, components.IMAGE_SIZE, self.models / "scenes")
+    def images(self, *names: str, labels: bool = False) -> dict[str, Tensor]:
+        """Columns of images and boxes, and on demand of labels."""
+        columns = image_columns(self.records, components.IMAGE_SIZE, self.models / "scenes")
         chosen = {name: columns[name] for name in names}
         if labels:
             chosen |= {name: c for name, c in columns.items() if name.startswith(LABEL)}
         return chosen
 
     def texts(
-        self, tokenizer: Any, write: Write, variants: int, max_length: int, end: str = ""
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        write: Write,
+        variants: int,
+        max_length: int,
+        end: str = "",
     ) -> Tensor:
         """A column of the token ids of several texts of every scene."""
         texts = write_texts(self.scenes, write, variants, self.seed)
@@ -219,14 +225,14 @@ def _inspector(source: Source) -> Prepared:
     inspector = components.seeded(lambda: Inspector(InspectorConfig()), source.seed)
     return Prepared(
         InspectorObjective(inspector),
-        source.pictures("pixels", labels=True),
+        source.images("pixels", labels=True),
         lambda: _save(inspector, source.models / "inspector"),
     )
 
 
 def _vae(source: Source) -> Prepared:
-    vae: Any = components.make_vae(source.seed)
-    columns = source.pictures("pixels", "boxes")
+    vae = components.make_vae(source.seed)
+    columns = source.images("pixels", "boxes")
 
     def save() -> None:
         vae.register_to_config(scaling_factor=round(1 / _latent_std(vae, columns["pixels"]), 4))
@@ -236,7 +242,7 @@ def _vae(source: Source) -> Prepared:
 
 
 @torch.no_grad()
-def _latent_std(vae: Any, pixels: Tensor, num_images: int = 1024) -> float:
+def _latent_std(vae: AutoencoderKL, pixels: Tensor, num_images: int = 1024) -> float:
     """Standard deviation of the latents: its inverse is the latent scale."""
     some = torch.split(pixels[:num_images].to(vae.device), 64)
     means = [vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in some]
@@ -259,7 +265,7 @@ def _text(source: Source) -> Prepared:
 
     return Prepared(
         TextTowerObjective(tower, images, reader),
-        source.pictures("pixels", labels=True) | {"texts": _padded(texts, tokenizer)},
+        source.images("pixels", labels=True) | {"texts": _padded(texts, tokenizer)},
         save,
         ["texts"],
     )
@@ -269,11 +275,11 @@ def _unet(source: Source) -> Prepared:
     models = source.models
     tower = CLIPTextModel.from_pretrained(_need(models, "text"))
     tokenizer = CLIPTokenizer.from_pretrained(_need(models, "tokenizer"))
-    vae: Any = AutoencoderKL.from_pretrained(_need(models, "vae"))
+    vae = AutoencoderKL.from_pretrained(_need(models, "vae"))
     unet = components.make_unet(source.seed)
-    scheduler: Any = components.make_scheduler()
-    decoder = DiffusionDecoder(tower, tokenizer, cast("Any", unet), vae, scheduler)
-    columns = source.pictures("pixels", "boxes")
+    scheduler = components.make_scheduler()
+    decoder = DiffusionDecoder(tower, tokenizer, unet, vae, scheduler)
+    columns = source.images("pixels", "boxes")
     mean, std = _latents(decoder.to(source.device), columns.pop("pixels"))
     write = partial(write_mixed, shares=TeacherObjective.shares)
     texts = source.texts(tokenizer, write, 8, components.TEXT_POSITIONS)
@@ -293,7 +299,7 @@ def _padded(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
 
 
 def _latents(decoder: DiffusionDecoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the VAE's posteriors of pictures (N, 3, S, S), half precision."""
+    """Mean and standard deviation of the VAE's posteriors of images (N, 3, S, S), half precision."""
     parts = [
         decoder.posterior(batch.to(decoder.text_encoder.device))
         for batch in torch.split(pixels, 512)
@@ -307,7 +313,7 @@ def _vision(source: Source) -> Prepared:
     reader = components.seeded(lambda: VisionReader(florence, _normalisation()), source.seed + 1)
     return Prepared(
         InspectorObjective(reader),
-        source.pictures("pixels", labels=True),
+        source.images("pixels", labels=True),
         lambda: _save(florence, source.models / "florence_vision"),
     )
 
@@ -319,7 +325,7 @@ def _florence(source: Source) -> Prepared:
     sighted = Florence2ForConditionalGeneration.from_pretrained(_need(models, "florence_vision"))
     for part in ("vision_tower", "multi_modal_projector"):
         getattr(florence.model, part).load_state_dict(getattr(sighted.model, part).state_dict())
-    columns = source.pictures("pixels")
+    columns = source.images("pixels")
     text_config: Any = florence.config.text_config
     several: dict[components.Task, int] = {"short": 2, "tags": 1, "detailed": 4}
     for task, variants in several.items():

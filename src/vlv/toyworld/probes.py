@@ -1,4 +1,4 @@
-"""Questions put to pictures that were drawn from sentences: do they show what was said, and how it was arranged?"""
+"""Questions put to images that were drawn from sentences: do they show what was said, and how it was arranged?"""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def plain_sentences(num: int, seed: int, split: Split = "test") -> list[str]:
 
 
 def relations_shown(texts: Sequence[str], seen: Sequence[Claims]) -> Counts:
-    """Whether pictures show the relation that a text states of two objects.
+    """Whether images show the relation that a text states of two objects.
 
     Args:
         texts: With one relation each.
-        seen: What the inspector found in the picture of each.
+        seen: What the inspector found in the image of each.
 
     Returns:
         For every text (N, 3): the relation is shown, both objects are shown, 1.
@@ -77,7 +77,7 @@ def _stands(kind: str, a: Mapping[str, str], b: Mapping[str, str]) -> bool:
 
 
 def facts_shown(texts: Sequence[str], seen: Sequence[Claims]) -> Counts:
-    """How many of the facts that texts state the inspector finds in their pictures.
+    """How many of the facts that texts state the inspector finds in their images.
 
     Returns:
         For every text (N, 4): facts shown, facts stated; objects shown with all their stated facts, objects that are
@@ -101,6 +101,6 @@ def _facts(said: Claims, seen: Claims) -> tuple[int, int, int, int]:
 def feature_distances(
     seen: NDArray[np.float32], originals: NDArray[np.float32]
 ) -> NDArray[np.float64]:
-    """Distance of every picture from its original in the inspector's features, (N, W) each to (N,)."""
+    """Distance of every image from its original in the inspector's features, (N, W) each to (N,)."""
     difference = seen.astype(np.float64) - originals.astype(np.float64)
     return np.asarray(np.linalg.norm(difference, axis=1))

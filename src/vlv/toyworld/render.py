@@ -1,4 +1,4 @@
-"""A small analytic ray caster: scene in, anti-aliased 64x64 picture out.
+"""A small analytic ray caster: scene in, anti-aliased 64x64 image out.
 
 Shapes in comments: P the rays or points that a step works on. All lengths are world units; colours
 are linear RGB in [0, 1] until the last step.
@@ -45,7 +45,7 @@ LIGHT = {  # ambient, directional, elevation of the light in radians
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """A picture and where its objects are."""
+    """An image and where its objects are."""
 
     image: NDArray[np.uint8]
     """(S, S, 3) RGB."""
@@ -70,7 +70,7 @@ def render(scene: Scene, size: int = SIZE_PX, supersample: int = 2) -> Rendering
 
     Args:
         scene: what to draw.
-        size: edge of the picture in pixels.
+        size: edge of the image in pixels.
         supersample: rays per pixel along each axis.
     """
     grid = size * supersample
@@ -115,7 +115,7 @@ def project(scene: Scene, points: Array, size: int = SIZE_PX) -> Array:
 
 
 def image_box(scene: Scene, solid: Solid, size: int = SIZE_PX) -> tuple[int, int, int, int]:
-    """Pixel box (left, top, right, bottom) around a solid, clipped to the picture."""
+    """Pixel box (left, top, right, bottom) around a solid, clipped to the image."""
     cx, cy, cz = solid.centre
     half = solid.radius * HALF_WIDTH[solid.shape]
     height = solid.radius * HALF_HEIGHT[solid.shape]

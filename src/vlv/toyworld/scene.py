@@ -11,11 +11,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 
 from vlv.errors import ConfigError
+from vlv.storage import Json
 
 SHAPES = ("sphere", "cube", "cylinder", "cone")
 COLOURS = ("red", "yellow", "green", "turquoise", "blue", "purple")
@@ -34,10 +35,10 @@ COLOURED_STYLES = ("photo", "cartoon")
 """Styles in which colours, the ground and the time of day can be seen."""
 
 HELD_OUT = (("sphere", "green"), ("cube", "turquoise"), ("cone", "purple"))
-"""Pairs of shape and colour that no picture of `train`, `val` and `test` shows.
+"""Pairs of shape and colour that no image of `train`, `val` and `test` shows.
 
 `composition` holds one in each scene. In `any` they are as frequent as other pairs: it teaches the inspector, which must
-be able to report them, and gives the language model texts without pictures.
+be able to report them, and gives the language model texts without images.
 """
 
 RADIUS = {"small": 0.78, "large": 1.15}
@@ -95,12 +96,12 @@ class Scene:
     phase: float
     """Where the hills on the horizon stand, in radians."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """The scene as plain JSON data."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Self:
+    def from_dict(cls, data: Json) -> Self:
         """Read back what `to_dict` wrote."""
         solids = tuple(Solid(**solid) for solid in data["solids"])
         return cls(**{**data, "solids": solids})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,6 +15,7 @@ from vlv.errors import ModelFolderError
 from vlv.models.card import CARD_NAME, forget_paths
 from vlv.models.components import write_component
 from vlv.models.pipeline import VLVPipeline
+from vlv.storage import Json
 from vlv.toyworld.inspector import Inspector
 
 LOG_LINES = 200
@@ -70,11 +70,11 @@ def _copy_text(source: Path, target: Path) -> None:
     target.write_text(forget_paths(source.read_text("utf-8")), encoding="utf-8")
 
 
-def _card(results: dict[str, Any] | None, note: str) -> str:
+def _card(results: Json | None, note: str) -> str:
     return _CARD.format(figures=_NOT_YET if results is None else _figures(results), note=note)
 
 
-def _figures(results: dict[str, Any]) -> str:
+def _figures(results: Json) -> str:
     """The table of an evaluation's figures."""
     settings = results["settings"]
     head = (
@@ -89,7 +89,7 @@ def _figures(results: dict[str, Any]) -> str:
     return "\n".join([head, *(_row(figure) for figure in figures if figure["value"] is not None)])
 
 
-def _row(figure: dict[str, Any]) -> str:
+def _row(figure: Json) -> str:
     low, high = figure["low"], figure["high"]
     interval = "" if low is None else f"{low:.4g} to {high:.4g}"
     return f"| {figure['label']} | {figure['value']:.4g} | {interval} | {figure['unit']} |"

@@ -1,6 +1,6 @@
 """Rendered scenes as tensors that stay on the device: what the small pretrained parts learn from.
 
-The nets are so small that a loader which opens files would keep a GPU waiting, and two cores busy. So the pictures, the
+The nets are so small that a loader which opens files would keep a GPU waiting, and two cores busy. So the images, the
 labels and a few texts of every scene are prepared once. Shapes: N scenes, B batch, V texts of a scene, L tokens, K = 3
 columns.
 """
@@ -14,19 +14,21 @@ from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 from torch import Tensor
-from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from vlv.data.loader import LoaderSettings, epoch_batches
 from vlv.data.records import Record
 from vlv.data.sampling import fingerprint
 from vlv.errors import DataError
 from vlv.models.draws import mixed_seed
+from vlv.progress import Progress
+from vlv.storage import Json
 from vlv.toyworld.inspector import encode_scenes
 from vlv.toyworld.scene import COLUMNS, Scene
 from vlv.toyworld.writing import Write, write_several
@@ -43,12 +45,12 @@ def scenes_of(records: Sequence[Record]) -> list[Scene]:
     return [Scene.from_dict((record.meta or {})["scene"]) for record in records]
 
 
-def picture_columns(records: Sequence[Record], size: int, folder: Path) -> dict[str, Tensor]:
+def image_columns(records: Sequence[Record], size: int, folder: Path) -> dict[str, Tensor]:
     """Pictures and labels of a data set, made once and kept in files.
 
     Args:
         records: N rendered scenes.
-        size: S, side of the pictures in pixels.
+        size: S, side of the images in pixels.
         folder: Where the files of this and other data sets lie.
 
     Returns:
@@ -59,7 +61,7 @@ def picture_columns(records: Sequence[Record], size: int, folder: Path) -> dict[
     if not place.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         unfinished = Path(mkdtemp(prefix="unfinished-", dir=folder))
-        _write_pictures(records, size, unfinished)
+        _write_images(records, size, unfinished)
         try:
             unfinished.rename(place)
         except OSError as error:
@@ -70,7 +72,7 @@ def picture_columns(records: Sequence[Record], size: int, folder: Path) -> dict[
     }
 
 
-def _write_pictures(records: Sequence[Record], size: int, folder: Path) -> None:
+def _write_images(records: Sequence[Record], size: int, folder: Path) -> None:
     pixels = open_memmap(
         folder / "pixels.npy", "w+", dtype=np.uint8, shape=(len(records), 3, size, size)
     )
@@ -79,7 +81,7 @@ def _write_pictures(records: Sequence[Record], size: int, folder: Path) -> None:
     settings = LoaderSettings(
         batch_size=_CHUNK, image_size=size, num_workers=os.cpu_count() or 1, prefetch=1
     )
-    bar = tqdm(total=len(records), desc="scenes to tensors", unit="scene", disable=None)
+    progress = Progress(len(records), what="scenes to tensors", unit="scene")
     first = 0
     for batch in epoch_batches(list(records), settings):
         count = len(batch["ids"])
@@ -91,8 +93,8 @@ def _write_pictures(records: Sequence[Record], size: int, folder: Path) -> None:
         ).items():
             labels.setdefault(fact, []).append(values)
         first += count
-        bar.update(count)
-    bar.close()
+        progress.advance(count)
+    progress.close()
     pixels.flush()
     np.save(folder / "boxes.npy", boxes)
     for fact, parts in labels.items():
@@ -132,7 +134,12 @@ def write_texts(
 
 
 def token_column(
-    tokenizer: Any, texts: Sequence[str], variants: int, *, max_length: int, end: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    variants: int,
+    *,
+    max_length: int,
+    end: str = "",
 ) -> Tensor:
     """Token ids of the texts of every scene, int16 (N, V, L), padded with the tokenizer's pad token.
 
@@ -216,14 +223,14 @@ class TableLoader:
         chosen = torch.randint(column.shape[1], (self.batch_size,), generator=generator)
         return chosen.to(self.device, non_blocking=True)
 
-    def _generator(self, *what: Any) -> torch.Generator:
+    def _generator(self, *what: object) -> torch.Generator:
         return torch.Generator().manual_seed(mixed_seed(self.seed, *what))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """The position after the last batch, as JSON values."""
         return {"batches": self._num_batches, "rows": self.num_rows, "batch_size": self.batch_size}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Go to a position.
 
         Raises:

@@ -327,15 +327,7 @@ def write_at_length(scene: Scene, rng: np.random.Generator) -> str:
 def write_several(
     write: Write, variants: int, seed: int, scenes: Sequence[Scene], first: int = 0
 ) -> list[str]:
-    """Several texts of every scene, one after the other, that depend on the seed and the scene's number alone.
-
-    Args:
-        write: Called for every text.
-        variants: Texts of a scene.
-        seed: Of the texts.
-        scenes: To be described.
-        first: Number of the first scene.
-    """
+    """Several texts of every scene, one after the other, that depend on the seed and the scene's number alone."""
     texts = []
     for number, scene in enumerate(scenes, first):
         rng = np.random.default_rng([seed, number])

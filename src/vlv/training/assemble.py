@@ -5,26 +5,38 @@ A stage is (objective, evaluation, samples); everything around it is the same fo
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
     Florence2ForConditionalGeneration,
+    PreTrainedTokenizerBase,
 )
 
-from vlv.config import BackboneEncoder, FlorenceEncoder, TrainedEncoder
+from vlv.config import (
+    BackboneEncoder,
+    FlorenceEncoder,
+    PartSource,
+    RunConfig,
+    Stage1Run,
+    Stage2Run,
+    TrainedEncoder,
+)
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed, epoch_batches
+from vlv.data.records import Record
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder
-from vlv.models.card import model_card
+from vlv.models.card import Provenance, model_card
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import (
@@ -43,22 +55,14 @@ from vlv.models.vetting import naming
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import columns_of, find_data, make_loader
-from vlv.training.held_out import DenoisingMeter, HeldOutLoss
+from vlv.training.held_out import DenoisingMeter, HeldOutLoss, Samples
 from vlv.training.loop import fit
+from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 from vlv.training.parallel import uses_fsdp
 from vlv.training.precision import fast_products, store_frozen
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
-from vlv.training.samples import Samples
 from vlv.training.stages import Stage1, Stage2
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from vlv.config import PartSource, RunConfig, Stage1Run, Stage2Run
-    from vlv.data.records import Record
-    from vlv.models.card import Provenance
-    from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 
 _HELD_OUT_IMAGES = 256
 
@@ -73,10 +77,9 @@ class Parts:
 
     def to(self, device: torch.device) -> None:
         """Move everything to a device."""
-        modules: list[Any] = [self.encoder, self.decoder, self.caption_decoder]
-        for module in modules:
+        for module in (self.encoder, self.decoder, self.caption_decoder):
             if module is not None:
-                module.to(device)
+                nn.Module.to(module, device)
 
 
 def train(
@@ -102,7 +105,7 @@ def train(
     world = join_world()
     if config.stage2 and config.stage2.frozen_llm_steps and uses_fsdp(config.loop, world):
         raise ConfigError(
-            f"stage2.frozen_llm_steps is {config.stage2.frozen_llm_steps}, but weights that are dealt out cannot be "
+            f"stage2.frozen_llm_steps is {config.stage2.frozen_llm_steps}, but sharded weights cannot be "
             "frozen for a while; set loop.parallel to ddp, or frozen_llm_steps to 0"
         )
     with world.together():
@@ -142,13 +145,7 @@ def feed(
 ) -> Loader:
     """The loader of this process."""
     return make_loader(
-        config,
-        parts,
-        found,
-        run_dir,
-        world,
-        framing_of(config),
-        lambda: _own_tokenizer(config),
+        config, parts, found, run_dir, world, framing_of(config), lambda: _own_tokenizer(config)
     )
 
 
@@ -273,11 +270,12 @@ def _florence_encoder(
     )
 
 
-def _florence_tokenizer(source: PartSource) -> Any:
-    return _pretrained(AutoTokenizer, source, "tokenizer of florence")
+def _florence_tokenizer(source: PartSource) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = _pretrained(AutoTokenizer, source, "tokenizer of florence")
+    return tokenizer
 
 
-def _own_tokenizer(config: RunConfig) -> Any:
+def _own_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
     """The tokenizer of the Florence-2 that becomes the encoder, for its own captions."""
     if not isinstance(config.model, FlorenceEncoder):
         raise ConfigError("only a Florence-2 writes captions of its own; set model.florence")
@@ -365,7 +363,7 @@ def _folder(source: PartSource, tasks: Sequence[Literal["generate", "embed"]] | 
 def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
     """Load a model (in float32) or tokenizer of transformers."""
     folder = _folder(source, None)
-    options: dict[str, Any] = {}
+    options: dict[str, object] = {}
     if kind is not AutoTokenizer:
         check_variant(folder, source.variant)
         options = {"dtype": torch.float32, "variant": source.variant, "use_safetensors": True}
@@ -397,7 +395,7 @@ def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage1 | S
 
 def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None:
     """Hold what is frozen in bfloat16 where the arithmetic is; the weights that train stay in float32, and so does the VAE by default."""
-    vae: Any = parts.decoder.vae
+    vae = parts.decoder.vae
     if config.loop.precision == "bf16":
         store_frozen(objective.module, torch.bfloat16, keep=[vae])
     if config.loop.vae_precision == "bf16" and vae is not None:
@@ -448,7 +446,7 @@ def make_samples(config: RunConfig, parts: Parts, held_out: Sequence[Record]) ->
 # --- the finished model ----------------------------------------------------------------------------
 
 
-def make_pipeline(config: RunConfig, parts: Parts, **decoder: Any) -> VLVPipeline:
+def make_pipeline(config: RunConfig, parts: Parts, **decoder: object) -> VLVPipeline:
     """The parts as a pipeline; ``decoder`` supplies components other than those that training used."""
     names = parts.decoder.components
     components = {name: getattr(parts.decoder, name) for name in names} | decoder

@@ -11,21 +11,23 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.lib.format import open_memmap
-from tqdm import tqdm
 
 from vlv.data.loader import LoaderSettings, OnBad, epoch_batches
 from vlv.errors import CacheError, DataError, OutputError
-from vlv.storage import check_settings, plain, read_settings, replacing, sync, write_json
+from vlv.progress import Progress
+from vlv.storage import Json, check_settings, plain, read_settings, replacing, sync, write_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from vlv.data.records import Record
     from vlv.training.caches import Cache
+
+File = TypeVar("File", str, str | None)
 
 BESIDE = "beside"
 """For the folder of a cache: the part of a shard lies in `.vlv-latents` or `.vlv-features` beside it."""
@@ -48,14 +50,14 @@ def parts_of(records: Sequence[Record]) -> dict[str | None, list[int]]:
     return parts
 
 
-def part_folders(where: str | Path, kind: str, files: Iterable[str | None]) -> dict[Any, Path]:
+def part_folders(where: str | Path, kind: str, files: Iterable[File]) -> dict[File, Path]:
     """The folder of the part of each shard, and (None) of single images.
 
     Raises:
         CacheError: Two shards have the same name, and with it the same folder; or one is to lie beside what is no file
             on this machine.
     """
-    owners: dict[Path, str | None] = {}
+    owners: dict[Path, File] = {}
     for file in files:
         folder = _part_folder(where, kind, file)
         if owners.setdefault(folder, file) != file:
@@ -105,10 +107,12 @@ def fill_part(
     growing = _GrowingPart(folder, cache.names, made_of, records)
     places = growing.places()
     images = epoch_batches([growing.records[place] for place in places], settings, on_bad=on_bad)
-    total, left = (-(-n // settings.batch_size) for n in (len(records), len(places)))
-    for batch in tqdm(images, desc=folder.name, unit="batch", total=total, initial=total - left):
-        computed = [value.float().cpu().numpy() for value in cache.compute(batch["pixels"])]
-        growing.put(places[batch["index"].numpy()], computed)
+    done = len(records) - len(places)
+    with Progress(len(records), done=done, what=folder.name) as progress:
+        for batch in images:
+            computed = [value.float().cpu().numpy() for value in cache.compute(batch["pixels"])]
+            growing.put(places[batch["index"].numpy()], computed)
+            progress.advance(len(batch["index"]))
     if not growing.arrays:
         raise DataError(f"none of {len(records)} images for {folder} can be read")
     growing.save()
@@ -120,7 +124,7 @@ def fill_part(
     return open_part(folder, cache.names)
 
 
-def open_part(folder: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def open_part(folder: Path, names: Sequence[str]) -> dict[str, NDArray[np.float16]]:
     """The arrays of a part, memory-mapped.
 
     Raises:
@@ -134,7 +138,7 @@ def open_part(folder: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> Json | None:
     """What a part was made of; None where it is not complete.
 
     Raises:
@@ -146,9 +150,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         raise CacheError(str(error)) from error
 
 
-def check_part(
-    cache: Cache, folder: Path, found: dict[str, Any], wanted: dict[str, object]
-) -> None:
+def check_part(cache: Cache, folder: Path, found: Json, wanted: dict[str, object]) -> None:
     """Raise CacheError unless a part was made of what is wanted."""
     check_settings(
         f"the cache in {folder}",
@@ -177,12 +179,6 @@ def _is_filled(
 class _GrowingPart:
     """The arrays of a part while they are computed; an interrupted computation of the very same goes on.
 
-    Args:
-        folder: Of the part.
-        names: Of the arrays.
-        made_of: What they are made of.
-        records: N records.
-
     Attributes:
         records: The same, which keep the hash of an image of a shard once it was read.
     """
@@ -197,7 +193,7 @@ class _GrowingPart:
         self.records = [_with_hash(record) for record in records]
         self.files = [folder / f"{name}.npy" for name in names]
         self.progress, self._hash_file = folder / "progress.json", folder / "hashes.npy"
-        self.arrays: list[Any] = []
+        self.arrays: list[np.memmap[Any, np.dtype[np.float16]]] = []
         in_shard = any(_shard_of(record) is not None for record in records)
         self._hashes = np.zeros((len(records) if in_shard else 0, 32), np.uint8)
         self._made_of, self._done = plain(made_of), 0
@@ -216,7 +212,7 @@ class _GrowingPart:
             self.arrays, self._hashes, self._done = arrays, hashes, found["done"]
 
     def places(self) -> NDArray[np.int64]:
-        """The records that are still to be computed; those that could not be read are tried, and told of, again."""
+        """The records that are still to be computed; those that could not be read are tried and reported again."""
         rest = np.arange(self._done, len(self.records))
         if not self.arrays:
             return rest
@@ -249,7 +245,9 @@ class _GrowingPart:
             np.save(hashes, self._hashes)
 
 
-def _create(file: Path, example: NDArray[Any], count: int) -> NDArray[Any]:
+def _create(
+    file: Path, example: NDArray[np.float32], count: int
+) -> np.memmap[Any, np.dtype[np.float16]]:
     array = open_memmap(file, mode="w+", dtype=np.float16, shape=(count, *example.shape[1:]))
     array[:] = np.nan
     return array

@@ -15,18 +15,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from vlv.data.loader import LoaderSettings, OnBad, finite_row
-from vlv.data.records import Absent, Held
+from vlv.data.loader import LoaderSettings, OnBad, Rows, finite_row
+from vlv.data.parts import Part
+from vlv.data.records import Absent, Held, Record
 from vlv.data.source import find_records
 from vlv.errors import CacheError
+from vlv.models.arguments import present
+from vlv.models.diffusion import DiffusionDecoder
+from vlv.models.encoder import VLVEncoder
 from vlv.models.hashing import weights_hash
+from vlv.models.vision_encoder import VisionEncoder
+from vlv.progress import Progress
 from vlv.training.cache_parts import (
     BESIDE,
     FORMAT,
@@ -38,16 +44,6 @@ from vlv.training.cache_parts import (
     parts_of,
     read_manifest,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from vlv.data.loader import Rows
-    from vlv.data.parts import Part
-    from vlv.data.records import Record
-    from vlv.models.diffusion import DiffusionDecoder
-    from vlv.models.encoder import VLVEncoder
-    from vlv.models.vision_encoder import VisionEncoder
 
 LATENTS = ("latents_mean", "latents_std")
 FEATURES = ("features",)
@@ -105,7 +101,7 @@ def features_cache(encoder: VLVEncoder | VisionEncoder) -> Cache:
 
 def _vae_encoder(decoder: DiffusionDecoder) -> nn.Module:
     """The half of the VAE that latents depend on: its decoder may be trained further."""
-    vae = cast("Any", decoder.vae)
+    vae = present(decoder.vae, "vae")
     halves = {"encoder": vae.encoder, "quant_conv": vae.quant_conv}
     return nn.ModuleDict({name: module for name, module in halves.items() if module is not None})
 
@@ -161,13 +157,13 @@ class JoinedRows:
         rows: Part, and row in it, of every record, (N, 2).
     """
 
-    def __init__(self, arrays: Sequence[NDArray[Any]], rows: NDArray[np.int64]) -> None:
+    def __init__(self, arrays: Sequence[NDArray[np.float16]], rows: NDArray[np.int64]) -> None:
         self._arrays, self._rows = arrays, rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> NDArray[Any]:
+    def __getitem__(self, index: int) -> NDArray[np.float16]:
         part, row = self._rows[index]
         return np.asarray(self._arrays[part][row])
 
@@ -192,19 +188,18 @@ def fill_shards(
         settings: Image size and framing, and the size of the batches.
         on_bad: Told of each record that cannot be read.
 
-    Returns:
-        The number of records.
-
     Raises:
         CacheError: A shard is a Hugging Face dataset, or two have the same name.
         DataError: As `find_records` and `fill_cache`.
     """
     _shard_folders(cache, shards, where)
     num_records = 0
-    for shard in tqdm(shards, desc=f"{cache.kind} of shards", unit="shard"):
-        records = find_records([str(shard.source)], columns=shard.columns)
-        fill_cache(cache, records, where, settings, on_bad=on_bad)
-        num_records += len(records)
+    with Progress(len(shards), what=f"{cache.kind} of shards", unit="shard") as progress:
+        for shard in shards:
+            records = find_records([str(shard.source)], columns=shard.columns)
+            fill_cache(cache, records, where, settings, on_bad=on_bad)
+            num_records += len(records)
+            progress.advance()
     return num_records
 
 
@@ -221,10 +216,7 @@ class ShardRows:
     """
 
     def __init__(
-        self,
-        caches: Sequence[tuple[Cache, str]],
-        shards: Sequence[Part],
-        settings: LoaderSettings,
+        self, caches: Sequence[tuple[Cache, str]], shards: Sequence[Part], settings: LoaderSettings
     ) -> None:
         self._open = lru_cache(_OPEN_PARTS)(_open_hashed)
         self._parts: dict[str, list[tuple[Cache, Path]]] = {}
@@ -233,7 +225,7 @@ class ShardRows:
                 _check_shard(cache, file, folder, where, settings)
                 self._parts.setdefault(file, []).append((cache, folder))
 
-    def __call__(self, index: int, record: Record) -> dict[str, NDArray[Any]]:
+    def __call__(self, index: int, record: Record) -> dict[str, NDArray[np.float16]]:
         """The rows of a record whose image is in memory; safe to call from several threads.
 
         Raises:
@@ -246,7 +238,7 @@ class ShardRows:
                 f"{record.source}: a table that names images by their paths has no cache for streaming; set "
                 "data.streaming to false, or pack the images into shards"
             )
-        rows: dict[str, NDArray[Any]] = {}
+        rows: dict[str, NDArray[np.float16]] = {}
         for cache, folder in self._parts[record.source.path]:
             places, arrays = self._open(folder, cache.names)
             place = places.get(digest)

@@ -8,7 +8,7 @@ checkpoints/step-00001234/
   state.json              step, counters, random generators, data position, configuration
   manifest.json           size and sha256 of each file above; written last
 ```
-All files are written and fsynced in a temporary folder, which is then renamed: a crash leaves the checkpoint before.
+All files are written and synced in a temporary folder, which is then renamed: a crash leaves the checkpoint before.
 The tensors are whole, however many processes share them, and the first process alone writes. No pickle is written or read.
 """
 
@@ -18,21 +18,17 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from vlv.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
-    from pathlib import Path
-
-    from torch import Tensor
+from vlv.storage import Json, remove_temporaries, replacing_folder
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +44,7 @@ class Checkpoint:
 
     path: Path
     """Its folder."""
-    state: dict[str, Any]
+    state: Json
     """What state.json holds."""
 
     @property
@@ -65,7 +61,7 @@ class Checkpoint:
 def save_checkpoint(
     folder: Path,
     tensors: Mapping[str, Mapping[str, Tensor]],
-    state: Mapping[str, Any],
+    state: Json,
     *,
     keep_last: int,
     keep: Collection[int] = (),
@@ -82,30 +78,18 @@ def save_checkpoint(
         keep: Steps of checkpoints that are left besides.
 
     Raises:
-        OSError: The disk refuses; earlier checkpoints are then untouched.
+        OutputError: The disk refuses; earlier checkpoints are then untouched.
     """
     target = checkpoint_path(folder, state["step"])
-    temporary = folder / f".{target.name}.tmp"
-    try:
-        _remove_temporaries(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(folder)
+    with replacing_folder(target) as temporary:
         _check_room(folder, tensors)
-        temporary.mkdir()
         for name, named in tensors.items():
             contiguous = {key: value.detach().contiguous() for key, value in named.items()}
             save_file(contiguous, temporary / f"{name}.safetensors")
-            sync(temporary / f"{name}.safetensors")
             _check_written(temporary / f"{name}.safetensors", contiguous)
-        write_json(temporary / "state.json", state)
-        write_json(temporary / _MANIFEST, _manifest(temporary))
-        sync(temporary)
-        if target.exists():  # a damaged one of an earlier attempt: it was passed over on resuming
-            shutil.rmtree(target)
-        temporary.rename(target)
-        sync(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        _write_json(temporary / "state.json", state)
+        _write_json(temporary / _MANIFEST, _manifest(temporary))
     _prune(folder, newest=target, keep_last=keep_last, keep=keep)
     return target
 
@@ -212,34 +196,19 @@ def _prune(folder: Path, *, newest: Path, keep_last: int, keep: Collection[int])
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_temporaries(folder: Path) -> None:
-    for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
+def _manifest(folder: Path) -> Json:
     return {"format": _FORMAT, "files": {f.name: _fingerprint(f) for f in sorted(folder.iterdir())}}
 
 
-def _fingerprint(file: Path) -> dict[str, Any]:
+def _fingerprint(file: Path) -> Json:
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": digest}
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write and fsync a JSON file, and look whether it is all there."""
+def _write_json(file: Path, value: object) -> None:
+    """Write a JSON file, and look whether it is all there."""
     text = json.dumps(value, indent=1)
     file.write_text(text)
-    sync(file)
     if file.read_text() != text:
         raise OSError(errno.EIO, "the file was not written whole", str(file))
-
-
-def sync(path: Path) -> None:
-    """Force a file, or the entries of a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # of malloc.h
 _KEEP = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1}
 _RELEASE = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
-"""What glibc arrives at by itself where blocks are large; it stops adjusting once anything is set."""
+"""What glibc adjusts to where blocks are large; it stops adjusting once anything is set."""
 
 
 @contextmanager

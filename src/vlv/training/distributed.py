@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
@@ -40,7 +40,7 @@ class World:
     num_ranks: int
     device: torch.device
     """The device of this process."""
-    hosts: Any = None
+    hosts: dist.ProcessGroup | None = None
     """The group for agreements; None where there is one process."""
 
     @property
@@ -67,7 +67,7 @@ class World:
             dist.all_gather(everyone, own, group=self.hosts)
         return [numbers.tolist() for numbers in everyone]
 
-    def gather(self, value: Any) -> list[Any]:
+    def gather(self, value: Result) -> list[Result]:
         """The values of every process, in the order of their ranks.
 
         Raises:
@@ -75,7 +75,7 @@ class World:
         """
         if not self.is_shared:
             return [value]
-        everyone: list[Any] = [None] * self.num_ranks
+        everyone = [value] * self.num_ranks
         with lost_process_in_words():
             dist.all_gather_object(everyone, value, group=self.hosts)
         return everyone
@@ -103,20 +103,20 @@ class World:
         Raises:
             OtherProcessError: It failed.
         """
-        result: Any = None
+        results: list[Result] = []
         with self.together():
             if self.is_main:
-                result = work()
-        return self.gather(result)[0]  # type: ignore[no-any-return]
+                results.append(work())
+        return self.gather(results)[0][0]
 
     def main_first(self, work: Callable[[], Result]) -> Result:
         """What each process gets by doing some work; the first does it before the others, for whom it fills caches."""
-        result: Any = None
+        results: list[Result] = []
         for turn in (self.is_main, not self.is_main):
             with self.together():
                 if turn:
-                    result = work()
-        return result  # type: ignore[no-any-return]
+                    results.append(work())
+        return results[0]
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean of a tensor over the processes; all of them hold equal shapes."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlv.data.loader import Listed, Loader, LoaderSettings, Rows, Streamed
 from vlv.data.records import Columns
 from vlv.data.source import Source
 from vlv.errors import ConfigError
+from vlv.models.arguments import present
 from vlv.models.encoder import VLVEncoder
 from vlv.training.caches import Cache, ShardRows, features_cache, fill_cache, latents_cache
 from vlv.training.own_captions import own_caption_ids
@@ -16,6 +17,8 @@ from vlv.training.own_captions import own_caption_ids
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
 
     from vlv.config import DataConfig, RunConfig
     from vlv.data.framing import Framing
@@ -48,7 +51,7 @@ def make_loader(
     run_dir: Path,
     world: World,
     framing: Framing,
-    load_tokenizer: Callable[[], Any],
+    load_tokenizer: Callable[[], PreTrainedTokenizerBase],
 ) -> Loader:
     """Endless batches, with cached latents and the encoder's own captions where the settings ask for them.
 
@@ -81,7 +84,7 @@ def make_loader(
             arrays["own_ids"] = own_caption_ids(
                 parts.encoder,
                 load_tokenizer,
-                parts.decoder.tokenizer,
+                present(parts.decoder.tokenizer, "tokenizer"),
                 found.records,
                 replace(once, batch_size=32),
                 run_dir / "own_captions.jsonl",

@@ -1,28 +1,34 @@
-"""Figures on held-out data, handed to the loop as `evaluate`."""
+"""What is seen of held-out data: figures, handed to the loop as `evaluate`, and samples, as `sample`."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
 
 import torch
+from PIL import ImageOps
+from torch import Tensor
 
+from vlv.data.images import to_pil
+from vlv.data.records import Record
 from vlv.models.context import Context
+from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.draws import randn_like
-from vlv.training.objective import to_device
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from torch import Tensor
-
-    from vlv.models.diffusion import DiffusionDecoder
-    from vlv.models.encoder import VLVEncoder
-    from vlv.models.vision_encoder import VisionEncoder
-    from vlv.training.objective import Batch, Objective
+from vlv.models.encoder import VLVEncoder
+from vlv.models.pipeline import VLVPipeline
+from vlv.models.vision_encoder import VisionEncoder
+from vlv.pages import sheet
+from vlv.storage import read_settings, write_json
+from vlv.training.objective import Batch, Objective, to_device
 
 _GOLDEN_RATIO = 0.6180339887498949
+NUM_IMAGES = 8
+CHOSEN = "images.json"
+"""In the samples folder: ids of the images that a run watches."""
+_CELL_PX = 128
+"""Smaller images are enlarged by a whole number to at least this."""
 
 
 @dataclass(frozen=True)
@@ -70,9 +76,6 @@ def fixed_denoising_loss(
         c: N contexts, or one for all.
         seeds: N seeds.
         batch_size: Images of one U-Net pass.
-
-    Returns:
-        Mean over the images.
     """
     positions = [(seed * _GOLDEN_RATIO) % 1 for seed in seeds]
     timesteps = torch.tensor([int(p * decoder.num_timesteps) for p in positions])
@@ -96,7 +99,7 @@ def fixed_denoising_loss(
 def denoising_gap(
     decoder: DiffusionDecoder, latents: Tensor, c: Context, true_c: Context, seeds: Sequence[int]
 ) -> DenoisingGap:
-    """How much of what the true caption tells the diffusion decoder is also told by c.
+    """The denoising losses given c, no text and the true caption, from which the recovered share follows.
 
     Args:
         decoder: The frozen diffusion decoder.
@@ -104,9 +107,6 @@ def denoising_gap(
         c: N contexts from the encoder.
         true_c: Those of the true captions.
         seeds: N seeds, one per image; they fix timestep and noise.
-
-    Returns:
-        The three losses.
     """
     return DenoisingGap(
         from_z=fixed_denoising_loss(decoder, latents, c, seeds),
@@ -149,13 +149,12 @@ class DenoisingMeter:
         ]
         if self._latents is None:
             self._latents = torch.cat([self.decoder.encode(chunk) for chunk in chunks])
-            self._null = self._loss(self.decoder.null_context())
-            self._true = self._loss(self.decoder.encode_text(self.captions).c)
+            self._null = self._loss(self._latents, self.decoder.null_context())
+            self._true = self._loss(self._latents, self.decoder.encode_text(self.captions).c)
         c = Context.cat([self.decoder.context(self.encoder(chunk)) for chunk in chunks])
-        return DenoisingGap(self._loss(c), self._null, self._true).metrics()
+        return DenoisingGap(self._loss(self._latents, c), self._null, self._true).metrics()
 
-    def _loss(self, c: Context) -> float:
-        latents = cast("Tensor", self._latents)
+    def _loss(self, latents: Tensor, c: Context) -> float:
         seeds = range(len(latents))
         return fixed_denoising_loss(self.decoder, latents, c, seeds, batch_size=self.batch_size)
 
@@ -187,6 +186,55 @@ class HeldOutLoss:
             for name in rows[0]
             if not name.endswith("_share")  # what was cut and padded says nothing of the model
         }
+
+
+class Samples:
+    """Draws the reconstruction of each image below it, and writes captions as text; called with a step and a folder.
+
+    The ids of the images are kept in the folder, so that a run that goes on shows the same ones, whatever was added to
+    the held-out data since.
+
+    Args:
+        pipe: The parts in training.
+        records: Held-out records; the first `NUM_IMAGES` are watched.
+        load: Reads records into one batch with `ids` and `pixels`.
+    """
+
+    def __init__(
+        self,
+        pipe: VLVPipeline,
+        records: Sequence[Record],
+        load: Callable[[Sequence[Record]], Batch],
+    ) -> None:
+        self.pipe, self.records, self._load = pipe, records, load
+        self._batch: Batch | None = None
+
+    def __call__(self, step: int, folder: Path) -> None:
+        """Write `<step>.png` where the parts can draw, and `<step>.txt` where they can caption."""
+        if self._batch is None:
+            self._batch = self._load(choose(self.records, folder / CHOSEN))
+        ids, pixels = self._batch["ids"], list(self._batch["pixels"])
+        z = self.pipe.embed(pixels)
+        if self.pipe.decoder.denoiser is not None:
+            images = [*map(to_pil, pixels), *self.pipe.draw(self.pipe.context(z))]
+            factor = -(-_CELL_PX // images[0].width)
+            enlarged = [ImageOps.scale(image, factor, resample=0) for image in images]
+            sheet(enlarged, len(ids)).save(folder / f"{step:07d}.png")
+        if self.pipe.caption_decoder is not None:
+            texts = zip(ids, self.pipe.caption(z=z), strict=True)
+            lines = [f"{name}: {text}\n" for name, text in texts]
+            (folder / f"{step:07d}.txt").write_text("".join(lines), encoding="utf-8")
+
+
+def choose(records: Sequence[Record], file: Path) -> list[Record]:
+    """The records whose ids are in a file, or the first few, whose ids are then written to it."""
+    by_id = {record.id: record for record in records}
+    known = (read_settings(file) or {}).get("ids", [])
+    if chosen := [by_id[name] for name in known if name in by_id]:
+        return chosen
+    chosen = list(records[:NUM_IMAGES])
+    write_json(file, {"ids": [record.id for record in chosen]})
+    return chosen
 
 
 def _chunks(length: int, size: int) -> list[slice]:

@@ -8,13 +8,10 @@ import signal
 import socket
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Self
+from types import FrameType
+from typing import Self
 
-if TYPE_CHECKING:
-    from types import FrameType
-
-    from vlv.training.objective import FitResult
-
+from vlv.training.objective import FitResult
 
 _ECHO_SECONDS = 2.0
 """A signal that comes again so soon is the same one: a terminal sends it to every process, and so does the launcher."""
@@ -44,7 +41,7 @@ class StopRequests:
         self._received = ""
         self._echo = _ECHO_SECONDS
         self._handled = math.inf  # when the first one was
-        self._previous: dict[signal.Signals, Any] = {}
+        self._previous: dict[signal.Signals, signal._HANDLER] = {}
         self._previous_wakeup = -1
 
     @property

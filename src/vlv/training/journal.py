@@ -12,22 +12,18 @@ import re
 import shlex
 import sys
 import time
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
 import torch
 import yaml
+from torch import Tensor
 
 from vlv.errors import OutputError
 from vlv.progress import Progress, say
-from vlv.storage import read_journal, write_text
+from vlv.storage import Json, read_journal, write_text
 from vlv.training.trackers import open_trackers
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-
-    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +70,7 @@ class Meter:
         }
         return means | {"images_per_second": round(self.images / max(self.seconds, 1e-9), 2)}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """JSON values from which the sums go on exactly."""
         names = list(self.sums)
         both = [*self.sums.values(), *(self.counts[name] for name in names)]
@@ -82,7 +78,7 @@ class Meter:
         sums, counts = (dict(zip(names, part, strict=True)) for part in _halves(numbers))
         return {"sums": sums, "counts": counts, "images": self.images, "seconds": self.seconds}
 
-    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: Json, device: torch.device) -> None:
         """Set what `state_dict` returned."""
         self.sums, self.counts = (
             {name: torch.tensor(value, device=device) for name, value in state[part].items()}
@@ -136,18 +132,18 @@ class Clock:
         return {name: float(f"{value:.6g}") for name, value in figures.items()}
 
     def was_paid(self, device_hours: float) -> None:
-        """The log of the run tells of so many hours, some of which may have been lost in a crash."""
+        """Hours that the log of the run states; some may have been lost in a crash."""
         self.device_seconds = max(self.device_seconds, 3600 * device_hours)
 
     def state_dict(self) -> dict[str, float]:
         """JSON values."""
         return {"elapsed_seconds": self.elapsed_seconds, "device_seconds": self.device_seconds}
 
-    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+    def load_state_dict(self, state: Json, step: int) -> None:
         """Go on from what `state_dict` returned at a step; the time since this clock was made counts."""
         begun = state["elapsed_seconds"]
         self.elapsed_seconds += begun
-        self.device_seconds += state.get("device_seconds", begun)
+        self.device_seconds += state["device_seconds"]
         self._first_step, self._first_seconds = step, begun
 
 
@@ -168,7 +164,7 @@ class Journal:
     def __init__(
         self,
         run_dir: Path,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, object],
         *,
         total_steps: int,
         step: int,
@@ -233,43 +229,19 @@ class Journal:
 
     def show(self, step: int, folder: Path) -> None:
         """Hand the samples of a step, `<step>*.png` and `<step>*.txt`, to the trackers."""
-        pictures, texts = (
+        images, texts = (
             [file for file in sorted(folder.glob(f"*.{kind}")) if _step_of(file) == step]
             for kind in ("png", "txt")
         )
         for tracker in self._trackers:
-            tracker.samples(step, pictures, texts)
+            tracker.samples(step, images, texts)
 
     def flush(self) -> None:
         """Force metrics.jsonl to the disk: a checkpoint must not be ahead of it."""
         os.fsync(self._stream.fileno())
 
 
-class SilentJournal:
-    """The journal of a process that leaves writing to another."""
-
-    latest: Mapping[str, float] = MappingProxyType({})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        """Nothing is open."""
-
-    def tick(self) -> None:
-        """Nothing to show."""
-
-    def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
-        """Nothing to write."""
-
-    def show(self, step: int, folder: Path) -> None:
-        """Nothing to show."""
-
-    def flush(self) -> None:
-        """Nothing was written."""
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
+def read_metrics(file: Path) -> list[Json]:
     """The lines of a metrics.jsonl; a last line that a crash cut short is left out.
 
     Raises:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 import logging
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from vlv.config import LoopConfig, OptimConfig, defaults, free_on_resume
 from vlv.data.positions import merge_states
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
-from vlv.storage import check_settings, lock
+from vlv.storage import Json, check_settings, lock
 from vlv.training.checkpoint import (
     Checkpoint,
     latest_checkpoint,
@@ -30,24 +31,14 @@ from vlv.training.checkpoint import (
 from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
 from vlv.training.interrupt import Interrupted, StopRequests
-from vlv.training.journal import Clock, Journal, Meter, SilentJournal
+from vlv.training.journal import Clock, Journal, Meter
 from vlv.training.microbatches import num_rows, with_targets
 from vlv.training.objective import Batch, Evaluate, FitResult, Loader, Objective, Sample
 from vlv.training.optim import BadSteps
 from vlv.training.prediction import FlopMeter, peak_flops
 from vlv.training.rng import preserved_rng
 from vlv.training.step import TrainingStep
-from vlv.training.weights import (
-    changing_buffers,
-    gathered,
-    load_weights,
-    on_device,
-    set_train_mode,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+from vlv.training.weights import changing_buffers, gathered, load_weights, on_device, set_train_mode
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +55,7 @@ def fit(
     evaluate: Evaluate | None = None,
     sample: Sample | None = None,
     max_seconds: float | None = None,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
 ) -> FitResult:
     """Train until `config.steps`, going on from the newest good checkpoint in `run_dir`; a finished run is left alone.
 
@@ -79,7 +70,7 @@ def fit(
         run_dir: Folder of the run; created.
         evaluate: Called with the step; its figures go to metrics.jsonl. Runs in eval mode, without gradients, with
             the averaged weights, and cannot disturb the random draws of training. `sample` likewise.
-        sample: Called with the step and the folder for pictures.
+        sample: Called with the step and the folder for images.
         max_seconds: Stop and save after this time, as an interrupt does.
         settings: The rest of the run's configuration (JSON values): saved, and compared when a run goes on.
 
@@ -107,8 +98,8 @@ def fit(
             run = Run(objective, loader, config, optim, run_dir, resolved, world)
         run.resume()
         with world.together():
-            run.journal = run.open_journal()
-            stack.push(run.journal)
+            if world.is_main:
+                run.journal = stack.enter_context(run.open_journal())
         if run.step < config.steps:
             with _enough_memory():
                 _train(run, stop, evaluate, sample)
@@ -160,7 +151,8 @@ def _due(step: int, every: int | None) -> bool:
 class Run:
     """The state of a run, and each thing that the loop does to it."""
 
-    journal: Journal | SilentJournal
+    journal: Journal | None = None
+    """None where another process writes it."""
 
     def __init__(
         self,
@@ -169,7 +161,7 @@ class Run:
         config: LoopConfig,
         optim: OptimConfig,
         run_dir: Path,
-        settings: dict[str, Any],
+        settings: Json,
         world: World,
     ) -> None:
         self.world, self.objective, self.loader, self.config = world, objective, loader, config
@@ -185,7 +177,7 @@ class Run:
         self.meter = Meter()
         self.bad_steps = BadSteps(config, optim)
         self.step = self.failed_saves = 0
-        self.best: dict[str, Any] | None = None
+        self.best: Json | None = None
         self.num_passes = config.passes_per_step(world.num_ranks)
         self.clock = Clock(config.steps, world.num_ranks, config.usd_per_gpu_hour)
         self.example: Batch = {}
@@ -219,7 +211,8 @@ class Run:
         self.bad_steps.add(self.step, result.finite)
         self.step += 1
         self.meter.seconds += self.clock.tick()
-        self.journal.tick()
+        if self.journal is not None:
+            self.journal.tick()
 
     def set_train_mode(self) -> None:
         """Dropout where it belongs."""
@@ -235,8 +228,12 @@ class Run:
         values |= self._mfu(values["images_per_second"])
         if torch.cuda.is_available():
             values["peak_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        self.journal.write("train", self.step, values | self.clock.figures(self.step))
+        self._note("train", values | self.clock.figures(self.step))
         self.meter.reset()
+
+    def _note(self, kind: str, values: Mapping[str, float]) -> None:
+        if self.journal is not None:
+            self.journal.write(kind, self.step, values)
 
     def _mfu(self, images_per_second: float) -> dict[str, float]:
         """The share of the devices' peak that the images took; nothing where the peak or the FLOPs are not known."""
@@ -255,7 +252,7 @@ class Run:
         with self._looking():
             values = self.world.on_main(lambda: evaluate(self.step))
         if values:
-            self.journal.write("eval", self.step, values)
+            self._note("eval", values)
         self._compare_with_best(values)
 
     def _compare_with_best(self, values: Mapping[str, float]) -> None:
@@ -282,7 +279,8 @@ class Run:
         folder.mkdir(exist_ok=True)
         with self._looking():
             self.world.on_main(lambda: sample(self.step, folder))
-        self.journal.show(self.step, folder)
+        if self.journal is not None:
+            self.journal.show(self.step, folder)
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -323,11 +321,12 @@ class Run:
         self.failed_saves = self.world.on_main(lambda: self._write(whole, state, must_succeed))
 
     def _write(
-        self, tensors: Mapping[str, Mapping[str, Tensor]], state: dict[str, Any], must_succeed: bool
+        self, tensors: Mapping[str, Mapping[str, Tensor]], state: Json, must_succeed: bool
     ) -> int:
         """Write the checkpoint; how many have failed in a row."""
         try:
-            self.journal.flush()
+            if self.journal is not None:
+                self.journal.flush()
             save_checkpoint(
                 self._checkpoints,
                 tensors,
@@ -335,7 +334,7 @@ class Run:
                 keep_last=self.config.keep_last,
                 keep=[self.best["step"]] if self.best else [],
             )
-        except OSError as error:
+        except (OSError, OutputError) as error:
             failed = self.failed_saves + 1
             logger.warning("step %d: the checkpoint could not be saved: %s", self.step, error)
             if must_succeed or failed >= self.config.max_failed_saves:
@@ -350,7 +349,7 @@ class Run:
     def _checkpoints(self) -> Path:
         return self.run_dir / "checkpoints"
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self) -> Json:
         """Everything but tensors. No generator is among it: what is drawn follows from seed, step and row."""
         return {
             "format": _FORMAT,
@@ -390,7 +389,7 @@ class Run:
         if step.average is not None:
             step.average.load_tensors(checkpoint.tensors("ema"))
 
-    def _load_state(self, state: dict[str, Any]) -> None:
+    def _load_state(self, state: Json) -> None:
         size = self.training_step.micro_batch_size
         size.cut = max(size.cut, state["cut"])
         self.step, self.best = state["step"], state["best"]
@@ -399,10 +398,8 @@ class Run:
         self.meter.load_state_dict(state["meter"], self.world.device)
         self.loader.load_state_dict(_position_of(self.world, state["loaders"]))
 
-    def open_journal(self) -> Journal | SilentJournal:
-        """The records of the run folder, cut to the present step; silent where another process writes them."""
-        if not self.world.is_main:
-            return SilentJournal()
+    def open_journal(self) -> Journal:
+        """The records of the run folder, cut to the present step."""
         journal = Journal(
             self.run_dir,
             self.settings,
@@ -420,9 +417,8 @@ class Run:
 
     def result(self) -> FitResult:
         """How the run stands."""
-        metrics = {
-            key: value for key, value in self.journal.latest.items() if key not in {"step", "kind"}
-        }
+        latest = {} if self.journal is None else self.journal.latest
+        metrics = {key: value for key, value in latest.items() if key not in {"step", "kind"}}
         return FitResult(self.step, self.step == self.config.steps, metrics)
 
 
@@ -439,16 +435,14 @@ def _path_of(checkpoint: Checkpoint | None) -> Path | None:
     return None if checkpoint is None else checkpoint.path
 
 
-def _position_of(world: World, states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _position_of(world: World, states: Sequence[Json]) -> Json:
     """Where a process goes on in the data; with another number of processes, from what all of them had seen."""
     if len(states) == world.num_ranks:
         return states[world.rank]
     return states[0] if all(state == states[0] for state in states) else merge_states(states)
 
 
-def _check_settings(
-    old: dict[str, Any], new: dict[str, Any], run_dir: Path, ranks: tuple[int, int] = (1, 1)
-) -> None:
+def _check_settings(old: Json, new: Json, run_dir: Path, ranks: tuple[int, int] = (1, 1)) -> None:
     """Refuse to go on with other settings than the run was started with, but for those that touch nothing learnt.
 
     A setting that did not exist then had what is its default now. The number of processes, then and now, may differ if

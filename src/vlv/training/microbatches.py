@@ -7,18 +7,14 @@ batch, so that the gradient is the same however the rows are cut into processes,
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vlv.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from vlv.training.distributed import World
-    from vlv.training.objective import Batch, Objective
+from vlv.training.distributed import World
+from vlv.training.objective import Batch, Objective
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ def spans(rows: int, cut: int) -> list[slice]:
     return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
 
 
-def _has_rows(value: Any, rows: int) -> bool:
+def _has_rows(value: object, rows: int) -> bool:
     if isinstance(value, Tensor):
         return value.ndim > 0 and len(value) == rows
     return isinstance(value, list | tuple) and len(value) == rows

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from vlv.config import LoopConfig, OptimConfig
 from vlv.errors import CheckpointError, ConfigError
 from vlv.training.weights import Parameters, sharded_like
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from torch import Tensor, nn
-
-    from vlv.config import LoopConfig, OptimConfig
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +69,7 @@ class Optimizer:
             self._groups(), lr=config.lr, betas=config.betas, fused=True
         )
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def _groups(self) -> list[dict[str, object]]:
         """One group per learning-rate factor."""
         scales = self.config.lr_scale
         for prefix in scales:
@@ -203,7 +198,7 @@ class BadSteps:
         """JSON values, after `settle`."""
         return {"skipped_steps": self.skipped, "bad_steps": self.in_a_row}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Set what `state_dict` returned."""
         self.skipped, self.in_a_row = state["skipped_steps"], state["bad_steps"]
 

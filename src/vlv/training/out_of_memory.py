@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -12,9 +13,6 @@ from torch import nn
 from vlv.errors import ConfigError
 from vlv.storage import read_settings, write_json
 from vlv.training.weights import changing_buffers
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 

@@ -5,25 +5,21 @@ Shapes: B batch, N image tokens, P prompt tokens, L ids of the text tower, d Flo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from vlv.data.loader import LoaderSettings, OnBad, epoch_batches
+from vlv.data.records import Record
+from vlv.models.encoder import VLVEncoder
+from vlv.progress import Progress
 from vlv.storage import Journal, read_journal
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-    from transformers import PreTrainedTokenizerBase
-
-    from vlv.data.records import Record
-    from vlv.models.encoder import VLVEncoder
 
 _CHUNK = 10_000  # captions that are tokenized together
 
@@ -31,7 +27,7 @@ _CHUNK = 10_000  # captions that are tokenized together
 def own_caption_ids(
     encoder: VLVEncoder,
     load_tokenizer: Callable[[], PreTrainedTokenizerBase],
-    text_tokenizer: Any,
+    text_tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Record],
     settings: LoaderSettings,
     journal: Path,
@@ -57,21 +53,21 @@ def own_caption_ids(
     if missing:
         tokenizer = load_tokenizer()
         batches = epoch_batches(missing, settings, on_bad=on_bad)
-        total = -(-len(missing) // settings.batch_size)
-        with Journal(journal) as file:
-            for batch in tqdm(batches, desc="own captions", unit="batch", total=total):
+        with Journal(journal) as file, Progress(len(missing), what="own captions") as progress:
+            for batch in batches:
                 ids = _write(encoder, batch["pixels"].to(encoder.device))
                 texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
                 new = dict(zip(batch["ids"], (text.strip() for text in texts), strict=True))
                 file.append({"id": name, "caption": text} for name, text in new.items())
                 known |= new
+                progress.advance(len(new))
     captions = [known.get(record.id, "") for record in records]
     chunks = [captions[start : start + _CHUNK] for start in range(0, len(captions), _CHUNK)]
     length = encoder.num_queries
     return np.concatenate([_ids_of(chunk, text_tokenizer)[:, :length] for chunk in chunks])
 
 
-def _ids_of(captions: list[str], tokenizer: Any) -> NDArray[np.int64]:
+def _ids_of(captions: list[str], tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     padded = tokenizer(captions, padding="max_length", truncation=True, return_tensors="np")
     ids: NDArray[np.int64] = padded.input_ids.astype(np.int64)
     return ids

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from vlv.config import LoopConfig
+from vlv.training.distributed import World
+from vlv.training.objective import Batch, Objective
 from vlv.training.weights import Parameters, gathered, trainable_parameters
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from vlv.config import LoopConfig
-    from vlv.training.distributed import World
-    from vlv.training.objective import Batch, Objective
 
 
 class LossModule(nn.Module):
@@ -84,16 +80,12 @@ class Parallel:
     # --- gradients
 
     def begin_step(self, size: float) -> None:
-        """Choose when the gradients of a step are averaged.
-
-        Args:
-            size: Largest micro-batch of all processes, in targets.
-        """
+        """Choose when the gradients of a step are averaged."""
         known = size <= self._largest
         self.restartable = not self.world.is_shared or not (self.is_sharded or known)
         self._largest = max(self._largest, size)
 
-    def averaging(self, *, is_last: bool) -> AbstractContextManager[Any]:
+    def averaging(self, *, is_last: bool) -> AbstractContextManager[object]:
         """Around each pass: the last backward pass averages the gradients, unless that is left to `end_step`."""
         if isinstance(self.model, DistributedDataParallel) and (self.restartable or not is_last):
             return self.model.no_sync()

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vlv.config import LoopConfig
 from vlv.errors import ConfigError
+from vlv.models.captioner import CaptionDecoder
 from vlv.models.compilation import compile_layers, lay_out, repeated_layers, why_no_compiler
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from vlv.config import LoopConfig
-    from vlv.models.captioner import CaptionDecoder
-    from vlv.models.diffusion import DiffusionDecoder
-    from vlv.models.encoder import ImageEncoder
+from vlv.models.diffusion import DiffusionDecoder
+from vlv.models.encoder import ImageEncoder
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +25,9 @@ TRANSFORMERS = ("language", "text_encoder", "llm")
 """Rows of equal layers; compiling one serves all."""
 
 
-def store_frozen(module: nn.Module, dtype: torch.dtype, *, keep: Iterable[Any] = ()) -> None:
+def store_frozen(
+    module: nn.Module, dtype: torch.dtype, *, keep: Iterable[nn.Module | None] = ()
+) -> None:
     """Hold frozen submodules in another dtype, stored buffers included; what trains and `keep` stay as they are."""
     kept = {id(t) for part in keep if part for t in _stored(part)}
     for part in module.modules():

@@ -15,11 +15,12 @@ from __future__ import annotations
 import copy
 import logging
 import weakref
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +30,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from vlv.config import LoopConfig, OptimConfig
 from vlv.training.distributed import World
 from vlv.training.microbatches import with_targets
+from vlv.training.objective import Batch, Objective
 from vlv.training.parallel import gathered_bytes, units, uses_fsdp
 from vlv.training.step import TrainingStep
 from vlv.training.weights import set_train_mode
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from vlv.config import LoopConfig, OptimConfig
-    from vlv.training.objective import Batch, Objective
 
 logger = logging.getLogger(__name__)
 
@@ -309,12 +306,7 @@ def sum_of_bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def predict_step(
-    objective: Objective,
-    batch: Batch,
-    loop: LoopConfig,
-    optim: OptimConfig,
-    *,
-    num_ranks: int = 1,
+    objective: Objective, batch: Batch, loop: LoopConfig, optim: OptimConfig, *, num_ranks: int = 1
 ) -> Footprint:
     """Memory of the training step in one process, at the end of the run, when nothing is frozen for the time being.
 

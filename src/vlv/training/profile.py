@@ -13,11 +13,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlv.config import LoopConfig, OptimConfig, RunConfig
 from vlv.errors import ConfigError
 from vlv.storage import write_text
 from vlv.training.assemble import feed, load_parts, prepare
@@ -29,12 +30,9 @@ from vlv.training.objective import Batch, Loader, Losses
 from vlv.training.precision import fast_products
 from vlv.training.prediction import FlopMeter, peak_flops
 from vlv.training.recompute import choose_recomputation
+from vlv.training.stages import Stage1, Stage2
 from vlv.training.step import TrainingStep
 from vlv.training.weights import set_train_mode
-
-if TYPE_CHECKING:
-    from vlv.config import LoopConfig, OptimConfig, RunConfig
-    from vlv.training.stages import Stage1, Stage2
 
 _WARM_UP = 3
 _OTHER = "other"
@@ -87,11 +85,7 @@ class Profile:
 
 
 class Timeline:
-    """Time divided among labels: each mark ends the one before.
-
-    Args:
-        device: A GPU's time is that of its stream.
-    """
+    """Time divided among labels: each mark ends the one before."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -243,12 +237,6 @@ def profile_training(
 
 def profile_run(config: RunConfig, run_dir: Path, steps: int, *, trace: bool = False) -> Profile:
     """Find out where the time of a run's step goes; nothing is learnt, see `profile_training`.
-
-    Args:
-        config: The run.
-        run_dir: Gets profile.json, and trace.json.
-        steps: Steps to time.
-        trace: Also write every operation of one step.
 
     Raises:
         ConfigError: Several processes were launched.

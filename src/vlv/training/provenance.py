@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 import yaml
 
-from vlv.config import Stage1Run
+from vlv.config import PartSource, RunConfig, Stage1Run
 from vlv.models.card import Origin, Provenance, Training, forget_paths, origin_of, past_trainings
 from vlv.models.folder import COMPONENTS, MORE_COMPONENTS
 from vlv.training.journal import read_metrics
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from vlv.config import PartSource, RunConfig
 
 _TRAINS = {
     "language": "encoder, but for its vision tower",

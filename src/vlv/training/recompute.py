@@ -6,22 +6,14 @@ It costs about a third of the parts' work and saves most of their memory, so it 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
-from vlv.training.prediction import (
-    FullLength,
-    fake_copy,
-    num_bytes,
-    predict_step,
-    training_batch,
-)
-
-if TYPE_CHECKING:
-    from vlv.config import LoopConfig, OptimConfig
-    from vlv.training.distributed import World
-    from vlv.training.stages import Stage1, Stage2
+from vlv.config import LoopConfig, OptimConfig
+from vlv.training.distributed import World
+from vlv.training.prediction import FullLength, fake_copy, num_bytes, predict_step, training_batch
+from vlv.training.stages import Stage1, Stage2
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +24,7 @@ _ROOM = 0.92
 
 
 def choose_recomputation(
-    objective: Stage1 | Stage2,
-    image_size: int,
-    loop: LoopConfig,
-    optim: OptimConfig,
-    world: World,
+    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig, world: World
 ) -> Choice:
     """Follow `loop.recompute`; for "auto", find the cheapest choice that fits into the device, and say why.
 

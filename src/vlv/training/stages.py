@@ -6,25 +6,21 @@ Shapes: B batch, R draws per image, Q queries, D text width, h w latents, L toke
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlv.config import LoopConfig, Stage1Config, Stage2Config
 from vlv.errors import DataError
 from vlv.models.bottleneck import Draw
-from vlv.models.diffusion import Posterior
+from vlv.models.captioner import CaptionDecoder
+from vlv.models.context import Context
+from vlv.models.diffusion import DiffusionDecoder, Posterior
+from vlv.models.encoder import VLVEncoder
+from vlv.models.vision_encoder import VisionEncoder
 from vlv.training.objective import Batch, Losses
 from vlv.training.precision import compile_parts
-
-if TYPE_CHECKING:
-    from vlv.config import LoopConfig, Stage1Config, Stage2Config
-    from vlv.models.captioner import CaptionDecoder
-    from vlv.models.context import Context
-    from vlv.models.diffusion import DiffusionDecoder
-    from vlv.models.encoder import VLVEncoder
-    from vlv.models.vision_encoder import VisionEncoder
 
 
 class Stage1:

@@ -6,12 +6,14 @@ sharing the work between processes (`parallel`), `precision`, and on a CPU `cpu`
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vlv.config import LoopConfig, OptimConfig
 from vlv.models.draws import RowGenerator, mixed_seed
 from vlv.training.cpu import fast_attention
 from vlv.training.distributed import World, lost_process_in_words
@@ -21,12 +23,6 @@ from vlv.training.optim import MovingAverage, Optimizer
 from vlv.training.out_of_memory import MicroBatchSize
 from vlv.training.parallel import Parallel
 from vlv.training.rng import seed_everything
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from pathlib import Path
-
-    from vlv.config import LoopConfig, OptimConfig
 
 
 @dataclass(frozen=True)

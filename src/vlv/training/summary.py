@@ -6,27 +6,22 @@ import json
 import shlex
 import statistics
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
+from PIL import Image
 
 from vlv.errors import ConfigError
 from vlv.pages import charts, image_uri, render
-from vlv.storage import write_text
+from vlv.pages.charts import Points
+from vlv.storage import Json, write_text
 from vlv.training.journal import read_metrics
-from vlv.training.samples import read_rows
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from PIL import Image
-
-    from vlv.pages.charts import Points
 
 SUMMARY = "summary.html"
-_SHOWN_STEPS, _SHOWN_CAPTIONS, _MAX_SIDE = 6, 4, 256
+_SHOWN_STEPS, _SHOWN_CAPTIONS, _MAX_SIZE = 6, 4, (1600, 800)
 _NOT_A_LOSS = {
     *("step", "kind", "lr", "grad_norm", "skipped_steps", "images_per_second", "elapsed_seconds"),
     *("eta_seconds", "device_hours", "cost_usd", "mfu", "peak_memory_gib"),
@@ -38,9 +33,9 @@ class RunRecord:
     """What a run folder tells."""
 
     folder: Path
-    settings: dict[str, Any]
+    settings: Json
     versions: dict[str, str]
-    lines: list[dict[str, Any]]
+    lines: list[Json]
 
     @property
     def step(self) -> int:
@@ -219,19 +214,14 @@ def _spread(files: Sequence[Path]) -> list[Path]:
     return [files[place] for place in places]
 
 
-def _sheets(files: Sequence[Path]) -> list[tuple[str, list[str]]]:
-    """The held-out images, and their reconstructions at some of the steps."""
-    sheets = {int(file.stem): rows for file in files if (rows := read_rows(file))}
-    if not sheets:
-        return []
-    originals = next(iter(sheets.values()))["held out"]
-    rows = {"held out": originals} | {f"step {n:,}": rows["from z"] for n, rows in sheets.items()}
-    return [(label, [_thumbnail(image) for image in images]) for label, images in rows.items()]
-
-
-def _thumbnail(image: Image.Image) -> str:
-    image.thumbnail((_MAX_SIDE, _MAX_SIDE))
-    return image_uri(image, "JPEG")
+def _sheets(files: Sequence[Path]) -> list[tuple[str, str]]:
+    """The held-out images above their reconstructions, at some of the steps."""
+    sheets = []
+    for file in files:
+        with Image.open(file) as image:
+            image.thumbnail(_MAX_SIZE)
+            sheets.append((f"step {int(file.stem):,}", image_uri(image, "JPEG")))
+    return sheets
 
 
 def _captions(files: Sequence[Path]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -8,19 +8,19 @@ run later); Trackio keeps everything on this machine.
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import secrets
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from vlv.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+from vlv.storage import read_settings, write_json
 
 _EXTRAS = {"tensorboard": "train", "wandb": "track", "trackio": "track"}
 _IDS = "trackers.json"
@@ -32,7 +32,7 @@ class Tracker(Protocol):
     def figures(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Numbers by name; `kind` is train or eval."""
 
-    def samples(self, step: int, pictures: Sequence[Path], texts: Sequence[Path]) -> None:
+    def samples(self, step: int, images: Sequence[Path], texts: Sequence[Path]) -> None:
         """Files that were drawn and written at a step."""
 
     def close(self) -> None:
@@ -40,7 +40,7 @@ class Tracker(Protocol):
 
 
 def open_trackers(
-    names: Sequence[str] | None, run_dir: Path, settings: Mapping[str, Any], *, step: int
+    names: Sequence[str] | None, run_dir: Path, settings: Mapping[str, object], *, step: int
 ) -> list[Tracker]:
     """The trackers of a run.
 
@@ -48,13 +48,13 @@ def open_trackers(
         names: Which; None is TensorBoard where it is installed, and nothing where it is not.
         run_dir: Folder of the run.
         settings: Its resolved configuration.
-        step: Steps already done: what was told of later ones is hidden or drawn over.
+        step: Steps already done: what was logged of later ones is hidden or drawn over.
 
     Raises:
         ConfigError: A package is not installed.
     """
     if names is None:
-        names = ["tensorboard"] if _is_installed("tensorboard") else []
+        names = ["tensorboard"] if find_spec("tensorboard") else []
     trackers: list[Tracker] = []
     for name in names:
         package = _package(name)
@@ -78,10 +78,10 @@ class TensorBoard:
         for name, value in values.items():
             self._events.add_scalar(f"{kind}/{name}", value, step)
 
-    def samples(self, step: int, pictures: Sequence[Path], texts: Sequence[Path]) -> None:
+    def samples(self, step: int, images: Sequence[Path], texts: Sequence[Path]) -> None:
         """Pictures and captions."""
-        for number, picture in enumerate(pictures):
-            with Image.open(picture) as image:
+        for number, file in enumerate(images):
+            with Image.open(file) as image:
                 pixels = np.asarray(image.convert("RGB"))
             self._events.add_image(f"samples/{number}", pixels, step, dataformats="HWC")
         for text in texts:
@@ -103,7 +103,9 @@ class Service:
         settings: Its configuration.
     """
 
-    def __init__(self, package: Any, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, package: ModuleType, name: str, run_dir: Path, settings: Mapping[str, object]
+    ) -> None:
         self._package, self._takes_steps = package, name == "trackio"
         project = os.environ.get(f"{name.upper()}_PROJECT", "vlv")
         run_id = _run_id(run_dir, name)
@@ -127,19 +129,19 @@ class Service:
         """All numbers of a line together."""
         self._log({f"{kind}/{name}": value for name, value in values.items()}, step)
 
-    def samples(self, step: int, pictures: Sequence[Path], texts: Sequence[Path]) -> None:
+    def samples(self, step: int, images: Sequence[Path], texts: Sequence[Path]) -> None:
         """Pictures, with the captions below them."""
         caption = "".join(text.read_text(encoding="utf-8") for text in texts)
         shown = {
-            f"samples/{number}": self._package.Image(str(picture), caption=caption or None)
-            for number, picture in enumerate(pictures)
+            f"samples/{number}": self._package.Image(str(file), caption=caption or None)
+            for number, file in enumerate(images)
         }
         if not shown and caption:
             shown = {"samples/captions": caption}
         if shown:
             self._log(shown, step)
 
-    def _log(self, values: Mapping[str, Any], step: int) -> None:
+    def _log(self, values: Mapping[str, object], step: int) -> None:
         """W&B would drop a step that it has seen, so there it is one figure more; to Trackio it is the step."""
         if self._takes_steps:
             self._run.log(dict(values), step=step)
@@ -151,7 +153,7 @@ class Service:
         self._run.finish()
 
 
-def _wandb_mode(wandb: Any) -> str | None:
+def _wandb_mode(wandb: ModuleType) -> str | None:
     """What WANDB_MODE says; or else offline where no key is known, so that nobody waits at a login prompt."""
     if os.environ.get("WANDB_MODE") or wandb.api.api_key:
         return None
@@ -161,24 +163,14 @@ def _wandb_mode(wandb: Any) -> str | None:
 def _run_id(run_dir: Path, name: str) -> str:
     """The id of this run with a service; made on first use and kept in the run folder."""
     file = run_dir / _IDS
-    ids = json.loads(file.read_text()) if file.exists() else {}
+    ids = read_settings(file) or {}
     if name not in ids:
         ids[name] = f"{run_dir.name}-{secrets.token_hex(4)}"
-        temporary = file.with_name(f".{file.name}.tmp")
-        temporary.write_text(json.dumps(ids, indent=1))
-        temporary.replace(file)
+        write_json(file, ids)
     return str(ids[name])
 
 
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.import_module(name)
-    except ImportError:
-        return False
-    return True
-
-
-def _package(name: str) -> Any:
+def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlv.errors import CheckpointError, ConfigError
-from vlv.training.checkpoint import (
-    Checkpoint,
-    checkpoint_path,
-    latest_checkpoint,
-    load_checkpoint,
-)
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
+from vlv.training.checkpoint import Checkpoint, checkpoint_path, latest_checkpoint, load_checkpoint
 
 Parameters = dict[str, nn.Parameter]
 
