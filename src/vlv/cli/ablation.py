@@ -112,21 +112,11 @@ def ablation(given: AblationOptions) -> int:
     Training s of a variant has the seed s; --seed is that of the scenes. What is trained or measured is not done again.
     Writes RUN/result.json, which vlv eval report reads, and RUN/plot.png.
     """
-    from vlv.training.interrupt import Interrupted
-
-    try:
-        _run(given)
-    except Interrupted as interruption:
-        common.say(str(interruption))
-        if interruption.preempted:
-            return common.PREEMPTED
-        raise
-    common.say(f"next: vlv eval report {given.run_dir}")
-    return 0
+    return common.train(lambda: _run(given))
 
 
-def _run(given: AblationOptions) -> None:
-    """Train, measure, print and plot."""
+def _run(given: AblationOptions) -> str:
+    """Train, measure, print and plot; returns what comes next."""
     from vlv.cli.experiments import progress
     from vlv.evaluation.experiments.ablations import run_ablation
     from vlv.evaluation.report.page import ablation_chart
@@ -140,3 +130,4 @@ def _run(given: AblationOptions) -> None:
     plot = ablation_chart(section.to_dict()["figures"])
     plot.savefig(folder / "plot.png", dpi=110, facecolor="white", metadata=about)
     typer.echo(format_results(Results({}, (section,))))
+    return f"next: vlv eval report {folder}"

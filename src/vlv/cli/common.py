@@ -15,7 +15,7 @@ from vlv.cli.options import option_group
 from vlv.errors import OtherProcessError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -241,6 +241,20 @@ def say_once(message: str) -> None:
     """Write one line to stderr for all the processes that were launched together."""
     if _is_first_process():
         say(message)
+
+
+def train(work: Callable[[], str]) -> int:
+    """Carry out work that trains, say the line that it returns, and return the exit code; it may be stopped and resumed."""
+    from vlv.training.interrupt import Interrupted
+
+    try:
+        say_once(work())
+    except Interrupted as interruption:
+        say_once(str(interruption))
+        if interruption.preempted:
+            return PREEMPTED
+        raise
+    return 0
 
 
 def is_to_be_told(error: VLVError) -> bool:

@@ -150,27 +150,23 @@ def pretrain(given: PretrainOptions) -> int:
 
     A part that needs another one, or an unknown name, is answered by the list of all in their order.
     """
-    from vlv.toyworld.pretrain import pretrain as train_part
-    from vlv.training.interrupt import Interrupted
+    return common.train(lambda: _pretrain(given))
 
-    try:
-        result = train_part(
-            cast("Part", given.part),
-            given.data,
-            given.models,
-            given.run_dir,
-            recipe=given.recipe(),
-            seed=given.seed,
-            max_seconds=None if given.max_minutes is None else 60 * given.max_minutes,
-            size=given.size,
-        )
-    except Interrupted as interruption:
-        common.say(str(interruption))
-        if interruption.preempted:
-            return common.PREEMPTED
-        raise
-    common.say(f"{given.part}: {result.step} steps done; the weights are in {given.models}")
-    return 0
+
+def _pretrain(given: PretrainOptions) -> str:
+    from vlv.toyworld.pretrain import pretrain as train_part
+
+    result = train_part(
+        cast("Part", given.part),
+        given.data,
+        given.models,
+        given.run_dir,
+        recipe=given.recipe(),
+        seed=given.seed,
+        max_seconds=None if given.max_minutes is None else 60 * given.max_minutes,
+        size=given.size,
+    )
+    return f"{given.part}: {result.step} steps done; the weights are in {given.models}"
 
 
 @app.command()

@@ -88,7 +88,7 @@ def train(given: TrainOptions) -> int:
         return _plan(settings, given.run_dir, look.processes)
     if look.profile is not None or look.trace:
         return _profile(settings, given.run_dir, look.profile, look.trace)
-    return _train(settings, given)
+    return common.train(lambda: _train(settings, given))
 
 
 def summary(
@@ -120,23 +120,10 @@ def _profile(settings: RunConfig, run_dir: Path, steps: int | None, trace: bool)
     return 0
 
 
-def _train(settings: RunConfig, given: TrainOptions) -> int:
+def _train(settings: RunConfig, given: TrainOptions) -> str:
     from vlv.training.assemble import train as train_stage
-    from vlv.training.interrupt import Interrupted
 
-    minutes = given.max_minutes
-    try:
-        result = train_stage(
-            settings,
-            given.run_dir,
-            export=given.export,
-            max_seconds=None if minutes is None else 60 * minutes,
-        )
-    except Interrupted as interruption:
-        common.say_once(str(interruption))
-        if interruption.preempted:
-            return common.PREEMPTED
-        raise
+    seconds = None if given.max_minutes is None else 60 * given.max_minutes
+    result = train_stage(settings, given.run_dir, export=given.export, max_seconds=seconds)
     model = given.export or given.run_dir / "model"
-    common.say_once(f"{settings.stage}: {result.step} steps done; the model is in {model}")
-    return 0
+    return f"{settings.stage}: {result.step} steps done; the model is in {model}"
