@@ -137,7 +137,11 @@ def toyworld(given: ToyworldOptions) -> int:
 
     plan, models, file = given.plan(), given.models.load(), given.output.json_file
     kept = None if file is None else file.with_name(file.name + ".parts")
-    with tempfile.TemporaryDirectory() as folder, experiments.progress("measuring") as report:
+    resumable = kept is not None
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        experiments.progress("measuring", resumable=resumable) as report,
+    ):
         results, run = evaluate_toyworld(models, plan, kept or Path(folder), report)
         given.output.write(results, run)
     typer.echo(format_results(results) if given.output.full else format_summary(results, SUMMARY))

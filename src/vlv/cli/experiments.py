@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vlv.cli import common
 from vlv.cli.options import option_group, options, takes_options
+from vlv.cli.toyworld import SplitName
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.backends import Backends
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from vlv.evaluation.experiments.samples import DataSet
     from vlv.jobs.table import Row
     from vlv.jobs.tally import Tally
-    from vlv.toyworld.scene import Split
 
 predict = typer.Typer(
     name="predict",
@@ -34,7 +34,7 @@ RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the ru
 class SampleOptions:
     """What an experiment looks at."""
 
-    split: Annotated[str, typer.Option(help="Of the toy world; not with --images.")] = "test"
+    split: Annotated[SplitName, typer.Option(help="Of the toy world; not with --images.")] = "test"
     num: Annotated[int | None, typer.Option(min=1, help="Samples; 1000, or all of --images.")] = (
         None
     )
@@ -55,7 +55,7 @@ class SampleOptions:
             raise ConfigError(
                 "--references has no effect without --images; the toy world has its own"
             )
-        return DataSet(cast("Split", self.split), self.seed, self.num or 1000)
+        return DataSet(self.split, self.seed, self.num or 1000)
 
 
 @option_group("Work")
@@ -87,9 +87,9 @@ class WorkOptions:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Report]:
-    """Progress over the rows of an experiment."""
-    with common.Progress(what=what, unit="row") as shown:
+def progress(what: str, *, resumable: bool = True) -> Iterator[Report]:
+    """Progress over the rows of an experiment, which an interruption keeps or loses."""
+    with common.Progress(what=what, unit="row", resumable=resumable) as shown:
         yield lambda rows: shown.report([_failure(row) for row in rows])
 
 
