@@ -40,14 +40,14 @@ class Claim:
         source: Where the paper makes it.
         text: What it says, in our words.
         criterion: What we measure, and when the claim holds.
-        decide: From the figures of all results, by key, to a finding; None where nothing measures it yet.
+        decide: From the figures of all results, by key, to a finding; None where none of them measures it.
         command: What makes the figures, where none are committed yet.
     """
 
     source: str
     text: str
     criterion: str
-    decide: Decide | None = None
+    decide: Decide
     command: str = ""
 
 
@@ -255,7 +255,7 @@ def findings(results: Mapping[str, Result]) -> list[tuple[Claim, Finding]]:
             seeds[f"vlv eval ablation {name}"] = result["settings"]["seeds"]
     found = []
     for claim in CLAIMS:
-        finding = claim.decide(figures) if claim.decide is not None else None
+        finding = claim.decide(figures)
         why = f"not run yet: {claim.command}" if claim.command else ""
         if finding and claim.command in seeds:
             finding = _trainings(finding, seeds[claim.command])
