@@ -326,6 +326,26 @@ def test_killed_five_times_at_random_and_resumed(vlv: Vlv, many: Path, tmp_path:
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
+def test_what_a_killed_run_left_is_no_obstacle_and_goes(
+    vlv: Vlv, photos: Path, tmp_path: Path
+) -> None:
+    """Killed before its settings were written, and while a file was."""
+    output = tmp_path / "out"
+    with ScriptedServer(always("ok")) as server:
+        assert vlv(*teacher(server.url, photos, output)).code == 0
+        whole = files_of(output)
+        for path in (*output.glob("*.*"), output / "state" / "settings.json"):
+            path.unlink(missing_ok=True)
+        assert (output / "state").is_dir()
+        assert vlv(*teacher(server.url, photos, output)).code == 0
+        (output / ".0123456789ab.vlv-tmp").write_bytes(b"half")
+        assert vlv(*teacher(server.url, photos, output)).code == 0
+    assert files_of(output) == whole
+    (output / "state" / "settings.json").unlink()
+    result = vlv(*teacher(server.url, photos, output))
+    assert "exists and holds no captions of vlv" in result.err
+
+
 def test_a_full_disk_stops_with_a_sentence(
     vlv: Vlv, many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

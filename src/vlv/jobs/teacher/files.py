@@ -29,7 +29,14 @@ from vlv.jobs.outputs import (
     write_metadata,
 )
 from vlv.jobs.sidecars import Sidecars, Text
-from vlv.storage import check_settings, plain, read_settings, write_json, write_text
+from vlv.storage import (
+    check_settings,
+    plain,
+    read_settings,
+    remove_temporaries,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from vlv.data.records import Record
@@ -129,12 +136,13 @@ class State:
                 old = read_settings(file, mend="use --on-existing overwrite to begin anew")
                 mend = "name another folder, or use --on-existing overwrite (answers that are paid for are kept)"
                 check_settings(folder, old or {}, self._settings, mend=mend)
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and not _is_new(folder, self.folder):
             raise OutputError(f"{folder} exists and holds no captions of vlv; name another folder")
 
     def open(self) -> None:
         """Make the state ready for rows."""
-        rows = KeyedStore(self.folder / "rows.sqlite")
+        rows = KeyedStore(self.folder / "rows.sqlite")  # which only one process may hold
+        remove_temporaries(self.folder.parent)
         if self._anew:
             rows.clear()
         write_json(self.folder / "settings.json", self._settings)
@@ -171,6 +179,11 @@ class State:
         """
         assert self._rows is not None, "open() comes first"
         self._rows.put(_key(record, prompt), json.dumps(row))
+
+
+def _is_new(folder: Path, state: Path) -> bool:
+    """Whether a folder is empty, but for the state of a job that was killed before it wrote its settings."""
+    return folder.is_dir() and all(path == state for path in folder.iterdir())
 
 
 def _key(record: Record, prompt: Prompt) -> bytes:
