@@ -5,6 +5,10 @@
 
 The first takes about two minutes on two quiet cores.
 
+With `--against CHECKOUT` only the opening of files is compared: this checkout's `load_image`, and that of another one, in turn:
+
+    python benchmarks/data_path.py --against ../old
+
 The plain loop does what the VLV authors' code does: it opens, crops and prepares image by image, in the process that trains.
 Photographs of the paper's size are compared with training at middle size, whose crops are smaller, and pictures of the toy
 world's size with training of the shipped miniature: at what multiple of its rate the data path alone feeds its fastest step
@@ -14,9 +18,13 @@ that reads pixels. It should be 1.5 or more.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import io
 import json
 import statistics
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,6 +38,7 @@ from photographs import photograph
 from PIL import Image
 
 from vlv.data.framing import frame
+from vlv.data.images import load_image
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed
 from vlv.data.shards import TarShardWriter
 from vlv.data.source import Source, find_records
@@ -57,7 +66,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--against", type=Path, help="another checkout of this repository")
     options = parser.parse_args()
+    if options.against is not None:
+        for contest in compare_opening(options.against, options):
+            print(contest, flush=True)
+        return
     if len(options.sides) != len(options.training):
         parser.error(f"--training needs a file for each of {' '.join(options.sides)}")
     needed = [training_rates(file) for file in options.training]
@@ -67,6 +81,38 @@ def main() -> None:
         print(contests[-1], flush=True)
     if options.json is not None:
         write_figures(options.json, None, contests)
+
+
+def compare_opening(checkout: Path, options: argparse.Namespace) -> Iterator[Contest]:
+    """How long two checkouts take to open the same good files, in seconds of the processor."""
+    spec = importlib.util.spec_from_file_location("other", checkout / "src/vlv/data/images.py")
+    assert spec is not None
+    assert spec.loader is not None
+    other = sys.modules["other"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(other)
+    for side in (64, 512, 2048):
+        image, _ = photograph(np.random.default_rng(side), side)
+        calls = max(2, options.num * 64 // side)
+        for name, settings in (
+            ("JPEG", {"quality": 90}),
+            ("JPEG, progressive", {"quality": 90, "progressive": True}),
+            ("PNG", {}),
+            ("WEBP", {}),
+        ):
+            file = io.BytesIO()
+            image.save(file, name.partition(",")[0], **settings)
+            data = file.getvalue()
+            yield compete(
+                f"{name} of {side} pixels",
+                "one opened",
+                {
+                    str(checkout): lambda data=data: other.load_image(data),
+                    "this checkout": lambda data=data: load_image(data),
+                },
+                repeats=options.repeats,
+                calls=calls,
+                clock=time.process_time,
+            )
 
 
 def training_rates(file: Path) -> dict[str, float]:

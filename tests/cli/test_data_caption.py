@@ -18,6 +18,7 @@ from PIL import Image
 from tests.cli.conftest import Vlv, write_image
 from tests.data.files import quadrants, rotated
 from tests.endpoint.server import ScriptedServer, always, faults, images_of, text_of
+from vlv.data.records import Columns
 from vlv.data.shards import TarShardWriter
 from vlv.data.source import find_records
 from vlv.jobs.formats import read_rows
@@ -390,7 +391,8 @@ def test_other_formats(vlv: Vlv, photos: Path, tmp_path: Path) -> None:
     assert (photos / "more" / "4.txt").read_text() == rows[-1]["caption"] + "\n"
     table = lines(photos / "metadata.jsonl")
     assert table[-1] == {"file_name": "more/4.jpg", "text": rows[-1]["caption"]}
-    records = find_records([str(tmp_path / "out" / "00000.parquet")])
+    table_file = [str(tmp_path / "out" / "00000.parquet")]
+    records = find_records(table_file, columns=Columns(image_root=str(photos)))
     assert [record.load().size for record in records] == [(32, 32)] * 4 + [(50, 40)]
     other = vlv(*teacher(server.url, photos, tmp_path / "other", "--format", "imagefolder"))
     assert "metadata.jsonl exists" in other.err

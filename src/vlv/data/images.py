@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from vlv.data.foreign import open_regular, printable, read_up_to
-from vlv.data.image_costs import MAX_STRIPS, Pieces, count_strips, too_costly
+from vlv.data.image_costs import MAX_PIECES, MAX_STRIPS, Pieces, count_strips, too_costly
 from vlv.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -267,7 +267,8 @@ def _open(data: bytes, limits: ImageLimits, name: str) -> Image.Image:
     """Read the header of a file."""
     if count_strips(data) > MAX_STRIPS:
         raise ImageError(f"{name}: it has more than {MAX_STRIPS} strips or tiles")
-    image = _guard(name, lambda: Image.open(Pieces(data), formats=limits.formats))
+    file = Pieces(data) if len(data) > MAX_PIECES else BytesIO(data)  # which reads faster
+    image = _guard(name, lambda: Image.open(file, formats=limits.formats))
     _check_size(*image.size, limits, name)
     return image
 
