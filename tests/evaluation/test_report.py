@@ -55,6 +55,11 @@ def test_an_interval_decides(value: float, n: int, verdict: str) -> None:
     assert sum(v == "not measured" for v in found.values()) == len(CLAIMS) - 1
 
 
+def test_one_training_of_each_variant_decides_nothing() -> None:
+    found = verdicts({"control.ratio": figure(2.2, 0.03, 1000)})
+    assert found["Stage 1 is needed: without it captions are far worse."] == "undecided"
+
+
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [((30, 10, 30), "holds"), ((30, 29, 30), "undecided"), ((30, 50, 60), "does not hold")],

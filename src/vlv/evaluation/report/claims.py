@@ -1,8 +1,9 @@
 """The paper's claims, and what our own figures say of each: holds, does not hold, undecided, or not measured.
 
 A claim is decided by an interval alone: it holds where the whole of the interval lies on the claimed side of a threshold, does not
-hold where the whole lies on the other, and is undecided otherwise, as it is of fewer than 30 samples or, in an ablation, of one
-training of each variant, for the interval then knows nothing of how much training varies. The thresholds are ours where the paper gives none, and stated.
+hold where the whole lies on the other, and is undecided otherwise, as it is of fewer than 30 samples or, where trained variants
+are compared, of fewer than three trainings of each: the interval then knows too little of how much training varies. The thresholds
+are ours where the paper gives none, and stated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from typing import Any, Literal
 
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES
 from vlv.evaluation.results import StoredFigure
+
+MIN_TRAININGS = 3
+"""Of each variant, before a comparison of trainings has a verdict."""
 
 Verdict = Literal["holds", "does not hold", "undecided", "not measured"]
 Result = Mapping[str, Any]
@@ -42,6 +46,8 @@ class Claim:
         criterion: What we measure, and when the claim holds.
         decide: From the figures of all results, by key, to a finding; None where none of them measures it.
         command: What makes the figures, where none are committed yet.
+        trainings: Trainings of each variant that the shipped figures compare; None where no trainings are compared, or where
+            the result says how many there were.
     """
 
     source: str
@@ -49,6 +55,7 @@ class Claim:
     criterion: str
     decide: Decide
     command: str = ""
+    trainings: int | None = None
 
 
 def above(figure: StoredFigure, threshold: float, what: str, *, falls: bool = False) -> Finding:
@@ -197,6 +204,7 @@ CLAIMS: tuple[Claim, ...] = (
         "Stage 1 is needed: without it captions are far worse.",
         "F1 of the captions' claims relative to a model without stage 1 lies above 1 (toy world)",
         _figure("control.ratio", 1.0, "F1 relative to no stage 1"),
+        trainings=1,
     ),
     Claim(
         "Table 1",
@@ -257,17 +265,20 @@ def findings(results: Mapping[str, Result]) -> list[tuple[Claim, Finding]]:
     for claim in CLAIMS:
         finding = claim.decide(figures)
         why = f"not run yet: {claim.command}" if claim.command else ""
-        if finding and claim.command in seeds:
-            finding = _trainings(finding, seeds[claim.command])
+        trainings = seeds.get(claim.command, claim.trainings)
+        if finding and trainings is not None:
+            finding = _trainings(finding, trainings)
         found.append((claim, finding or Finding("not measured", why)))
     return found
 
 
-def _trainings(finding: Finding, seeds: int) -> Finding:
-    """A finding of an ablation, with the number of trainings behind it."""
-    if seeds == 1:
-        return Finding("undecided", f"one training of each; {finding.evidence}")
-    return Finding(finding.verdict, f"{seeds} trainings of each; {finding.evidence}")
+def _trainings(finding: Finding, count: int) -> Finding:
+    """A finding that compares trainings: undecided of fewer than three of each variant."""
+    times = "one training" if count == 1 else f"{count} trainings"
+    evidence = f"{times} of each variant; {finding.evidence}"
+    if count < MIN_TRAININGS:
+        return Finding("undecided", f"{evidence} (a verdict needs {MIN_TRAININGS})")
+    return Finding(finding.verdict, evidence)
 
 
 def figures_of(result: Result) -> Figures:
