@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from vlv.models.encoder import VLVEncoder
     from vlv.models.mixing import mix_embeddings
     from vlv.models.pipeline import VLVPipeline
+    from vlv.models.scoring import Scores
+    from vlv.models.verification import Verification
     from vlv.models.vision_encoder import VisionEncoder
 
 __version__ = "0.1.0"
@@ -52,9 +54,11 @@ __all__ = [
     "OtherProcessError",
     "OutputError",
     "RequestError",
+    "Scores",
     "VLVEncoder",
     "VLVError",
     "VLVPipeline",
+    "Verification",
     "VisionEncoder",
     "__version__",
     "find_records",
@@ -67,7 +71,9 @@ _HOMES = {
     "CaptionDecoder": "vlv.models.captioner",
     "CaptioningPipeline": "vlv.models.captioning",
     "DiffusionDecoder": "vlv.models.diffusion",
+    "Scores": "vlv.models.scoring",
     "VLVEncoder": "vlv.models.encoder",
+    "Verification": "vlv.models.verification",
     "VisionEncoder": "vlv.models.vision_encoder",
     "VLVPipeline": "vlv.models.pipeline",
     "find_records": "vlv.data.source",

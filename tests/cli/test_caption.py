@@ -17,7 +17,7 @@ import torch
 
 from tests.cli.conftest import Vlv, write_image
 from vlv.data.source import find_records
-from vlv.jobs.caption import COLUMNS
+from vlv.jobs.caption import CHECK_COLUMNS, COLUMNS
 from vlv.jobs.formats import Row, read_rows
 from vlv.models import placement
 from vlv.models.pipeline import VLVPipeline
@@ -253,7 +253,8 @@ def test_drawn_captions_follow_the_seed(vlv: Vlv, args: tuple[object, ...]) -> N
 
 
 def test_batches_do_not_change_captions(vlv: Vlv, args: tuple[object, ...]) -> None:
-    assert vlv(*args, "--batch-size", 1).out == vlv(*args, "--batch-size", 5).out
+    for how in ((), ("--temperature", 2)):
+        assert vlv(*args, *how, "--batch-size", 1).out == vlv(*args, *how, "--batch-size", 5).out
 
 
 def test_dry_run_writes_and_loads_nothing(
@@ -290,7 +291,6 @@ def test_tar_shards_and_jsonl_lists(
         (("--on-changed", "redo"), "--on-changed redo has no effect without --output"),
         (("--max-words", "0"), "max_words is 0"),
         (("--batch-size", "many"), "--batch-size is many; it must be auto, or a number"),
-        (("--batch-size", "auto", "--temperature", "1"), "--batch-size auto does not go with"),
         (("--temperature", "0"), "temperature is 0.0"),
         (("--top-p", "2"), "top_p is 2.0"),
         (("--max-new-tokens", "0"), "must be 1 or more"),
@@ -471,3 +471,34 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
     assert (result.code, result.out) == (0, expected)
     assert "note: 4 images do not fit into memory; going on with 2" in result.err
     assert sizes == [4, 2, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+def test_verified_captions(vlv: Vlv, args: tuple[object, ...], tmp_path: Path, name: str) -> None:
+    output = tmp_path / name
+    verified = (*args, "--verify", 3, "-o", output)
+    result = vlv(*verified)
+    assert result.code == 0, result.err
+    assert "verified: 3.0 candidates for each caption" in result.err
+    table = list(read_rows(output, COLUMNS | CHECK_COLUMNS))
+    assert [row["n_candidates"] for row in table] == [3] * 5
+    assert all(0 <= row["score"] <= 1 for row in table)
+    plain = [line.split("\t")[1] for line in vlv(*args).out.splitlines()]
+    assert [row["caption"] for row in table] != plain, "not always the likeliest caption wins"
+    again = vlv(*verified, "--batch-size", 1)
+    assert "done 0, skipped 5" in again.err
+    other = vlv(*args, "-o", output)
+    assert other.code == 1
+    assert "verify was 3, now" in other.err
+
+
+def test_embeddings_alone_cannot_be_verified(
+    vlv: Vlv, photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "z.safetensors"
+    assert vlv("embed", photos, "--model", tiny_folder, "-o", made).code == 0
+    result = vlv("caption", made, "--model", tiny_folder, "--verify", 2)
+    assert result.code == 1
+    assert "is a caption embedding; verification compares captions with images" in result.err
+    assert "enough has no effect without verify" in vlv("caption", photos, "--enough", 1).err
+    assert "candidates is 1; choose 2 or more" in vlv("caption", photos, "--verify", 1).err

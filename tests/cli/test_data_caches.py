@@ -30,6 +30,8 @@ def test_caches_made_by_command_serve_a_run(vlv: Vlv, ingredients: Path, tmp_pat
     live, cached = (weights(tmp_path / name / "model") for name in ("live", "cached"))
     for name, value in live.items():
         torch.testing.assert_close(cached[name], value, atol=5e-3, rtol=0)
+    half = vlv(*train, tmp_path / "bf16", *sets, "--set", "loop.precision=bf16")
+    assert half.code == 0, half.err
     whole = [*sets, "--set", "stage1.trainable=all"]
     result = vlv(*train, tmp_path / "other", *whole)
     assert "data.features are those of a frozen vision tower" in result.err

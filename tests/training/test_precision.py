@@ -99,3 +99,15 @@ def test_looking_works_without_autocast(stage: str, settings: dict[str, Any]) ->
     with torch.no_grad():
         loss = objective.loss(make_batch(), torch.Generator().manual_seed(0))
     assert torch.isfinite(loss.total)
+
+
+@pytest.mark.parametrize(("capability", "slow"), [("AVX2", True), ("AVX512", False)])
+def test_a_cpu_without_bfloat16_is_named(
+    capability: str, slow: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assembled("stage1", "bf16")
+    assert ("set loop.precision=fp32" in caplog.text) == slow
+    caplog.clear()
+    assembled("stage1", "fp32")
+    assert not caplog.text

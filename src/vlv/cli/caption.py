@@ -10,13 +10,13 @@ import typer
 
 from vlv.cli import common
 from vlv.cli.options import option_group, options, takes_options
-from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlv.jobs.caption import CaptionJob, CaptionOutput, CaptionSettings
     from vlv.jobs.formats import Row
+    from vlv.models.folder import Task
 
 
 @option_group("Output")
@@ -101,6 +101,26 @@ class DecodingOptions:
     seed: common.Seed = 0
 
 
+@option_group("Verification")
+class VerifyOptions:
+    """How the frozen decoder checks captions."""
+
+    verify: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Write N candidates for each image and keep the one that explains it best to the frozen decoder.",
+        ),
+    ] = None
+    enough: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Write no more candidates once one explains this share of what the embedding itself explains: 1.",
+        ),
+    ] = None
+
+
 @options
 class CaptionOptions:
     """Options of ``vlv caption``."""
@@ -116,6 +136,7 @@ class CaptionOptions:
         ),
     ] = None
     text: DecodingOptions
+    check: VerifyOptions
     model: common.ModelOptions
     batch_size: Annotated[
         str,
@@ -142,6 +163,8 @@ class CaptionOptions:
             tidy=self.text.tidy,
             dtype=dtype,
             llm_bits=self.text.llm_bits,
+            verify=self.check.verify,
+            enough=self.check.enough,
             wording=self.wording.wording(self.max_words),
         )
 
@@ -159,19 +182,20 @@ def caption(given: CaptionOptions) -> int:
     size, output = BatchSize.parse(given.batch_size), given.to.checked()
     placement = given.model.placement(llm_bits=given.text.llm_bits)
     settings = given.settings(common.dtype_name(placement))
-    if given.batch_size == "auto" and settings.samples:
-        raise ConfigError(
-            "--batch-size auto does not go with --temperature or --top-p: sampled captions depend on their batch"
-        )
     job = CaptionJob(given.source.find(), settings, output)
     if given.to.dry_run:
         return _list(job)
     printer = _Printer(job, as_json=given.to.output == "-", silent=not given.to.prints)
+    needed: list[Task] = ["caption"] if settings.verify is None else ["caption", "generate"]
     with printer.progress:
         tally = job.run(
-            lambda: given.model.load(["caption"], placement),
+            lambda: given.model.load(needed, placement),
             batch_size=size,
             report=printer.report,
+        )
+    if printer.num_candidates:
+        common.say(
+            f"verified: {printer.num_candidates / max(tally.done, 1):.1f} candidates for each caption"
         )
     return common.close(tally, output.path)
 
@@ -193,9 +217,11 @@ class _Printer:
     def __init__(self, job: CaptionJob, *, as_json: bool, silent: bool) -> None:
         self._as_json, self._silent = as_json, silent and not as_json
         self._single = len(job.todo) == 1
+        self.num_candidates = 0
         self.progress = common.Progress(len(job.todo) + len(job.refused), resumable=silent)
 
     def report(self, rows: Sequence[Row]) -> None:
+        self.num_candidates += sum(row.get("n_candidates") or 0 for row in rows)
         self.progress.report([row["error"] for row in rows])
         for row in () if self._silent else rows:
             self._print(row)

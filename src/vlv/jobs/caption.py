@@ -24,6 +24,8 @@ from vlv.jobs.sidecars import Sidecars, Text
 from vlv.jobs.table import GrowingTable
 from vlv.jobs.tally import Tally
 from vlv.jobs.wording import Wording
+from vlv.models.arguments import present
+from vlv.models.draws import mixed_seed
 from vlv.storage import Json
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from vlv.jobs.table import OnExisting
     from vlv.models.decoding import Caption
     from vlv.models.pipeline import VLVPipeline
+    from vlv.models.verification import Verification
 
 COLUMNS: dict[str, type] = {
     "id": str,
@@ -50,6 +53,8 @@ COLUMNS: dict[str, type] = {
     "mtime_ns": int,
     "error": str,
 }
+CHECK_COLUMNS: dict[str, type] = {"score": float, "margin": float, "n_candidates": int}
+"""Of verified captions; see `Check`."""
 IMAGES_PER_TAR = 1000
 Format = Literal["table", "webdataset", "imagefolder"]
 
@@ -70,6 +75,8 @@ class CaptionSettings:
         tidy: Drop repeated and unfinished sentences; None does where the model was not taught to end.
         dtype: Of the weights, such as bfloat16.
         llm_bits: Bits of the language model's weights; None is those of `dtype`.
+        verify: Candidates of each image among which the frozen decoder chooses; None writes one caption.
+        enough: Share of what z explains at which an image needs no further candidate; None always writes all.
         wording: What is done to the text.
     """
 
@@ -84,9 +91,13 @@ class CaptionSettings:
     tidy: bool | None = None
     dtype: str = "float32"
     llm_bits: int | None = None
+    verify: int | None = None
+    enough: float | None = None
     wording: Wording = field(default_factory=Wording)
 
     def __post_init__(self) -> None:
+        if self.verify is None and self.enough is not None:
+            raise ConfigError("enough has no effect without verify; name the number of candidates")
         if self.early_stopping and self.num_beams == 1:
             raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
         for name in ("max_new_tokens", "num_beams"):
@@ -101,8 +112,23 @@ class CaptionSettings:
 
     @property
     def samples(self) -> bool:
-        """Whether chance has a part in the caption."""
+        """Whether chance has a part in the caption that is written first."""
         return self.temperature is not None or self.top_p is not None
+
+    @property
+    def columns(self) -> dict[str, type]:
+        """Of the table."""
+        return COLUMNS if self.verify is None else COLUMNS | CHECK_COLUMNS
+
+    def verification(self) -> Verification | None:
+        """How captions are verified, if they are.
+
+        Raises:
+            ConfigError: A number is out of its range.
+        """
+        from vlv.models.verification import Verification
+
+        return None if self.verify is None else Verification(self.verify, enough=self.enough)
 
 
 @dataclass(frozen=True)
@@ -178,6 +204,13 @@ class CaptionJob:
         self, records: Sequence[Record], settings: CaptionSettings, output: CaptionOutput
     ) -> None:
         self.settings, self.output, self._records = settings, output, records
+        settings.verification()  # complain now
+        if settings.verify is not None and (
+            found := next((r for r in records if r.is_embedding), None)
+        ):
+            raise ConfigError(
+                f"{found.name} is a caption embedding; verification compares captions with images, so give the images"
+            )
         if output.format == "imagefolder":
             _check_below(records, output.path)
         sidecar, table = output.sidecar, output.table
@@ -185,7 +218,7 @@ class CaptionJob:
         self._table = (
             None
             if table is None
-            else GrowingTable(table, COLUMNS, asdict(settings), output.on_existing)
+            else GrowingTable(table, settings.columns, asdict(settings), output.on_existing)
         )
         collisions = {} if self._sidecars is None else self._sidecars.collisions
         self.changed = 0
@@ -304,8 +337,15 @@ class CaptionJob:
             "sha256": item.sha256,
             "file_size": file_size,
             "mtime_ns": mtime,
+            **(self._check(caption) if self.settings.verify is not None else {}),
             "error": item.error,
         }
+
+    def _check(self, caption: Caption | None) -> Row:
+        check = caption and caption.check
+        if check is None:
+            return dict.fromkeys(CHECK_COLUMNS)
+        return {"score": check.score, "margin": check.margin, "n_candidates": check.num_candidates}
 
     def _export(self) -> None:
         """Write the files of the format from the rows of the table."""
@@ -347,8 +387,7 @@ def caption_images(
 ) -> list[Caption]:
     """Captions of the good inputs of a batch, in order.
 
-    Sampled captions depend on the other images of the batch, so each batch has a seed of its own, made of
-    the given one and of the first image.
+    A sampled caption has draws of its own, made of the given seed and of its image's id.
     """
     options: Json = {}
     if settings.samples:
@@ -356,22 +395,21 @@ def caption_images(
             "do_sample": True,
             "temperature": settings.temperature or 1.0,
             "top_p": settings.top_p or 1.0,
-            "seed": _batch_seed(settings.seed, batch[0].record.id),
         }
+    how = settings.verification()
 
     def describe(items: Sequence[Opened]) -> list[Caption]:
         return pipe.describe(
+            images=None if how is None else [present(item.image, "image") for item in items],
             z=embeddings(pipe, items),
+            verify=how,
             batch_size=len(items),
             max_new_tokens=settings.max_new_tokens,
             num_beams=settings.num_beams,
             early_stopping=settings.early_stopping,
             tidy=settings.tidy,
+            seed=[mixed_seed(settings.seed, item.record.id) for item in items],
             **options,
         )
 
     return batch_size.run(describe, good_items(batch))
-
-
-def _batch_seed(seed: int, first_id: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed} {first_id}".encode()).digest()[:4], "big")

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -33,6 +34,7 @@ from vlv.models.decoding import (
     Caption,
     Generation,
     GenerationOptions,
+    RowSampling,
     can_record,
     greedy_search,
     tidy_caption,
@@ -286,7 +288,7 @@ class CaptionDecoder(PreTrainedModel):
     def write(self, c: Tensor, how: Generation) -> list[Caption]:
         """Write captions of context (B, Q, D).
 
-        Greedy and beam search of a batch equal single calls; samples depend on the whole batch.
+        A batch equals single calls; only samples of a beam search depend on the whole batch.
         """
         end = self._end_id(how.end_token)
         max_new_tokens = how.max_new_tokens
@@ -294,6 +296,7 @@ class CaptionDecoder(PreTrainedModel):
             max_new_tokens = self.longest_caption(c.shape[1])
         self._check_length(c.shape[1], max_new_tokens, "max_new_tokens")
         sampling = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
+        samples_beams = how.do_sample and how.num_beams > 1
         pad = self._tokenizer().pad_token_id
         settings = GenerationConfig(
             pad_token_id=self._tokenizer().eos_token_id if pad is None else pad,
@@ -301,20 +304,23 @@ class CaptionDecoder(PreTrainedModel):
             early_stopping=how.early_stopping,
             max_new_tokens=max_new_tokens,
             num_beams=how.num_beams,
-            do_sample=how.do_sample,
+            do_sample=samples_beams,
             repetition_penalty=how.repetition_penalty,
-            **(sampling if how.do_sample else {}),
+            **(sampling if samples_beams else {}),
         )
-        rows = self._search(self.prefix(c), settings, how.seed)
+        rows = self._search(self.prefix(c), settings, how)
         captions = [self._caption(row, end) for row in rows.tolist()]
         if how.tidy if how.tidy is not None else not self.config.ends_by_itself:
             captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
         return captions
 
-    def _search(self, prefix: Tensor, settings: GenerationConfig, seed: int) -> Tensor:
+    def _search(self, prefix: Tensor, settings: GenerationConfig, how: Generation) -> Tensor:
         """Generated ids, (B, up to max_new_tokens); leaves mode and global generator alone."""
-        sampling = bool(settings.do_sample)
-        is_greedy = not sampling and settings.num_beams == 1 and settings.repetition_penalty == 1.0
+        seeds, sampling = how.seeds(len(prefix)), bool(settings.do_sample)
+        processors = LogitsProcessorList()
+        if how.do_sample and not sampling:
+            processors.append(RowSampling(seeds, how.temperature, how.top_p, prefix.device))
+        is_greedy = not how.do_sample and how.num_beams == 1 and how.repetition_penalty == 1.0
         devices = [prefix.device] if prefix.device.type == "cuda" else []
         mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
         training = self.training
@@ -331,11 +337,12 @@ class CaptionDecoder(PreTrainedModel):
             no_draws_outside = torch.random.fork_rng(devices=devices, enabled=sampling)
             with uncompiled(self.llm), no_draws_outside:
                 if sampling:
-                    torch.manual_seed(seed)
+                    torch.manual_seed(seeds[0])
                 ids = self.llm.generate(
                     inputs_embeds=prefix,
                     attention_mask=mask,
                     generation_config=settings,
+                    logits_processor=processors,
                     synced_gpus=False,  # it would wait for processes that do not generate
                 )
         finally:

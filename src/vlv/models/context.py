@@ -42,6 +42,10 @@ class Context:
         """A single row for a whole batch, without copying; a whole batch stays as it is."""
         return self._each(lambda x: x.expand(batch_size, *x.shape[1:]))
 
+    def select(self, rows: Tensor) -> Context:
+        """The given rows, in the given order, for their numbers (N,)."""
+        return self._each(lambda x: x[rows])
+
     def tensors(self) -> list[Tensor]:
         """The tensors that it has."""
         return [x for x in (self.sequence, self.pooled, self.t5) if x is not None]

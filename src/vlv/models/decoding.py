@@ -14,11 +14,30 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, StaticCache
+from transformers import (
+    LogitsProcessor,
+    PreTrainedModel,
+    StaticCache,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from vlv.errors import ConfigError
 from vlv.models.arguments import finite, whole_number
 from vlv.models.compilation import is_compiled
+from vlv.models.draws import mixed_seed
+
+
+@dataclass(frozen=True)
+class Check:
+    """What the frozen decoder says of a caption that it has verified."""
+
+    score: float
+    """Recovered share: 0 explains the image no better than no text, 1 as well as the best at hand."""
+    margin: float | None
+    """By how much the caption led the next candidate; None where there was no other."""
+    num_candidates: int
+    """Captions written, duplicates included."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,8 @@ class Caption:
     """Whether the model ended it, rather than being stopped at ``max_new_tokens``."""
     ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
     """The generated tokens."""
+    check: Check | None = None
+    """Of a verified caption."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +82,16 @@ class Generation:
     """A token that ends the caption in place of the tokenizer's, such as "."."""
     tidy: bool | None = None
     """Drop unfinished and repeated sentences, see `tidy_caption`; None does where the model was not taught to end."""
-    seed: int = 0
-    """Of sampling; the global generator is left as it was."""
+    seed: int | Sequence[int] = 0
+    """Of sampling: one for all captions, each of which then has draws of its own, or one per caption. So a sampled caption
+    does not depend on its batch, and the global generator is left as it was."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
             whole_number("max_new_tokens", self.max_new_tokens, 1)
         whole_number("num_beams", self.num_beams, 1)
-        whole_number("seed", self.seed, 0)
+        for seed in [self.seed] if isinstance(self.seed, int) else self.seed:
+            whole_number("seed", seed, 0)
         for name in ("temperature", "top_p", "repetition_penalty"):
             if finite(name, getattr(self, name)) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose more than 0")
@@ -78,6 +101,18 @@ class Generation:
             raise ConfigError("temperature and top_p have no effect without do_sample; set it")
         if self.early_stopping and self.num_beams == 1:
             raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
+
+    def seeds(self, count: int) -> list[int]:
+        """The seed of each of `count` captions.
+
+        Raises:
+            ConfigError: As many seeds were not given.
+        """
+        if isinstance(self.seed, int):
+            return [mixed_seed(self.seed, row) for row in range(count)]
+        if len(self.seed) != count:
+            raise ConfigError(f"{count} captions need as many seeds, got {len(self.seed)}")
+        return list(self.seed)
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -92,7 +127,38 @@ class GenerationOptions(TypedDict, total=False):
     early_stopping: bool
     end_token: str | None
     tidy: bool | None
-    seed: int
+    seed: int | Sequence[int]
+
+
+class RowSampling(LogitsProcessor):
+    """Sampling whose draws belong to a row, whatever batch the row lies in.
+
+    The likeliest token after Gumbel noise is a sample of the softmax (Gumbel 1954), so the search itself stays greedy.
+
+    Args:
+        seeds: Of each row.
+        temperature: Of the logits.
+        top_p: Share of the probability that the tokens to choose from hold.
+        device: Of the logits.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], temperature: float, top_p: float, device: torch.device
+    ) -> None:
+        self._rows = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+        self._warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(float(temperature))]
+        if top_p < 1:
+            self._warpers.append(TopPLogitsWarper(top_p))
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Logits (B, V) with the noise of the next token."""
+        for warp in self._warpers:
+            scores = warp(input_ids, scores)
+        noise = [
+            torch.empty(scores.shape[1:], device=scores.device).exponential_(generator=row)
+            for row in self._rows
+        ]
+        return scores.float() - torch.stack(noise).log()
 
 
 _LOOK_EVERY = 16

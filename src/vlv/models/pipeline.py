@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar, Unpack, cast, overload
 
 import diffusers
@@ -26,6 +26,8 @@ from vlv.models.diffusion import Sampler
 from vlv.models.mixing import MixMode, mix_embeddings
 from vlv.models.pixels import ImageArray, ImageLike, OneImage, as_batch, as_list, is_single
 from vlv.models.placement import at_work
+from vlv.models.scoring import Scores, Scoring, ScoringOptions, score_captions
+from vlv.models.verification import Verification, verified_captions
 
 logger = logging.getLogger(__name__)
 
@@ -172,6 +174,7 @@ class VLVPipeline(VLVComponents):
         self,
         images: OneImage,
         *,
+        verify: int | Verification | None = None,
         batch_size: int = 16,
         progress: bool = False,
         **generation: Unpack[GenerationOptions],
@@ -181,6 +184,7 @@ class VLVPipeline(VLVComponents):
         self,
         images: list[I] | tuple[I, ...],
         *,
+        verify: int | Verification | None = None,
         batch_size: int = 16,
         progress: bool = False,
         **generation: Unpack[GenerationOptions],
@@ -191,6 +195,7 @@ class VLVPipeline(VLVComponents):
         images: ImageArray | None = None,
         *,
         z: Embeddings | None = None,
+        verify: int | Verification | None = None,
         batch_size: int = 16,
         progress: bool = False,
         **generation: Unpack[GenerationOptions],
@@ -201,6 +206,7 @@ class VLVPipeline(VLVComponents):
         images: ImageLike | Sequence[ImageLike] | None = None,
         *,
         z: Embeddings | None = None,
+        verify: int | Verification | None = None,
         batch_size: int = 16,
         progress: bool = False,
         **generation: Unpack[GenerationOptions],
@@ -210,6 +216,7 @@ class VLVPipeline(VLVComponents):
         Args:
             images: One image or several.
             z: Instead of images, (Q, D) or (B, Q, D).
+            verify: Write this many candidates, and keep the one that explains the image best to the frozen decoder.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
             **generation: The fields of `Generation`: max_new_tokens, num_beams, do_sample, ...
@@ -218,9 +225,9 @@ class VLVPipeline(VLVComponents):
             A str for one image, a list of str for several.
         """
         captions = self.describe(
-            images, z=z, batch_size=batch_size, progress=progress, **generation
+            images, z=z, verify=verify, batch_size=batch_size, progress=progress, **generation
         )
-        single = _is_single(images, z)
+        single = _is_single(images, None if verify else z)
         return captions[0].text if single else [caption.text for caption in captions]
 
     @named(Generation)
@@ -230,29 +237,122 @@ class VLVPipeline(VLVComponents):
         images: ImageLike | Sequence[ImageLike] | None = None,
         *,
         z: Embeddings | None = None,
+        verify: int | Verification | None = None,
         batch_size: int = 16,
         progress: bool = False,
         **generation: Unpack[GenerationOptions],
     ) -> list[Caption]:
-        """Like `caption`, with the number of tokens and whether the model ended the caption.
+        """Like `caption`, with the number of tokens, whether the model ended the caption, and what verification found.
 
         Args:
             images: One image or several.
-            z: Instead of images, (Q, D) or (B, Q, D).
+            z: Caption embeddings instead of images, (Q, D) or (B, Q, D); to verify captions of embeddings at hand, give both.
+            verify: Candidates of each image among which the frozen decoder chooses, or how; None writes one caption.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
             **generation: The fields of `Generation`: max_new_tokens, num_beams, do_sample, ...
         """
         settings = Generation(**generation)
+        how = Verification(verify) if isinstance(verify, int) else verify
+        if how is not None:
+            return self._verified(images, z, settings, how, batch_size, progress)
         self._require("caption", given_z=z is not None)
         captioner = present(self.caption_decoder, "caption_decoder")
         z = self._embedding(images, z, batch_size)
         c = torch.cat([self.context(chunk).sequence for chunk in chunks(z, batch_size, False, "")])
+        seeds = settings.seeds(len(c))
         captions: list[Caption] = []
         with at_work(self, "caption_decoder"):
-            for chunk in chunks(c, batch_size, progress, "captioning"):
-                captions += captioner.write(chunk, settings)
+            for rows in chunks(range(len(c)), batch_size, progress, "captioning"):
+                part = slice(rows.start, rows.stop)
+                captions += captioner.write(c[part], replace(settings, seed=seeds[part]))
         return captions
+
+    def _verified(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None,
+        z: Embeddings | None,
+        settings: Generation,
+        how: Verification,
+        batch_size: int,
+        progress: bool,
+    ) -> list[Caption]:
+        if images is None:
+            raise ConfigError("verification compares captions with their images; give the images")
+        self._require("caption", given_z=z is not None)
+        self._require("generate")
+        captioner = present(self.caption_decoder, "caption_decoder")
+        given = as_list(images)
+        z = self.embed(given, batch_size=batch_size) if z is None else self._embedding(None, z, 1)
+        if len(z) != len(given):
+            raise ConfigError(f"{len(given)} images need as many caption embeddings, got {len(z)}")
+        seeds = settings.seeds(len(z))
+        captions: list[Caption] = []
+        with at_work(self, "caption_decoder", *self.decoder.components):
+            for rows in chunks(range(len(z)), batch_size, progress, "captioning"):
+                part = slice(rows.start, rows.stop)
+                captions += verified_captions(
+                    captioner,
+                    self.decoder,
+                    self._latents(given[part]),
+                    self.decoder.context(z[part].to(captioner.device)),
+                    replace(settings, seed=seeds[part]),
+                    how,
+                )
+        return captions
+
+    def _latents(self, images: Sequence[ImageLike]) -> Tensor:
+        """Latents (B, k, h, w) of images, of the posterior's mean."""
+        pixels = as_batch(images, self.image_size, self.framing)
+        return self.decoder.encode(pixels.to(present(self.vae, "vae").device))
+
+    # --- image and caption to score --------------------------------------------------------------
+
+    @overload
+    def score(
+        self, images: OneImage, captions: str | Sequence[str], **scoring: Unpack[ScoringOptions]
+    ) -> Scores: ...
+    @overload
+    def score(
+        self,
+        images: list[I] | tuple[I, ...],
+        captions: Sequence[str | Sequence[str]],
+        **scoring: Unpack[ScoringOptions],
+    ) -> list[Scores]: ...
+    @named(Scoring)
+    @torch.no_grad()
+    def score(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        captions: str | Sequence[str | Sequence[str]],
+        **scoring: Unpack[ScoringOptions],
+    ) -> Scores | list[Scores]:
+        """Ask the frozen decoder how well captions, by whomever, explain their images.
+
+        Where the model has an encoder, the image's own caption embedding is scored beside them.
+
+        Args:
+            images: One image or several.
+            captions: Of one image, a text or several; of several images, one text or list of texts for each.
+            **scoring: The fields of `Scoring`: timesteps, lowest, highest, seed, batch_size.
+
+        Returns:
+            Scores for one image, a list for several.
+
+        Raises:
+            ConfigError: Images and captions do not match, or a loss is not finite.
+            DataError: A caption is empty.
+        """
+        self._require("generate")
+        single = is_single(images)
+        rows = [captions] if single else captions
+        texts = [[row] if isinstance(row, str) else list[str](row) for row in rows]
+        given = as_list(images)
+        how = Scoring(**scoring)
+        c = None if self.encoder is None else self.context(self.embed(given))
+        with at_work(self, *self.decoder.components):
+            scores = score_captions(self.decoder, self._latents(given), texts, how, c=c)
+        return scores[0] if single else scores
 
     # --- embedding or text to image --------------------------------------------------------------
 

@@ -59,7 +59,7 @@ from vlv.training.held_out import DenoisingMeter, HeldOutLoss, Samples
 from vlv.training.loop import fit
 from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 from vlv.training.parallel import uses_fsdp
-from vlv.training.precision import fast_products, store_frozen
+from vlv.training.precision import fast_products, store_frozen, warn_of_slow_products
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
 from vlv.training.stages import Stage1, Stage2
@@ -397,6 +397,7 @@ def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None
     """Hold what is frozen in bfloat16 where the arithmetic is; the weights that train stay in float32, and so does the VAE by default."""
     vae = parts.decoder.vae
     if config.loop.precision == "bf16":
+        warn_of_slow_products(next(objective.module.parameters()).device)
         store_frozen(objective.module, torch.bfloat16, keep=[vae])
     if config.loop.vae_precision == "bf16" and vae is not None:
         store_frozen(vae, torch.bfloat16)

@@ -79,7 +79,7 @@ def latents_cache(decoder: DiffusionDecoder) -> Cache:
         mean, std = decoder.posterior(pixels)
         return mean, std
 
-    return Cache("latents", LATENTS, compute, {"vae_encoder": weights_hash(_vae_encoder(decoder))})
+    return Cache("latents", LATENTS, compute, {"vae_encoder": _hash(_vae_encoder(decoder))})
 
 
 def features_cache(encoder: VLVEncoder | VisionEncoder) -> Cache:
@@ -91,12 +91,17 @@ def features_cache(encoder: VLVEncoder | VisionEncoder) -> Cache:
 
     config = encoder.config
     identity = {
-        "vision_tower": weights_hash(nn.ModuleList(encoder.vision())),
+        "vision_tower": _hash(nn.ModuleList(encoder.vision())),
         "input_size": config.image_size,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
     }
     return Cache("features", FEATURES, compute, identity)
+
+
+def _hash(module: nn.Module) -> str:
+    """Of the weights in bfloat16, in which a run may hold what is frozen."""
+    return weights_hash(module, torch.bfloat16)
 
 
 def _vae_encoder(decoder: DiffusionDecoder) -> nn.Module:

@@ -38,6 +38,15 @@ def store_frozen(
                     tensor.data = tensor.data.to(dtype)
 
 
+def warn_of_slow_products(device: torch.device) -> None:
+    """Say so where a CPU has no bfloat16 of its own and computes every product in pieces."""
+    if device.type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):
+        logger.warning(
+            "this CPU has no instructions for bfloat16, so that a step may take a hundred times as long as in float32; "
+            "set loop.precision=fp32"
+        )
+
+
 def _stored(module: nn.Module) -> Iterable[Tensor]:
     return module.state_dict(keep_vars=True).values()
 
