@@ -342,7 +342,7 @@ class CaptionJob:
         }
 
     def _check(self, caption: Caption | None) -> Row:
-        check = caption and caption.check
+        check = None if caption is None else caption.check
         if check is None:
             return dict.fromkeys(CHECK_COLUMNS)
         return {"score": check.score, "margin": check.margin, "n_candidates": check.num_candidates}

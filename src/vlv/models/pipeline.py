@@ -346,7 +346,7 @@ class VLVPipeline(VLVComponents):
         self._require("generate")
         single = is_single(images)
         rows = [captions] if single else captions
-        texts = [[row] if isinstance(row, str) else list[str](row) for row in rows]
+        texts = [[x] if isinstance(x, str) else [str(text) for text in x] for x in rows]
         given = as_list(images)
         how = Scoring(**scoring)
         c = None if self.encoder is None else self.context(self.embed(given))
