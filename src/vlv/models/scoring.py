@@ -164,35 +164,28 @@ def score_captions(
     rows = {"": 0}
     for text in (piece for pieces in split.values() for piece in pieces):
         rows.setdefault(text, len(rows))
-    contexts = _encode(decoder, list(rows), how.batch_size)
     pairs = {(image, 0): image for image in range(len(latents))}  # of an image and a context
     for image, texts in enumerate(captions):
         for piece in (piece for text in texts for piece in split[text]):
             pairs.setdefault((image, rows[piece]), len(pairs))
-    images = torch.tensor([image for image, _ in pairs], device=latents.device)
-    texts_of = torch.tensor([row for _, row in pairs], device=latents.device)
-    losses = _losses(decoder, latents, images, contexts, texts_of, how)
-    own = None
-    if c is not None:
-        each = torch.arange(len(latents), device=latents.device)
-        own = _losses(decoder, latents, each, c, each, how)
-
-    def of_caption(image: int, text: str) -> Tensor:
-        pieces = [losses[pairs[image, rows[piece]]] for piece in split[text]]
-        return torch.stack(pieces).mean(0)
-
-    return [
-        Scores(
-            captions=tuple(texts),
-            losses=torch.stack([of_caption(image, text) for text in texts])
-            if texts
-            else losses.new_empty(0, how.timesteps),
-            null=losses[pairs[image, 0]],
-            z=None if own is None else own[image],
-            num_chunks=tuple(len(split[text]) for text in texts),
+    contexts = _encode(decoder, list(rows), how.batch_size)
+    losses = _losses(decoder, latents, list(pairs), contexts, how)
+    each = [(image, image) for image in range(len(latents))]
+    own = None if c is None else _losses(decoder, latents, each, c, how)
+    found = []
+    for image, texts in enumerate(captions):
+        pieces = [[losses[pairs[image, rows[x]]] for x in split[text]] for text in texts]
+        means = [torch.stack(of_text).mean(0) for of_text in pieces]
+        found.append(
+            Scores(
+                captions=tuple(texts),
+                losses=torch.stack(means) if means else losses[:0],
+                null=losses[pairs[image, 0]],
+                z=None if own is None else own[image],
+                num_chunks=tuple(map(len, pieces)),
+            )
         )
-        for image, texts in enumerate(captions)
-    ]
+    return found
 
 
 def _encode(decoder: DiffusionDecoder, texts: Sequence[str], batch_size: int) -> Context:
@@ -206,12 +199,12 @@ def _encode(decoder: DiffusionDecoder, texts: Sequence[str], batch_size: int) ->
 def _losses(
     decoder: DiffusionDecoder,
     latents: Tensor,
-    images: Tensor,
+    pairs: Sequence[tuple[int, int]],
     contexts: Context,
-    texts: Tensor,
     how: Scoring,
 ) -> Tensor:
     """Losses (P, K) of P pairs of an image and a context, each given by its row."""
+    images, texts = torch.tensor(pairs, device=latents.device).unbind(1)
     places = how.places(decoder.num_timesteps).to(latents.device)
     noise = how.noise(latents)
     generator = torch.Generator()  # draws nothing: timesteps and noise are given
