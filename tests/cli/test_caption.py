@@ -473,7 +473,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
     assert sizes == [4, 2, 2, 1]
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 def test_verified_captions(vlv: Vlv, args: tuple[object, ...], tmp_path: Path, name: str) -> None:
     output = tmp_path / name
     verified = (*args, "--verify", 3, "-o", output)

@@ -69,7 +69,7 @@ def write_rows(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
 
     Args:
         path: The file.
-        columns: Names and types (``str`` or ``int``) of its columns.
+        columns: Names and types (``str``, ``int``, ``float``) of its columns.
         rows: What it holds, taken one after the other.
     """
     with replacing(path) as temporary:
@@ -97,9 +97,9 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 def arrow_schema(columns: Columns) -> Any:
-    """The Arrow schema of columns of ``str``, ``int`` and ``bytes``."""
+    """The Arrow schema of columns of ``str``, ``int``, ``float`` and ``bytes``."""
     arrow, _ = import_pyarrow()
-    types = {str: arrow.string(), int: arrow.int64(), bytes: arrow.binary()}
+    types = {str: arrow.string(), int: arrow.int64(), float: arrow.float64(), bytes: arrow.binary()}
     return arrow.schema([(name, types[kind]) for name, kind in columns.items()])
 
 
