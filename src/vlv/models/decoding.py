@@ -8,7 +8,7 @@ Shapes: B captions, Q positions of the prefix, T tokens at most, E width, V voca
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
