@@ -209,7 +209,7 @@ def _remote(given: TeacherCaptionOptions) -> EndpointTeacher:
 
 
 def _local(given: TeacherOptions, endpoint: common.EndpointOptions) -> Teacher:
-    from vlv.jobs.teacher.local import LocalTeacher, TransformersModel, VLVModel
+    from vlv.jobs.teacher.local import LocalTeacher, TransformersModel, vlv_model
 
     if unused := changed(endpoint):
         raise ConfigError(f"{unused[0]} has no effect without --endpoint")
@@ -218,9 +218,9 @@ def _local(given: TeacherOptions, endpoint: common.EndpointOptions) -> Teacher:
 
     def load() -> BatchModel:
         if given.vlm is not None:
-            return TransformersModel(name, given.revision, where.device, where.dtype)
+            return TransformersModel(name, given.revision, where.device, where.dtype).answer
         pipe = common.load_pipeline(name, ["caption"], revision=given.revision, placement=where)
-        return VLVModel(pipe, name)
+        return vlv_model(pipe, name)
 
     return LocalTeacher(name, load, given.batch_size, {"revision": given.revision})
 

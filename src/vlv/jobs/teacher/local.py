@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -14,7 +15,7 @@ from vlv.jobs.inputs import open_record
 from vlv.models.placement import pick_device, pick_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from PIL import Image
 
@@ -22,17 +23,8 @@ if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
 
 
-class BatchModel(Protocol):
-    """A loaded model that answers a batch."""
-
-    def answer(
-        self,
-        images: Sequence[Image.Image],
-        texts: Sequence[str],
-        asking: Asking,
-        attempt: int,
-    ) -> list[Answer]:
-        """One answer per image."""
+BatchModel = Callable[["Sequence[Image.Image]", "Sequence[str]", "Asking", int], list[Answer]]
+"""A loaded model: from images, prompts, how it is asked and the number of the try to one answer per image."""
 
 
 class LocalTeacher:
@@ -83,35 +75,30 @@ def _ask(model: BatchModel, job: TeacherJob, waiting: list[Question]) -> None:
         images = [q.opened.image for q in waiting if q.opened.image is not None]
         texts = [job.asking.text(question) for question in waiting]
         attempt = min(question.tries for question in waiting)
-        answers = model.answer(images, texts, job.asking, attempt)
+        answers = model(images, texts, job.asking, attempt)
         waiting = [q for q, answer in zip(waiting, answers, strict=True) if job.take(q, answer)]
 
 
-class VLVModel:
+def vlv_model(pipe: VLVPipeline, name: str) -> BatchModel:
     """A model of vlv; it takes no prompt."""
 
-    def __init__(self, pipe: VLVPipeline, name: str) -> None:
-        self._pipe, self._name = pipe, name
-
     def answer(
-        self,
-        images: Sequence[Image.Image],
-        texts: Sequence[str],
-        asking: Asking,
-        attempt: int,
+        images: Sequence[Image.Image], texts: Sequence[str], asking: Asking, attempt: int
     ) -> list[Answer]:
-        """Captions of the images; the texts have no part in them."""
+        del texts
         temperature, seed = asking.draw(attempt)
         options: dict[str, Any] = {}
         if temperature:
             options = {"do_sample": True, "temperature": temperature, "seed": seed}
-        captions = self._pipe.describe(
+        captions = pipe.describe(
             list(images), batch_size=len(images), max_new_tokens=asking.max_tokens, **options
         )
         return [
-            Answer(c.text, "stop" if c.finished else "length", self._name, 0, c.num_tokens)
+            Answer(c.text, "stop" if c.finished else "length", name, 0, c.num_tokens)
             for c in captions
         ]
+
+    return answer
 
 
 class TransformersModel:
@@ -156,11 +143,7 @@ class TransformersModel:
         self._model = loaded.to(where).eval()
 
     def answer(
-        self,
-        images: Sequence[Image.Image],
-        texts: Sequence[str],
-        asking: Asking,
-        attempt: int,
+        self, images: Sequence[Image.Image], texts: Sequence[str], asking: Asking, attempt: int
     ) -> list[Answer]:
         """Answers of a batch; sampled ones depend on the whole batch."""
         inputs = self._processor(
