@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from vlv.errors import CheckpointError, OutputError
 from vlv.storage import (
@@ -122,6 +124,39 @@ def test_rows_are_on_disk_when_append_returns(tmp_path: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "rows.jsonl")], check=False)
     assert list(read_journal(tmp_path / "rows.jsonl")) == [{"id": 1}]
+
+
+@pytest.mark.parametrize("call", ["fsync", "write"])
+def test_a_full_disk_leaves_no_part_of_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    with Journal(path) as journal:
+        journal.append([{"n": 1}])
+        with monkeypatch.context() as patch:
+            if call == "fsync":
+
+                def full(descriptor: int) -> None:
+                    raise OSError(28, "No space left on device")
+
+                patch.setattr("vlv.storage.os.fsync", full)
+            else:
+                limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (15, limits[1]))
+            try:
+                with pytest.raises(OutputError, match=r"rows\.jsonl cannot be written"):
+                    journal.append([{"n": 2}, {"n": 3}])
+            finally:
+                if call == "write":
+                    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_text() == '{"n": 1}\n'
+        journal.append([{"n": 4}])
+    assert [row["n"] for row in read_journal(path)] == [1, 4]
+
+
+def test_a_full_disk_behind_safetensors_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="No space left"), replacing(tmp_path / "z"):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
 def test_a_second_writer_of_a_journal_is_noticed(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from safetensors import SafetensorError
+
 from vlv.errors import OutputError, VLVError
 
 if TYPE_CHECKING:
@@ -117,8 +119,12 @@ def _as_output_error(path: Path) -> Iterator[None]:
         )
     try:
         yield
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written ({error.strerror or error})") from error
+    except (
+        OSError,
+        SafetensorError,
+    ) as error:  # the latter is what safetensors makes of a full disk
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise OutputError(f"{path} cannot be written ({reason})") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -180,7 +186,7 @@ class Journal:
         self.path = path
         with _as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("ab+")
+            self._file = path.open("ab+", buffering=0)  # nothing is left over for later
             self._file.truncate(_whole_lines(path))
             self._end = self._file.seek(0, os.SEEK_END)
 
@@ -201,15 +207,21 @@ class Journal:
                 raise OutputError(
                     f"another process writes to {self.path}; let only one run at a time"
                 )
-            for row in rows:
-                self._file.write(to_line(row))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            try:
+                rest = memoryview(b"".join(map(to_line, rows)))
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+                os.fsync(self._file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):  # part of the rows would be as good as none
+                    self._file.truncate(self._end)
+                raise
             self._end = self._file.tell()
 
     def close(self) -> None:
         """Close the file; nothing is lost by forgetting to."""
-        self._file.close()
+        with _as_output_error(self.path):
+            self._file.close()
 
 
 def to_line(row: Mapping[str, object]) -> bytes:

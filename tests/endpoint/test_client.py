@@ -190,6 +190,17 @@ def test_retry_after_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 7.0 in slept
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(
+    "wait", ["99999999999999999999", "901", "1e300", "Fri, 31 Dec 9999 23:59:59 GMT"]
+)
+def test_a_wait_beyond_the_patience_is_no_wait(status: int, wait: str) -> None:
+    with ScriptedServer(always(f"{status} {wait}")) as server:
+        answer = ask_all(Client(endpoint(server)), 1)[0]
+        assert "more than the patience of 900 s" in str(answer)
+        assert server.requests == 1
+
+
 def test_rate_limiting_does_not_use_up_the_tries() -> None:
     with ScriptedServer(first_then(*["429 0"] * 9, "ok")) as server:
         assert isinstance(ask_all(Client(endpoint(server, retries=1)), 1)[0], Answer)
@@ -324,11 +335,25 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         ({"timeout": 0}, "timeout is 0"),
         ({"requests_per_minute": -1}, "requests_per_minute is -1"),
         ({"retries": -1}, "retries is -1"),
+        ({"concurrency": 10**9}, "concurrency is 1000000000"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+        ({"patience": float("inf")}, "patience is inf"),
+        ({"requests_per_minute": float("nan")}, "requests_per_minute is nan"),
+        ({"base_url": "http://127.0.0.1:99999/v1"}, "is no address"),
+        ({"base_url": "http://[::1/v1"}, "is no address"),
+        ({"base_url": "http://a\nb/v1"}, "is no address"),
     ],
 )
 def test_settings_that_make_no_sense(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         Endpoint(**{"base_url": "http://127.0.0.1/v1", "model": "m"} | change)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1.0])
+def test_prices_and_budgets_are_numbers(number: float) -> None:
+    for make in (lambda: Prices(number), lambda: Prices(0.0, number), lambda: Budget(usd=number)):
+        with pytest.raises(ConfigError):
+            make()
 
 
 def test_a_client_may_be_used_again() -> None:

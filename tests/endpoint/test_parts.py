@@ -14,6 +14,7 @@ import pytest
 from vlv.endpoint import Answer, ChatRequest, Endpoint, KeyedStore, image_part, user
 from vlv.endpoint.messages import IMAGE_TOKENS, parse_answer
 from vlv.endpoint.pace import Pace, backoff, retry_after
+from vlv.errors import OutputError
 
 ENDPOINT = Endpoint("http://127.0.0.1:8000/v1/", "m", extra={"reasoning_effort": "none"})
 
@@ -41,7 +42,10 @@ def test_backoff_doubles_up_to_its_limit_and_follows_the_seed() -> None:
     assert backoff(3, 1.0, 10.0, Random(5)) == backoff(3, 1.0, 10.0, Random(5))
 
 
-@pytest.mark.parametrize("header", ["inf", "nan", "-", "", "Wed, 99 Oct"])
+@pytest.mark.parametrize(
+    "header",
+    ["inf", "nan", "-", "", "Wed, 99 Oct", "Wed, 21 Oct " + "9" * 30 + " 07:28:00 GMT", "1e999"],
+)
 def test_a_retry_after_that_says_nothing(header: str) -> None:
     assert retry_after(header) is None
 
@@ -84,6 +88,21 @@ def test_answers_in_parts_and_refusals() -> None:
     assert parse_answer(reply(content=parts), 1).text == "One two."
     refused = parse_answer(reply(content=None, refusal="no"), 1)
     assert (refused.text, refused.refusal) == ("", "no")
+
+
+@pytest.mark.parametrize("count", [-1, 2**60, 10**30, "20", 2.5, True, None, [20], float("nan")])
+def test_counts_of_tokens_that_cannot_be_are_guessed(count: object) -> None:
+    body = json.loads(reply(content="A red cube here."))
+    for name in ("prompt_tokens", "completion_tokens"):
+        usage = {"prompt_tokens": 7, "completion_tokens": 20, name: count}
+        answer = parse_answer(json.dumps({**body, "usage": usage}).encode(), 50)
+        assert (answer.prompt_tokens, answer.completion_tokens) == (50, 4)
+
+
+def test_a_damaged_answer_of_the_store_is_one_sentence() -> None:
+    for text in ("{", "[]", '{"text": 1}', "[" * 100_000):
+        with pytest.raises(OutputError, match="an answer in the store is damaged"):
+            Answer.from_json(text)
 
 
 @pytest.mark.parametrize(

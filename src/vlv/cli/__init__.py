@@ -7,8 +7,10 @@ interrupted in a clean state. A second signal ends training at once: 130, or 128
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -87,9 +89,17 @@ def run(arguments: Sequence[str]) -> int:
     common.share_processor()
     try:
         code = app(args=list(arguments), prog_name="vlv", standalone_mode=False)
+        sys.stdout.flush()
     except VLVError as error:
         if common.is_to_be_told(error):
-            common.say(f"vlv: {' '.join(str(error).split())}")
+            common.complain(str(error))
+        return 1
+    except OSError as error:
+        common.complain(_of_system(error))
+        _let_go_of_stdout()
+        return 1
+    except MemoryError:
+        common.complain("the memory of this machine is used up; take a smaller batch or model")
         return 1
     except typer.TyperException as error:
         message = error.format_message()
@@ -97,11 +107,24 @@ def run(arguments: Sequence[str]) -> int:
             return 0
         context = getattr(error, "ctx", None)
         command = "vlv" if context is None else context.command_path
-        common.say(f"vlv: {message} (see {command} --help)")
+        common.complain(f"{message} (see {command} --help)")
         return 1
     if code == INTERRUPTED:
         common.say("vlv: interrupted")
     return int(code or 0)
+
+
+def _of_system(error: OSError) -> str:
+    """What the system refuses, where no step of the command has words of its own for it."""
+    what = error.filename or "the output"
+    reason = error.strerror or error
+    return f"{what} cannot be read or written ({reason}); what is finished is kept, and the same command goes on"
+
+
+def _let_go_of_stdout() -> None:
+    """Where nothing more can be printed, Python would complain of it once more when it ends."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 INTERRUPTED = 130

@@ -237,6 +237,13 @@ class EndpointOptions:
 say = progress.say
 
 
+def complain(message: str) -> None:
+    """Say why a command ends, on one line, without anything that looks like a key."""
+    from vlv.endpoint.secrets import without_secrets
+
+    say(f"vlv: {without_secrets(' '.join(message.split()))}")
+
+
 def say_once(message: str) -> None:
     """Write one line to stderr for all the processes that were launched together."""
     if _is_first_process():

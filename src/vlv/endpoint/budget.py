@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,8 +29,9 @@ class Prices:
         return (prompt_tokens * self.prompt + completion_tokens * self.completion) / 1e6
 
     def __post_init__(self) -> None:
-        if self.prompt < 0 or self.completion < 0:
-            raise ConfigError("a price is below 0")
+        for price in (self.prompt, self.completion):
+            if not 0 <= price < math.inf:
+                raise ConfigError(f"the price of {price} is none; give a finite number, 0 or more")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Budget:
 
     def __post_init__(self) -> None:
         for name in ("requests", "tokens", "usd"):
-            if (value := getattr(self, name)) is not None and value <= 0:
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise ConfigError(
                     f"the budget of {value} {name} is no budget; leave it out for none"
                 )

@@ -111,8 +111,14 @@ class Client:
                 attempt += not trouble.rate_limited
                 if attempt > self.endpoint.retries:
                     raise self._failure(trouble, attempt) from trouble
-                if trouble.rate_limited and time.monotonic() - began > self.endpoint.patience:
+                patience = self.endpoint.patience - (time.monotonic() - began)
+                if trouble.rate_limited and patience < 0:
                     raise self._failure(trouble, attempt) from trouble
+                if (trouble.wait or 0.0) > patience:
+                    raise self._failed(
+                        f"{trouble.reason}; the server wants a wait of {trouble.wait:.4g} s, which is more than the "
+                        f"patience of {self.endpoint.patience:g} s"
+                    ) from trouble
                 await self._wait(trouble, waits)
                 waits += 1
             except RequestError as error:

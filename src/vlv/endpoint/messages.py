@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from vlv.errors import OutputError
+
 if TYPE_CHECKING:
     from vlv.endpoint.settings import Endpoint
 
@@ -16,6 +18,8 @@ Message = dict[str, Any]
 IMAGE_TOKENS = 1000
 """What an image is taken to cost, in tokens, before the endpoint has said what it does cost."""
 
+_MOST_TOKENS = 2**24
+"""Of a prompt or an answer; a server that counts more is not believed."""
 _MAGIC = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"GIF8": "gif", b"RIFF": "webp"}
 
 
@@ -107,8 +111,17 @@ class Answer:
 
     @classmethod
     def from_json(cls, text: str) -> Answer:
-        """An answer out of the store."""
-        return cls(**json.loads(text))
+        """An answer out of the store.
+
+        Raises:
+            OutputError: The store is damaged.
+        """
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise OutputError(
+                f"an answer in the store is damaged ({error}); remove the store"
+            ) from error
 
 
 def parse_answer(raw: bytes, guessed_prompt_tokens: int) -> Answer:
@@ -130,7 +143,7 @@ def parse_answer(raw: bytes, guessed_prompt_tokens: int) -> Answer:
         usage.get(name) if isinstance(usage, dict) else None
         for name in ("prompt_tokens", "completion_tokens")
     ]
-    counted = all(isinstance(count, int) and count >= 0 for count in counts)
+    counted = all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in counts)
     prompt, completion = counts if counted else (guessed_prompt_tokens, len(text) // 4)
     return Answer(
         text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,10 +12,12 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from vlv.endpoint.secrets import check_address, check_fields, shown_variable, without_secrets
 from vlv.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+_MOST = 10_000
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -62,32 +65,22 @@ class Endpoint:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise ConfigError(
-                f"the endpoint {self.base_url!r} is no address; name one such as http://127.0.0.1:8000/v1"
-            )
-        if parts.username is not None or parts.password is not None:
-            raise ConfigError(
-                "the endpoint's address holds a user name or password; put the key into an environment "
-                "variable and name that"
-            )
-        if parts.query or parts.fragment:
-            raise ConfigError(f"the endpoint {self.base_url!r} must end before any ? or #")
+        if not self.model:
+            raise ConfigError("no model is named for the endpoint")
+        check_address(self.base_url, self.model)
+        check_fields(self.extra)
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        if not self.model:
-            raise ConfigError("no model is named for the endpoint")
         for name in ("concurrency", "failures_in_a_row"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 or more")
+            if not 1 <= getattr(self, name) <= _MOST:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be 1 to {_MOST}")
         for name in ("connect_timeout", "timeout", "backoff", "max_backoff", "patience"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be above 0 and finite")
         for name in ("requests_per_minute", "tokens_per_minute"):
-            if (value := getattr(self, name)) is not None and value <= 0:
-                raise ConfigError(f"{name} is {value}; it must be above 0, or left out")
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} is {value}; it must be above 0 and finite, or left out")
         if self.retries < 0:
             raise ConfigError(f"retries is {self.retries}; it must be 0 or more")
 
@@ -107,10 +100,10 @@ class Endpoint:
         key = os.environ.get(self.key_env, "").strip()
         if not key:
             raise ConfigError(
-                f"the environment variable {self.key_env}, which should hold the key, is not set"
+                f"the environment variable {shown_variable(self.key_env)}, which should hold the key, is not set"
             )
         if not (key.isascii() and key.isprintable()):
-            raise ConfigError(f"the key in {self.key_env} holds characters that no key has")
+            raise ConfigError("the key in the environment holds characters that no key has")
         parts = urlsplit(self.base_url)
         if parts.scheme == "http" and parts.hostname not in LOOPBACK:
             logger.warning(
@@ -144,10 +137,18 @@ def read_changes(changes: Sequence[str]) -> dict[str, Any]:
         name, equals, text = change.partition("=")
         if not equals or name not in CHANGEABLE:
             raise ConfigError(
-                f"--set {change}: name one of {', '.join(CHANGEABLE)}, as in timeout=60"
+                f"--set {without_secrets(change):.200}: name one of {', '.join(CHANGEABLE)}, as in timeout=60"
             )
         try:
-            values[name] = CHANGEABLE[name](yaml.safe_load(text))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
-            raise ConfigError(f"--set {change}: this is no {CHANGEABLE[name].__name__}") from error
+            values[name] = _as(CHANGEABLE[name], yaml.safe_load(text))
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+            kind = CHANGEABLE[name].__name__
+            raise ConfigError(f"--set {without_secrets(change):.200}: this is no {kind}") from error
     return values
+
+
+def _as(kind: type, value: Any) -> Any:
+    """A value of a type; a number is never cut to fit."""
+    if kind is int and (isinstance(value, bool) or not isinstance(value, int)):
+        raise TypeError("no whole number")
+    return kind(value)

@@ -134,7 +134,8 @@ class Transport:
             if size > MAX_BODY:
                 raise PassingError(f"the answer is longer than {MAX_BODY} bytes")
             pieces.append(piece)
-        return b"".join(pieces)
+        body = b"".join(pieces)
+        return body.replace(self._key.encode(), b"***") if self._key else body
 
     def _refusal(self, status: int, headers: Any, raw: bytes) -> Exception:
         message, code = _error_of(raw)
@@ -155,7 +156,7 @@ class Transport:
         return RequestError(reason)
 
     def _without_key(self, text: str) -> str:
-        """Text of a server, on one line, not too long, and with the key blotted out."""
+        """Text of a server's headers, on one line, not too long, and with the key blotted out."""
         text = text.replace(self._key, "***") if self._key else text
         text = " ".join(text.split())
         return text if len(text) <= 300 else text[:300] + " ..."

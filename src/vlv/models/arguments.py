@@ -21,6 +21,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 
+MAX_SEED = 2**63 - 1
+"""Larger numbers do not fit into a generator."""
+
 Embeddings = Tensor | ArrayLike
 """Caption embeddings (Q, D) or (B, Q, D): a tensor, an array or nested lists."""
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from vlv.errors import ConfigError
-from vlv.models.arguments import finite, whole_number
+from vlv.models.arguments import MAX_SEED, finite, whole_number
 from vlv.models.compilation import is_compiled
 from vlv.models.draws import mixed_seed
 
@@ -38,6 +38,9 @@ class Check:
     """By how much the caption led the next candidate; None where there was no other."""
     num_candidates: int
     """Captions written, duplicates included."""
+
+
+_MOST_TOKENS = 2**16
 
 
 @dataclass(frozen=True)
@@ -88,10 +91,10 @@ class Generation:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
-            whole_number("max_new_tokens", self.max_new_tokens, 1)
+            whole_number("max_new_tokens", self.max_new_tokens, 1, _MOST_TOKENS)
         whole_number("num_beams", self.num_beams, 1)
-        for seed in [self.seed] if isinstance(self.seed, int) else self.seed:
-            whole_number("seed", seed, 0)
+        for seed in self.seed if isinstance(self.seed, list | tuple) else [self.seed]:
+            whole_number("seed", seed, 0, MAX_SEED)
         for name in ("temperature", "top_p", "repetition_penalty"):
             if finite(name, getattr(self, name)) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; choose more than 0")

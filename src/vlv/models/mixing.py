@@ -7,9 +7,9 @@ with fresh positions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import reduce
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -90,6 +90,7 @@ def _concatenate(zs: Sequence[Tensor], keep: Sequence[int] | None) -> Tensor:
     if keep is None:
         share, rest = divmod(limit, len(zs))
         keep = [share + (i < rest) for i in range(len(zs))]
+    keep = _listed("keep", keep)
     if len(keep) != len(zs):
         raise ConfigError(
             f"keep has {len(keep)} numbers for {len(zs)} embeddings; give one for each"
@@ -124,15 +125,21 @@ def _shares(zs: Sequence[Tensor], weights: Sequence[float] | None) -> list[float
         raise ConfigError(
             f"only embeddings of one length can be averaged, got {lengths} tokens; use concat"
         )
-    weights = [1.0] * len(zs) if weights is None else list(weights)
+    weights = [1.0] * len(zs) if weights is None else _listed("weights", weights)
     if len(weights) != len(zs):
         raise ConfigError(
             f"there are {len(weights)} weights for {len(zs)} embeddings; give one for each"
         )
     weights = [finite("a weight", weight) for weight in weights]
-    if min(weights) < 0 or not sum(weights) > 0:
+    if min(weights) < 0 or not 0 < sum(weights) < math.inf:
         raise ConfigError(f"weights are non-negative and not all zero, got {weights}")
     return [weight / sum(weights) for weight in weights]
+
+
+def _listed(name: str, values: object) -> list[Any]:
+    if not isinstance(values, Iterable):
+        raise ConfigError(f"{name} is {values!r:.60}; give one number for each embedding")
+    return list(values)
 
 
 def _check_embeddings(zs: Sequence[Tensor]) -> None:

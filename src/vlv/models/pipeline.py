@@ -6,7 +6,7 @@ Shapes: B batch, Q queries, D text width, H W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypedDict, TypeVar, Unpack, cast, overload
 
@@ -17,7 +17,14 @@ from torch import Tensor
 
 from vlv.data.images import to_pil
 from vlv.errors import ConfigError
-from vlv.models.arguments import Embeddings, as_embeddings, named, present, whole_number
+from vlv.models.arguments import (
+    MAX_SEED,
+    Embeddings,
+    as_embeddings,
+    named,
+    present,
+    whole_number,
+)
 from vlv.models.batching import chunks
 from vlv.models.components import VLVComponents
 from vlv.models.context import Context
@@ -136,6 +143,11 @@ class VLVPipeline(VLVComponents):
     def context(self, z: Embeddings) -> Context:
         """From caption embeddings to contexts, (B, Q, D), or (Q, D) for one."""
         z, tower = as_embeddings(z), present(self.text_encoder, "text_encoder")
+        longest, width = self.decoder.num_positions, self.decoder.text_width
+        if z.shape[-2] > longest or z.shape[-1] != width:
+            raise ConfigError(
+                f"z has the shape {tuple(z.shape)}, but this text tower reads up to {longest} tokens of width {width}"
+            )
         with at_work(self, *self.decoder.towers):
             return self.decoder.context((z if z.ndim == 3 else z[None]).to(tower.device))
 
@@ -159,9 +171,11 @@ class VLVPipeline(VLVComponents):
         Returns:
             z, to be handed to `reconstruct` or `caption` as ``z=``.
         """
+        if not isinstance(items, Iterable):
+            raise ConfigError(f"a mix is one of several images or embeddings, got {items!r:.60}")
         zs = [
             as_embeddings(cast("Tensor", x))
-            if getattr(x, "ndim", 0) == 2
+            if getattr(x, "ndim", 0) == 2 or isinstance(x, list)
             else self.embed(cast("ImageLike", x))
             for x in items
         ]
@@ -442,7 +456,7 @@ class VLVPipeline(VLVComponents):
         """
         how = Drawing(**drawing)
         given = list(how.seed) if isinstance(how.seed, Sequence) else [how.seed] * len(c)
-        seeds = [whole_number("seed", value, 0) for value in given]
+        seeds = [whole_number("seed", value, 0, MAX_SEED) for value in given]
         if len(seeds) != len(c):
             raise ConfigError(f"{len(c)} images need as many seeds, got {len(seeds)}")
         size = self.image_size

@@ -128,6 +128,8 @@ def _checked(tensor: Tensor) -> Tensor:
     """A float image tensor on the CPU whose values lie in [0, 1]."""
     if not tensor.is_floating_point():
         raise ImageError(f"an image tensor is uint8 or float, got {tensor.dtype}")
+    if tensor.numel() == 0:
+        raise ImageError(f"an image has pixels, got the shape {tuple(tensor.shape)}")
     tensor = tensor.detach().cpu()
     low, high = float(tensor.min()), float(tensor.max())
     if not (low >= 0.0 and high <= 1.0):

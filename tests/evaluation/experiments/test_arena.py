@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,7 +16,7 @@ from tests.endpoint.server import ScriptedServer, always, images_of, text_of
 from tests.evaluation.support import judge
 from vlv.cli import run as vlv
 from vlv.errors import ConfigError, DataError
-from vlv.evaluation.experiments import arena
+from vlv.evaluation.experiments import arena, rating
 from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.predicting import predict_captions
 from vlv.evaluation.experiments.rating import Ballot, RatingServer
@@ -226,6 +229,90 @@ def test_the_page_listens_to_nobody_else(run: Run) -> None:
         assert browser.ask("POST", "/vote", {"item": 0, "value": "x" * 20_000})[0] == 400
         assert browser.ask("GET", "/elsewhere")[0] == 404
         assert lines(run, "eve") == []
+
+    with_page(run, "rating", "eve", work)
+
+
+def raw(server: RatingServer, *pieces: bytes) -> bytes:
+    """What the page answers to bytes; empty where it hangs up."""
+    address, answer = ("127.0.0.1", server.server_port), b""
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=20) as connection:
+        for piece in pieces:  # it may hang up in the middle
+            connection.sendall(piece)
+        while part := connection.recv(2**16):
+            answer += part
+    return answer
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"item": 0, "value": true}',
+        '{"item": true, "value": 3}',
+        '{"item": 0, "value": 3.0}',
+        '{"item": 0, "value": Infinity}',
+        '{"item": Infinity, "value": 3}',
+        '{"item": "0", "value": 3}',
+        '{"item": 0}',
+        "[0, 3]",
+        "7",
+        "[" * 9000,
+        '{"item":' * 900,
+        '{"item": 0, "value": "\\ud800"}',
+    ],
+)
+def test_a_vote_that_is_none_is_refused(
+    run: Run, body: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def work(browser: Browser) -> None:
+        head = f"POST /vote HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        assert raw(browser.server, head.encode(), body.encode()).startswith(b"HTTP/1.0 400")
+        assert lines(run, "eve") == []
+
+    with_page(run, "rating", "eve", work)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_every_answer_keeps_the_page_to_itself(run: Run) -> None:
+    def work(browser: Browser) -> None:
+        for path in ("/", "/next", "/elsewhere"):
+            reply = raw(browser.server, f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            for header in (b"X-Frame-Options: DENY", b"X-Content-Type-Options: nosniff", b"frame-ancestors 'none'"):  # fmt: skip
+                assert header in reply
+
+    with_page(run, "rating", "eve", work)
+
+
+def test_slow_and_many_connections_do_not_stop_the_page(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rating._Handler, "timeout", 0.5)
+    before = threading.active_count()
+
+    def work(browser: Browser) -> None:
+        address = ("127.0.0.1", browser.server.server_port)
+        slow = [socket.create_connection(address, timeout=20) for _ in range(3 * rating.MAX_CONNECTIONS)]  # fmt: skip
+        for connection in slow:
+            with contextlib.suppress(OSError):
+                connection.sendall(
+                    b"POST /vote HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{"
+                )
+        time.sleep(0.1)
+        assert threading.active_count() <= before + 1 + 2 * rating.MAX_CONNECTIONS
+        time.sleep(1.0)
+        assert browser.ask("GET", "/next")[0] == 200
+        for connection in slow:
+            connection.close()
+
+    with_page(run, "rating", "eve", work)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("length", ["-1", "\u00b2", "99999999999999999999", "x", ""])
+def test_a_length_that_is_none_is_refused(run: Run, length: str) -> None:
+    def work(browser: Browser) -> None:
+        head = f"POST /vote HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        assert raw(browser.server, head.encode("latin-1")).startswith(b"HTTP/1.0 400")
 
     with_page(run, "rating", "eve", work)
 

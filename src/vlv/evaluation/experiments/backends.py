@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlv.endpoint import Budget, Client, Endpoint, KeyedStore, Prices
-from vlv.errors import ConfigError, ModelFolderError
+from vlv.endpoint import Budget, Client, Endpoint, KeyedStore, Prices, split_spec
+from vlv.errors import ModelFolderError
 from vlv.evaluation.experiments.generators import (
     DiffusersGenerator,
     Generator,
@@ -87,11 +87,7 @@ class Backends:
         Raises:
             ConfigError: That is no endpoint.
         """
-        model, at, url = spec.rpartition("@")
-        if not at or not model:
-            raise ConfigError(
-                f'"{spec}" is no endpoint; write MODEL@URL, such as qwen@http://127.0.0.1:8000/v1'
-            )
+        model, url = split_spec(spec)
         endpoint = self.endpoint(url, model)
         if self.store is not None and spec not in self._stores:
             name = "".join(c if c.isalnum() else "-" for c in spec)

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
 
-from vlv.errors import ConfigError, VLVError
+from vlv.data.foreign import decode_text, parse_object
+from vlv.errors import ConfigError, DataError, VLVError
 from vlv.evaluation.experiments.arena import (
     CRITERIA,
     PAIR_KEY,
@@ -33,6 +36,19 @@ from vlv.jobs.table import GrowingTable, Row
 from vlv.pages import render
 
 MAX_BODY = 10_000
+MAX_CONNECTIONS = 32
+TIMEOUT = 20.0
+"""Seconds that a browser may be silent; the whole exchange may take three times as long."""
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": (
+        "default-src 'none'; img-src data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
 _HOSTS = ("127.0.0.1", "localhost")
 _WINNERS = ("first", "second", "tie")
 
@@ -81,7 +97,7 @@ class Ballot:
         row: Row = dict(zip(self._columns, self._keys[item], strict=True))
         if value is None:
             row["skipped"] = True
-        elif self._mode == "rating" and isinstance(value, int) and 0 <= value <= TOP:
+        elif self._mode == "rating" and type(value) is int and 0 <= value <= TOP:
             row["rating"] = value
         elif self._mode == "pairs" and value in _WINNERS:
             row["winner"] = value
@@ -93,7 +109,7 @@ class Ballot:
 
 
 class RatingServer(ThreadingHTTPServer):
-    """A server on loopback for one person's ballot.
+    """A server on loopback for one person's ballot; who is slow, or comes in too many connections, is cut off.
 
     Raises:
         ConfigError: The port is taken.
@@ -106,12 +122,33 @@ class RatingServer(ThreadingHTTPServer):
             "rating.html.jinja", title="Rate descriptions", criteria=CRITERIA, scale=SCALE
         )
         self.ballot, self.page = ballot, page.encode()
+        self._free = threading.Semaphore(MAX_CONNECTIONS)
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
             raise ConfigError(
                 f"the page cannot be served on port {port}: {error.strerror}; name another with --port"
             ) from error
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, as long as there are not too many."""
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, within a limit of time."""
+        cut = threading.Timer(3 * TIMEOUT, _cut_off, (request,))
+        cut.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            cut.cancel()
+            self._free.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that went away, or was cut off, is no news."""
 
     @property
     def url(self) -> str:
@@ -123,6 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
     """The page, the next item, a vote."""
 
     server: RatingServer
+    timeout = TIMEOUT
 
     def do_GET(self) -> None:
         """The page and the next item."""
@@ -140,7 +178,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         length = self.headers.get("Content-Length", "")
-        if self.path != "/vote" or not length.isdigit() or int(length) > MAX_BODY:
+        if (
+            self.path != "/vote"
+            or not (length.isascii() and length.isdigit())
+            or int(length[:9]) > MAX_BODY
+        ):
             self.send_error(400)
             return
         body = self.rfile.read(int(length))
@@ -159,7 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _guarded(self, make: Callable[[], dict[str, Any]]) -> None:
         try:
             content, status = make(), 200
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, DataError) as error:
             content, status = {"error": str(error)}, 400
         except VLVError as error:
             content, status = {"error": str(error)}, 500
@@ -169,15 +211,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Cache-Control", "no-store")
         self.end_headers()
         self.wfile.write(content)
+
+    def end_headers(self) -> None:
+        """Every answer, errors too, may be shown nowhere but in its own page."""
+        for name, value in _HEADERS.items():
+            self.send_header(name, value)
+        super().end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing."""
 
 
+def _cut_off(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is closed already
+        connection.shutdown(socket.SHUT_RDWR)
+
+
 def _vote(ballot: Ballot, body: bytes) -> dict[str, Any]:
-    vote = json.loads(body)
-    ballot.vote(int(vote["item"]), vote["value"])
+    vote = parse_object(decode_text(body, "the vote"), "the vote")
+    if type(vote["item"]) is not int:
+        raise ValueError("there is no such item")
+    ballot.vote(vote["item"], vote["value"])
     return {"saved": True}

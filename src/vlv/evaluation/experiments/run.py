@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from vlv.endpoint import split_spec
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.evaluation.experiments.samples import DataSet, Sample
 from vlv.jobs.formats import read_rows
@@ -239,6 +240,8 @@ class Judge:
         if not name.replace("-", "").isalnum():
             raise ConfigError(f'"{name}" is no name for a judge; use letters, digits and hyphens')
         kind, _, value = spec.partition(":")
+        if kind == "endpoint":
+            split_spec(value)  # complain now, before anything is written
         return cls(name, kind, value, resize, pairs, shots)
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlv.endpoint import Answer, ChatRequest, Client, run, user
+from vlv.endpoint import Answer, ChatRequest, Client, run, split_spec, user
 from vlv.errors import ConfigError, DataError, RequestError, VLVError
 from vlv.evaluation.experiments.run import Emit, batches
 from vlv.evaluation.experiments.samples import Sample, names_of, read_rows
@@ -79,6 +79,8 @@ def parse_source(text: str) -> Source:
     if (kind in OF_REFERENCES) == bool(value):
         needs = "takes no value" if value else f"needs a value, as {kind}:VALUE"
         raise ConfigError(f'the source "{text}" {needs}')
+    if kind == "endpoint":
+        split_spec(value)  # complain now, before anything is written
     name = name or kind
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise ConfigError(f'"{name}" is no name for a source; use letters, digits and hyphens')
