@@ -39,7 +39,6 @@ class Check:
     num_candidates: int
     """Captions written, duplicates included."""
 
-
 _MOST_TOKENS = 2**16
 
 
