@@ -39,6 +39,7 @@ class Check:
     num_candidates: int
     """Captions written, duplicates included."""
 
+
 _MOST_TOKENS = 2**16
 
 
