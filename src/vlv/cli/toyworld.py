@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
 from vlv.cli import common
 from vlv.cli.options import options, takes_options
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from vlv.toyworld.pretrain import Part, Recipe
@@ -138,7 +139,7 @@ class PretrainOptions:
         from vlv.toyworld.pretrain import recipe_of
 
         names = ("steps", "batch_size", "precision")
-        changes: dict[str, Any] = {name: getattr(self, name) for name in names}
+        changes: Json = {name: getattr(self, name) for name in names}
         given = {name: value for name, value in changes.items() if value is not None}
         return replace(recipe_of(cast("Part", self.part)), **given)
 

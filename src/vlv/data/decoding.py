@@ -18,6 +18,7 @@ from vlv.data.framing import frame
 from vlv.data.records import BadRecord, Held, Record
 from vlv.data.workers import HungError, Pool, Task
 from vlv.errors import CacheError, DataError
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from vlv.data.loader import LoaderSettings
@@ -36,7 +37,7 @@ class Decoded:
     index: int
     record: Record
     pixels: NDArray[np.uint8] | None = None  # (3,S,S)
-    meta: dict[str, Any] | None = None
+    meta: Json | None = None
     arrays: Arrays = field(default_factory=dict)
     reason: str | None = None
 

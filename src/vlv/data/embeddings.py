@@ -6,12 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from vlv.data.foreign import open_regular, parse_object, read_file, unreadable
 from vlv.data.parts import Detail, Part
 from vlv.data.records import EmbeddingRow, Entry, Record
 from vlv.errors import DataError
+from vlv.storage import Json
 
 SUFFIX = ".safetensors"
 
@@ -39,7 +39,7 @@ class EmbeddingFile(Part):
             )
 
 
-def read_files(path: Path) -> list[dict[str, Any]]:
+def read_files(path: Path) -> list[Json]:
     """What a file of embeddings says of the image of each row: id, file_name, sha256.
 
     Raises:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlv.errors import DataError
+from vlv.storage import Json
 
 MAX_TEXT_BYTES = 2**26
 """Of a text file, a line of JSON lines, or a text member of a tar."""
@@ -123,7 +124,7 @@ def parse_json(text: str, where: object) -> Any:
     return _without_surrogates(value) if _ESCAPED_SURROGATE.search(text) else value
 
 
-def parse_object(text: str, where: object) -> dict[str, Any]:
+def parse_object(text: str, where: object) -> Json:
     """A JSON object from text.
 
     Raises:
@@ -143,7 +144,7 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
     return bool(level)
 
 
-def _values(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+def _values(value: Json | list[Any]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
 
 

@@ -12,6 +12,7 @@ from vlv.data.parts import Detail, Part
 from vlv.data.records import GUESSED, Columns, Entry
 from vlv.data.tables import RECORDS, bytes_column, hold, image_bytes, make_entry
 from vlv.errors import DataError
+from vlv.storage import Json
 
 _PREFIX = "hf:"
 _DEFAULT_SPLIT = "train"
@@ -148,7 +149,7 @@ def shards_of(text: str, columns: Columns = GUESSED) -> list[HubShard]:
     return [HubShard(text, columns, number, count) for number in range(count)]
 
 
-def _reported(rows: Iterable[dict[str, Any]], text: str) -> Iterator[dict[str, Any]]:
+def _reported(rows: Iterable[Json], text: str) -> Iterator[Json]:
     """Rows whose errors say of which dataset they are."""
     try:
         yield from rows
@@ -225,7 +226,7 @@ def _image_column(data: Any, columns: Columns, text: str) -> str:
     return found
 
 
-def _named_image_column(values: dict[str, Any], columns: Columns, text: str) -> str:
+def _named_image_column(values: Json, columns: Columns, text: str) -> str:
     names = [
         name
         for name, value in values.items()

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlv.data.foreign import decode_text, printable, read_file
 from vlv.data.parts import metadata
 from vlv.data.records import DAMAGED, NOT_DOWNLOADED, BadRecord, Record
 from vlv.errors import DataError
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from vlv.data.parts import Part
@@ -25,7 +26,7 @@ class Downloads:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, Json] = {}
         self._damage = ""
         self._path = path
         if path is None:
@@ -64,12 +65,12 @@ class Downloads:
                 yield BadRecord(key, printable(shard), failure_of(row), NOT_DOWNLOADED)
 
 
-def is_failure(row: Mapping[str, Any]) -> bool:
+def is_failure(row: Mapping[str, object]) -> bool:
     """Whether a row of an img2dataset table stands for an address that gave no image."""
     return {"url", "error_message", "status"} <= row.keys() and row["status"] != "success"
 
 
-def failure_of(row: Mapping[str, Any]) -> str:
+def failure_of(row: Mapping[str, object]) -> str:
     """Why it gave none, in words."""
     return f"{row.get('url', '')}: {row.get('error_message') or row['status']}"
 

@@ -29,11 +29,12 @@ from vlv.data.records import BadRecord, Record
 from vlv.data.sampling import MAX_EMPTY_EPOCHS, ListSampler, Partition, Sampler, ShardSampler
 from vlv.data.workers import Pool, Task
 from vlv.errors import DataError
+from vlv.storage import Json
 
 _STATE_VERSION = 3
 _BUFFER = 1000
 
-Batch = dict[str, Any]  # see Loader
+Batch = Json  # see Loader
 OnBad = Callable[[BadRecord], None]
 
 
@@ -266,10 +267,10 @@ class Loader:
     def _start_ahead(self) -> None:
         """Make batches by a thread from now on, one before it is asked for."""
         self._pool = Pool(min(1, self.settings.num_workers))
-        self._coming: deque[Task[tuple[Batch, dict[str, Any]]]] = deque()
+        self._coming: deque[Task[tuple[Batch, Json]]] = deque()
         self._state = self._position()
 
-    def _make(self) -> tuple[Batch, dict[str, Any]]:
+    def _make(self) -> tuple[Batch, Json]:
         """The next batch and the position after it."""
         ahead = self.settings.prefetch * self._rows_each if self.settings.num_workers else 0
         for depth in range(1, ahead + 1):  # the nearest batch first
@@ -295,11 +296,11 @@ class Loader:
 
     # State
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """The position after the last batch handed out, as plain JSON values; see also `merge_states`."""
         return self._state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Go on exactly where `state_dict` was taken, by this rank or, merged, by all of them.
 
         Raises:
@@ -317,7 +318,7 @@ class Loader:
             partition.go_to(tuple(state["positions"].get(str(partition.number), usual)))
         self._start_ahead()
 
-    def _position(self) -> dict[str, Any]:
+    def _position(self) -> Json:
         usual = self.sampler.usual_position(self._num_batches)
         return {
             **self._identity(),
@@ -330,7 +331,7 @@ class Loader:
             "num_bad": self.quarantine.num_bad,
         }
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self) -> Json:
         """What must agree for a position to mean the same records."""
         return {
             "version": _STATE_VERSION,

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from vlv.data.foreign import (
     decode_text,
@@ -31,6 +31,7 @@ from vlv.data.records import (
     Span,
 )
 from vlv.errors import DataError
+from vlv.storage import Json
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def record_of_texts(
     return Record(id, image, caption or None, meta_json=meta_json, sha256=sha256, extras=extras)
 
 
-def metadata(text: str | None, where: object) -> dict[str, Any]:
+def metadata(text: str | None, where: object) -> Json:
     """The metadata of a record as far as they can be read; what is no object stands under `value`."""
     if text is None:
         return {}
@@ -226,6 +227,6 @@ def metadata(text: str | None, where: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {"value": value}
 
 
-def stated_hash(values: Mapping[str, Any], columns: Columns) -> str | None:
+def stated_hash(values: Mapping[str, object], columns: Columns) -> str | None:
     """The SHA-256 that an index states of an image; empty, and so that of no image, where it should and does not."""
     return None if columns.sha256 is None else str(values.get(columns.sha256) or "")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from vlv.data.quarantine import Quarantine
 from vlv.errors import DataError
-from vlv.storage import check_settings
+from vlv.storage import Json, check_settings
 
 _OF_ONE_RANK = ("rows", "positions", "num_checked", "num_bad")
 
 
-def merge_states(states: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_states(states: Sequence[Json]) -> Json:
     """The states of all ranks as one, which any rank of any split of the same global batch can load.
 
     Args:
@@ -44,7 +43,7 @@ def _joined(ranges: Sequence[Sequence[int]]) -> list[list[int]]:
     return joined
 
 
-def check_identity(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def check_identity(state: Json, wanted: Json) -> None:
     """Raise DataError unless a saved position means the same records here."""
     check_settings(
         "cannot resume: the saved data position",
@@ -55,7 +54,7 @@ def check_identity(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     )
 
 
-def check_rows(state: Mapping[str, Any], rows: range) -> None:
+def check_rows(state: Json, rows: range) -> None:
     """Raise DataError unless a saved position covers some rows of the global batch."""
     for row in rows:
         if not any(first <= row < last for first, last in state["rows"]):
@@ -65,7 +64,7 @@ def check_rows(state: Mapping[str, Any], rows: range) -> None:
             )
 
 
-def load_counts(quarantine: Quarantine, state: Mapping[str, Any], rows: range) -> None:
+def load_counts(quarantine: Quarantine, state: Json, rows: range) -> None:
     """Take over the part of what was counted that falls to some rows of the global batch."""
     covered = sum(last - first for first, last in state["rows"])
     begin = min(first for first, _ in state["rows"])

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from PIL import Image
 
@@ -15,6 +15,7 @@ from vlv.data.foreign import parse_object, printable, read_at_most, read_up_to, 
 from vlv.data.images import DEFAULT_LIMITS, ImageLimits, load_bytes, load_image
 from vlv.data.locations import Location, Url, open_seekable
 from vlv.errors import DataError, ImageError
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -201,7 +202,7 @@ class Record:
         id: str,
         source: ImagePlace,
         caption: str | None = None,
-        meta: Mapping[str, Any] | None = None,
+        meta: Mapping[str, object] | None = None,
         *,
         meta_json: str | None = None,
         sha256: str | None = None,
@@ -216,7 +217,7 @@ class Record:
         object.__setattr__(self, "extras", extras)
 
     @property
-    def meta(self) -> dict[str, Any] | None:
+    def meta(self) -> Json | None:
         """The metadata, parsed anew at each access: tens of thousands stay small in memory.
 
         Raises:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count, islice
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from vlv.data.parts import Part
 from vlv.data.records import BadRecord, Entry, Record
 from vlv.data.workers import HungError, Pool, Task
 from vlv.errors import DataError
+from vlv.storage import Json
 
 MAX_EMPTY_EPOCHS = 64
 """Where shards are few, a partition may get nothing of them now and then."""
@@ -55,7 +56,7 @@ class Sampler(Protocol):
     def usual_position(self, num_batches: int) -> Position | None:
         """Where a partition stands after that many batches if none of its records was bad; None if unknown."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """What must agree for a saved position to mean the same records."""
 
 
@@ -133,7 +134,7 @@ class ListSampler:
         """Where a partition stands after that many batches if none of its records was bad."""
         return (num_batches,)
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """What must agree for a saved position to mean the same records."""
         return {"num_records": len(self.records), "fingerprint": self._fingerprint}
 
@@ -224,7 +225,7 @@ class ShardSampler:
     def usual_position(self, num_batches: int) -> None:
         """Unknown: it depends on the sizes of the shards."""
 
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> Json:
         """What must agree for a saved position to mean the same records."""
         return {
             "num_shards": len(self.shards),

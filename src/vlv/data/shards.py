@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 from vlv.data.tars import split_name
 from vlv.errors import OutputError
@@ -58,7 +58,7 @@ class TarShardWriter:
         """The final name of the shard that is being written, or comes next."""
         return shard_path(self.folder, self.index, self.prefix)
 
-    def write(self, key: str, parts: Mapping[str, bytes | str | Mapping[str, Any]]) -> None:
+    def write(self, key: str, parts: Mapping[str, bytes | str | Mapping[str, object]]) -> None:
         """Append one record: suffix to content, as in `{"png": bytes, "txt": str, "json": dict}`.
 
         Raises:
@@ -151,7 +151,7 @@ class TarShardWriter:
         return OutputError(message)
 
 
-def _encode(part: bytes | str | Mapping[str, Any]) -> bytes:
+def _encode(part: bytes | str | Mapping[str, object]) -> bytes:
     if isinstance(part, bytes):
         return part
     if isinstance(part, str):

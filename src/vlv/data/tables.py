@@ -43,6 +43,7 @@ from vlv.data.records import (
     Stored,
 )
 from vlv.errors import DataError
+from vlv.storage import Json
 
 RECORDS = 1000
 """Records of a part, where its size can be chosen."""
@@ -138,7 +139,11 @@ def hold(
 
 
 def make_entry(
-    values: Mapping[str, Any], where: str, columns: Columns, image: Stored | Location, key: str = ""
+    values: Mapping[str, object],
+    where: str,
+    columns: Columns,
+    image: Stored | Location,
+    key: str = "",
 ) -> Entry:
     """The record of a row, its fields sorted by what they mean.
 
@@ -176,7 +181,7 @@ def make_entry(
     return Record(id, place, caption, meta_json=meta, sha256=stated_hash(rest, columns))
 
 
-def _pop_text(values: dict[str, Any], fields: Iterable[str]) -> str | None:
+def _pop_text(values: Json, fields: Iterable[str]) -> str | None:
     for name in fields:
         if isinstance(values.get(name), str | int):
             return str(values.pop(name))
@@ -320,9 +325,7 @@ class ParquetRows(Part):
                         yield self._streamed(values, column, group, number)
             first += size
 
-    def _streamed(
-        self, values: dict[str, Any], column: str | None, group: int, number: int
-    ) -> Entry:
+    def _streamed(self, values: Json, column: str | None, group: int, number: int) -> Entry:
         where = f"{self}, row group {group}, row {number}"
         if column is None:
             entry = make_entry(values, where, self.columns, self.source)
@@ -333,9 +336,7 @@ class ParquetRows(Part):
             entry = make_entry(values, where, self.columns, image, key)
         return replace(entry, id=f"{self}/{entry.id}")
 
-    def _rows(
-        self, file: Any, group: int, names: list[str], at_a_time: int
-    ) -> Iterator[dict[str, Any]]:
+    def _rows(self, file: Any, group: int, names: list[str], at_a_time: int) -> Iterator[Json]:
         """The rows of a row group.
 
         Raises:

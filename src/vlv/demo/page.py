@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vlv.demo.claims import mark_claims
 from vlv.errors import ModelFolderError, OutputError
 from vlv.evaluation.results import figure_row
 from vlv.pages import image_uri, render
-from vlv.storage import write_text
+from vlv.storage import Json, write_text
 from vlv.toyworld.language import compare, parse
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def _figures(path: Path) -> list[_Section] | None:
         ) from error
 
 
-def _section(section: dict[str, Any]) -> _Section:
+def _section(section: Json) -> _Section:
     if "not_measured" in section:
         return _Section(section["title"], section["not_measured"], [])
     return _Section(section["title"], "", [figure_row(f) for f in section["figures"].values()])

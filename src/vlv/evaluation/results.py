@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 from vlv.evaluation.statistics import Estimate
+from vlv.storage import Json
 
 Unit = Literal["share", "ratio", "dB", "length", "degrees", "tokens", "loss", "distance", "points"]
 
@@ -51,7 +52,7 @@ class Figure:
             return ""
         return self.target.verdict(self.estimate.value)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """As JSON values."""
         e = self.estimate
         target = self.target and {"floor": self.target.floor, "goal": self.target.goal}
@@ -86,7 +87,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str | int | float, ...], ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """As JSON values: one dict per row."""
         rows = [{c: number(v) for c, v in zip(self.columns, row, strict=True)} for row in self.rows]
         return {"title": self.title, "rows": rows}
@@ -104,7 +105,7 @@ class Section:
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """As JSON values."""
         if self.not_measured is not None:
             return {"title": self.title, "not_measured": self.not_measured}
@@ -120,7 +121,7 @@ class Section:
 class Results:
     """A whole evaluation."""
 
-    settings: dict[str, Any]
+    settings: Json
     """Everything that decides the figures: seeds, sizes, steps, guidance, weights, versions."""
     sections: tuple[Section, ...]
 
@@ -129,7 +130,7 @@ class Results:
         """All figures by key."""
         return {figure.key: figure for section in self.sections for figure in section.figures}
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """Settings and sections as JSON values."""
         return {
             "settings": self.settings,

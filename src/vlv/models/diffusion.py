@@ -20,6 +20,7 @@ from vlv.models.context import Context
 from vlv.models.draws import rand, randn_like
 from vlv.models.pixels import as_float
 from vlv.models.text_tower import contextualize, num_positions, token_embeddings, tokenize
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Scheduler(Protocol):
     """What is used of a training schedule of diffusers."""
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Json:
         """Its settings."""
 
 
@@ -439,7 +440,7 @@ class DiffusionDecoder(nn.Module):
         solver.set_timesteps(steps, device=self._denoiser().device)
         return solver
 
-    def _sampler_config(self, sampler: Sampler) -> tuple[Any, dict[str, Any]]:
+    def _sampler_config(self, sampler: Sampler) -> tuple[Any, Json]:
         """Class and settings of a sampler; latents must not be clipped as pixels would be."""
         return SAMPLERS[sampler], dict(self._schedule().config) | {"clip_sample": False}
 

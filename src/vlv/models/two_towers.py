@@ -20,6 +20,7 @@ from vlv.models.arguments import present
 from vlv.models.context import Context
 from vlv.models.diffusion import SAMPLERS, DiffusionDecoder, Sampler, TextContext
 from vlv.models.text_tower import num_positions, penultimate_and_last, token_embeddings, tokenize
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -278,7 +279,7 @@ class SD3Decoder(TwoTowerDecoder):
 
     # --- sampling --------------------------------------------------------------------------------
 
-    def _sampler_config(self, sampler: Sampler) -> tuple[Any, dict[str, Any]]:
+    def _sampler_config(self, sampler: Sampler) -> tuple[Any, Json]:
         """DPM-Solver++ for flows; DDIM of a flow is Euler's method."""
         config = self._schedule().config
         if sampler == "dpm":
@@ -322,5 +323,5 @@ def make_diffusion_decoder(components: Mapping[str, Any]) -> DiffusionDecoder:
     """The diffusion decoder of a family from components by name; None where one is absent."""
     names = [name for name, part in components.items() if part is not None]
     kind = decoder_class(names, components.get("text_encoder"))
-    parts: dict[str, Any] = {n: components.get(n) for n in (*kind.components, *kind.optional)}
+    parts: Json = {n: components.get(n) for n in (*kind.components, *kind.optional)}
     return kind(**parts)

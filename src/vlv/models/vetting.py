@@ -27,6 +27,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlv.data.foreign import decode_text, parse_object, printable, read_file
 from vlv.errors import ConfigError, DataError, ModelFolderError, VLVError
+from vlv.storage import Json
 
 MEMORY_VARIABLE = "VLV_MEMORY_GB"
 """Environment variable that says how large a model may be, in place of the memory of this machine."""
@@ -41,7 +42,7 @@ _CODE = ("auto_map", "custom_pipelines")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The JSON object in a file of a model folder.
 
     Raises:
@@ -54,7 +55,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelFolderError(f"{error}; copy the model again") from error
 
 
-def read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> Json:
     """The configuration in a file of a model folder.
 
     Raises:
@@ -112,7 +113,7 @@ def _check_shards(path: Path) -> None:
             )
 
 
-def _check_tokenizer(config: Mapping[str, Any], path: Path) -> None:
+def _check_tokenizer(config: Mapping[str, object], path: Path) -> None:
     name = config.get("tokenizer_class")
     kind = getattr(transformers, str(name), None)
     if name is not None and not (
@@ -126,7 +127,7 @@ def _check_tokenizer(config: Mapping[str, Any], path: Path) -> None:
 # --- numbers --------------------------------------------------------------------------------------
 
 
-def check_values(values: Mapping[str, Any], kind: Any, path: Path, where: str = "") -> None:
+def check_values(values: Json, kind: Any, path: Path, where: str = "") -> None:
     """Compare the numbers of a configuration with what a class of transformers or diffusers says about each.
 
     Args:
@@ -151,7 +152,7 @@ def check_values(values: Mapping[str, Any], kind: Any, path: Path, where: str = 
             )
 
 
-def _config_class(kind: Any, values: Mapping[str, Any], path: Path) -> Any:
+def _config_class(kind: Any, values: Mapping[str, object], path: Path) -> Any:
     if kind is not AutoConfig:
         return kind
     name = values.get("model_type")
@@ -245,7 +246,7 @@ def num_parameters(module: nn.Module) -> int:
     return sum(math.prod(p.shape) for p in module.parameters())
 
 
-def predicted_bytes(values: Mapping[str, Any], kind: Any, dtype: torch.dtype) -> int:
+def predicted_bytes(values: Mapping[str, object], kind: Any, dtype: torch.dtype) -> int:
     """Memory that the weights of a configuration will take: built without any."""
     with torch.device("meta"), no_init_weights():
         if hasattr(kind, "config_class"):

@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from vlv.errors import ConfigError
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ Points = list[tuple[float, float]]
 COLOURS = ("#4a7fd6", "#d9692f", "#2a9d6f", "#a55bb5", "#b58a00", "#75808c")
 _INK, _LINE = "#7d8590", "#7d859055"
 _MAX_POINTS = 300
-_STYLE: dict[str, Any] = {
+_STYLE: Json = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "vlv",  # the same figure gives the same file
     "font.family": "sans-serif",

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-Batch = dict[str, Any]
+from vlv.storage import Json
+
+Batch = Json
 Evaluate = Callable[[int], dict[str, float]]
 Sample = Callable[[int, Path], None]
 
@@ -52,10 +54,10 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[Batch]:
         """Batches from the present position on."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Json:
         """Position after the last batch handed out, as JSON values."""
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Json) -> None:
         """Go to a position."""
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from vlv.data.framing import frame
 from vlv.data.records import Record
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError
+from vlv.storage import Json
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, Split, sample_scene
 from vlv.toyworld.writing import describe
@@ -174,7 +174,7 @@ def read_references(path: Path) -> dict[str, list[str]]:
     return dict(found)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Json]:
     """The objects of a file of JSON lines.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from vlv.evaluation.experiments.viewing import (
 from vlv.evaluation.metrics import claims as count
 from vlv.evaluation.metrics.claims import Counts
 from vlv.jobs.table import Row
+from vlv.storage import Json
 from vlv.toyworld.language import Claims, parse
 from vlv.toyworld.scene import Scene
 
@@ -160,7 +161,7 @@ class Tables:
         found = {row["id"]: float(row["truncated"]) for row in rows if "truncated" in row}
         return {s.id: [found[s.id]] for s in self.samples[TEST] if s.id in found}
 
-    def measured(self, name: str) -> dict[str, Any]:
+    def measured(self, name: str) -> Json:
         """What was measured of the model on every scene."""
         rows = {row["id"]: row for row in self.run.rows(f"measured/{name}", ("id",))}
         (column,) = {key for row in rows.values() for key in row if key != "id"}

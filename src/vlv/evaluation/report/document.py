@@ -7,11 +7,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vlv.errors import DataError
 from vlv.evaluation.report.claims import Figures, Result, findings
 from vlv.evaluation.results import figure_row
+from vlv.storage import Json
 
 _HEAD = """# Results
 
@@ -64,10 +65,10 @@ def read_results(paths: Sequence[Path]) -> dict[str, Result]:
     return results
 
 
-def paper() -> dict[str, Any]:
+def paper() -> Json:
     """The paper's tables with their citation."""
     file = resources.files("vlv.evaluation.report") / "paper.json"
-    content: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    content: Json = json.loads(file.read_text("utf-8"))
     return content
 
 

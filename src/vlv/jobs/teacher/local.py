@@ -13,6 +13,7 @@ from vlv.endpoint import Answer
 from vlv.errors import ModelFolderError
 from vlv.jobs.inputs import open_record
 from vlv.models.placement import pick_device, pick_dtype
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -87,7 +88,7 @@ def vlv_model(pipe: VLVPipeline, name: str) -> BatchModel:
     ) -> list[Answer]:
         del texts
         temperature, seed = asking.draw(attempt)
-        options: dict[str, Any] = {}
+        options: Json = {}
         if temperature:
             options = {"do_sample": True, "temperature": temperature, "seed": seed}
         captions = pipe.describe(
@@ -153,7 +154,7 @@ class TransformersModel:
             return_tensors="pt",
         ).to(self._model.device, self._model.dtype)
         temperature, seed = asking.draw(attempt)
-        options: dict[str, Any] = {"do_sample": bool(temperature)}
+        options: Json = {"do_sample": bool(temperature)}
         if temperature:
             options["temperature"] = temperature
         device = self._model.device
