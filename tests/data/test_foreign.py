@@ -344,6 +344,31 @@ def test_reasons_have_one_line(tmp_path: Path) -> None:
     assert "\n" not in row["detail"]
 
 
+def test_whatever_pyarrow_raises_is_a_damaged_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `ArrowNotImplementedError`, which a type of 7 bits in the schema brings about."""
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [PNG], "caption": ["a"]}), path)
+    (record,) = find_records([path])
+
+    def fail(*args: object, **options: object) -> None:
+        raise pa.ArrowNotImplementedError("integers of\n7 bits")
+
+    for name, read in (
+        ("read_row_group", record.open),
+        ("iter_batches", lambda: find_records([path])),
+        ("__init__", lambda: find_records([path])),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(pq.ParquetFile, name, fail)
+            with pytest.raises(DataError, match=r"x\.parquet.*: cannot be read.*\(integers of\)"):
+                read()
+            if name != "read_row_group":
+                (bad,) = streamed(path)
+                assert isinstance(bad, BadRecord)
+
+
 def test_names_are_shown_as_they_can_be_written() -> None:
     assert printable("bild-\u00e9.png") == "bild-\u00e9.png"
     assert printable(os.fsdecode(b"\xc3\xa9\xff.png")) == r"é\xff.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,20 +23,21 @@ def main() -> None:
     )
     given = parser.parse_args()
     folder = given.folder or Path(tempfile.mkdtemp(prefix="vlv-fuzz-"))
-    time.monotonic()
+    began = time.monotonic()
     found = fuzz(given.cases, given.seed, folder, given.targets)
-    for _line in found.findings:
-        pass
-    ", ".join(
-        f"{found.kinds[kind]} {plural}"
-        for kind, plural in (
-            ("traceback", "tracebacks"),
-            ("hang", "hangs"),
-            ("crash", "crashes"),
-            ("memory", "over the memory limit"),
-            ("outside", "outside the folder"),
-        )
+    kinds = (
+        ("traceback", "tracebacks"),
+        ("hang", "hangs"),
+        ("crash", "crashes"),
+        ("memory", "over the memory limit"),
+        ("outside", "outside the folder"),
     )
+    counts = ", ".join(f"{found.kinds[kind]} {plural}" for kind, plural in kinds)
+    total = (
+        f"{found.cases} cases in {time.monotonic() - began:.0f} s, {found.refused} refused; {counts}; "
+        f"peak +{found.peak / 2**20:.0f} MiB; files of findings: {folder}"
+    )
+    sys.stdout.write("\n".join([*found.findings, total, ""]))
 
 
 if __name__ == "__main__":

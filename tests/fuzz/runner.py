@@ -16,7 +16,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -65,13 +65,23 @@ def fuzz(cases: int, seed: int, folder: Path, names: Sequence[str] = tuple(ROUND
     outcome, log = Outcome(), folder / "log.jsonl"
     log.unlink(missing_ok=True)
     state = mmap.mmap(-1, _STATE.size)
-    first = 0
+    seeds = {name: TARGETS[name].seeds() for name in dict.fromkeys(names)}
+    first, tried = 0, -1
     while first < cases:
         state[:] = _STATE.pack(first, time.monotonic())
         child = os.fork()
         if not child:
-            _work(range(first, cases), seed, folder, names, state)
-        first = _watch(child, state, folder, outcome) + 1
+            _work(range(first, cases), seed, folder, names, state, seeds)
+        last, hung = _watch(child, state)
+        if hung and last != tried:  # perhaps the whole machine stood still
+            first = tried = last
+            continue
+        if hung is not None:
+            kind = "hang" if hung else "crash"
+            outcome.findings.append(f"case {last}: {kind}; see {folder / f'{kind}-{last}'}")
+            outcome.kinds[kind] += 1
+            shutil.copy(folder / "now", folder / f"{kind}-{last}")
+        first = last + 1
     for line in log.read_text("utf-8").splitlines() if log.exists() else ():
         _add(outcome, json.loads(line))
     return outcome
@@ -86,29 +96,28 @@ def _add(outcome: Outcome, entry: dict[str, object]) -> None:
         outcome.kinds[str(entry["kind"])] += 1
 
 
-def _watch(child: int, state: mmap.mmap, folder: Path, outcome: Outcome) -> int:
-    """Wait for a process to end, or end it; returns the last case that it was at."""
+def _watch(child: int, state: mmap.mmap) -> tuple[int, bool | None]:
+    """Wait for a process to end, or end it; its last case, and whether it hung, or else crashed; None is neither."""
     while True:
         found, status = os.waitpid(child, os.WNOHANG)
         number, began = _STATE.unpack(state[:])
         if found:
-            if status == 0:
-                return int(number)
-            kind, text = "crash", f"status {status}"
-            break
+            return int(number), None if status == 0 else False
         if time.monotonic() - began > HANG_SECONDS:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            kind, text = "hang", f"no end within {HANG_SECONDS:g} s"
-            break
+            return int(number), True
         time.sleep(0.02)
-    outcome.findings.append(f"case {number}: {kind} ({text}); see {folder / 'now'}")
-    outcome.kinds[kind] += 1
-    shutil.copy(folder / "now", folder / f"{kind}-{number}")
-    return int(number)
 
 
-def _work(numbers: range, seed: int, folder: Path, names: Sequence[str], state: mmap.mmap) -> None:
+def _work(
+    numbers: range,
+    seed: int,
+    folder: Path,
+    names: Sequence[str],
+    state: mmap.mmap,
+    seeds: Mapping[str, Sequence[bytes]],
+) -> None:
     """The process that runs cases; it never returns."""
     code = 1
     try:
@@ -120,7 +129,6 @@ def _work(numbers: range, seed: int, folder: Path, names: Sequence[str], state: 
         warnings.simplefilter("ignore")
         guard = _Guard(folder)
         sys.addaudithook(guard)
-        seeds = {name: TARGETS[name].seeds() for name in dict.fromkeys(names)}
         with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
             for number in numbers:
                 state[:] = _STATE.pack(number, time.monotonic())
@@ -141,6 +149,7 @@ def _entry(name: str, case: bytes, number: int, folder: Path, guard: _Guard) -> 
     """Run one case, and say what came of it."""
     kind, text, refused = "", "", False
     own = folder / f"case-{number}"
+    shutil.rmtree(own, ignore_errors=True)  # of a process that was ended
     own.mkdir()
     with guard.watching(), _memory() as growth:
         try:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
+from tests import tiny
 from tests.data.files import encode, noise_png, swapping_profile
 
 TEXT = 'a red cube "left" of a blue sphere\u2028, è'
@@ -154,11 +158,38 @@ def indexes() -> list[bytes]:
         "_class_name": "VLVPipeline",
         "encoder": ["vlv", "VLVEncoder"],
         "text_encoder": ["transformers", "CLIPTextModel"],
-        "unet": {"reference": "some/where", "subfolder": "unet", "variant": None},
+        "unet": {"repo": "some/where", "subfolder": "unet", "revision": None},
         "image_size": 64,
         "framing": "cut",
     }
     return [json.dumps(index).encode()]
+
+
+@cache
+def model_folder() -> Path:
+    """A miniature model on the disk, removed when the process ends."""
+    folder = tempfile.TemporaryDirectory(prefix="vlv-fuzz-model-")
+    _KEPT.append(folder)
+    tiny.make_pipeline().save_pretrained(folder.name)
+    return Path(folder.name)
+
+
+_KEPT: list[tempfile.TemporaryDirectory[str]] = []
+
+
+def model_files() -> list[Path]:
+    """The files of its components that are not large."""
+    found = sorted(
+        path
+        for path in model_folder().rglob("*")
+        if path.is_file() and path.parent != model_folder()
+    )
+    return [path for path in found if path.suffix in {".json", ".safetensors", ".txt"}]
+
+
+def components() -> list[bytes]:
+    """Each file of a model folder, after a byte that says which one it is."""
+    return [bytes([number]) + path.read_bytes() for number, path in enumerate(model_files())]
 
 
 def states() -> list[bytes]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from tests.data.files import noise_png
 from tests.fuzz import seeds
@@ -16,7 +19,7 @@ from vlv.data.source import Source, find_records
 from vlv.endpoint.messages import parse_answer
 from vlv.errors import VLVError
 from vlv.jobs.formats import read_rows
-from vlv.models.folder import read_index
+from vlv.models.folder import load_components, read_index
 from vlv.training.checkpoint import load_checkpoint
 
 RULES = FilterConfig(decode=True, short_side_above=1, aspect_max=20.0)
@@ -100,6 +103,19 @@ def read_model_index(data: bytes, folder: Path) -> None:
     read_index(folder)
 
 
+def read_component(data: bytes, folder: Path) -> None:
+    """Load a part of a model one of whose files is the case."""
+    whole, files = seeds.model_folder(), seeds.model_files()
+    chosen = files[data[0] % len(files)] if data else files[0]
+    shutil.copy(whole / "model_index.json", folder)
+    name = chosen.relative_to(whole).parts[0]
+    for path in (file for file in files if file.is_relative_to(whole / name)):
+        copy = folder / path.relative_to(whole)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(data[1:] if path == chosen else path.read_bytes())
+    load_components(read_index(folder), [name], torch.float32, local_files_only=True)
+
+
 def read_checkpoint(data: bytes, folder: Path) -> None:
     for changed in ("manifest.json", "state.json"):
         for name, good in zip(
@@ -120,6 +136,7 @@ TARGETS = {
     "embeddings": Target(seeds.embeddings, read_embeddings),
     "answer": Target(seeds.answers, read_answer),
     "model index": Target(seeds.indexes, read_model_index),
+    "component": Target(seeds.components, read_component),
     "checkpoint": Target(seeds.states, read_checkpoint),
 }
 SHARES = {"image": 10, "tar": 4, "parquet": 4, "lines": 3}

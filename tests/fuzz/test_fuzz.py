@@ -38,7 +38,9 @@ def test_damaged_files_are_read_or_refused_in_one_sentence(tmp_path: Path, part:
     assert found.peak < runner.MAX_GROWTH
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "component")) for n in TARGETS]
+)
 def test_good_files_are_read(name: str, tmp_path: Path) -> None:
     for number, seed in enumerate(TARGETS[name].seeds()):
         folder = tmp_path / str(number)

@@ -15,7 +15,7 @@ from vlv.data.parts import Part
 from vlv.data.records import EmbeddingRow, Entry, ImagePlace, Record, Span
 from vlv.data.source import Source
 from vlv.data.tables import Cell, ParquetRows, folder_of, image_bytes, names_images, open_parquet
-from vlv.errors import DataError, ImageError
+from vlv.errors import DataError, ImageError, VLVError
 from vlv.storage import Json
 
 _ROWS_AT_A_TIME = 16
@@ -56,7 +56,9 @@ class SequentialReader:
             raise self._too_large(place)
         try:
             data = self._read(place)
-        except (OSError, ValueError) as error:  # pyarrow raises both
+        except VLVError:
+            raise
+        except Exception as error:  # pyarrow raises a dozen types on damaged files
             raise unreadable(shown(place), error) from error
         if len(data) > self.max_bytes:
             raise self._too_large(place)

@@ -153,8 +153,9 @@ def _reported(rows: Iterable[Json], text: str) -> Iterator[Json]:
     """Rows whose errors say of which dataset they are."""
     try:
         yield from rows
-    except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"{text}: cannot be read ({error})") from error
+    except Exception as error:  # of any of the libraries below `datasets`
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"{text}: cannot be read ({reason})") from error
 
 
 @lru_cache(maxsize=4)

@@ -72,7 +72,7 @@ class Part:
         """The records in order, without image bytes, and in their place what is wrong; a damaged file gives what is whole."""
         try:
             yield from map(_named, self.scan(detail))
-        except (DataError, OSError, ValueError) as error:  # pyarrow raises the last two
+        except (DataError, OSError, ValueError) as error:
             yield self.damaged(str(error))
 
     def scan(self, detail: Detail) -> Iterator[Entry]:

@@ -83,7 +83,9 @@ class Cell:
         """
         try:
             value = _row_group(self.path, self.column, self.group)[self.row].as_py()
-        except (OSError, ValueError, IndexError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # as open_parquet
             raise DataError(f"{self}: cannot be read ({_first_line(error)})") from error
         return image_bytes(value, str(self), folder_of(self.path), self.image_root)
 
@@ -350,7 +352,7 @@ class ParquetRows(Part):
                 at_a_time, row_groups=[group], columns=names, use_threads=False
             ):
                 yield from batch.to_pylist()
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as open_parquet
             reason = _first_line(error)
             raise DataError(f"{self}: cannot be read as Parquet ({reason})") from error
 
@@ -370,7 +372,7 @@ def open_parquet(path: Location) -> Any:
             return pyarrow.parquet.ParquetFile(_seekable(path))
         open_regular(path).close()  # pyarrow would wait for a FIFO
         return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # pyarrow raises a dozen types on damaged files
         name = printable(str(path))
         raise DataError(f"{name}: cannot be read as Parquet ({_first_line(error)})") from error
 

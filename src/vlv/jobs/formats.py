@@ -104,13 +104,14 @@ def arrow_schema(columns: Columns) -> Any:
 
 
 def _read_parquet(path: Path) -> Iterator[Row]:
-    arrow, parquet = import_pyarrow()
+    _, parquet = import_pyarrow()
     try:
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches():
                 yield from batch.to_pylist()
-    except (arrow.ArrowException, OSError) as error:
-        raise OutputError(f"{path} is no readable Parquet table ({error})") from error
+    except Exception as error:  # pyarrow raises a dozen types on damaged files
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise OutputError(f"{path} is no readable Parquet table ({reason})") from error
 
 
 def _write_parquet(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
