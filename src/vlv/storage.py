@@ -119,10 +119,7 @@ def _as_output_error(path: Path) -> Iterator[None]:
         )
     try:
         yield
-    except (
-        OSError,
-        SafetensorError,
-    ) as error:  # the latter is what safetensors makes of a full disk
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise OutputError(f"{path} cannot be written ({reason})") from error
 
@@ -358,7 +355,9 @@ def read_settings(path: Path, *, mend: str = "name another output") -> Json | No
         return _object(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read ({error.strerror or error}); {mend}") from error
+    except (ValueError, RecursionError) as error:
         raise OutputError(f"{path} is damaged ({error}); {mend}") from error
 
 

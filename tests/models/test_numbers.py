@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from tests.cli.conftest import write_image
 from vlv import VLVPipeline
+from vlv.cli import run
 from vlv.errors import VLVError
 
 NAN, INF = float("nan"), float("inf")
@@ -139,3 +142,45 @@ def test_images_of_strange_numbers_are_refused(tiny_pipeline: VLVPipeline, metho
     }
     for name, image in strange.items():
         assert_refused(lambda image=image: getattr(tiny_pipeline, method)(image), name)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("caption", "--temperature", "nan"),
+        ("caption", "--temperature", "-1"),
+        ("caption", "--top-p", "2"),
+        ("caption", "--top-p", "nan"),
+        ("caption", "--num-beams", "0"),
+        ("caption", "--max-new-tokens", "0"),
+        ("caption", "--max-words", "0"),
+        ("caption", "--batch-size", "0"),
+        ("caption", "--batch-size", "nan"),
+        ("caption", "--seed", "-1"),
+        ("caption", "--limit", "0"),
+        ("reconstruct", "--guidance", "nan"),
+        ("reconstruct", "--guidance", "inf"),
+        ("reconstruct", "--steps", "1.5"),
+        ("reconstruct", "--steps", "99999999"),
+        ("reconstruct", "--seed", "99999999999999999999999"),
+        ("mix", "--weight", "nan", "--weight", "1", "--mode", "slerp"),
+        ("mix", "--weight", "inf", "--weight", "1", "--mode", "average"),
+        ("mix", "--keep", "1.5", "--keep", "1"),
+        ("mix", "--guidance", "nan"),
+        ("embed", "--batch-size", "0"),
+    ],
+    ids=" ".join,
+)
+def test_options_that_make_no_sense_are_one_sentence(
+    arguments: tuple[str, ...],
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command, *options = arguments
+    images = [str(write_image(tmp_path / f"{name}.png")) for name in "ab"]
+    output = tmp_path / {"mix": "m.png", "embed": "z.safetensors", "caption": "c.jsonl"}.get(command, "out")  # fmt: skip
+    assert run([command, *images, "-o", str(output), "--model", str(tiny_folder), *options]) == 1
+    said = capsys.readouterr()
+    assert said.err.strip().splitlines()[-1].startswith("vlv: ")
+    assert "Traceback" not in said.err
