@@ -56,3 +56,41 @@ def test_nothing_runs_code_from_a_model_folder() -> None:
     found = {path: remote_code(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
     assert found
     assert not {path: lines for path, lines in found.items() if lines}
+
+
+# The official conversion reads the authors' pickles, and says so; published instruments of evaluation may be pickles too,
+# which transformers opens with ``weights_only``; the toy world trains on what it has just written.
+MAY_BE_PICKLES = {"official_parts.py", "official.py", "features.py", "pretrain.py", "ship.py"}
+NO_WEIGHTS = (
+    "Tokenizer",
+    "Processor",
+    "Config",
+    "scheduler_class(config)",
+    "VLVPipeline",
+    "super()",
+    "cls",
+)
+
+
+def pickles(source: str) -> list[str]:
+    """Calls that load weights and do not say ``use_safetensors=True``."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        owner, keywords = ast.unparse(node.func.value), ast.unparse(node)
+        if node.func.attr != "from_pretrained" or owner.endswith(NO_WEIGHTS):
+            continue
+        named = "use_safetensors=True" in keywords
+        passed_on = "**options" in keywords and '"use_safetensors": True' in source
+        if not (named or passed_on):
+            found.append(f"line {node.lineno}: {owner}.from_pretrained")
+    return found
+
+
+def test_weights_are_safetensors() -> None:
+    assert pickles("AutoModel.from_pretrained(x)") == ["line 1: AutoModel.from_pretrained"]
+    assert not pickles("AutoModel.from_pretrained(x, use_safetensors=True)")
+    files = [path for path in PACKAGE.rglob("*.py") if path.name not in MAY_BE_PICKLES]
+    found = {path.name: pickles(path.read_text(encoding="utf-8")) for path in files}
+    assert not {name: lines for name, lines in found.items() if lines}

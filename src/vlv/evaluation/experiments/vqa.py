@@ -191,7 +191,9 @@ def local_reader(name: str, device: torch.device, batch_size: int) -> Reader:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             name, padding_side="left", trust_remote_code=False
         )
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
         raise ModelFolderError(f"{name} is no language model of transformers ({error})") from error
     if tokenizer.pad_token is None:

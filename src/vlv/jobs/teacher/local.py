@@ -127,6 +127,7 @@ class TransformersModel:
                 model,
                 revision=revision,
                 dtype=pick_dtype(dtype, where),
+                use_safetensors=True,
                 trust_remote_code=False,
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
