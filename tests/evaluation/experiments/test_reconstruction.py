@@ -24,10 +24,11 @@ from vlv.evaluation.experiments.instruments import make_instrument
 from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.predicting import predict_captions
 from vlv.evaluation.experiments.run import Judge, Run
-from vlv.evaluation.experiments.samples import DataSet, read_references
+from vlv.evaluation.experiments.samples import DataSet, read_references, read_rows
 from vlv.evaluation.experiments.viewing import image_path
 from vlv.evaluation.metrics.distances import kernel_distance
 from vlv.evaluation.metrics.inception import FIDInception
+from vlv.storage import to_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -413,3 +414,14 @@ def test_steps_out_of_order_say_what_to_do(
     assert "begin with vlv eval judge" in capsys.readouterr().err
     assert vlv(["eval", "score", str(tmp_path)]) == 1
     assert "is no run of an experiment" in capsys.readouterr().err
+
+
+def test_captions_of_a_file_may_hold_any_line_separator(tmp_path: Path) -> None:
+    path = tmp_path / "captions.jsonl"
+    path.write_bytes(to_line({"id": "a", "caption": "one\u2028two\x85"}) * 2)
+    assert [row["caption"] for row in read_rows(path)] == ["one\u2028two\x85"] * 2
+    path.write_bytes(b'{"caption": "\xff"}')
+    with pytest.raises(DataError, match="the text is not UTF-8"):
+        read_rows(path)
+    with pytest.raises(DataError, match=r"none\.jsonl: cannot be read"):
+        read_rows(tmp_path / "none.jsonl")

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlv.data.foreign import parse_object
+from vlv.data.foreign import decode_text, parse_object, read_file
 from vlv.data.framing import frame
 from vlv.data.records import Record
 from vlv.data.source import find_records
@@ -22,6 +22,8 @@ from vlv.storage import Json
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, Split, sample_scene
 from vlv.toyworld.writing import describe
+
+_MAX_BYTES = 2**31  # of a file of JSON lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,10 +182,7 @@ def read_rows(path: Path) -> list[Json]:
     Raises:
         DataError: The file cannot be read, or a line is no JSON object.
     """
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from error
+    lines = decode_text(read_file(path, _MAX_BYTES), path).split("\n")  # a text may hold U+2028
     return [
         parse_object(line, f"{path}, line {number}")
         for number, line in enumerate(lines, start=1)
