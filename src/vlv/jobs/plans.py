@@ -17,6 +17,7 @@ from vlv.config import ModelPreset, PartSource, RunConfig, load_config
 from vlv.data.loader import Listed
 from vlv.errors import ModelFolderError
 from vlv.models.architectures import find_architecture, outline
+from vlv.models.arguments import present
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import origin_of
 from vlv.models.context import Context
@@ -151,7 +152,7 @@ def plan_reconstruction(preset: ModelPreset, batch_size: int, dtype: torch.dtype
 
 def reconstruct(decoder: DiffusionDecoder, c: Context, side: int) -> None:
     """The two highest moments of reconstruction: a pass of the U-Net, and the VAE's decoder."""
-    unet: Any = decoder.unet
+    unet = present(decoder.unet, "unet")
     size = side // decoder.downscale_factor
     latents = torch.zeros(len(c), int(unet.config["in_channels"]), size, size)
     decoder.denoising_loss(latents, c, torch.Generator())

@@ -153,7 +153,7 @@ class Inspector(PreTrainedModel):
         return reports
 
 
-def _report(best: dict[str, list[Any]], boxes: list[Any], row: int) -> Report:
+def _report(best: dict[str, list[Any]], boxes: list[list[list[float]]], row: int) -> Report:
     scene = {fact: values[best[fact][row]] for fact, values in SCENE_VALUES.items()}
     coloured = scene["style"] in COLOURED_STYLES
     if not coloured:

@@ -54,7 +54,7 @@ def _is_set_up() -> bool:
     return any(name.startswith("MALLOC_") or name == "GLIBC_TUNABLES" for name in os.environ)
 
 
-def _glibc() -> Any:
+def _glibc() -> ctypes.CDLL | None:
     """The C library of this process, if it is glibc."""
     try:
         library = ctypes.CDLL(None)

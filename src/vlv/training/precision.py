@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,8 +94,10 @@ def compile_parts(
         "vae": (getattr(decoder.vae, "encoder", None),),
         "llm": (llm,),
     }
-    parts: dict[str, list[Any]] = {
-        name: found for name, (*found,) in modules.items() if None not in found
+    parts = {
+        name: [module for module in found if module is not None]
+        for name, found in modules.items()
+        if None not in found
     }
     for name in _to_compile(config, list(parts), device):
         for module in parts[name]:
