@@ -119,7 +119,9 @@ def test_a_bottleneck_is_compared_with_a_given_model(
     claims = {claim.command: found for claim, found in findings({"x": result_of(run)})}
     found = claims["vlv eval ablation bottleneck"]
     assert found.verdict == "undecided"
-    assert found.evidence.startswith("one training of each variant; continuous minus nearest: true claims")
+    assert found.evidence.startswith(
+        "one training of each variant; continuous minus nearest: true claims"
+    )
     assert claims["vlv eval ablation queries"].evidence == "not run yet: vlv eval ablation queries"
 
 
