@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
 from vlv.toyworld.writing import describe
 
-FEW = Scoring(timesteps=3, batch_size=4)
+FEW = Scoring(timesteps=3, lowest=0.15, highest=0.95, batch_size=4)
 RED, BLUE = "a large red cube", "a small blue sphere"
 
 
@@ -64,7 +65,7 @@ def test_neither_batch_nor_neighbours_matter(
     tiny_decoder: DiffusionDecoder, latents: torch.Tensor
 ) -> None:
     together = score_captions(tiny_decoder, latents, [[RED, RED], [BLUE, RED]], FEW)
-    alone = score_captions(tiny_decoder, latents[1:], [[BLUE, RED]], Scoring(timesteps=3))
+    alone = score_captions(tiny_decoder, latents[1:], [[BLUE, RED]], replace(FEW, batch_size=64))
     torch.testing.assert_close(together[1].losses, alone[0].losses)
     assert torch.equal(together[0].losses[0], together[0].losses[1]), "the same text, scored once"
 

@@ -39,11 +39,11 @@ class Scoring:
         ConfigError: A field is out of its range.
     """
 
-    timesteps: int = 12
+    timesteps: int = 3
     """K, evenly spaced; each costs one pass of the denoiser for each caption."""
-    lowest: float = 0.15
+    lowest: float = 0.3
     """First timestep, as a share of the noise schedule."""
-    highest: float = 0.95
+    highest: float = 0.7
     """Last timestep, as a share of the noise schedule."""
     seed: int = 0
     """Of the noise, which all images share."""
