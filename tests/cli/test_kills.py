@@ -1,4 +1,7 @@
-"""Kill -9 of every long command at random moments, with a clock that jumps: repeated, it ends in what one run gives."""
+"""Every long command ended at random moments, with a clock that jumps: repeated, it gives what one run gives.
+
+By kill -9, or by SIGTERM or a single SIGINT, which it obeys within seconds.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -21,12 +25,16 @@ from tests.cli.test_train import write_config
 from tests.curation.files import contents, write_shard
 from tests.endpoint.server import ScriptedServer, always
 from tests.evaluation.support import make_inspector
-from vlv.cli import run
+from vlv.cli import INTERRUPTED, main, run
+from vlv.cli.common import PREEMPTED
 from vlv.training.journal import read_metrics
 
 KILLS = int(os.environ.get("VLV_KILLS", "2"))
 """Of each command; 20 by hand: `VLV_KILLS=20 python -m pytest tests/cli/test_kills.py`."""
 RESTARTS = min(KILLS, 3)  # of one output
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+UNREADY = 99  # a signal came before the command had begun
+PATIENCE = 120.0  # seconds: training that draws samples obeys when they are drawn
 CLOCKS = (0.0, -4e7, 4e7)  # seconds that the clock of a process is off by, about a year
 NAMES = ("caption", "embed", "filter", "teacher", "stage 1", "stage 2", "evaluation")
 
@@ -115,7 +123,7 @@ def test_killed_at_random_and_repeated(name: str, jobs: dict[str, Job], tmp_path
         for _ in range(RESTARTS):
             process = start(job.commands(output), draws.choice(CLOCKS))
             time.sleep(draws.uniform(0, seconds))
-            if not kill(process):
+            if not end(process, draws.choice(SIGNALS)):
                 break
             kills += 1
         for command in job.commands(output):
@@ -129,7 +137,7 @@ def start(commands: Sequence[Arguments], clock: float) -> int:
     process = os.fork()
     if process:
         return process
-    code = 99
+    code = UNREADY
     try:
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
@@ -137,15 +145,34 @@ def start(commands: Sequence[Arguments], clock: float) -> int:
             os.dup2(null, stream)
         true_time, jumps = time.time, random.Random(clock)
         time.time = lambda: true_time() + clock * jumps.random()
-        code = max(run([str(word) for word in command]) for command in commands)
+        code = max(code_of(command) for command in commands)
     finally:
         os._exit(code)
 
 
-def kill(process: int) -> bool:
-    """End a process and its children; whether it was still at work."""
-    with suppress(ProcessLookupError):
-        os.killpg(process, signal.SIGKILL)
-    os.kill(process, signal.SIGKILL)  # before it had a group
-    _, status = os.waitpid(process, 0)
-    return os.WIFSIGNALED(status)
+def code_of(command: Arguments) -> int:
+    """Exit code of the script `vlv`, signal handlers included."""
+    sys.argv = ["vlv", *map(str, command)]
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return int(str(ended.value.code))
+
+
+def end(process: int, number: signal.Signals) -> bool:
+    """End a process by a signal; whether it was still at work."""
+    if number == signal.SIGKILL:
+        with suppress(ProcessLookupError):
+            os.killpg(process, number)
+    os.kill(process, number)
+    deadline = time.monotonic() + PATIENCE
+    while not (found := os.waitpid(process, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.killpg(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            pytest.fail(f"{number.name} did not end the command within {PATIENCE:g} seconds")
+        time.sleep(0.01)
+    if os.WIFSIGNALED(found[1]):  # or before it had a handler
+        return True
+    code = os.WEXITSTATUS(found[1])
+    assert code in (0, INTERRUPTED, PREEMPTED, UNREADY), f"exit code {code}"
+    return code != 0
