@@ -243,6 +243,12 @@ def test_a_width_that_no_memory_holds_is_refused_before_it_is_asked_for(copy_of:
     assert "GB of this machine" in refusal(copy_of)
 
 
+@pytest.mark.parametrize("field", ["layers_per_block", "transformer_layers_per_block"])
+def test_blocks_without_end_are_refused_before_they_are_built(copy_of: Path, field: str) -> None:
+    change(copy_of / "unet/config.json", lambda values: values.update({field: 10**6}))
+    assert f"unet/config.json: {field} is 1000000, but a number of 1000 or less" in refusal(copy_of)
+
+
 def test_the_predicted_size_is_that_of_the_weights(tiny_pipeline: VLVPipeline) -> None:
     for name, kind in folders.MODELS.items():
         model = getattr(tiny_pipeline, name)

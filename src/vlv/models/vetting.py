@@ -35,7 +35,8 @@ MEMORY_VARIABLE = "VLV_MEMORY_GB"
 _CONFIG_BYTES = 2**24
 _LARGEST = 2**27
 _MOST_LAYERS = 1000
-_LAYERS = ("layers", "depths", "blocks")
+_LAYERS = ("layers", "depth", "num_blocks")
+"""Parts of the names of counts, each of which is a module that has to be built."""
 _SIZES = ("_dim", "_model", "_size", "channels", "layers", "attention_heads")
 """Ends of names that a library may call optional, and still needs."""
 _CODE = ("auto_map", "custom_pipelines")
@@ -204,7 +205,7 @@ def _wanted_number(name: str, value: object, kinds: set[Any], default: object) -
     can_be_negative = default is None or (isinstance(default, int | float) and default < 0)
     if value < 0 and not can_be_negative and not name.endswith("_id"):
         return "a number of 0 or more"
-    limit = _MOST_LAYERS if name.endswith(_LAYERS) else _LARGEST
+    limit = _MOST_LAYERS if any(part in name for part in _LAYERS) else _LARGEST
     return f"a number of {limit} or less" if isinstance(value, int) and value > limit else None
 
 
