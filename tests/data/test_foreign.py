@@ -151,6 +151,16 @@ def test_a_tar_of_thousands_of_extended_headers(tmp_path: Path) -> None:
     assert isinstance(bad, BadRecord)
 
 
+def test_a_member_larger_than_any_number_of_the_machine(tmp_path: Path) -> None:
+    member = tarfile.TarInfo("a.png")
+    member.pax_headers = {"size": str(10**30)}
+    path = put_in_tar(tmp_path / "a.tar", [("b.png", PNG), (member, PNG)])
+    good, bad = streamed(path)
+    assert good.id == f"{path}/b"
+    assert isinstance(bad, BadRecord)
+    assert [record.id for record in find_records([path], on_damage="keep")] == ["b"]
+
+
 # What is no regular file, and what has no end
 
 

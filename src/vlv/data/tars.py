@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 512
 _BUFFER_BYTES = 512 * BLOCK
-_TAR_ERRORS = (tarfile.TarError, RecursionError, MemoryError, ValueError)
+_TAR_ERRORS = (tarfile.TarError, RecursionError, MemoryError, OverflowError, ValueError)
 """What tarfile raises on damaged, or deliberately strange, headers."""
 
 
