@@ -151,11 +151,10 @@ class Components:
 
     def image_size(self) -> int:
         """Side in pixels that the authors train on with these models."""
-        try:
-            unet = _read_json(self.diffusion / "unet" / "config.json")
-            vae = _read_json(self.diffusion / "vae" / "config.json")
-        except FileNotFoundError:
+        files = [self.diffusion / name / "config.json" for name in ("unet", "vae")]
+        if not all(file.exists() for file in files):
             return AUTHORS_IMAGE_SIZE
+        unet, vae = map(_read_json, files)
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         return min(AUTHORS_IMAGE_SIZE, int(unet["sample_size"] * factor))
 
