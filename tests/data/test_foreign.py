@@ -151,9 +151,10 @@ def test_a_tar_of_thousands_of_extended_headers(tmp_path: Path) -> None:
     assert isinstance(bad, BadRecord)
 
 
-def test_a_member_larger_than_any_number_of_the_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [10**30, 2**62, -2048])
+def test_a_member_of_an_absurd_size_ends_the_tar(tmp_path: Path, size: int) -> None:
     member = tarfile.TarInfo("a.png")
-    member.pax_headers = {"size": str(10**30)}
+    member.pax_headers = {"size": str(size)}
     path = put_in_tar(tmp_path / "a.tar", [("b.png", PNG), (member, PNG)])
     good, bad = streamed(path)
     assert good.id == f"{path}/b"

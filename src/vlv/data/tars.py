@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 BLOCK = 512
 _BUFFER_BYTES = 512 * BLOCK
+_MAX_EMPTY_READS = 10
+"""Past the end of a stream: tarfile skips a member of an absurd size buffer by buffer, for years."""
 _TAR_ERRORS = (tarfile.TarError, RecursionError, MemoryError, OverflowError, ValueError)
 """What tarfile raises on damaged, or deliberately strange, headers."""
 
@@ -164,7 +166,7 @@ class TarIndex:
         key, suffix = split_name(name)
         if not _is_member(info, key, suffix):
             return
-        if info.offset_data + info.size > length:
+        if info.size < 0 or info.offset_data + info.size > length:
             self.cut.append(name)
             return
         parts = self.keys.setdefault(key, {})
@@ -187,6 +189,9 @@ def index_tar(path: Location) -> TarIndex:
             try:
                 for info in tar:  # what comes before the damage is kept
                     index.add(info, path, length)
+                    if not info.issparse() and not 0 <= info.size <= length:
+                        # tarfile would go back, and round for ever; or where no file can be read
+                        raise tarfile.ReadError("a member has an absurd size")
                     tar.members.clear()  # type: ignore[attr-defined]  # or the list grows with the file
                 file.seek(tar.offset)
                 whole = file.read(BLOCK) == bytes(BLOCK) and not index.cut
@@ -290,9 +295,14 @@ class _Watched:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self.ended_well = False
+        self._empty_reads = 0
 
     def read(self, size: int) -> bytes:
         data = self._file.read(size)
         if data:
             self.ended_well = data[-BLOCK:] == bytes(BLOCK)
+        else:
+            self._empty_reads += 1
+        if self._empty_reads > _MAX_EMPTY_READS:
+            raise tarfile.ReadError("it is truncated")
         return data
