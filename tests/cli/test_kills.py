@@ -102,7 +102,7 @@ def training(folder: Path) -> object:
 
 def evaluation(folder: Path) -> object:
     result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    kept = {n: d for n, d in contents(folder).items() if n.startswith(("judgements", "pictures"))}
+    kept = {n: d for n, d in contents(folder).items() if n.startswith(("judgements", "images"))}
     return result["figures"], kept
 
 
