@@ -70,7 +70,7 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     assert f"the model is in {run / 'model'}" in result.err
     assert {"denoising_z", "denoising_null", "denoising_true"} <= metrics(run)[-1].keys()
     with Image.open(next((run / "samples").glob("*.png"))) as sheet:
-        assert sheet.size == (74 + 4 * 134, 20 + 2 * 134)
+        assert sheet.size == (4 + 4 * 132, 4 + 2 * 132), "four images above their reconstructions"
 
     model = {"encoder": str(run / "model")}
     data = {"latents": str(tmp_path / "latents")}
@@ -222,7 +222,6 @@ def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path:
     run = tmp_path / "run"
     result = vlv("train", config, "--run-dir", run)
     assert result.code == 0
-    assert "own captions: 100%" in result.err
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert "warm_start" in lines[0]
     assert len((run / "own_captions.jsonl").read_text().splitlines()) == 6
