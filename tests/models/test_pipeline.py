@@ -207,7 +207,10 @@ def test_the_keywords_are_the_fields(typed: type, kind: type) -> None:
         (lambda p, x: p.reconstruct(x, seed=-1), "seed is -1; choose between 0 and"),
         (lambda p, x: p.caption(x, top_p=2.0, do_sample=True), "top_p is 2.0; choose at most 1"),
         (lambda p, x: p.caption(x, top_p=float("nan"), do_sample=True), "top_p is nan"),
-        (lambda p, x: p.caption(x, max_new_tokens=0), "max_new_tokens is 0; choose between 1 and 65536"),
+        (
+            lambda p, x: p.caption(x, max_new_tokens=0),
+            "max_new_tokens is 0; choose between 1 and 65536",
+        ),
         (
             lambda p, x: p.mix([x[0], x[1]], weights=[float("inf"), 1], mode="slerp"),
             "weight is inf",
