@@ -18,6 +18,7 @@ from tests.training.support import Denoiser, loop_config, optim_config
 from vlv.data.records import Record
 from vlv.data.source import find_records
 from vlv.models.draws import randn_like
+from vlv.storage import TEMPORARY_SUFFIX
 from vlv.training.journal import read_metrics
 from vlv.training.loop import fit
 from vlv.training.objective import Losses
@@ -115,7 +116,7 @@ def wait_for(moment: str, at: int, run_dir: Path, ranks: Ranks) -> None:
     begun = len(file.read_text().splitlines()) if file.exists() else 0
     while any(process.is_alive() for process in ranks.processes):
         passes = len(file.read_text().splitlines()) - begun - 1 if file.exists() else 0
-        saving = any((run_dir / "checkpoints").glob(".step-*.tmp"))
+        saving = any((run_dir / "checkpoints").glob(f".*{TEMPORARY_SUFFIX}"))
         if passes >= at and (moment == "pass" or saving):
             return
         time.sleep(0.001)
