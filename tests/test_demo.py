@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlv.demo.cases import Case, Demo, Picture, Sampling, held_out_pictures, make_mixes, run
+from vlv.demo.cases import Case, Demo, Sampling, Subject, held_out_subjects, make_mixes, run
 from vlv.demo.claims import mark_claims
 from vlv.demo.page import EVALUATION_NAME, make_page, save_page
 from vlv.errors import ModelFolderError, OutputError
@@ -76,7 +76,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def demo(tiny_pipeline: VLVPipeline) -> Demo:
-    return run(tiny_pipeline, held_out_pictures(2, 0), QUICK)
+    return run(tiny_pipeline, held_out_subjects(2, 0), QUICK)
 
 
 def page_of(demo: Demo, folder: Path) -> str:
@@ -90,8 +90,8 @@ def same(a: Image.Image, b: Image.Image) -> bool:
 
 def case(caption: str, *, scene: bool = True, name: str = "picture") -> Case:
     image = Image.new("RGB", (8, 8))
-    picture = Picture(name, image, sample_scene(0, 0, "test") if scene else None)
-    return Case(picture, image, Caption(caption, 3, finished=True), image, cut=False)
+    subject = Subject(name, image, sample_scene(0, 0, "test") if scene else None)
+    return Case(subject, image, Caption(caption, 3, finished=True), image, cut=False)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -134,7 +134,7 @@ def test_marks_survive_babble(text: str) -> None:
 
 
 def test_run_shows_everything(demo: Demo, tiny_pipeline: VLVPipeline) -> None:
-    assert [c.picture.name for c in demo.cases] == ["test-0000000", "test-0000001"]
+    assert [c.subject.name for c in demo.cases] == ["test-0000000", "test-0000001"]
     assert [mix.label for mix in demo.mixes] == [
         "6 + 2 tokens",
         "4 + 4 tokens",
@@ -143,21 +143,21 @@ def test_run_shows_everything(demo: Demo, tiny_pipeline: VLVPipeline) -> None:
     ]
     assert demo.shape == (8, 32)
     first = demo.cases[0]
-    assert first.caption.text == tiny_pipeline.caption(first.picture.image, max_new_tokens=5)
-    again = tiny_pipeline.reconstruct(first.picture.image, seed=0, steps=2)
-    assert same(first.rebuilt, again)
+    assert first.caption.text == tiny_pipeline.caption(first.subject.image, max_new_tokens=5)
+    again = tiny_pipeline.reconstruct(first.subject.image, seed=0, steps=2)
+    assert same(first.reconstruction, again)
     redrawn = tiny_pipeline.generate(first.caption.text, seed=0, steps=2)
-    assert same(first.redrawn, redrawn)
+    assert same(first.regenerated, redrawn)
 
 
 def test_whole_embedding_is_the_end_of_the_mixes(demo: Demo, tiny_pipeline: VLVPipeline) -> None:
-    z = tiny_pipeline.embed([c.picture.image for c in demo.cases])
+    z = tiny_pipeline.embed([c.subject.image for c in demo.cases])
     *_, average = make_mixes(tiny_pipeline, z[0], z[0], QUICK)
-    assert same(average.image, demo.cases[0].rebuilt)
+    assert same(average.image, demo.cases[0].reconstruction)
 
 
 def test_one_picture_has_no_mix(tiny_pipeline: VLVPipeline, tmp_path: Path) -> None:
-    single = run(tiny_pipeline, held_out_pictures(1, 0), QUICK)
+    single = run(tiny_pipeline, held_out_subjects(1, 0), QUICK)
     assert not single.mixes
     assert "Two embeddings" not in page_of(single, tmp_path)
 
@@ -196,7 +196,7 @@ def test_page_judges_claims(tmp_path: Path) -> None:
 
 def test_page_says_when_a_caption_is_incomplete(tmp_path: Path) -> None:
     image = Image.new("RGB", (8, 8))
-    broken = Case(Picture("x", image), image, Caption("", 5, finished=False), image, cut=True)
+    broken = Case(Subject("x", image), image, Caption("", 5, finished=False), image, cut=True)
     page = page_of(Demo((broken,), (), (8, 32)), tmp_path)
     assert "(no words)" in page
     assert "stopped at its longest length; the decoder reads only its beginning" in page
@@ -210,7 +210,7 @@ def test_figures_of_the_model(demo: Demo, tmp_path: Path) -> None:
     assert (
         "<td>F1 &lt;of&gt; claims</td><td>95.3 %</td><td>95.0 % to 95.7 %</td><td>2000</td>" in page
     )
-    assert "<td>b</td><td>-</td><td></td><td>0</td>" in page
+    assert "<td>b</td><td></td><td></td><td>0</td>" in page
     assert "not measured: no folder was named" in page
     for damaged in ("{", "[]", '{"sections": {"a": {}}}'):
         path.write_text(damaged)
