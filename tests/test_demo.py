@@ -210,7 +210,7 @@ def test_figures_of_the_model(demo: Demo, tmp_path: Path) -> None:
     assert (
         "<td>F1 &lt;of&gt; claims</td><td>95.3 %</td><td>95.0 % to 95.7 %</td><td>2000</td>" in page
     )
-    assert "<td>b</td><td></td><td></td><td>0</td>" in page
+    assert "<td>b</td><td>-</td><td></td><td>0</td>" in page
     assert "not measured: no folder was named" in page
     for damaged in ("{", "[]", '{"sections": {"a": {}}}'):
         path.write_text(damaged)

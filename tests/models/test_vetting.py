@@ -216,7 +216,10 @@ def test_a_saved_model_never_names_code(tiny_pipeline: VLVPipeline, tmp_path: Pa
         tiny_pipeline.save_pretrained(tmp_path / "model")
     finally:
         del decoder.config.llm_config.auto_map, decoder.tokenizer.init_kwargs["auto_map"]
-    VLVPipeline.from_pretrained(tmp_path / "model", parts=["caption"])
+    files = list((tmp_path / "model").rglob("*.json"))
+    assert files
+    assert not [file.name for file in files if "auto_map" in file.read_text("utf-8")]
+    assert VLVPipeline.from_pretrained(tmp_path / "model", parts=["caption"]).caption_decoder
 
 
 # --- size -----------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def figure_row(figure: StoredFigure) -> tuple[str, str, str, str]:
         "" if number is None else format_value(number, figure["unit"])
         for number in (figure["value"], figure["low"], figure["high"])
     )
-    return figure["label"], value, f"{low} to {high}" if low else "", str(figure["n"])
+    return figure["label"], value or "-", f"{low} to {high}" if low else "", str(figure["n"])
 
 
 def format_table(table: Table) -> list[str]:
