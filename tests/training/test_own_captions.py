@@ -16,6 +16,7 @@ from vlv.data.records import BadRecord, Record
 from vlv.data.source import find_records
 from vlv.errors import DataError
 from vlv.models.encoder import VLVEncoder, normalize
+from vlv.progress import Progress
 from vlv.training import own_captions
 from vlv.training.own_captions import _write, own_caption_ids
 
@@ -93,3 +94,17 @@ def test_an_image_that_cannot_be_read_has_an_empty_caption(
     assert ids[1].tolist() == empty
     with pytest.raises(DataError, match=r"1\.png"):
         captions(tiny_encoder, records, tmp_path / "strict.jsonl")
+
+
+def test_progress_is_shown(
+    tiny_encoder: VLVEncoder,
+    records: list[Record],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(Progress, "EVERY", 0.0)
+    captions(tiny_encoder, records, tmp_path / "own.jsonl")
+    shown = capsys.readouterr().err
+    assert "own captions: 2/5 images" in shown
+    assert "own captions: 4/5 images" in shown
