@@ -7,15 +7,17 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from tests.data.files import encode
+from tests.data.files import encode, swapping_profile
+from tests.memory import IS_MEASURED, peak_growth
 from vlv.data import images
 from vlv.data.image_costs import count_strips, predicted_memory
-from vlv.data.images import ImageLimits, load_bytes, load_image
+from vlv.data.images import ImageLimits, load_bytes, load_image, to_rgb
 from vlv.errors import ImageError
 
 SMALL = Image.effect_noise((40, 32), 90).convert("RGB")
@@ -84,13 +86,116 @@ def test_ordinary_progressive_files_are_read() -> None:
 
 
 def test_the_memory_of_the_pixels_is_limited() -> None:
-    small = ImageLimits(max_memory=40 * 32 * 12)
+    small = ImageLimits(max_memory=40 * 32 * 16)
     for format in ("PNG", "JPEG", "WEBP"):
         assert load_image(encode(SMALL, format), limits=small).size == (40, 32)
     clear = encode(half_clear(), "WEBP")
-    with pytest.raises(ImageError, match="its pixels need 20480 bytes, above the limit of 15360"):
+    with pytest.raises(ImageError, match="its pixels need 56320 bytes, above the limit of 20480"):
         load_image(clear, limits=small)
-    assert predicted_memory(Image.open(io.BytesIO(encode(SMALL.convert("L"), "PNG")))) == 1280 * 5
+    turned = {"exif": turned_by(6)}
+    lower = ImageLimits(max_memory=40 * 32 * 7)
+    for options in ({"format": "PNG"}, {"format": "TIFF", "compression": "raw"}):
+        data = encode(SMALL, **options)
+        assert load_image(data, limits=lower).size == (40, 32)
+        with pytest.raises(ImageError, match="its pixels need"):
+            load_image(encode(SMALL, **options, **turned), limits=lower)
+
+
+def turned_by(number: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif.tobytes()
+
+
+def test_a_jpeg_file_that_would_need_too_much_memory_is_decoded_smaller() -> None:
+    image = Image.linear_gradient("L").convert("RGB").resize((600, 400))
+    data = encode(image, "JPEG", quality=95)
+    expected = np.asarray(image.reduce(2), np.int16)
+    small = ImageLimits(max_memory=600 * 400)  # a byte of four: half the sides
+    half = load_image(data, limits=small)
+    assert half.size == (300, 200)
+    assert np.abs(np.asarray(half) - expected).max() <= 3
+    quarter = ImageLimits(max_memory=600 * 400 // 4)
+    assert load_image(data, limits=quarter).size == (150, 100)
+    turned = encode(image, "JPEG", exif=turned_by(6))
+    assert load_image(turned, limits=small).size == (100, 150)
+    with pytest.raises(ImageError, match="its pixels need 960000 bytes, above the limit of 59999"):
+        load_image(data, limits=ImageLimits(max_memory=quarter.max_memory - 1))
+    gradual = encode(image, "JPEG", progressive=True)  # what its scans hold stays: 3 bytes a pixel
+    with pytest.raises(ImageError, match="its pixels need 1680000 bytes"):
+        load_image(gradual, limits=small)
+    more = ImageLimits(max_memory=4 * small.max_memory)
+    assert load_image(data, limits=more).size == (600, 400)
+    assert load_image(gradual, limits=more).size == (300, 200)
+
+
+def test_ordinary_large_photographs_are_read_as_they_are() -> None:
+    """Of 24 megapixels, with a profile and lying on their side."""
+    image = Image.new("RGB", (6000, 4000), (10, 200, 30))
+    data = encode(image, "JPEG", exif=turned_by(8), icc_profile=srgb())
+    assert load_image(data).size == (4000, 6000)
+
+
+def test_an_image_of_somebody_else_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "BAND_PIXELS", 40 * 5)
+    image = SMALL.copy()
+    image.info["icc_profile"] = swapping_profile()
+    made = to_rgb(image)
+    assert np.array_equal(np.asarray(image), np.asarray(SMALL))
+    assert np.abs(np.asarray(made)[..., 0].astype(int) - np.asarray(SMALL)[..., 2]).mean() < 30
+    assert "icc_profile" in image.info
+    assert not made.info
+
+
+def srgb() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "sequential": ("RGB", {"format": "JPEG"}),
+    "progressive": ("RGB", {"format": "JPEG", "progressive": True, "subsampling": 0}),
+    "progressive, four inks": ("CMYK", {"format": "JPEG", "progressive": True}),
+    "profile": ("RGB", {"format": "JPEG", "icc_profile": srgb(), "exif": turned_by(3)}),
+    "alpha": ("RGBA", {"format": "PNG"}),
+    "one clear colour": ("RGB", {"format": "PNG", "transparency": (1, 2, 3)}),
+    "grey": ("L", {"format": "PNG"}),
+    "16 bits": ("I;16", {"format": "PNG"}),
+    "WebP": ("RGB", {"format": "WEBP", "method": 0}),
+    "WebP with alpha": ("RGBA", {"format": "WEBP", "method": 0, "lossless": True, "quality": 0}),
+    "GIF": ("P", {"format": "GIF"}),
+    "floats": ("F", {"format": "TIFF", "compression": "tiff_lzw", "strip_size": 2**30}),
+    "LAB": ("LAB", {"format": "TIFF", "compression": "tiff_lzw"}),
+    "bits": ("1", {"format": "TIFF", "compression": "group4"}),
+}
+
+
+@pytest.mark.skipif(not IS_MEASURED, reason="the system does not say how much memory is used")
+@pytest.mark.parametrize("form", FORMS)
+def test_decoding_takes_no_more_memory_than_was_predicted(form: str) -> None:
+    mode, options = FORMS[form]
+    data = encode(Image.new(mode, (3000, 2000)), **options)
+    with Image.open(io.BytesIO(data)) as image:
+        predicted = predicted_memory(image, is_turned=True)
+        predicted += 6_000_000 * 2 * len(image.getbands()) * ("progressive" in image.info)
+    with peak_growth() as growth:
+        assert sorted(load_image(data).size) == [2000, 3000]
+    assert growth[0] < predicted + 8 * 2**20
+
+
+def test_a_tile_larger_than_its_image_counts_whole() -> None:
+    width = 12_000  # 432 MB in one of 2 MB
+    tags = [
+        (256, 16), (257, 16), (258, 8), (259, 8), (262, 2), (277, 3), (322, width), (323, width),
+        (324, 134), (325, 0),
+    ]  # fmt: skip
+    packer = zlib.compressobj(1)
+    tile = b"".join(packer.compress(bytes(3 * width)) for _ in range(width)) + packer.flush()
+    tags[-1] = (325, len(tile))
+    head = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    head += b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags) + bytes(4)
+    assert len(head) == 134
+    with pytest.raises(ImageError, match="its pixels need 432001024 bytes, above the limit"):
+        load_image(head + tile)
 
 
 @pytest.mark.parametrize("big_endian", [False, True])
@@ -112,7 +217,6 @@ def variants() -> dict[str, bytes]:
     numbers = np.random.default_rng(0).random((32, 40))
     whole = (numbers * 60000).astype(np.uint16)
     clear = half_clear()
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     return {
         "palette": encode(SMALL.quantize(16), "PNG", transparency=3),
         "alpha": encode(clear, "PNG"),
@@ -123,7 +227,7 @@ def variants() -> dict[str, bytes]:
         "CMYK": encode(SMALL.convert("CMYK"), "TIFF"),
         "LAB": encode(SMALL.convert("LAB"), "TIFF"),
         "black and white": encode(SMALL.convert("1"), "PNG"),
-        "profile": encode(SMALL, "PNG", icc_profile=profile),
+        "profile": encode(SMALL, "PNG", icc_profile=srgb()),
         "GIF": encode(SMALL.quantize(16), "GIF", transparency=2),
     }
 
@@ -134,7 +238,7 @@ def test_large_images_are_made_rgb_by_bands_with_the_same_pixels(
 ) -> None:
     data = variants()[name]
     whole = np.asarray(load_image(data))
-    monkeypatch.setattr(images, "_BAND_PIXELS", 40 * 5)
+    monkeypatch.setattr(images, "BAND_PIXELS", 40 * 5)
     assert np.array_equal(np.asarray(load_image(data)), whole)
 
 

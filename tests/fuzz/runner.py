@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tests.fuzz.mutation import mutate
 from tests.fuzz.targets import SHARES, TARGETS, run
+from tests.memory import peak_growth
 
 HANG_SECONDS = 10.0
 MAX_GROWTH = 300 * 2**20
@@ -151,7 +152,7 @@ def _entry(name: str, case: bytes, number: int, folder: Path, guard: _Guard) -> 
     own = folder / f"case-{number}"
     shutil.rmtree(own, ignore_errors=True)  # of a process that was ended
     own.mkdir()
-    with guard.watching(), _memory() as growth:
+    with guard.watching(), peak_growth() as growth:
         try:
             refused = run(name, case, own)
         except BaseException as error:  # noqa: BLE001 -- whatever it is, it is a finding
@@ -167,24 +168,6 @@ def _entry(name: str, case: bytes, number: int, folder: Path, guard: _Guard) -> 
     if finding:
         (folder / f"{kind}-{number}").write_bytes(case)
     return {"refused": refused, "finding": finding, "kind": kind, "peak": growth[0]}
-
-
-@contextlib.contextmanager
-def _memory() -> Iterator[list[int]]:
-    """By how many bytes the process was larger at its peak than before."""
-    growth = [0]
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
-    yield growth
-    growth[0] = max(0, _status("VmHWM") - before)
-
-
-def _status(name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    return 0
 
 
 class _Guard:

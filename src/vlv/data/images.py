@@ -22,7 +22,16 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from vlv.data.foreign import open_regular, printable, read_up_to
-from vlv.data.image_costs import MAX_PIECES, MAX_STRIPS, Pieces, count_strips, too_costly
+from vlv.data.image_costs import (
+    BAND_PIXELS,
+    MAX_PIECES,
+    MAX_STRIPS,
+    Pieces,
+    count_strips,
+    limit_cost,
+    orientation,
+    predicted_memory,
+)
 from vlv.errors import ImageError
 
 logger = logging.getLogger(__name__)
@@ -31,7 +40,6 @@ IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 )
 
-_ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -43,7 +51,6 @@ _UPRIGHT = {
 }
 _WHITE = (255, 255, 255)
 _NUMPY = b"\x93NUMPY"
-_BAND_PIXELS = 2**22  # of larger images some rows at a time are made RGB, which keeps memory low
 _SMALLEST_SIDE = 16  # of bare pixels: a few bytes of rubbish are no image
 _SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\0", b"MM\0*")
 _FROM_16_BIT = ((np.arange(65536) * 255 + 32767) // 65535).astype(np.uint8)  # rounded, not cut
@@ -60,9 +67,7 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     max_side: int = 16_384
     max_ratio: float = 20.0  # long side over short side
-    max_memory: int = (
-        600_000_000  # bytes of the pixels while they are decoded; see vlv.data.image_costs
-    )
+    max_memory: int = 300 * 2**20  # bytes of the pixels while they are decoded, with all copies
     formats: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -92,10 +97,10 @@ def load_image(
     name = name or _name_of(source)
     data = _read(source, limits, name)
     image = _open(data, limits, name)
-    reason = too_costly(image, data, limits.max_memory)
+    reason = _guard(name, lambda: limit_cost(image, data, limits.max_memory))
     if reason is not None:
         raise ImageError(f"{name}: {reason}")
-    return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=_is_16_bit_png(data)))
+    return _guard(name, lambda: _upright_rgb(image, limits.max_memory, data))
 
 
 def load_bytes(
@@ -212,7 +217,7 @@ def read_header(
     """
     image = _open(_read(data, limits, name), limits, name)
     width, height = image.size
-    if _orientation(image) >= 5:  # stored on its side
+    if orientation(image) >= 5:  # stored on its side
         width, height = height, width
     return ImageHeader(width, height, str(image.format))
 
@@ -226,7 +231,7 @@ def to_rgb(
         ImageError: It is damaged or over a limit.
     """
     _check_size(*image.size, limits, name)
-    return _guard(name, lambda: _upright_rgb(image, is_16_bit_png=False))
+    return _guard(name, lambda: _upright_rgb(image, limits.max_memory))
 
 
 def center_crop_resize(image: Image.Image, size: int) -> Image.Image:
@@ -334,27 +339,32 @@ def _check_size(width: int, height: int, limits: ImageLimits, name: str) -> None
         )
 
 
-def _upright_rgb(image: Image.Image, *, is_16_bit_png: bool) -> Image.Image:
+def _upright_rgb(image: Image.Image, max_memory: int, data: bytes = b"") -> Image.Image:
+    """An image as upright RGB; with the data of its file it is nobody else's, and may be changed."""
     image.load()
-    orientation = _orientation(image)
+    turn = orientation(image)
     profile = image.info.get("icc_profile")
     upright = image
     if image.mode != "RGB" or profile or "transparency" in image.info:
-        upright = _flattened(image, profile, is_16_bit_png=is_16_bit_png)
-    if orientation in _UPRIGHT:
-        upright = upright.transpose(_UPRIGHT[orientation])
-    if upright is not image:
+        upright = _flattened(image, profile, data)
         upright.info = {}  # Pillow copies the tags, and whoever meets them next would apply them again
+    if turn in _UPRIGHT:
+        if predicted_memory(image, is_turned=True) > max_memory:  # PNG has said it just now
+            raise ImageError(f"its pixels need more than the limit of {max_memory} bytes")
+        upright = upright.transpose(_UPRIGHT[turn])
+        upright.info = {}
     return upright
 
 
-def _flattened(image: Image.Image, profile: bytes | None, *, is_16_bit_png: bool) -> Image.Image:
+def _flattened(image: Image.Image, profile: bytes | None, data: bytes) -> Image.Image:
     """An image of any mode as opaque sRGB of 8 bits."""
+    is_16_bit_png = _is_16_bit_png(data)
     grey = image.mode in ("I", "F") or image.mode.startswith("I;")
     levels = _levels(image) if grey else None
-    if image.width * image.height <= _BAND_PIXELS:
+    if image.width * image.height <= BAND_PIXELS:
         return _flat_rgb(_eight_bit(image, levels, is_16_bit_png=is_16_bit_png), profile)
-    flat = Image.new("RGB", image.size)
+    in_place = bool(data) and image.mode == "RGB"
+    flat = image if in_place else Image.new("RGB", image.size)
     for top, band in _bands(image):
         eight_bit = _eight_bit(band, levels, is_16_bit_png=is_16_bit_png)
         flat.paste(_flat_rgb(eight_bit, profile), (0, top))
@@ -363,18 +373,9 @@ def _flattened(image: Image.Image, profile: bytes | None, *, is_16_bit_png: bool
 
 def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """Some rows of an image at a time, with the number of the first."""
-    rows = max(1, _BAND_PIXELS // image.width)
+    rows = max(1, BAND_PIXELS // image.width)
     for top in range(0, image.height, rows):
         yield top, image.crop((0, top, image.width, min(image.height, top + rows)))
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 where the EXIF block is absent or damaged."""
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception as error:  # noqa: BLE001 -- as _guard
-        logger.debug("EXIF block ignored: %s", error)
-        return 1
 
 
 def _is_16_bit_png(data: bytes) -> bool:
