@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,68 @@ def test_tables_from_elsewhere(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> N
     good, bad = read_rows(tmp_path / "p.jsonl")
     assert good["error"] is None
     assert "lies outside the folder of its table" in bad["error"]
+
+
+ON_TABLES: dict[str, Callable[[Path, Path], list[object]]] = {
+    "filter": lambda table, out: ["data", "filter", table, "-o", out, "--workers", 1],
+    "pack": lambda table, out: ["data", "pack", table, "-o", out, "--workers", 1],
+    "split": lambda table, out: ["data", "split", table, "-o", out, "--workers", 1],
+    "check": lambda table, out: ["data", "check", table, "--workers", 1],
+    "stats": lambda table, out: ["data", "stats", table, "-o", f"{out}.html", "--workers", 1],
+    "mix": lambda table, out: ["mix", table, "-o", f"{out}.png", "--steps", 1, "--weights", ".5,.5"],
+    "demo": lambda table, out: ["demo", table, "-o", f"{out}.html", "--steps", 1],
+    "predict": lambda table, out: ["eval", "predict", "arena", "--run-dir", out, "--from", "true", "--images", table],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("command", ON_TABLES)
+def test_every_command_follows_paths_only_below_a_root_that_was_named(
+    vlv: Vlv, tmp_path: Path, command: str, kind: str
+) -> None:
+    """Lines of JSON, and the paths in the structs of a Parquet file."""
+    outside = [write_image(tmp_path / "secret" / f"{n}.png", n, (160, 140)) for n in range(2)]
+    table = table_of(tmp_path / "set", outside, kind)
+    refused = vlv(*ON_TABLES[command](table, tmp_path / "refused"))
+    if (command, kind) == ("predict", "parquet"):
+        assert refused.code == 0, "captions of the table are compared, and no image is opened"
+    else:
+        assert refused.code != 0
+    if command in ("filter", "pack", "split"):
+        rows = pq.read_table(tmp_path / "refused" / "dropped.parquet").to_pylist()
+        assert [OUTSIDE in row["detail"] for row in rows] == [True, True]
+    elif kind == "jsonl" and command != "stats":
+        assert OUTSIDE in refused.out + refused.err
+    read = vlv(*ON_TABLES[command](table, tmp_path / "read"), "--image-root", tmp_path / "secret")
+    assert read.code == 0, read
+    if command in ("filter", "pack", "split"):
+        indexes = (tmp_path / "read").rglob("index.parquet")
+        assert sum(pq.read_metadata(path).num_rows for path in indexes) == 2
+
+
+OUTSIDE = "lies outside the folder of its table"
+
+
+def table_of(folder: Path, images: list[Path], kind: str) -> Path:
+    """A table that names images elsewhere, with captions."""
+    folder.mkdir()
+    table = folder / f"x.{kind}"
+    if kind == "parquet":
+        struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        cells = pa.array([{"bytes": None, "path": str(path)} for path in images], struct)
+        pq.write_table(pa.table({"image": cells, "caption": ["a cube"] * len(images)}), table)
+    else:
+        rows = [{"file_name": str(path), "caption": "a cube"} for path in images]
+        table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return table
+
+
+def test_an_image_root_without_effect_is_refused(vlv: Vlv, tmp_path: Path) -> None:
+    for command in (
+        ("demo",),
+        ("eval", "predict", "arena", "--run-dir", tmp_path / "run", "--from", "true"),
+        ("data", "filter", "x.parquet", "-o", tmp_path / "out", "--table"),
+    ):
+        result = vlv(*command, "--image-root", tmp_path)
+        assert result.code == 1
+        assert "--image-root has no effect with" in result.err

@@ -61,6 +61,13 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Images processed together."
 RunDir = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on.")]
 Recursive = Annotated[bool, typer.Option(help="Look into subfolders.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Take only the first N inputs.")]
+ImageRoot = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder below which the images of a table may lie, beside its own.",
+        rich_help_panel="Images",
+    ),
+]
 CaptionColumn = Annotated[
     str | None,
     typer.Option(
@@ -87,10 +94,7 @@ class InputOptions:
         str | None,
         typer.Option(help="Name of the image in tables; the usual names by default."),
     ] = None
-    image_root: Annotated[
-        str | None,
-        typer.Option(help="Folder below which the images of a table may lie, beside its own."),
-    ] = None
+    image_root: ImageRoot = None
 
     def find(self, caption_column: str | None = None, *, detail: Detail = "images") -> list[Record]:
         """Records of the inputs, in order; captions and metadata are only read where `detail` says so."""

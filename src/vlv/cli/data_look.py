@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vlv.cli import common
-from vlv.cli.data_shards import EngineOptions, Inputs
+from vlv.cli.data_shards import CollectionOptions, EngineOptions
 from vlv.cli.options import options, takes_options
 
 
@@ -17,7 +17,7 @@ from vlv.cli.options import options, takes_options
 class CheckOptions:
     """Options of ``vlv data check``."""
 
-    inputs: Inputs
+    source: CollectionOptions
     report: Annotated[
         Path | None, typer.Option(help="Also write every problem as a line of this FILE.jsonl.")
     ] = None
@@ -30,7 +30,7 @@ def check(given: CheckOptions) -> int:
     from vlv.curation.check import check as run
 
     with common.Progress(unit="part") as progress, given.engine.make() as runner:
-        found = run(given.inputs, runner, progress.stage)
+        found = run(given.source.inputs, runner, progress.stage, given.source.image_root)
     typer.echo(found.table())
     if given.report is not None:
         found.write(given.report)
@@ -41,7 +41,7 @@ def check(given: CheckOptions) -> int:
 class StatsOptions:
     """Options of ``vlv data stats``."""
 
-    inputs: Inputs
+    source: CollectionOptions
     output: Annotated[
         Path,
         typer.Option(
@@ -69,14 +69,15 @@ def stats(given: StatsOptions) -> int:
     check_path(given.output)
     with common.Progress(unit="part") as progress, given.engine.make() as runner:
         found = collect(
-            given.inputs,
+            given.source.inputs,
             runner,
             tokenizers=given.tokenizer,
             num_samples=given.samples,
             seed=given.seed,
             report=progress.stage,
+            image_root=given.source.image_root,
         )
-    save(given.output, make_page(found, given.inputs, given.title), to_json(found))
+    save(given.output, make_page(found, given.source.inputs, given.title), to_json(found))
     for line in found.lines():
         typer.echo(line)
     common.say(f"-> {given.output}, {given.output.with_suffix('.json')}")

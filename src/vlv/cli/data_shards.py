@@ -32,6 +32,14 @@ Output = Annotated[
 Share = Annotated[float, typer.Option(min=0, max=1, help="Share of the images.")]
 
 
+@option_group("Images")
+class CollectionOptions:
+    """Which images."""
+
+    inputs: Inputs
+    image_root: common.ImageRoot = None
+
+
 @option_group("Shards")
 class ShardOptions:
     """How large shards are."""
@@ -79,7 +87,7 @@ class EngineOptions:
 class FilterOptions:
     """Options of ``vlv data filter``."""
 
-    inputs: Inputs
+    source: CollectionOptions
     output: Output
     config: Annotated[
         str | None,
@@ -112,16 +120,20 @@ def filter_images(given: FilterOptions) -> int:
     """
     from vlv.curation.job import ShardJob
     from vlv.curation.settings import load_filter
+    from vlv.errors import ConfigError
 
     preset = given.config or ("paper" if given.table else "relaxed")
     rules = load_filter(preset, given.change)
+    source = given.source
     if given.table:
+        if source.image_root is not None:
+            raise ConfigError("--image-root has no effect with --table, which opens no image")
         from vlv.curation.table_filter import TableJob
 
-        job: ShardJob | TableJob = TableJob(given.inputs, given.output, rules)
+        job: ShardJob | TableJob = TableJob(source.inputs, given.output, rules)
     else:
-        limits = given.shards.limits()
-        job = ShardJob(given.inputs, given.output, config=rules, limits=limits)
+        limits, root = given.shards.limits(), source.image_root
+        job = ShardJob(source.inputs, given.output, config=rules, limits=limits, image_root=root)
     return _run(job, given.engine)
 
 
@@ -129,7 +141,7 @@ def filter_images(given: FilterOptions) -> int:
 class PackOptions:
     """Options of ``vlv data pack``."""
 
-    inputs: Inputs
+    source: CollectionOptions
     output: Output
     shards: ShardOptions
     engine: EngineOptions
@@ -140,7 +152,8 @@ def pack(given: PackOptions) -> int:
     """Put every image of any inputs into tar shards of a wanted size, with an index."""
     from vlv.curation.job import ShardJob
 
-    job = ShardJob(given.inputs, given.output, "pack", limits=given.shards.limits())
+    limits, source = given.shards.limits(), given.source
+    job = ShardJob(source.inputs, given.output, "pack", limits=limits, image_root=source.image_root)
     return _run(job, given.engine)
 
 
@@ -148,7 +161,7 @@ def pack(given: PackOptions) -> int:
 class SplitOptions:
     """Options of ``vlv data split``."""
 
-    inputs: Inputs
+    source: CollectionOptions
     output: Output
     train: Share = 0.98
     val: Share = 0.01
@@ -174,7 +187,7 @@ def split(given: SplitOptions) -> int:
     shares = {"train": given.train, "val": given.val, "test": given.test}
     shares = {name: share for name, share in shares.items() if share > 0}
     job = ShardJob(
-        given.inputs,
+        given.source.inputs,
         given.output,
         "split",
         FilterConfig(near_duplicates=given.radius),
@@ -182,6 +195,7 @@ def split(given: SplitOptions) -> int:
         Split(shares, given.radius, given.seed),
         keep_duplicates=True,
         options={"shares": shares, "seed": given.seed},
+        image_root=given.source.image_root,
     )
     return _run(job, given.engine)
 

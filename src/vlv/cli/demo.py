@@ -37,6 +37,7 @@ class DemoOptions:
         int | None,
         typer.Option(min=1, help=f"Held-out scenes to show; {DEFAULT_NUM} by default."),
     ] = None
+    image_root: common.ImageRoot = None
     model: common.Model = common.SHIPPED_MODEL
     revision: common.Revision = None
     device: common.Device = "auto"
@@ -62,7 +63,7 @@ def demo(given: DemoOptions) -> int:
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name the page, such as {output / 'demo.html'}")
     files = [*given.images, *(given.files or [])]
-    subjects, num_failed = _subjects(files, given.num, given.seed)
+    subjects, num_failed = _subjects(files, given)
     pipe = common.load_pipeline(
         model,
         ["caption", "reconstruct"],
@@ -79,19 +80,24 @@ def demo(given: DemoOptions) -> int:
     return 2 if num_failed else 0
 
 
-def _subjects(inputs: list[str], num: int | None, seed: int) -> tuple[list[Subject], int]:
+def _subjects(inputs: list[str], given: DemoOptions) -> tuple[list[Subject], int]:
     """The images to show, and how many files were bad."""
+    from vlv.data.records import Columns
     from vlv.data.source import find_records
     from vlv.demo.cases import held_out_subjects, own_subjects
     from vlv.errors import ConfigError, DataError
 
     if not inputs:
-        return held_out_subjects(num or DEFAULT_NUM, seed), 0
-    if num is not None:
+        if given.image_root is not None:
+            raise ConfigError("--image-root has no effect without images of your own; leave it out")
+        return held_out_subjects(given.num or DEFAULT_NUM, given.seed), 0
+    if given.num is not None:
         raise ConfigError(
             "--num counts rendered scenes and has no effect on --images; leave it out"
         )
-    subjects, errors = own_subjects(find_records(inputs))
+    subjects, errors = own_subjects(
+        find_records(inputs, columns=Columns(image_root=given.image_root))
+    )
     for error in errors:
         common.say(f"failed: {error}")
     if not subjects:

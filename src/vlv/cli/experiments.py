@@ -41,6 +41,7 @@ class SampleOptions:
     images: Annotated[
         list[str], typer.Option(help="Files or folders instead of the toy world.")
     ] = field(default_factory=list)
+    image_root: common.ImageRoot = None
     seed: common.Seed = 1
 
     def data(self, references: Path | None = None) -> DataSet:
@@ -50,11 +51,15 @@ class SampleOptions:
 
         if self.images:
             texts = None if references is None else str(references)
-            return DataSet(None, self.seed, self.num, tuple(self.images), texts)
+            return DataSet(
+                None, self.seed, self.num, tuple(self.images), texts, image_root=self.image_root
+            )
         if references is not None:
             raise ConfigError(
                 "--references has no effect without --images; the toy world has its own"
             )
+        if self.image_root is not None:
+            raise ConfigError("--image-root has no effect without --images; leave it out")
         return DataSet(self.split, self.seed, self.num or 1000)
 
 

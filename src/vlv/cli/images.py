@@ -106,6 +106,7 @@ class MixOptions:
         typer.Option(help="concat joins vectors; average and slerp blend them."),
     ] = None
     on_existing: common.OnExisting = "skip"
+    image_root: common.ImageRoot = None
     sampling: common.SamplingOptions
     model: common.ModelOptions
 
@@ -117,10 +118,12 @@ def mix(given: MixOptions) -> int:
     With --keep the leading vectors of each embedding are joined, as in the paper; with --weights the
     embeddings are blended.
     """
+    from vlv.data.records import Columns
     from vlv.data.source import find_records
     from vlv.jobs.images import MixSettings, mix_files
 
-    records = [record for name in given.inputs for record in find_records([name])]
+    columns = Columns(image_root=given.image_root)
+    records = [r for name in given.inputs for r in find_records([name], columns=columns)]
     how = MixSettings.parse(len(records), given.keep, given.weights, given.mode)
     placement = given.model.placement(given.sampling.vae)
     made = mix_files(

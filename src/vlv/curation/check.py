@@ -115,14 +115,17 @@ def check(
     inputs: Sequence[str],
     engine: Engine,
     report: Callable[[str, int, int], None] = lambda what, done, of: None,
+    image_root: str | None = None,
 ) -> Report:
     """Check that every record decodes, and matches the index where a shard has one beside it.
+
+    Images that a table names lie below its folder, or below `image_root`.
 
     Raises:
         DataError: The inputs are missing or empty.
     """
     import_pyarrow()
-    parts = image_parts(inputs)
+    parts = image_parts(inputs, image_root)
     tasks = [CheckTask(part, _index_of(part)) for part in parts]
     found = Report()
     keys = []

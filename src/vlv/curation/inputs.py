@@ -12,7 +12,7 @@ from vlv.data.hub_sets import HubCell
 from vlv.data.images import pixels_as_png
 from vlv.data.locations import Location, Url, is_remote, open_seekable
 from vlv.data.parts import Part
-from vlv.data.records import EmbeddingRow, Entry, ImagePlace, Record, Span
+from vlv.data.records import Columns, EmbeddingRow, Entry, ImagePlace, Record, Span
 from vlv.data.source import Source
 from vlv.data.tables import Cell, ParquetRows, folder_of, image_bytes, names_images, open_parquet
 from vlv.errors import DataError, ImageError, VLVError
@@ -21,13 +21,13 @@ from vlv.storage import Json
 _ROWS_AT_A_TIME = 16
 
 
-def image_parts(inputs: Sequence[str]) -> list[Part]:
-    """The parts of inputs that hold images.
+def image_parts(inputs: Sequence[str], image_root: str | None = None) -> list[Part]:
+    """The parts of inputs that hold images; those that a table names lie below its folder, or below `image_root`.
 
     Raises:
         DataError: As `Source.parts`, or a table has addresses instead of images.
     """
-    parts = Source(inputs, detail="all").parts()
+    parts = Source(inputs, Columns(image_root=image_root), detail="all").parts()
     for path in dict.fromkeys(part.source for part in parts if isinstance(part, ParquetRows)):
         if not names_images(path):
             raise DataError(
@@ -38,10 +38,15 @@ def image_parts(inputs: Sequence[str]) -> list[Part]:
 
 
 class SequentialReader:
-    """Reads images one after the other; in the order of a file it reads on, instead of from the start again."""
+    """Reads images one after the other; in the order of a file it reads on, instead of from the start again.
 
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
+    Args:
+        max_bytes: Of an image.
+        image_root: Folder below which the images of a table may lie, beside its own.
+    """
+
+    def __init__(self, max_bytes: int, image_root: str | None = None) -> None:
+        self.max_bytes, self.image_root = max_bytes, image_root
         self._open: tuple[Location, BinaryIO] | None = None
         self._cells: _Cells | None = None
 
@@ -90,9 +95,8 @@ class SequentialReader:
         wanted = place.path, place.group, place.column
         if self._cells is None or self._cells.name != wanted or self._cells.start > place.row:
             self._cells = _Cells(*wanted)
-        return image_bytes(
-            self._cells.at(place.row), str(place), folder_of(place.path), place.image_root
-        )
+        root = place.image_root or self.image_root
+        return image_bytes(self._cells.at(place.row), str(place), folder_of(place.path), root)
 
     def close(self) -> None:
         """Close what is open."""

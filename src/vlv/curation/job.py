@@ -52,6 +52,7 @@ class ShardJob:
         sorting: Which image goes where.
         keep_duplicates: Measure the duplicates only, for the sorting.
         options: What else the result depends on.
+        image_root: Folder below which the images of a table may lie, beside its own.
     """
 
     inputs: Sequence[str]
@@ -62,6 +63,7 @@ class ShardJob:
     sorting: Sorting = into_one
     keep_duplicates: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
+    image_root: str | None = None
 
     def run(self, engine: Engine, report: Report = lambda what, done, of: None) -> Summary:
         """Do what is not done yet; a finished job is left alone.
@@ -73,7 +75,7 @@ class ShardJob:
         """
         import_pyarrow()  # complain now, not after hours of work
         self._check_apart()
-        parts = image_parts(self.inputs)
+        parts = image_parts(self.inputs, self.image_root)
         folder = OutputFolder(self.output, self._settings(), fingerprint(parts))
         if folder.is_finished:
             folder.clean()
@@ -132,6 +134,7 @@ class ShardJob:
                 work=work / name,
                 limits=self.limits,
                 max_bytes=self.config.max_bytes,
+                image_root=self.image_root,
             )
             for name, places in self.sorting(survivors).items()
         }

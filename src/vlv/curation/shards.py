@@ -59,6 +59,7 @@ class ShardTask:
         rows: Tables of measurements, each with the rows that are taken from it, in order.
         index: The Parquet file of its part of the index.
         max_bytes: Of an image.
+        image_root: Folder below which the images of a table may lie, beside its own.
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class ShardTask:
     rows: tuple[tuple[Path, NDArray[np.uint32]], ...]
     index: Path
     max_bytes: int
+    image_root: str | None = None
 
     @property
     def is_done(self) -> bool:
@@ -84,7 +86,7 @@ def write_shard(task: ShardTask) -> int:
     path.unlink(missing_ok=True)  # complete, but without its index
     entries: list[Row] = []
     writer = TarShardWriter(task.folder, per_shard=_UNLIMITED, index=task.number)
-    with writer, SequentialReader(task.max_bytes) as reader:
+    with writer, SequentialReader(task.max_bytes, task.image_root) as reader:
         for table, numbers in task.rows:
             rows = read_table(table)
             for number in numbers.tolist():
@@ -152,6 +154,7 @@ def plan_shards(
     work: Path,
     limits: ShardLimits,
     max_bytes: int,
+    image_root: str | None = None,
 ) -> list[ShardTask]:
     """The shards that hold some of the survivors, in their order."""
     tasks = []
@@ -163,7 +166,7 @@ def plan_shards(
             for part in np.unique(chosen["part"]).tolist()
         )
         index = work / f"index-{number:05d}.parquet"
-        tasks.append(ShardTask(folder, number, rows, index, max_bytes))
+        tasks.append(ShardTask(folder, number, rows, index, max_bytes, image_root))
     return tasks
 
 

@@ -168,8 +168,11 @@ def collect(
     num_samples: int = 24,
     seed: int = 0,
     report: Callable[[str, int, int], None] = lambda what, done, of: None,
+    image_root: str | None = None,
 ) -> Stats:
     """Count a collection; the result does not depend on the number of workers.
+
+    Images that a table names lie below its folder, or below `image_root`.
 
     Raises:
         ConfigError: A tokenizer is named twice or cannot be loaded.
@@ -179,7 +182,7 @@ def collect(
         raise ConfigError(f"a tokenizer is named twice: {', '.join(tokenizers)}; name each once")
     for name in tokenizers:
         counter_of(name)  # complain now
-    parts = image_parts(inputs)
+    parts = image_parts(inputs, image_root)
     tasks = [StatsTask(part, tuple(tokenizers), num_samples, seed) for part in parts]
     total = Stats()
     report("counted", 0, len(tasks))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlv.data.foreign import decode_text, parse_object, read_file
 from vlv.data.framing import frame
-from vlv.data.records import Record
+from vlv.data.records import Columns, Record
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError
 from vlv.storage import Json
@@ -73,6 +73,7 @@ class DataSet:
         num: How many; None is all files.
         inputs: Files and folders of images, as `find_records` takes them.
         references: A file with right captions, see `read_references`.
+        image_root: Folder below which the images of a table may lie, beside its own.
     """
 
     split: Split | None = "test"
@@ -80,6 +81,7 @@ class DataSet:
     num: int | None = 1000
     inputs: tuple[str, ...] = ()
     references: str | None = None
+    image_root: str | None = None
 
     def __post_init__(self) -> None:
         if (self.split is None) == (not self.inputs):
@@ -95,7 +97,8 @@ class DataSet:
         """
         if self.split is not None:
             return [_rendered(self.split, self.seed, index) for index in range(self.num or 0)]
-        records = find_records(list(self.inputs))[: self.num]
+        columns = Columns(image_root=self.image_root)
+        records = find_records(list(self.inputs), columns=columns)[: self.num]
         if not records:
             raise DataError(f"there is no image in {', '.join(self.inputs)}")
         texts = {} if self.references is None else read_references(Path(self.references))
