@@ -351,7 +351,7 @@ def test_reasons_have_one_line(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [PNG]}), path, compression="none", use_dictionary=False)
     path.write_bytes(path.read_bytes()[:4] + bytes(20) + path.read_bytes()[24:])
     (row,) = measure_part(Source([path], detail="all").parts()[0], FilterConfig())
-    assert "cannot be read (" in row["detail"]
+    assert "cannot be read as Parquet (" in row["detail"]
     assert "\n" not in row["detail"]
 
 
@@ -367,7 +367,7 @@ def test_whatever_pyarrow_raises_is_a_damaged_file(
         raise pa.ArrowNotImplementedError("integers of\n7 bits")
 
     for name, read in (
-        ("read_row_group", record.open),
+        ("iter_batches", record.open),
         ("iter_batches", lambda: find_records([path])),
         ("__init__", lambda: find_records([path])),
     ):

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 from vlv.data.foreign import printable, read_at_most, read_up_to, unreadable
 from vlv.data.hub_sets import HubCell
 from vlv.data.images import pixels_as_png
 from vlv.data.locations import Location, Url, is_remote, open_seekable
+from vlv.data.parquet import cells_of
 from vlv.data.parts import Part
 from vlv.data.records import Columns, EmbeddingRow, Entry, ImagePlace, Record, Span
 from vlv.data.source import Source
-from vlv.data.tables import Cell, ParquetRows, folder_of, image_bytes, names_images, open_parquet
+from vlv.data.tables import Cell, ParquetRows, folder_of, image_bytes, names_images
 from vlv.errors import DataError, ImageError, VLVError
 from vlv.storage import Json
-
-_ROWS_AT_A_TIME = 16
 
 
 def image_parts(inputs: Sequence[str], image_root: str | None = None) -> list[Part]:
@@ -48,7 +47,6 @@ class SequentialReader:
     def __init__(self, max_bytes: int, image_root: str | None = None) -> None:
         self.max_bytes, self.image_root = max_bytes, image_root
         self._open: tuple[Location, BinaryIO] | None = None
-        self._cells: _Cells | None = None
 
     def read(self, place: ImagePlace) -> bytes:
         """The bytes of an image file; pixels in a table become a PNG.
@@ -92,11 +90,9 @@ class SequentialReader:
         return data
 
     def _read_cell(self, place: Cell) -> bytes:
-        wanted = place.path, place.group, place.column
-        if self._cells is None or self._cells.name != wanted or self._cells.start > place.row:
-            self._cells = _Cells(*wanted)
+        value = cells_of(place.path, place.group, place.column).at(place.row)
         root = place.image_root or self.image_root
-        return image_bytes(self._cells.at(place.row), str(place), folder_of(place.path), root)
+        return image_bytes(value, str(place), folder_of(place.path), root)
 
     def close(self) -> None:
         """Close what is open."""
@@ -109,28 +105,6 @@ class SequentialReader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-class _Cells:
-    """One column of a row group, some rows in memory at a time."""
-
-    def __init__(self, path: Location, group: int, column: str) -> None:
-        self.name = path, group, column
-        self.start = 0
-        self._rows: list[object] = []
-        self._batches: Iterator[Any] = open_parquet(path).iter_batches(
-            _ROWS_AT_A_TIME, row_groups=[group], columns=[column], use_threads=False
-        )
-
-    def at(self, row: int) -> object:
-        while row >= self.start + len(self._rows):
-            self.start += len(self._rows)
-            try:
-                self._rows = next(self._batches).column(0).to_pylist()
-            except StopIteration:
-                path, group, _ = self.name
-                raise DataError(f"{path}: row group {group} has no row {row}") from None
-        return self._rows[row - self.start]
 
 
 # Places in tables --------------------------------------------------------------------------------

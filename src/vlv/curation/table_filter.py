@@ -19,10 +19,11 @@ from vlv.curation.settings import FilterConfig
 from vlv.curation.state import OutputFolder
 from vlv.curation.summary import PLOT_NAME, REASONS, Summary, draw
 from vlv.curation.tables import read_groups, write_table
+from vlv.data.parquet import Parquet
 from vlv.data.parts import Part, Unreadable
 from vlv.data.records import DAMAGED
 from vlv.data.source import Source, fingerprint
-from vlv.data.tables import ParquetRows, open_parquet
+from vlv.data.tables import ParquetRows
 from vlv.errors import ConfigError, DataError
 from vlv.jobs.formats import import_pyarrow
 from vlv.storage import Json, replacing
@@ -132,8 +133,8 @@ def filter_table(task: TableTask) -> int:
         write_table(task.counts, _COUNTS, [{"reason": DAMAGED, "count": 1}])
         return 0
     pyarrow, parquet = import_pyarrow()
-    file = open_parquet(task.part.source)
-    schema = file.schema_arrow
+    file = Parquet(task.part.source)
+    schema = file.schema
     columns = _columns(task.config, schema.names, str(task.part))
     more = schema.append(pyarrow.field("reason", pyarrow.string())).append(
         pyarrow.field("value", pyarrow.string())
@@ -143,8 +144,8 @@ def filter_table(task: TableTask) -> int:
         kept = parquet.ParquetWriter(kept_path, schema, compression="zstd")
         dropped = parquet.ParquetWriter(dropped_path, more, compression="zstd")
         with kept, dropped:
-            groups = range(task.part.start, task.part.stop or file.num_row_groups)
-            for batch in file.iter_batches(_ROWS, row_groups=list(groups), use_threads=False):
+            groups = range(task.part.start, task.part.stop or file.num_groups)
+            for batch in file.batches(groups, schema.names, _ROWS):
                 drops = [_judge(task.config, values) for values in _values(batch, columns)]
                 kept.write_batch(batch.filter(pyarrow.array([drop is None for drop in drops])))
                 lost = batch.filter(pyarrow.array([drop is not None for drop in drops]))

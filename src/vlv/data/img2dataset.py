@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from vlv.data.parts import Part
 
 
+_ROWS = 1000  # at a time
+
+
 class Downloads:
     """The table beside a shard: what is known of each address.
 
@@ -31,12 +34,15 @@ class Downloads:
         self._path = path
         if path is None:
             return
-        from vlv.data.tables import light_columns, open_parquet
+        from vlv.data.parquet import Parquet
+        from vlv.data.tables import light_columns
 
         try:
-            file = open_parquet(path)
-            rows = file.read(columns=light_columns(file.schema_arrow)).to_pylist()
-        except Exception as error:  # noqa: BLE001 -- pyarrow raises a dozen types on damaged files
+            file = Parquet(path)
+            names = light_columns(file.schema)
+            groups = range(file.num_groups if names else 0)
+            rows = [row for group in groups for row in file.values(group, names, _ROWS)]
+        except DataError as error:
             self._damage = str(error)
             return
         if all({"key", "status"} <= row.keys() for row in rows):

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 from vlv.data.foreign import (
     MAX_TEXT_BYTES,
     decode_text,
-    open_regular,
     parse_object,
     path_below,
     printable,
@@ -26,6 +22,7 @@ from vlv.data.foreign import (
 from vlv.data.images import DEFAULT_LIMITS
 from vlv.data.img2dataset import failure_of, is_failure
 from vlv.data.locations import Location, Url, open_location
+from vlv.data.parquet import Parquet, cells_of
 from vlv.data.parts import Detail, Part, Unreadable, stated_hash
 from vlv.data.records import (
     DAMAGED,
@@ -60,8 +57,8 @@ _LISTED_ROWS = 256  # without
 class Cell:
     """Image bytes in one cell of a Parquet file.
 
-    A read takes the whole row group, of which the last few are kept: fast in order, slow when
-    shuffled. Train on such files with `data.streaming`.
+    A read takes the row group up to there, of which the last few are kept in part: fast in order, slow when shuffled.
+    Train on such files with `data.streaming`.
     """
 
     raw_pixels: ClassVar[bool] = True
@@ -82,17 +79,12 @@ class Cell:
             DataError: The cell holds none, or the file is damaged.
         """
         try:
-            value = _row_group(self.path, self.column, self.group)[self.row].as_py()
+            value = cells_of(self.path, self.group, self.column).at(self.row)
         except DataError:
             raise
-        except Exception as error:  # as open_parquet
-            raise DataError(f"{self}: cannot be read ({_first_line(error)})") from error
+        except Exception as error:  # pyarrow raises a dozen types on damaged files
+            raise unreadable(self, error) from error
         return image_bytes(value, str(self), folder_of(self.path), self.image_root)
-
-
-@lru_cache(maxsize=4)
-def _row_group(path: Location, column: str, group: int) -> Any:
-    return open_parquet(path).read_row_group(group, columns=[column]).column(0)
 
 
 def folder_of(path: Location) -> Path | None:
@@ -275,14 +267,14 @@ class ParquetRows(Part):
     def split(self) -> Iterator[Part]:
         """Parts of at least `RECORDS` rows; for a file that cannot be opened, a part that says so."""
         try:
-            metadata = open_parquet(self.source).metadata
+            file = Parquet(self.source)
         except DataError as error:
             yield Unreadable(self.source, self.columns, str(error))
             return
         start = rows = 0
-        for group in range(metadata.num_row_groups):
-            rows += metadata.row_group(group).num_rows
-            if rows >= RECORDS or group == metadata.num_row_groups - 1:
+        for group in range(file.num_groups):
+            rows += file.num_rows(group)
+            if rows >= RECORDS or group == file.num_groups - 1:
                 yield replace(self, start=start, stop=group + 1)
                 start, rows = group + 1, 0
 
@@ -292,12 +284,12 @@ class ParquetRows(Part):
         Raises:
             DataError: pyarrow is absent, the file is damaged, or there is no column of the name that was given.
         """
-        file = open_parquet(self.source)
-        column = bytes_column(file.schema_arrow, self.columns, self)
-        names = light_columns(file.schema_arrow)
-        stop = file.num_row_groups if self.stop is None else self.stop
+        file = Parquet(self.source)
+        column = bytes_column(file.schema, self.columns, self)
+        names = light_columns(file.schema)
+        stop = file.num_groups if self.stop is None else self.stop
         for group in range(self.start, stop):
-            for number, values in enumerate(self._rows(file, group, names, _LISTED_ROWS)):
+            for number, values in enumerate(_light_rows(file, group, names)):
                 where = f"{self}, row group {group}, row {number}"
                 if column is None:
                     yield make_entry(values, where, self.columns, self.source)
@@ -313,15 +305,15 @@ class ParquetRows(Part):
         Raises:
             DataError: As `scan`.
         """
-        file = open_parquet(self.source)
-        column = bytes_column(file.schema_arrow, self.columns, self)
-        names = light_columns(file.schema_arrow)
+        file = Parquet(self.source)
+        column = bytes_column(file.schema, self.columns, self)
+        wanted = [*light_columns(file.schema), *([column] if column else [])]
         first = 0
-        for group in range(file.num_row_groups):
-            size = file.metadata.row_group(group).num_rows
+        for group in range(file.num_groups):
+            size = file.num_rows(group)
             if first + size > start:
-                wanted = [*names, *([column] if column else [])]
-                rows = self._rows(file, group, wanted, _STREAMED_ROWS)
+                batches = file.batches([group], wanted, _STREAMED_ROWS)
+                rows = (values for batch in batches for values in batch.to_pylist())
                 for number, values in enumerate(rows):
                     if first + number >= start:
                         yield self._streamed(values, column, group, number)
@@ -338,57 +330,12 @@ class ParquetRows(Part):
             entry = make_entry(values, where, self.columns, image, key)
         return replace(entry, id=f"{self}/{entry.id}")
 
-    def _rows(self, file: Any, group: int, names: list[str], at_a_time: int) -> Iterator[Json]:
-        """The rows of a row group.
 
-        Raises:
-            DataError: It is damaged.
-        """
-        if not names:
-            yield from ({} for _ in range(file.metadata.row_group(group).num_rows))
-            return
-        try:
-            for batch in file.iter_batches(
-                at_a_time, row_groups=[group], columns=names, use_threads=False
-            ):
-                yield from batch.to_pylist()
-        except Exception as error:  # as open_parquet
-            reason = _first_line(error)
-            raise DataError(f"{self}: cannot be read as Parquet ({reason})") from error
-
-
-def open_parquet(path: Location) -> Any:
-    """The file for pyarrow; what a command prints goes through a temporary file.
-
-    Raises:
-        DataError: pyarrow is absent, or the file cannot be read.
-    """
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise DataError(f"{path}: Parquet needs pyarrow; pip install 'vlv[data]'") from error
-    try:
-        if isinstance(path, Url):
-            return pyarrow.parquet.ParquetFile(_seekable(path))
-        open_regular(path).close()  # pyarrow would wait for a FIFO
-        return pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        name = printable(str(path))
-        raise DataError(f"{name}: cannot be read as Parquet ({_first_line(error)})") from error
-
-
-def _seekable(url: Url) -> Any:
-    if not url.is_command:
-        return url.open()
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by the reader
-    with url.open() as source:
-        shutil.copyfileobj(source, copy)
-    copy.seek(0)
-    return copy
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _light_rows(file: Parquet, group: int, names: list[str]) -> Iterable[Json]:
+    """The rows of a row group without images."""
+    if not names:
+        return ({} for _ in range(file.num_rows(group)))
+    return file.values(group, names, _LISTED_ROWS)
 
 
 def _holds_bytes(kind: Any) -> bool:
@@ -421,6 +368,6 @@ def names_images(path: Location) -> bool:
     Raises:
         DataError: The file cannot be read.
     """
-    schema = open_parquet(path).schema_arrow
+    schema = Parquet(path).schema
     found = bytes_column(schema, GUESSED, path) is not None
     return found or not set(_PATH_FIELDS).isdisjoint(schema.names)
