@@ -9,6 +9,8 @@ PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 # one thread per process: two processes with two threads each are slower than either alone
 ONE    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# neighbours stay together, so that fixtures of a module are made once; who is done takes from the other
+SHARED := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check fmt setup pages docs
@@ -20,10 +22,10 @@ demo: $(VENV)/.demo  ## caption, rebuild and mix images with the shipped model; 
 	HF_HUB_OFFLINE=1 $(BIN)/vlv demo --output demo.html
 
 test: $(VENV)/.dev  ## run the quick tests
-	$(ONE) $(BIN)/python -m pytest -n $(JOBS) -m "not slow" $(ARGS)
+	$(ONE) $(BIN)/python -m pytest $(SHARED) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev  ## run all tests: kills, ranks, Ray, faults and combinations too
-	$(ONE) $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	$(ONE) $(BIN)/python -m pytest $(SHARED) $(ARGS)
 
 check: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .

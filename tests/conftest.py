@@ -51,6 +51,12 @@ def global_seed() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the curves off the pages of training runs: they take a second each; tests of the pages draw them."""
+    monkeypatch.setattr("vlv.training.summary.charts.has_charts", lambda: False)
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A fresh CPU generator, seed 0."""

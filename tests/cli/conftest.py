@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests import tiny
-from vlv.cli import run
+from vlv.cli import main, run
 
 
 class Result(NamedTuple):
@@ -39,6 +44,60 @@ def vlv(capsys: pytest.CaptureFixture[str]) -> Vlv:
         return result
 
     return command
+
+
+def start(*arguments: object) -> BaseProcess:
+    """Run `vlv ARGUMENTS` in a process forked from this one, which has imported everything."""
+    words = [str(argument) for argument in arguments]
+    process = multiprocessing.get_context("fork").Process(target=_command, args=(words,))
+    process.start()
+    return process
+
+
+def _command(arguments: list[str]) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(null, stream)
+    sys.argv = ["vlv", *arguments]
+    main()
+
+
+RunScript = Callable[..., list[Result]]
+
+_CLIENT = """#!/bin/sh
+[ "$1" = -m ] && shift 2
+{ pwd; printf '%s\\n' "$@"; } > ASKED
+read -r code < ANSWERED
+exit "$code"
+"""
+
+
+@pytest.fixture
+def run_script(vlv: Vlv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunScript:
+    """Run a script to its end; its commands `vlv` and `$PYTHON -m vlv` run here, where everything is imported."""
+    folder = tmp_path / "client"
+    folder.mkdir()
+    asked, answered, client = (folder / name for name in ("asked", "answered", "vlv"))
+    os.mkfifo(asked)
+    os.mkfifo(answered)
+    client.write_text(_CLIENT.replace("ASKED", str(asked)).replace("ANSWERED", str(answered)))
+    client.chmod(0o755)
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+
+    def run_it(script: Path, cwd: Path, *arguments: str, **environment: str) -> list[Result]:
+        results: list[Result] = []
+        known = os.environ | {"PATH": path, "PYTHON": str(client)} | environment
+        ending = ["sh", "-c", f'"$@"; code=$?; : > {asked}; exit $code', "sh"]
+        with subprocess.Popen([*ending, script, *arguments], cwd=cwd, env=known) as process:
+            while words := asked.read_text().splitlines():
+                with monkeypatch.context() as patch:
+                    patch.chdir(words[0])
+                    results.append(vlv(*words[1:]))
+                answered.write_text(f"{results[-1].code}\n")
+        assert process.returncode == 0, [result.err for result in results]
+        return results
+
+    return run_it
 
 
 def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (32, 32)) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.cli.conftest import Vlv, write_image
+from tests.cli.conftest import Vlv, start, write_image
 from vlv.data.source import find_records
 from vlv.jobs.caption import CHECK_COLUMNS, COLUMNS
 from vlv.jobs.formats import Row, read_rows
@@ -113,14 +113,14 @@ def test_killed_run_loses_nothing(
     output = tmp_path / "out.jsonl"
     args = ["caption", tmp_path / "many", "--model", tiny_folder, *SHORT, "-o", output]
     args += ["--batch-size", 1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlv", *map(str, args)], stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 600  # a busy machine imports slowly
+    process = start(*args)
+    deadline = time.monotonic() + 600
     while (not output.exists() or output.stat().st_size < 1500) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(kind)
-    assert process.wait() == code
+    assert process.pid is not None
+    os.kill(process.pid, kind)
+    process.join()
+    assert process.exitcode == code
     kept = output.read_bytes().count(b"\n")
     assert 0 < kept < 60
     result = vlv(*args[:-1], 64)

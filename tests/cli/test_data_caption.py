@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from io import BytesIO
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.cli.conftest import Vlv, write_image
+from tests.cli.conftest import Vlv, start, write_image
 from tests.data.files import quadrants, rotated
 from tests.endpoint.server import ScriptedServer, always, faults, images_of, text_of
 from vlv.data.records import Columns
@@ -311,15 +310,16 @@ def test_killed_five_times_at_random_and_resumed(vlv: Vlv, many: Path, tmp_path:
         server.delivered.clear()
         server.requests = 0
         args = teacher(server.url, many, tmp_path / "out", *more)
-        command = [sys.executable, "-m", "vlv", *map(str, args)]
         killed = 0
         for number in range(5):
-            process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+            process = start(*args)
+            assert process.pid is not None
             goal = server.requests + draw.randint(2, 7)
-            while server.requests < goal and process.poll() is None:
+            while server.requests < goal and process.is_alive():
                 time.sleep(0.005)
-            process.send_signal(signal.SIGKILL if number % 2 else signal.SIGTERM)
-            killed += process.wait() != 0
+            os.kill(process.pid, signal.SIGKILL if number % 2 else signal.SIGTERM)
+            process.join()
+            killed += process.exitcode != 0
         result = vlv(*args)
         assert killed == 5
         assert result.code == 0

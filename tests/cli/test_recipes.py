@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.cli.conftest import Vlv
+from tests.cli.conftest import RunScript, Vlv, write_image
 from tests.cli.test_train import write_config
 from tests.tiny import IMAGE_SIZE, NUM_QUERIES
 from vlv.config import load_config
@@ -62,25 +62,14 @@ def test_the_commands_of_the_small_recipe_are_understood(vlv: Vlv) -> None:
                 assert word in shown.out, f"{words[:depth]} has no {word}"
 
 
-def run_script(name: str, folder: Path, *arguments: str, **environment: str) -> str:
-    python = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [ROOT / "runs" / name, *arguments],
-        cwd=folder,
-        env=os.environ | python | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def settings(**changes: object) -> list[str]:
     return [word for key, value in changes.items() for word in ("--set", f"{key}={value}")]
 
 
 @pytest.mark.slow
-def test_the_papers_recipe_in_miniature(ingredients: Path, tmp_path: Path) -> None:
+def test_the_papers_recipe_in_miniature(
+    run_script: RunScript, ingredients: Path, tmp_path: Path
+) -> None:
     """Both scripts, as they are, with small parts: plan, training, and the model of stage 1 in stage 2."""
     loop = {"loop.batch_size": 2, "loop.global_batch_size": 4, "loop.log_every": 1}
     small = {**loop, "data.image_size": IMAGE_SIZE, "data.num_workers": 0, "loop.trackers": "[]"}
@@ -91,14 +80,15 @@ def test_the_papers_recipe_in_miniature(ingredients: Path, tmp_path: Path) -> No
         **{"model.florence": str(ingredients / "florence"), "model.num_queries": NUM_QUERIES},
         **{"model.input_size": IMAGE_SIZE, "loop.steps": 3},
     )
-    dry = run_script("paper-stage1.sh", tmp_path, *first, **data, DRY_RUN="1", GPUS="2")
-    assert "3 steps of 4 images: 2 in a pass x 1 passes x 2 processes; fp32" in dry
-    assert "12 images, 2 epochs of 6 records" in dry
+    stage1, stage2 = (ROOT / "runs" / f"paper-stage{number}.sh" for number in (1, 2))
+    [dry] = run_script(stage1, tmp_path, *first, **data, DRY_RUN="1", GPUS="2")
+    assert "3 steps of 4 images: 2 in a pass x 1 passes x 2 processes; fp32" in dry.out
+    assert "12 images, 2 epochs of 6 records" in dry.out
     assert not (tmp_path / "runs").exists()
 
     rate = {"USD_PER_GPU_HOUR": "2"}
-    out = run_script("paper-stage1.sh", tmp_path, *first, "--max-minutes", "9", **data, **rate)
-    assert "2 in a pass x 2 passes x 1 processes" in out
+    plan, _ = run_script(stage1, tmp_path, *first, "--max-minutes", "9", **data, **rate)
+    assert "2 in a pass x 2 passes x 1 processes" in plan.out
     run = tmp_path / "runs" / "stage1"
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert (config["optim"]["lr"], config["optim"]["schedule"]) == (5e-5, "cosine")
@@ -111,8 +101,23 @@ def test_the_papers_recipe_in_miniature(ingredients: Path, tmp_path: Path) -> No
         **{"model.llm": str(ingredients / "llm"), "loop.steps": 4, "loop.precision": "fp32"},
         **{"stage2.frozen_llm_steps": 1, "stage2.frozen_encoder_steps": 2},
     )
-    run_script("paper-stage2.sh", tmp_path, *second, **data)
+    assert len(run_script(stage2, tmp_path, *second, **data)) == 2
     assert (tmp_path / "runs/stage2/model/caption_decoder/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_filter_caption_stats_check_train(run_script: RunScript, tmp_path: Path) -> None:
+    """runs/dataset.sh: from pictures to a caption decoder that has learnt from a teacher's captions."""
+    small = write_image(tmp_path / "more" / "small.png", size=(20, 20))  # which the filter drops
+    out = tmp_path / "out"
+    numbers = {"NUM": "16", "STEPS": "3", "IMAGES": str(small.parent)}
+    commands = run_script(ROOT / "runs" / "dataset.sh", tmp_path, OUT=str(out), **numbers)
+    assert len(commands) == 7
+    rows = [json.loads(line) for line in (out / "captioned" / "captions.jsonl").open()]
+    assert len(rows) == 16
+    assert all(row["caption"] and row["error"] is None for row in rows)
+    assert (out / "stats.html").exists()
+    assert (out / "run" / "model" / "caption_decoder" / "model.safetensors").exists()
 
 
 # --- vlv train --dry-run

@@ -28,6 +28,9 @@ from vlv.models.encoder import VLVEncoder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.pixels import as_float
 
+UNWATCHED = {"held_out": []}
+"""No figures of held-out images, and no samples, which take longer than the steps."""
+
 
 def write_config(path: Path, ingredients: Path, stage: str, **changes: Any) -> Path:
     config: dict[str, Any] = {
@@ -153,7 +156,7 @@ def test_stage2_without_stage1_starts_from_florence(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
     fresh = {"florence": str(ingredients / "florence"), "num_queries": NUM_QUERIES}
-    data = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=fresh)
+    data = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=fresh, data=UNWATCHED)
     args = ("train", data)
     frozen, trained = tmp_path / "frozen", tmp_path / "trained"
     assert vlv(*args, "--run-dir", frozen, "--set", "stage2.trainable=mlp+llm").code == 0
@@ -167,7 +170,7 @@ def test_stage2_without_stage1_starts_from_florence(
 
 
 def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED)
     args = ("train", config, "--seed", 5)
     assert vlv(*args, "--run-dir", tmp_path / "whole").code == 0
     stopped = vlv(*args, "--run-dir", tmp_path / "parts", "--max-minutes", 0)
@@ -182,7 +185,7 @@ def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path:
 
 def test_finished_models_learn_on(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
-    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED)
     assert vlv("train", config, "--run-dir", first).code == 0
     on = ["model.florence=null", "model.num_queries=null", f"model.encoder={first / 'model'}"]
     sets = [part for change in [*on, "optim.lr=1e-30"] for part in ("--set", change)]
@@ -191,7 +194,11 @@ def test_finished_models_learn_on(vlv: Vlv, ingredients: Path, tmp_path: Path) -
     assert all(torch.equal(a[name], b[name]) for name in a)  # nothing but where it began
 
     config = write_config(
-        tmp_path / "2.yaml", ingredients, "stage2", model={"encoder": str(first / "model")}
+        tmp_path / "2.yaml",
+        ingredients,
+        "stage2",
+        model={"encoder": str(first / "model")},
+        data=UNWATCHED,
     )
     assert vlv("train", config, "--run-dir", third).code == 0
     on = ["model.llm=null", f"model.caption_decoder={third / 'model'}", "optim.lr=1e-30"]
@@ -217,7 +224,7 @@ def test_a_caption_decoder_of_another_width(vlv: Vlv, ingredients: Path, tmp_pat
 
 def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(
-        tmp_path / "1.yaml", ingredients, "stage1", stage1={"warm_start_steps": 2}
+        tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED, stage1={"warm_start_steps": 2}
     )
     run = tmp_path / "run"
     result = vlv("train", config, "--run-dir", run)
@@ -249,7 +256,7 @@ def test_wrong_settings(
 
 
 def test_run_of_another_configuration(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED)
     args = ("train", config, "--run-dir", tmp_path / "run")
     vlv(*args, "--max-minutes", 0)
     result = vlv(*args, "--set", "optim.lr=2e-3")
@@ -340,7 +347,9 @@ def test_training_frames_images_as_its_encoder_has_seen_them(
 def test_a_fresh_encoder_may_be_trained_with_the_authors_framing(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data={"framing": "resize"})
+    config = write_config(
+        tmp_path / "1.yaml", ingredients, "stage1", data={"framing": "resize"} | UNWATCHED
+    )
     assert vlv("train", config, "--run-dir", tmp_path / "run").code == 0
     assert VLVPipeline.from_pretrained(tmp_path / "run/model", parts=["embed"]).framing == "resize"
 

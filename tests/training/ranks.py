@@ -1,4 +1,4 @@
-"""Several processes that train together, forked from one that has imported torch; they meet in a file, not at a port."""
+"""Several processes that train together, forked from this one, which has imported all; they meet in a file, not at a port."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["tests.training.support", "tests.training.ranks", "vlv.training.loop"]
-)
+_FORK = multiprocessing.get_context("fork")  # a fresh interpreter would import for seconds
+_SPAWN = multiprocessing.get_context("spawn")
 SECONDS = 120.0
 
 
@@ -27,14 +25,18 @@ class Ranks:
         num_ranks: How many.
         work: A function at the top level of a module.
         args: Handed to it.
+        fresh: Start fresh interpreters, whose memory nobody has used before.
     """
 
-    def __init__(self, num_ranks: int, work: Callable[..., Any], *args: Any) -> None:
+    def __init__(
+        self, num_ranks: int, work: Callable[..., Any], *args: Any, fresh: bool = False
+    ) -> None:
+        context: Any = _SPAWN if fresh else _FORK
         self.folder = tempfile.TemporaryDirectory()
         place = Path(self.folder.name)
         self.results = [place / f"result-{rank}" for rank in range(num_ranks)]
         self.processes = [
-            _CONTEXT.Process(target=_run, args=(place, rank, num_ranks, work, args), daemon=True)
+            context.Process(target=_run, args=(place, rank, num_ranks, work, args), daemon=True)
             for rank in range(num_ranks)
         ]
         for process in self.processes:
@@ -61,16 +63,23 @@ class Ranks:
         return values
 
 
-def run_ranks(num_ranks: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+def run_ranks(
+    num_ranks: int, work: Callable[..., Any], *args: Any, fresh: bool = False
+) -> list[Any]:
     """What `work(rank, *args)` returns in each process."""
-    return Ranks(num_ranks, work, *args).returned()
+    return Ranks(num_ranks, work, *args, fresh=fresh).returned()
 
 
 def _run(place: Path, rank: int, num_ranks: int, work: Callable[..., Any], args: Any) -> None:
     import torch
+    from accelerate import PartialState
     from torch import distributed as dist
 
+    from vlv.training.distributed import join_world
+
     torch.set_num_threads(1)
+    join_world.cache_clear()  # the process that was forked may have trained alone
+    PartialState._reset_state()
     if num_ranks > 1:
         numbers = {"RANK": rank, "LOCAL_RANK": rank}
         numbers |= {"WORLD_SIZE": num_ranks, "LOCAL_WORLD_SIZE": num_ranks, "OMP_NUM_THREADS": 1}

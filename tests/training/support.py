@@ -1,9 +1,7 @@
-"""A small objective and loader for tests of the loop; `python -m tests.training.support DIR STEPS` trains it."""
+"""A small objective and loader for tests of the loop."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +13,7 @@ from vlv.training.objective import FitResult, Losses
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 BATCH_SIZE = 4
 
@@ -107,10 +106,3 @@ def assert_same_weights(a: nn.Module, b: nn.Module) -> None:
     assert first.keys() == second.keys()
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(
-        Path(sys.argv[1]), steps=int(sys.argv[2]), save_every=1, keep_last=3, ema=0.9, accumulate=2
-    )

@@ -58,7 +58,7 @@ def in_and_out(rank: int) -> tuple[float, bool, float, int]:
 @on_linux
 def test_freed_memory_is_found_again_within_and_given_back_afterwards() -> None:
     """In a process of its own: one that has done much may have found large places before."""
-    [(before, is_kept, within, given_back)] = run_ranks(1, in_and_out)
+    [(before, is_kept, within, given_back)] = run_ranks(1, in_and_out, fresh=True)
     assert is_kept
     assert before >= FRESH
     assert within < FRESH / 4
@@ -85,7 +85,7 @@ def trained(rank: int, run_dir: Path) -> tuple[float, float]:
 
 @on_linux
 def test_the_training_loop_keeps_memory(tmp_path: Path) -> None:
-    [(before, within)] = run_ranks(1, trained, tmp_path)
+    [(before, within)] = run_ranks(1, trained, tmp_path, fresh=True)
     assert before >= FRESH
     assert within < FRESH / 4
 

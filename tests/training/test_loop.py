@@ -1,12 +1,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -97,22 +96,24 @@ def test_global_generators_are_left_as_they_were(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_run_equals_uninterrupted(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.training.support", str(tmp_path / "killed"), "2000"]
-    root = Path(__file__).parents[2]
+    settings = {"save_every": 1, "keep_last": 3, "ema": 0.9, "accumulate": 2}
+    long = {"steps": 2000, **settings}
     folder = tmp_path / "killed" / "checkpoints"
     for target in (3, 12):
-        process = subprocess.Popen(command, cwd=root, stderr=subprocess.DEVNULL)
+        process = multiprocessing.get_context("fork").Process(
+            target=train, args=(tmp_path / "killed",), kwargs=long
+        )
+        process.start()
         while not any(int(path.name[5:]) >= target for path in folder.glob("step-*")):
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     step = max(int(path.name[5:]) for path in folder.glob("step-*"))
     assert step >= 12
     reference, killed = Denoiser(), Denoiser()
-    settings = {"save_every": 1, "keep_last": 3, "ema": 0.9, "accumulate": 2}
     with pytest.raises(Interrupted):
-        train(tmp_path / "killed", killed, steps=2000, max_seconds=0, **settings)
+        train(tmp_path / "killed", killed, max_seconds=0, **long)
 
     def stop(step_now: int) -> dict[str, float]:
         if step_now == step + 1:

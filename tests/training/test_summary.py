@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def no_charts() -> None:
+    """Draw them here."""
+
+
 def plain(colour: str, side: int = 8) -> Image.Image:
     return Image.new("RGB", (side, side), colour)
 

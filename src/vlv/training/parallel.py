@@ -108,10 +108,10 @@ class Parallel:
         self.model = DistributedDataParallel(
             self.model,
             init_sync=False,  # all processes load the same weights
-            broadcast_buffers=False,
             find_unused_parameters=unused,
             gradient_as_bucket_view=True,
         )
+        self.model.broadcast_buffers = False  # torch 2.13 calls the argument otherwise
         for parameter in frozen:
             parameter.requires_grad_(False)
 

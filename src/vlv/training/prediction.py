@@ -116,9 +116,11 @@ def fake_mode() -> FakeTensorMode:
 def fake_copy(objective: ObjectiveT) -> tuple[ObjectiveT, FakeTensorMode]:
     """A copy of an objective that holds fake tensors, and the mode in which to use it; the original stays as it is."""
     mode = fake_mode()
+    # fake ones take their place below: to copy them would take longer than the step
+    weights = {id(t): t for t in (*objective.module.parameters(), *objective.module.buffers())}
     with mode:
         with FakeCopyMode(mode):
-            copied = copy.deepcopy(objective)
+            copied = copy.deepcopy(objective, weights)
         make_fake(copied.module)
     return copied, mode
 
