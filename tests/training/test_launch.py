@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 
 from tests import tiny
 from tests.cli.conftest import write_image
+from tests.training.ranks import run_ranks
 from vlv.cli import run as vlv
 from vlv.training.journal import read_metrics
 
@@ -100,19 +103,22 @@ def test_two_processes_as_a_user_launches_them(
     assert len(list((tmp_path / "samples").glob("*.png"))) == 1
 
 
+def without_data(rank: int, config: Path, run_dir: Path) -> tuple[int, str]:
+    """Exit code and stderr of one of two processes, neither of which finds the data."""
+    del rank
+    sets = ("--set", "loop.batch_size=2", "--set", "data.inputs=[nowhere]")
+    with redirect_stderr(io.StringIO()) as told:
+        code = vlv(["train", str(config), "--run-dir", str(run_dir), *sets])
+    return code, told.getvalue()
+
+
 @pytest.mark.slow
 def test_a_failure_is_told_in_one_sentence(ingredients: Path, tmp_path: Path) -> None:
-    result = launch(
-        TORCHRUN,
-        ingredients / "run.yaml",
-        tmp_path,
-        "--set",
-        "loop.batch_size=2",
-        "--set",
-        "data.inputs=[nowhere]",
-    )
-    assert result.returncode == 1
-    told = [line for line in result.stderr.splitlines() if line.startswith("vlv:")]
-    assert 1 <= len(told) <= 2  # the same one from each, as neither finds the data
-    assert set(told) == {told[0]}
-    assert "Traceback" not in result.stderr.split("ChildFailedError")[0].split("vlv:")[0]
+    results = run_ranks(2, without_data, ingredients / "run.yaml", tmp_path)
+    assert [code for code, _ in results] == [1, 1]
+    told = "".join(text for _, text in results)
+    sentences = [line for line in told.splitlines() if line.startswith("vlv:")]
+    assert 1 <= len(sentences) <= 2  # the same one from each
+    assert set(sentences) == {sentences[0]}
+    assert "nowhere" in sentences[0]
+    assert "Traceback" not in told
