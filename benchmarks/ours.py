@@ -18,6 +18,7 @@ import torch
 
 from models import SIZES, Models, make_batch, make_models
 from vlv.config import LoopConfig, OptimConfig, Stage1Config, Stage2Config
+from vlv.models.draws import RowGenerator
 from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
 from vlv.training.microbatches import num_rows, rows_of, with_targets
@@ -87,7 +88,8 @@ class Ours:
 
     def step(self, name: str) -> torch.Tensor:
         """Train on a batch; the loss of the global batch, which nobody has to wait for."""
-        batch = with_targets(self.batches[name], self.objective, self.size)
+        draws = RowGenerator(0, STEP, range(self.size))
+        batch = with_targets(self.batches[name], self.objective, self.size, draws)
         return self.training_step([batch], STEP).values["loss"]
 
 

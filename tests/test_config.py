@@ -196,12 +196,32 @@ def test_wrong_settings_in_words(override: str, message: str) -> None:
         (["model.llm=null"], "stage2 needs model.llm or model.caption_decoder; set one of them"),
         (["model.caption_decoder=x"], "llm has no effect beside model.caption_decoder"),
         (["stage=stage1"], "stage2 has no effect in stage1"),
-        (["stage=stage3"], "stage is neither stage1 nor stage2"),
+        (["stage=stage9"], "stage is none of stage1, stage2 and stage3"),
+        (["stage=stage3"], "stage2 has no effect in stage3"),
     ],
 )
 def test_contradictions_in_stage2(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config("paper-stage2", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.encoder=null"], "model.florence, model.backbone and model.encoder are all"),
+        (["model.encoder=null", "model.florence=x"], "stage3 needs model.encoder"),
+        (["model.caption_decoder=null"], "stage3 needs model.caption_decoder"),
+        (["loop.parallel=fsdp"], "stage3 writes captions with whole weights"),
+        (["stage3.min_margin=0.1"], "min_margin has no effect with method rloo"),
+        (["stage3.method=dpo", "stage3.kl=0.1"], "kl has no effect with method dpo"),
+        (["stage3.beta=0.2"], "beta has no effect with method rloo"),
+        (["stage3.candidates=1"], "stage3.candidates is 1, but"),
+        (["stage3.reward=beauty"], "stage3.reward is 'beauty', but"),
+    ],
+)
+def test_contradictions_in_stage3(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("paper-stage3", overrides)
 
 
 def test_unknown_sources(tmp_path: Path) -> None:

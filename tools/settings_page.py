@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from vlv.config import Stage1Run, Stage2Run, preset_names
+from vlv.config import Stage1Run, Stage2Run, Stage3Run, preset_names
 from vlv.curation import settings as filters
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ _FILTER_SECTIONS: dict[str, type[BaseModel]] = {
     "embedding_duplicates": filters.EmbeddingRule,
 }
 
+_FIELDS = Stage1Run.model_fields | Stage2Run.model_fields | Stage3Run.model_fields
+
 _TABLE_HEAD = "| setting | type | default | meaning |\n|---|---|---|---|\n"
 
 
@@ -51,8 +53,8 @@ def settings_page() -> str:
     """All settings as Markdown, one table for each section of the configuration."""
     presets = ", ".join(f"`{name}`" for name in preset_names())
     parts = [_HEAD.format(presets=presets)]
-    parts.append("`stage` (`stage1` or `stage2`): which of the two.\n")
-    for name, field in (Stage1Run.model_fields | Stage2Run.model_fields).items():
+    parts.append("`stage` (`stage1`, `stage2` or `stage3`): which of the three.\n")
+    for name, field in _FIELDS.items():
         if sections := list(_sections_of(field.annotation)):
             rows = dict.fromkeys(row for kind in sections for row in _rows(f"{name}.", kind))
             parts.append(f"## {name}\n\n{field.description}\n\n{_TABLE_HEAD}" + "".join(rows))

@@ -29,6 +29,7 @@ from vlv.config_sections import (
     Settings,
     Stage1Config,
     Stage2Config,
+    Stage3Config,
     TrainedEncoder,
 )
 from vlv.errors import ConfigError
@@ -49,6 +50,8 @@ __all__ = [
     "Stage1Run",
     "Stage2Config",
     "Stage2Run",
+    "Stage3Config",
+    "Stage3Run",
     "TrainedEncoder",
     "defaults",
     "free_on_resume",
@@ -62,7 +65,7 @@ __all__ = [
 
 
 class _Run(Settings):
-    """What both stages have."""
+    """What all stages have."""
 
     model: AnyModel
     """What it starts from."""
@@ -88,11 +91,12 @@ class Stage1Run(_Run):
     """A training run of stage 1: images alone teach the encoder."""
 
     stage: Literal["stage1"]
-    """Which of the two stages."""
+    """Which of the three stages."""
     stage1: Stage1Config = Field(default_factory=lambda: Stage1Config.model_validate({}))
     """Settings of stage 1, and only of it."""
 
     stage2: ClassVar[None] = None
+    stage3: ClassVar[None] = None
 
     def spans(self) -> dict[str, int]:
         """Warm-up and warm start."""
@@ -115,11 +119,12 @@ class Stage2Run(_Run):
     """A training run of stage 2: captions teach the caption decoder to read z."""
 
     stage: Literal["stage2"]
-    """Which of the two stages."""
+    """Which of the three stages."""
     stage2: Stage2Config = Field(default_factory=lambda: Stage2Config.model_validate({}))
     """Settings of stage 2, and only of it."""
 
     stage1: ClassVar[None] = None
+    stage3: ClassVar[None] = None
 
     def spans(self) -> dict[str, int]:
         """Warm-up, and while parts are frozen."""
@@ -137,26 +142,50 @@ class Stage2Run(_Run):
             yield "data.latents has no effect while stage2.denoising_weight is 0; remove it"
 
 
-RunConfig = Stage1Run | Stage2Run
+class Stage3Run(_Run):
+    """A training run of stage 3, our addition: images alone make the captions of stage 2 truer."""
+
+    stage: Literal["stage3"]
+    """Which of the three stages."""
+    stage3: Stage3Config = Field(default_factory=lambda: Stage3Config.model_validate({}))
+    """Settings of stage 3, and only of it."""
+
+    stage1: ClassVar[None] = None
+    stage2: ClassVar[None] = None
+
+    def contradictions(self) -> Iterator[str]:
+        """Parts that were never trained, and caches that nothing reads."""
+        yield from super().contradictions()
+        if self.model.encoder is None:
+            yield "stage3 needs model.encoder, the model of stage 2; set it"
+        if self.model.caption_decoder is None:
+            yield "stage3 needs model.caption_decoder, the model of stage 2; set it"
+        if self.loop.parallel == "fsdp":
+            yield "stage3 writes captions with whole weights; set loop.parallel to ddp"
+
+
+RunConfig = Stage1Run | Stage2Run | Stage3Run
 """One training run."""
 
 
 def _stage_of(value: Any) -> str | None:
     stage = value.get("stage") if isinstance(value, dict) else getattr(value, "stage", None)
-    return f"in {stage}" if stage in ("stage1", "stage2") else None
+    return f"in {stage}" if stage in ("stage1", "stage2", "stage3") else None
 
 
 _AnyRun: TypeAdapter[RunConfig] = TypeAdapter(
     Annotated[
-        Annotated[Stage1Run, Tag("in stage1")] | Annotated[Stage2Run, Tag("in stage2")],
+        Annotated[Stage1Run, Tag("in stage1")]
+        | Annotated[Stage2Run, Tag("in stage2")]
+        | Annotated[Stage3Run, Tag("in stage3")],
         Discriminator(
             _stage_of,
             custom_error_type="no_source",
-            custom_error_message="stage is neither stage1 nor stage2; set it to one of them",
+            custom_error_message="stage is none of stage1, stage2 and stage3; set it to one of them",
         ),
     ]
 )
-_CHOICES: tuple[type[Settings], ...] = (Stage1Run, Stage2Run, *ENCODERS.values())
+_CHOICES: tuple[type[Settings], ...] = (Stage1Run, Stage2Run, Stage3Run, *ENCODERS.values())
 """What a setting may belong to that is none of its own section."""
 _SECTIONS: dict[str, type[Settings]] = {
     "optim": OptimConfig,
@@ -164,6 +193,7 @@ _SECTIONS: dict[str, type[Settings]] = {
     "data": DataConfig,
     "stage1": Stage1Config,
     "stage2": Stage2Config,
+    "stage3": Stage3Config,
 }
 
 

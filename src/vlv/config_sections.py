@@ -405,3 +405,43 @@ class Stage2Config(Settings):
             )
         if not self.denoising_weight and (self.draws_per_image, self.timesteps) != (1, "uniform"):
             yield "draws_per_image and timesteps have no effect while denoising_weight is 0; remove them or set it"
+
+
+class Stage3Config(Settings):
+    """Stage 3: images alone, with the frozen decoder as judge of the captions that the model writes of them."""
+
+    method: Literal["rejection", "dpo", "rloo"] = "rloo"
+    """Learn the best candidate where it is clear, prefer the best to the worst, or follow the policy gradient."""
+    reward: Literal["denoising", "drawing", "redrawing", "context", "log_prob"] = "denoising"
+    """What judges a candidate (see vlv.training.rewards); log_prob is the control, which asks no judge."""
+    candidates: int = Field(8, ge=2)
+    """N, samples of each image in each step."""
+    temperature: PositiveFloat = 1.0
+    """Of the samples; at 1 the policy gradient has no bias."""
+    min_margin: float = Field(0.0, ge=0)
+    """Of rejection and dpo: the best candidate must lead the mean of all by this much reward, or the image teaches nothing."""
+    kl: float = Field(0.0, ge=0)
+    """Of rloo: reward that a caption loses for each nat by which it is likelier than to the model of stage 2."""
+    beta: PositiveFloat | None = None
+    """Of dpo: how sharply preferences move log-probabilities away from those of stage 2; null is 0.1."""
+    score_timesteps: PositiveInt = 3
+    """Of rewards that denoise: timesteps at which a candidate is scored; their noise is new in every step."""
+    drawing_steps: PositiveInt = 8
+    """Of rewards that draw: sampler steps of each image."""
+    trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm"
+    """What trains; the encoder without its vision tower."""
+    max_caption_tokens: PositiveInt = 300
+    """Longest candidate with its end token; one that does not end by then is worth nothing."""
+    batching: Literal["auto", "packed", "bucketed", "padded"] = "auto"
+    """As in stage 2."""
+    max_loss_rise: PositiveFloat | None = 0.5
+    """Stop where the reward has risen but the held-out loss of true captions too, by this much; null never stops."""
+
+    def contradictions(self) -> Iterator[str]:
+        """Settings of another method."""
+        if self.min_margin and self.method == "rloo":
+            yield "min_margin has no effect with method rloo; set it to 0"
+        if self.kl and self.method != "rloo":
+            yield f"kl has no effect with method {self.method}; set it to 0"
+        if self.beta is not None and self.method != "dpo":
+            yield f"beta has no effect with method {self.method}; remove it"

@@ -103,6 +103,33 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     assert drawn.code == 0
 
 
+@pytest.mark.parametrize("method", ["rejection", "dpo", "rloo"])
+def test_stage3_needs_images_alone(
+    vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path, method: str
+) -> None:
+    for number in range(3):
+        write_image(tmp_path / "bare" / f"{number}.png", number)
+    config = write_config(
+        tmp_path / "3.yaml",
+        ingredients,
+        "stage3",
+        model={"encoder": str(tiny_folder), "caption_decoder": str(tiny_folder), "llm": None},
+        data={"inputs": [str(tmp_path / "bare")]},
+        stage3={"method": method, "candidates": 2, "max_caption_tokens": 5, "score_timesteps": 1},
+    )
+    run = tmp_path / "run"
+    args = ("train", config, "--run-dir", run, "--set", "loop.steps=2")
+    assert vlv(*args).code == 0
+    figures = metrics(run)[-1]
+    assert {"held_out_reward", "held_out_loss", "held_out_tokens"} <= figures.keys()
+    logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"reward", "best_reward", "clear_share", "distinct_share", "tokens"} <= logged.keys()
+    assert "can:     embed, caption, reconstruct, generate" in vlv("info", run / "model").out
+    assert past_trainings(run / "model")[-1].stage == "stage3"
+    planned = vlv(*args[:-1], "loop.steps=3", "--dry-run")
+    assert planned.code == 0
+
+
 def test_both_stages_with_a_discrete_bottleneck(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from vlv.jobs.plans import (
     plan_training,
     training_batch,
 )
+from vlv.models.draws import RowGenerator
 from vlv.models.pipeline import VLVPipeline
 from vlv.training.assemble import Parts, make_objective, set_precision
 from vlv.training.distributed import join_world
@@ -122,7 +123,10 @@ def sharded(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
     objective = make()
     step = TrainingStep(objective, loop, optim, join_world())
     set_train_mode(step.module)
-    batches = [with_targets(make_batch(), objective, 2) for _ in range(loop.accumulate)]
+    batches = [
+        with_targets(make_batch(), objective, 2, RowGenerator(0, 0, range(2)))
+        for _ in range(loop.accumulate)
+    ]
     step(batches, 0)  # now the optimiser has its state
     frozen = num_bytes(step.module) - sum(p.numel() * 4 for p in step.parameters.values())
     averages = step.average.averages.values() if step.average else ()

@@ -16,15 +16,13 @@ from tests import tiny
 from tests.models.test_llm_families import FAMILIES, make
 from vlv.errors import ConfigError
 from vlv.models.caption_loss import (
-    ATTENTION,
-    Packed,
-    can_pack,
     caption_loss,
     chunked_cross_entropy,
     near_lengths,
     plain_head,
 )
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.packing import ATTENTION, Packed, can_pack
 
 CAPTIONS = list(tiny.CAPTIONS)
 
@@ -209,6 +207,37 @@ def test_a_head_that_does_more_is_found_out() -> None:
 
     llm.forward = forward.__get__(llm)
     assert plain_head(llm) is None
+
+
+@pytest.mark.parametrize("batching", ["packed", "bucketed", "padded"])
+@pytest.mark.parametrize("plain", [True, False])
+def test_log_probs_are_the_loss_of_each_caption(
+    batching: Any, plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = tiny.make_caption_decoder()
+    if not plain:
+        monkeypatch.setattr(decoder, "find_head", lambda: None)
+    rows = decoder.token_rows(CAPTIONS)
+    decoder.zero_grad()
+    found = decoder.log_probs_of_tokens(context(), [[row] for row in rows], batching=batching)
+    each = [decoder.loss(context()[i : i + 1], [text]) for i, text in enumerate(CAPTIONS)]
+    expected = -torch.stack(each) * torch.tensor([len(row) for row in rows])
+    torch.testing.assert_close(found[:, 0], expected)
+    (-found.sum() / sum(map(len, rows))).backward()
+    of_sums = {name: p.grad.clone() for name, p in decoder.named_parameters() if p.grad is not None}
+    _, of_loss = loss_and_gradients(decoder, "padded")
+    assert of_sums.keys() == of_loss.keys() - {"c"}
+    for name, gradient in of_sums.items():
+        torch.testing.assert_close(gradient, of_loss[name], atol=1e-6, rtol=1e-4)
+
+
+def test_several_captions_of_a_context_share_its_row() -> None:
+    decoder = tiny.make_caption_decoder()
+    rows = decoder.token_rows(CAPTIONS)
+    found = decoder.log_probs_of_tokens(context(2), [rows[:3], rows[3:6]])
+    alone = decoder.log_probs_of_tokens(context(2)[1:], [[rows[4]]])
+    assert found.shape == (2, 3)
+    torch.testing.assert_close(found[1, 1], alone[0, 0])
 
 
 # --- lengths

@@ -39,11 +39,11 @@ from vlv.training.prediction import (
     predict_step,
     training_batch,
 )
-from vlv.training.stages import Stage1, Stage2
+from vlv.training.stage3 import Stage
 
 ASSUMED_MFU = 0.3
 """Share of the device's peak that an estimate of hours assumes where nothing was measured."""
-STAGES = {"stage 1": "paper-stage1", "stage 2": "paper-stage2"}
+STAGES = {f"stage {n}": f"paper-stage{n}" for n in (1, 2, 3)}
 CAPTION_BATCH, CAPTION_TOKENS, IMAGE_BATCH = 8, 300, 4  # the defaults of the commands
 
 
@@ -92,7 +92,7 @@ def describe_preset(preset: ModelPreset) -> list[PlannedPart]:
 
 
 def plan_uses(preset: ModelPreset, *, batch_size: int | None = None) -> Iterator[Use]:
-    """Predicted memory of captioning, reconstruction and both stages, one after the other: each takes seconds.
+    """Predicted memory of captioning, reconstruction and the stages, one after the other: each takes seconds.
 
     Args:
         preset: The models.
@@ -185,13 +185,15 @@ def plan_step(parts: Parts, config: RunConfig, image_size: int, *, num_ranks: in
         return predict_step(objective, batch, loop, config.optim, num_ranks=num_ranks)
 
 
-def outlined_objective(config: RunConfig, parts: Parts) -> Stage1 | Stage2:
+def outlined_objective(config: RunConfig, parts: Parts) -> Stage:
     """A run's objective with as much of the parts as it needs."""
     if config.stage2 is not None and not config.stage2.denoising_weight:
         parts.decoder.unet = parts.decoder.vae = None
     reader: Any = parts.caption_decoder
     if reader is not None:
-        reader.tokenizer = FullLength(getattr(config.stage2, "max_caption_tokens", None))
+        reader.tokenizer = FullLength(
+            getattr(config.stage2 or config.stage3, "max_caption_tokens", None)
+        )
     return make_objective(config, parts)
 
 

@@ -3,27 +3,26 @@
 Sequences of different lengths share a pass: packed into one row, each attending to itself, or grouped by length; the
 logits of a large vocabulary exist for a few positions at a time. Shapes: B captions, Q prefix positions, T_b tokens of
 caption b with its end token (the last is predicted and never read, so caption b takes Q + T_b - 1 positions), E width of
-the language model, V vocabulary; S sequences of up to L positions, N positions in all, H heads, d width of a head.
+the language model, V vocabulary; N positions in all.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 
 from vlv.errors import ConfigError
 from vlv.models.compilation import uncompiled
+from vlv.models.packing import Packed, can_pack, enable_packing
 
 _CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}  # 64 MB are best measured; 0.5 GB keep a GPU busy
 
@@ -45,15 +44,19 @@ def chunked_cross_entropy(
         A float32 scalar, with gradients to `hidden` and the head as exact as the whole matrix would give.
     """
     device = hidden.device.type
-    if chunk is None:
-        logits = _CHUNK_LOGITS.get(device, _CHUNK_LOGITS["cuda"])
-        chunk = max(1, logits // head.out_features)
+    chunk = chunk or _chunk_size(hidden.device, head)
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     with torch.autocast(device, enabled=False):
         loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden.to(dtype), head.weight, head.bias, targets, chunk
         )
     return loss
+
+
+def _chunk_size(device: torch.device, head: nn.Linear) -> int:
+    """Positions whose logits exist at a time."""
+    logits = _CHUNK_LOGITS.get(device.type, _CHUNK_LOGITS["cuda"])
+    return max(1, logits // head.out_features)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -118,119 +121,6 @@ def _product(gradient: Tensor, hidden: Tensor, total: Tensor | None) -> Tensor:
     return total.add_(gradient.T @ hidden)
 
 
-ATTENTION = "vlv_packed_sdpa"
-"""Name under which transformers knows `packed_attention`."""
-
-_UNDERSTOOD = {"full_attention", "sliding_attention"}
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Where the sequences of one row begin and end."""
-
-    positions: Tensor
-    """Position of each token in its own sequence, (1, N)."""
-    spread: Tensor
-    """For each place of the padded sequences, which token of the row stands there, (S L,)."""
-    collect: Tensor
-    """For each token of the row, its place in the padded sequences, (N,)."""
-    shape: tuple[int, int]
-    """(S, L)."""
-
-    @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Packed:
-        """The row of sequences of these lengths.
-
-        Where the padded sequences have no token, the last one of the sequence is repeated; it is never looked at.
-        """
-        longest = max(lengths)
-        spread, collect, start = [], [], 0
-        for number, length in enumerate(lengths):
-            place = torch.arange(longest).clamp_(max=length - 1)
-            spread.append(start + place)
-            collect.append(number * longest + place[:length])
-            start += length
-        positions = torch.cat([torch.arange(length) for length in lengths])[None]
-
-        def move(x: Tensor) -> Tensor:
-            return x.to(device, non_blocking=True)
-
-        shape = (len(lengths), longest)
-        return cls(move(positions), move(torch.cat(spread)), move(torch.cat(collect)), shape)
-
-
-def can_pack(llm: PreTrainedModel) -> bool:
-    """Whether a language model's attention can be exchanged for `packed_attention`.
-
-    It must run on SDPA, find its attention by name, and mix tokens in no other way (as state-space layers do).
-    """
-    config = llm.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or [])
-    return (
-        config._attn_implementation in ("sdpa", ATTENTION)
-        and bool(getattr(llm, "_supports_attention_backend", False))
-        and kinds <= _UNDERSTOOD
-        and not getattr(config, "alibi", False)
-    )
-
-
-def enable_packing(llm: PreTrainedModel) -> None:
-    """Exchange the attention; without `packing` among its arguments the model works as before."""
-    if llm.config.get_text_config()._attn_implementation != ATTENTION:
-        llm.set_attn_implementation(ATTENTION)
-
-
-def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    packing: Packed | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """SDPA of transformers; with `packing`, causal attention within each sequence of a row.
-
-    Args:
-        module: The attention layer.
-        query: (1, H, N, d).
-        key: (1, H', N, d), H' a divisor of H.
-        value: (1, H', N, d).
-        attention_mask: Not read with `packing`.
-        packing: Where the sequences are; None leaves everything to SDPA.
-        **kwargs: As the layer gives them.
-
-    Returns:
-        (1, N, H, d), and no attention weights.
-    """
-    if packing is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    query, key, value = (_apart(x, packing) for x in (query, key, value))
-    kwargs.pop("is_causal", None)
-    window, length = kwargs.get("sliding_window"), packing.shape[1]
-    mask = None if window is None or window >= length else _window(length, window, query.device)
-    causal = mask is None
-    out, _ = sdpa_attention_forward(module, query, key, value, mask, is_causal=causal, **kwargs)
-    return out.flatten(0, 1).index_select(0, packing.collect)[None], None  # (1, N, H, d)
-
-
-def _apart(x: Tensor, packing: Packed) -> Tensor:
-    """A row (1, H, N, d) as padded sequences (S, H, L, d)."""
-    spread = x[0].index_select(1, packing.spread)  # (H, S L, d)
-    return spread.view(len(spread), *packing.shape, -1).transpose(0, 1)
-
-
-def _window(length: int, window: int, device: torch.device) -> Tensor:
-    """Causal mask (1, 1, L, L) that ends `window` tokens back; True is seen."""
-    place = torch.arange(length, device=device)
-    back = place[:, None] - place
-    return ((back >= 0) & (back < window))[None, None]
-
-
-AttentionInterface.register(ATTENTION, packed_attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-
-
 def near_lengths(lengths: Sequence[int], *, max_padding: float = 0.04) -> list[list[int]]:
     """Group sequences so that padding each group to its longest adds little.
 
@@ -287,18 +177,98 @@ def caption_loss(
     Raises:
         ConfigError: Captions shall be packed, but the model's attention cannot be exchanged.
     """
+    total = torch.stack([
+        _cross_entropy(part, head) for part in _read(llm, prefix, rows, batching, head)
+    ]).sum()  # fmt: skip
+    return total / sum(map(len, rows))
+
+
+def caption_log_probs(
+    llm: PreTrainedModel,
+    prefix: Tensor,
+    rows: Sequence[Sequence[int]],
+    *,
+    batching: Batching = "auto",
+    head: nn.Linear | None = None,
+) -> Tensor:
+    """Log-probability of each caption: the sum over its tokens, with gradients.
+
+    Args:
+        llm: Any causal language model of transformers.
+        prefix: e, (B, Q, E).
+        rows: The tokens of each caption, with the end token where the model wrote it.
+        batching: As of `caption_loss`.
+        head: As of `caption_loss`.
+
+    Returns:
+        (B,), float32.
+    """
+    found: dict[int, Tensor] = {}
+    for part in _read(llm, prefix, rows, batching, head):
+        lengths = [len(rows[index]) for index in part.captions]
+        sums = [x.sum() for x in torch.split(_token_log_probs(part, head), lengths)]
+        found |= zip(part.captions, sums, strict=True)
+    return torch.stack([found[index] for index in range(len(rows))])
+
+
+class _Read(NamedTuple):
+    """What a language model says where the tokens of some captions are predicted, N positions in all."""
+
+    captions: list[int]
+    """Which captions, in the order of their tokens."""
+    outputs: Tensor
+    """Last states (N, E) where there is a plain head, or else logits (N, V)."""
+    targets: Tensor
+    """The tokens, (N,)."""
+
+
+def _read(
+    llm: PreTrainedModel,
+    prefix: Tensor,
+    rows: Sequence[Sequence[int]],
+    batching: Batching,
+    head: nn.Linear | None,
+) -> Iterator[_Read]:
+    """Read captions behind their prefixes, in as many passes as `batching` takes.
+
+    Raises:
+        ConfigError: Captions shall be packed, but the model's attention cannot be exchanged.
+    """
     if batching == "packed" and not can_pack(llm):
         raise ConfigError(
             f"{type(llm).__name__} cannot read packed captions, for its attention cannot be exchanged; "
             "set stage2.batching to auto or bucketed"
         )
     if batching == "packed" or (batching == "auto" and can_pack(llm)):
-        total = _packed(llm, prefix, rows, head)
-    else:
-        groups = _groups([prefix.shape[1] + len(row) - 1 for row in rows], batching)
-        losses = [_padded(llm, prefix[group], [rows[i] for i in group], head) for group in groups]
-        total = torch.stack(losses).sum()
-    return total / sum(map(len, rows))
+        yield _Read(list(range(len(rows))), *_packed(llm, prefix, rows, head))
+        return
+    for group in _groups([prefix.shape[1] + len(row) - 1 for row in rows], batching):
+        yield _Read(group, *_padded(llm, prefix[group], [rows[i] for i in group], head))
+
+
+def _cross_entropy(part: _Read, head: nn.Linear | None) -> Tensor:
+    """Sum over all tokens."""
+    if head is None:
+        return F.cross_entropy(part.outputs.float(), part.targets, reduction="sum")
+    return chunked_cross_entropy(part.outputs, part.targets, head)
+
+
+def _token_log_probs(part: _Read, head: nn.Linear | None) -> Tensor:
+    """Log-probability of each token, (N,); the logits of a chunk are computed again in the backward pass."""
+    if head is None:
+        return _log_probs_of(part.outputs, part.targets)
+    size = _chunk_size(part.outputs.device, head)
+    chunks = zip(torch.split(part.outputs, size), torch.split(part.targets, size), strict=True)
+
+    def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
+        return _log_probs_of(head(hidden), targets)
+
+    found = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
+    return torch.cat(found)
+
+
+def _log_probs_of(logits: Tensor, targets: Tensor) -> Tensor:
+    return logits.float().log_softmax(-1).gather(1, targets[:, None])[:, 0]
 
 
 def padding_share(
@@ -326,8 +296,8 @@ def _groups(lengths: Sequence[int], batching: Batching) -> list[list[int]]:
 
 def _packed(
     llm: PreTrainedModel, prefix: Tensor, rows: Sequence[Sequence[int]], head: nn.Linear | None
-) -> Tensor:
-    """Sum of the losses, all captions in one row without padding."""
+) -> tuple[Tensor, Tensor]:
+    """Outputs and targets (see `_Read`), all captions in one row without padding."""
     enable_packing(llm)
     num_prefix, device = prefix.shape[1], prefix.device
     read = [len(row) - 1 for row in rows]
@@ -349,16 +319,15 @@ def _packed(
     }
     targets = _on(device, list(chain.from_iterable(rows)))
     if head is None:
-        logits = llm(**arguments, logits_to_keep=_on(device, wanted)).logits[0]  # (sum T, V)
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
-    states = llm.base_model(**arguments).last_hidden_state[0]  # (N, E)
-    return chunked_cross_entropy(states.index_select(0, _on(device, wanted)), targets, head)
+        return llm(**arguments, logits_to_keep=_on(device, wanted)).logits[0], targets
+    states = llm.base_model(**arguments).last_hidden_state[0]
+    return states.index_select(0, _on(device, wanted)), targets
 
 
 def _padded(
     llm: PreTrainedModel, prefix: Tensor, rows: Sequence[Sequence[int]], head: nn.Linear | None
-) -> Tensor:
-    """Sum of the losses, each caption padded to the longest.
+) -> tuple[Tensor, Tensor]:
+    """Outputs and targets (see `_Read`), each caption padded to the longest.
 
     Padding is on the right, so no supervised token can see it and no attention mask is needed.
     """
@@ -370,10 +339,11 @@ def _padded(
     targets = _on(device, list(chain.from_iterable(rows)))
     # The last T positions predict the T tokens; the first of them is the end of the prefix.
     if head is None:
-        logits = llm(**arguments, logits_to_keep=longest).logits.flatten(0, 1)  # (B T, V)
-        return F.cross_entropy(logits[wanted].float(), targets, reduction="sum")
-    states = llm.base_model(**arguments).last_hidden_state[:, -longest:].flatten(0, 1)  # (B T, E)
-    return chunked_cross_entropy(states.index_select(0, wanted), targets, head)
+        outputs = llm(**arguments, logits_to_keep=longest).logits.flatten(0, 1)  # (B T, V)
+    else:
+        states = llm.base_model(**arguments).last_hidden_state
+        outputs = states[:, -longest:].flatten(0, 1)  # (B T, E)
+    return outputs.index_select(0, wanted), targets
 
 
 def _on(device: torch.device, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:

@@ -28,7 +28,14 @@ from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.arguments import named
-from vlv.models.caption_loss import Batching, caption_loss, has_numbers, padding_share, plain_head
+from vlv.models.caption_loss import (
+    Batching,
+    caption_log_probs,
+    caption_loss,
+    has_numbers,
+    padding_share,
+    plain_head,
+)
 from vlv.models.compilation import uncompiled
 from vlv.models.decoding import (
     Caption,
@@ -255,6 +262,26 @@ class CaptionDecoder(PreTrainedModel):
         self._check_length(c.shape[1], max(map(len, rows)), "max_caption_tokens")
         head = self.find_head()
         return caption_loss(self.llm, self.prefix(c), rows, batching=batching, head=head)
+
+    def log_probs_of_tokens(
+        self, c: Tensor, rows: Sequence[Sequence[Sequence[int]]], *, batching: Batching = "auto"
+    ) -> Tensor:
+        """Log-probability of several captions of each context, with gradients.
+
+        Args:
+            c: Context, (B, Q, D).
+            rows: The tokens of M captions for each context, with the end token where there is one.
+            batching: See `loss`.
+
+        Returns:
+            Sums over the tokens, (B, M), float32.
+        """
+        each = [row for captions in rows for row in captions]
+        self._check_length(c.shape[1], max(map(len, each)), "max_caption_tokens")
+        prefix = self.prefix(c).repeat_interleave(len(each) // len(rows), 0)  # (B M, Q, E)
+        head = self.find_head()
+        found = caption_log_probs(self.llm, prefix, each, batching=batching, head=head)
+        return found.view(len(rows), -1)
 
     def padding_share(
         self, num_prefix: int, rows: Sequence[Sequence[int]], *, batching: Batching = "auto"

@@ -37,13 +37,20 @@ class RowGenerator(torch.Generator):
         self.manual_seed(mixed_seed(seed, step, "rows from", rows.start))
         self._seed, self._step, self._rows = seed, step, rows
 
+    @property
+    def shared_seed(self) -> int:
+        """A seed that all rows of the step have in common."""
+        return mixed_seed(self._seed, self._step, "step")
+
+    @property
+    def row_seeds(self) -> list[int]:
+        """A seed for each row."""
+        return [mixed_seed(self._seed, self._step, "row", row) for row in self._rows]
+
     @cached_property
     def rows(self) -> list[torch.Generator]:
         """A generator for each row, made when first asked for: some objectives draw on the device alone."""
-        return [
-            torch.Generator().manual_seed(mixed_seed(self._seed, self._step, "row", row))
-            for row in self._rows
-        ]
+        return [torch.Generator().manual_seed(seed) for seed in self.row_seeds]
 
     def by_row(self, count: int, draw: Callable[[torch.Generator, int], Tensor]) -> Tensor:
         """Join what `draw` gives each row's generator, in the order of the rows.

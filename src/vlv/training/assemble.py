@@ -1,6 +1,6 @@
 """From a run configuration to a trained model folder: loads the parts, joins them with the loop, saves.
 
-A stage is (objective, evaluation, samples); everything around it is the same for both.
+A stage is (objective, evaluation, samples); everything around it is the same for all.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from vlv.config import (
     RunConfig,
     Stage1Run,
     Stage2Run,
+    Stage3Run,
     TrainedEncoder,
 )
 from vlv.data.framing import DEFAULT_FRAMING, Framing
@@ -53,6 +54,7 @@ from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import decoder_class, make_diffusion_decoder
 from vlv.models.vetting import naming
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
+from vlv.training.caption_meter import CaptionMeter
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import columns_of, find_data, make_loader
 from vlv.training.held_out import DenoisingMeter, HeldOutLoss, Samples
@@ -62,6 +64,7 @@ from vlv.training.parallel import uses_fsdp
 from vlv.training.precision import fast_products, store_frozen, warn_of_slow_products
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
+from vlv.training.stage3 import Stage, Stage3
 from vlv.training.stages import Stage1, Stage2
 
 _HELD_OUT_IMAGES = 256
@@ -107,6 +110,10 @@ def train(
         raise ConfigError(
             f"stage2.frozen_llm_steps is {config.stage2.frozen_llm_steps}, but sharded weights cannot be "
             "frozen for a while; set loop.parallel to ddp, or frozen_llm_steps to 0"
+        )
+    if config.stage3 and uses_fsdp(config.loop, world):
+        raise ConfigError(
+            "stage3 writes captions with whole weights, but this launcher shards them; set loop.parallel to ddp"
         )
     with world.together():
         found = find_data(config.data)
@@ -162,7 +169,9 @@ def find_held_out(config: RunConfig) -> list[Record]:
 
 def load_parts(config: RunConfig) -> Parts:
     """What the run's stage works on."""
-    return load_stage1(config) if config.stage2 is None else load_stage2(config)
+    if isinstance(config, Stage1Run):
+        return load_stage1(config)
+    return load_stage2(config) if isinstance(config, Stage2Run) else load_stage3(config)
 
 
 def load_stage1(config: Stage1Run) -> Parts:
@@ -177,6 +186,12 @@ def load_stage2(config: Stage2Run) -> Parts:
     The encoder is that of stage 1; where the configuration names none, a fresh one (paper, Table 7).
     """
     decoder = load_decoder(config.model.decoder, draws=bool(config.stage2.denoising_weight))
+    return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
+
+
+def load_stage3(config: Stage3Run) -> Parts:
+    """Encoder and caption decoder of stage 2, and the whole diffusion decoder, which judges."""
+    decoder = load_decoder(config.model.decoder)
     return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
 
 
@@ -376,16 +391,18 @@ def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
 # --- what the loop is given ------------------------------------------------------------------------
 
 
-def make_objective(config: RunConfig, parts: Parts) -> Stage1 | Stage2:
+def make_objective(config: RunConfig, parts: Parts) -> Stage:
     """What trains, and which loss."""
     if config.stage1 is not None:
         return Stage1(parts.encoder, parts.decoder, config.stage1)
     if parts.caption_decoder is None:
-        raise ConfigError("stage 2 needs a caption decoder")
+        raise ConfigError(f"{config.stage} needs a caption decoder")
+    if config.stage3 is not None:
+        return Stage3(parts.encoder, parts.decoder, parts.caption_decoder, config.stage3)
     return Stage2(parts.encoder, parts.decoder, parts.caption_decoder, config.stage2)
 
 
-def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage1 | Stage2:
+def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage:
     """The objective on its device, as exact as the settings say; what is recomputed is still to be chosen."""
     parts.to(device)
     objective = make_objective(config, parts)
@@ -412,11 +429,14 @@ def make_evaluation(
     batches = list(_held_out_batches(config, held_out, config.loop.batch_size))
     meters: list[Evaluate] = []
     captions = [caption for batch in batches for caption in batch["captions"]]
-    if parts.decoder.denoiser is not None and all(captions):
+    z_changes = config.stage3 is None or config.stage3.trainable == "mlp+llm+encoder"
+    if parts.decoder.denoiser is not None and all(captions) and z_changes:
         pixels = torch.cat([batch["pixels"] for batch in batches])
         meters.append(DenoisingMeter(parts.encoder, parts.decoder, pixels, captions))
-    if config.stage == "stage2":
+    if isinstance(objective, Stage2):
         meters.append(HeldOutLoss(objective, batches))
+    if isinstance(objective, Stage3):
+        meters.append(CaptionMeter(objective, batches))
     return lambda step: {k: v for meter in meters for k, v in meter(step).items()}
 
 

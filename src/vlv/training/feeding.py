@@ -131,7 +131,7 @@ def _loader_settings(config: RunConfig, framing: Framing, *, pin_memory: bool) -
 
 def _needs_pixels(config: RunConfig) -> bool:
     """Whether a step looks at the images: the encoder without cached features, the VAE without cached latents."""
-    denoises = config.stage2 is None or config.stage2.denoising_weight > 0
+    denoises = config.stage2 is None or config.stage2.denoising_weight > 0  # or judges by it
     return config.data.features is None or (denoises and config.data.latents is None)
 
 

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from vlv.config import LoopConfig, OptimConfig, defaults, free_on_resume
 from vlv.data.positions import merge_states
 from vlv.errors import CheckpointError, ConfigError, DataError, OutputError
+from vlv.models.draws import RowGenerator
 from vlv.storage import Json, check_settings, lock
 from vlv.training.checkpoint import (
     Checkpoint,
@@ -193,14 +194,20 @@ class Run:
         """
         with self.world.together():
             batches = [
-                with_targets(batch, self.objective, self.config.batch_size)
-                for batch in islice(stream, self.num_passes)
+                with_targets(batch, self.objective, self.config.batch_size, self._draws(number))
+                for number, batch in enumerate(islice(stream, self.num_passes))
             ]
             if len(batches) < self.num_passes:
                 raise DataError(
                     f"the data ended after {self.step} of {self.config.steps} steps; the loader must repeat it"
                 )
         return batches
+
+    def _draws(self, number: int) -> RowGenerator:
+        """The random numbers of the rows of one pass of the next step."""
+        size = self.config.batch_size
+        first = (number * self.world.num_ranks + self.world.rank) * size
+        return RowGenerator(self.config.seed, self.step, range(first, first + size))
 
     def take_step(self, batches: Sequence[Batch]) -> None:
         """Update the weights, and take note of it."""

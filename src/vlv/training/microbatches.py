@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vlv.errors import DataError
+from vlv.models.draws import RowGenerator
 from vlv.training.distributed import World
 from vlv.training.objective import Batch, Objective
 
@@ -31,8 +32,16 @@ class MicroBatch:
     """Whether it is the last one of the step."""
 
 
-def with_targets(batch: Batch, objective: Objective, batch_size: int) -> Batch:
+def with_targets(
+    batch: Batch, objective: Objective, batch_size: int, generator: RowGenerator
+) -> Batch:
     """The batch with `targets`: what each row has to predict, tokens where the objective counts them, or else 1.
+
+    Args:
+        batch: As the loader hands it out.
+        objective: It may prepare the batch.
+        batch_size: Rows that it must have.
+        generator: For what preparing draws.
 
     Raises:
         DataError: The batch has not `batch_size` rows.
@@ -41,7 +50,7 @@ def with_targets(batch: Batch, objective: Objective, batch_size: int) -> Batch:
     if rows != batch_size:
         raise DataError(f"the loader hands out {rows} rows, but loop.batch_size is {batch_size}")
     prepare = getattr(objective, "prepare", None)
-    batch = batch if prepare is None else prepare(batch)
+    batch = batch if prepare is None else prepare(batch, generator)
     count = getattr(objective, "num_targets", None)
     return batch | {"targets": [1] * rows if count is None else list(count(batch))}
 

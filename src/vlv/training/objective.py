@@ -43,8 +43,11 @@ class Objective(Protocol):
         have on average, in units of the average over the global batch. The objective then has a method
         `num_targets(batch)` that counts it for each row, (B) integers.
 
-        An objective may also have `prepare(batch)`, which adds what all passes need, such as token ids; `phase(step)`, a name for the steps in which the same work is done, and
-        `compile(config, device)`, which makes its parts as fast as the settings say before the first step.
+        An objective may also have `prepare(batch, generator)`, which adds what all passes need, such as token ids or
+        captions that the present model writes; `stand_in(batch)`, which adds the same without numbers, and
+        `rehearse(batch)`, the passes that preparing takes, to predict memory and FLOPs;
+        `phase(step)`, a name for the steps in which the same work is done; and `compile(config, device)`, which makes its
+        parts as fast as the settings say before the first step.
         """
 
 

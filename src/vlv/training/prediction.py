@@ -31,6 +31,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlv.config import LoopConfig, OptimConfig
+from vlv.models.draws import RowGenerator
 from vlv.training.distributed import World
 from vlv.training.microbatches import with_targets
 from vlv.training.objective import Batch, Objective
@@ -221,7 +222,15 @@ def _count_flops(objective: Objective, mode: FakeTensorMode, batch: Batch) -> in
         counter = FlopCounterMode(display=False)
         with sdpa_kernel(SDPBackend.MATH), counter, _ScalarsAreOne():  # type: ignore[no-untyped-call]
             torch.autograd.backward(objective.loss(row, torch.Generator()).total)
+            _rehearse(objective, row)
     return int(counter.get_total_flops())
+
+
+def _rehearse(objective: Objective, batch: Batch) -> None:
+    """What an objective does before its loss, where it does more than look things up."""
+    rehearse = getattr(objective, "rehearse", None)
+    if rehearse is not None:
+        rehearse(batch)
 
 
 def _fake_rows(value: object) -> object:
@@ -321,6 +330,8 @@ def predict_step(
         optim: The optimiser.
         num_ranks: Processes that train together.
     """
+    stand_in = getattr(objective, "stand_in", None)
+    batch = batch if stand_in is None else stand_in(batch)
     device = next(objective.module.parameters()).device
     shards = num_ranks if uses_fsdp(loop, World(0, num_ranks, device)) else 1
     loop_of_a_gpu = loop.model_copy(update={"cpu_tricks": False})
@@ -346,7 +357,10 @@ def predict_step(
                     lambda p: live.shard(p.grad, shards)
                 )
                 hooks.callback(hook.remove)
-        step([with_targets(batch, objective, loop.batch_size)], loop.steps - 1)
+        with torch.autocast(device.type, torch.bfloat16, enabled=loop.precision == "bf16"):
+            _rehearse(objective, batch | {"step": loop.steps - 1})
+        draws = RowGenerator(loop.seed, loop.steps - 1, range(loop.batch_size))
+        step([with_targets(batch, objective, loop.batch_size, draws)], loop.steps - 1)
     gradients = sum_of_bytes(trained) // shards
     weights = num_bytes(step.module) - sum_of_bytes(trained) + gradients
     optimizer = sum_of_bytes(states) // shards

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from vlv.config import LoopConfig, OptimConfig, RunConfig
 from vlv.errors import ConfigError
+from vlv.models.draws import RowGenerator
 from vlv.storage import write_text
 from vlv.training.assemble import feed, load_parts, prepare
 from vlv.training.cpu import kept_memory
@@ -30,7 +31,7 @@ from vlv.training.objective import Batch, Loader, Losses
 from vlv.training.precision import fast_products
 from vlv.training.prediction import FlopMeter, peak_flops
 from vlv.training.recompute import choose_recomputation
-from vlv.training.stages import Stage1, Stage2
+from vlv.training.stage3 import Stage
 from vlv.training.step import TrainingStep
 from vlv.training.weights import set_train_mode
 
@@ -118,7 +119,7 @@ class Timeline:
 
 
 @contextmanager
-def watched(objective: Stage1 | Stage2, step: TrainingStep, timeline: Timeline) -> Iterator[None]:
+def watched(objective: Stage, step: TrainingStep, timeline: Timeline) -> Iterator[None]:
     """Mark where each part of a step begins and ends, in both directions."""
     decoder, reader = objective.decoder, getattr(objective, "caption_decoder", None)
     seams: list[tuple[Any, str, str]] = [
@@ -179,7 +180,7 @@ def _marked(method: Callable[..., Any], label: str, timeline: Timeline) -> Calla
 
 
 def profile_training(
-    objective: Stage1 | Stage2,
+    objective: Stage,
     loader: Loader,
     loop: LoopConfig,
     optim: OptimConfig,
@@ -211,7 +212,16 @@ def profile_training(
         if number == _WARM_UP:
             timeline.restart()
         taken = islice(stream, passes)
-        batches = [with_targets(batch, objective, loop.batch_size) for batch in taken]
+        size = loop.batch_size
+        batches = [
+            with_targets(
+                batch,
+                objective,
+                size,
+                RowGenerator(loop.seed, number, range(index * size, (index + 1) * size)),
+            )
+            for index, batch in enumerate(taken)
+        ]
         timeline.mark(_OTHER)
         step(batches, number)
         return batches[0]

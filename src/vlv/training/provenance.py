@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from vlv.config import PartSource, RunConfig, Stage1Run
+from vlv.config import PartSource, RunConfig
 from vlv.models.card import Origin, Provenance, Training, forget_paths, origin_of, past_trainings
 from vlv.models.folder import COMPONENTS, MORE_COMPONENTS
 from vlv.training.journal import read_metrics
@@ -48,7 +48,8 @@ def describe_run(
 ) -> Training:
     """One run as the card tells of it."""
     loop = config.loop
-    stage = config.stage1 if isinstance(config, Stage1Run) else config.stage2
+    stage = config.stage1 or config.stage2 or config.stage3
+    assert stage is not None, "a run has one stage"
     text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
     evals = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["kind"] == "eval"]
     last = evals[-1] if evals else {}

@@ -13,7 +13,7 @@ import torch
 from vlv.config import LoopConfig, OptimConfig
 from vlv.training.distributed import World
 from vlv.training.prediction import FullLength, fake_copy, num_bytes, predict_step, training_batch
-from vlv.training.stages import Stage1, Stage2
+from vlv.training.stage3 import Stage
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ _ROOM = 0.92
 
 
 def choose_recomputation(
-    objective: Stage1 | Stage2, image_size: int, loop: LoopConfig, optim: OptimConfig, world: World
+    objective: Stage, image_size: int, loop: LoopConfig, optim: OptimConfig, world: World
 ) -> Choice:
     """Follow `loop.recompute`; for "auto", find the cheapest choice that fits into the device, and say why.
 
@@ -56,7 +56,7 @@ def choose_recomputation(
     return choice
 
 
-def recompute(objective: Stage1 | Stage2, choice: Choice) -> None:
+def recompute(objective: Stage, choice: Choice) -> None:
     """Switch recomputation on or off.
 
     Frozen parts stay in eval mode. The language models of transformers recompute in train mode only, so a frozen one
@@ -83,7 +83,7 @@ def recompute(objective: Stage1 | Stage2, choice: Choice) -> None:
 
 
 def cheapest_that_fits(
-    objective: Stage1 | Stage2,
+    objective: Stage,
     image_size: int,
     loop: LoopConfig,
     optim: OptimConfig,
@@ -110,7 +110,7 @@ def cheapest_that_fits(
 
 
 def predicted_peak(
-    objective: Stage1 | Stage2,
+    objective: Stage,
     image_size: int,
     loop: LoopConfig,
     optim: OptimConfig,

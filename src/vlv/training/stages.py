@@ -17,6 +17,7 @@ from vlv.models.bottleneck import Draw
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.context import Context
 from vlv.models.diffusion import DiffusionDecoder, Posterior
+from vlv.models.draws import RowGenerator
 from vlv.models.encoder import VLVEncoder
 from vlv.models.vision_encoder import VisionEncoder
 from vlv.training.objective import Batch, Losses
@@ -136,7 +137,7 @@ class Stage2:
             total = total + self.config.denoising_weight * parts["denoising"]
         return Losses(total, parts)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, _: RowGenerator) -> Batch:
         """The batch with its captions as `tokens`, a list of ids for each: they are made once for all passes."""
         return batch | {"tokens": self._tokens(batch)}
 
