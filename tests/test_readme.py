@@ -21,6 +21,7 @@ NOT_RUN = {
     "vlv train paper-stage1": "needs downloads and days; tests/cli/test_train.py runs the command",
     "vlv train quick-stage1": "needs the shipped parts and a minute; tests/cli/test_train.py runs the presets",
     "vlv train quick-stage2": "the same",
+    "vlv train quick-stage3": "the same",
     "vlv caption out/quick/held-out": "needs the model of the two commands before",
 }
 

@@ -447,9 +447,9 @@ def test_the_quick_presets_train_on_the_shipped_parts(
     monkeypatch.chdir(tmp_path)
     vlv("toyworld", "render", "out/quick/train", "--num", 24)
     vlv("toyworld", "render", "out/quick/held-out", "--num", 4, "--split", "val")
-    for stage in ("stage1", "stage2"):
+    for stage in ("stage1", "stage2", "stage3"):
         short = ("--set", "loop.steps=2", "--set", "optim.warmup_steps=0")
         assert vlv("train", f"quick-{stage}", "--run-dir", f"out/quick/{stage}", *short).code == 0
-    result = vlv("caption", "out/quick/held-out", "--model", "out/quick/stage2/model")
+    result = vlv("caption", "out/quick/held-out", "--model", "out/quick/stage3/model")
     assert result.code == 0
     assert len(result.out.strip().splitlines()) >= 4

@@ -82,6 +82,7 @@ def train(given: TrainOptions) -> int:
 
     Stage 1: images alone teach the encoder what the frozen diffusion decoder needs to reconstruct them.
     Stage 2: captions teach the language model to read the caption embedding.
+    Stage 3: images alone make its captions truer, with the frozen diffusion decoder as judge.
     """
     settings, look = given.settings(), given.look
     if look.dry_run:

@@ -267,4 +267,9 @@ _FIGURES = {
     "held_out_loss": "loss that was trained with",
     "held_out_caption": "cross-entropy of captions, nats per token",
     "held_out_denoising": "denoising loss of stage 2",
+    "held_out_reward": "reward of greedy captions, 1 explains as much as z",
+    "held_out_tokens": "tokens of a greedy caption",
+    "held_out_repetition": "share of runs of four words that a greedy caption repeats",
+    "held_out_distinct_share": "different captions among the greedy ones",
+    "held_out_unfinished_share": "greedy captions that did not end by themselves",
 }

@@ -163,7 +163,7 @@ def duration(seconds: float) -> str:
 def _next_command(run: RunRecord) -> tuple[str, str] | None:
     """What to run next, and the command: use the result, or go on."""
     model, stage = run.folder / "model", run.settings.get("stage")
-    if run.is_finished and stage == "stage2":
+    if run.is_finished and stage in ("stage2", "stage3"):
         return "Caption with the result", f"vlv caption IMAGES --model {model}"
     if run.is_finished and stage == "stage1":
         return "Reconstruct images with the result", f"vlv reconstruct IMAGES --model {model}"
