@@ -36,6 +36,18 @@ class TrainingOptions:
     set2: Annotated[list[str], typer.Option(help="Likewise of stage 2 (repeatable).")] = field(
         default_factory=list
     )
+    stage3: Annotated[
+        str, typer.Option("--stage3", help="Preset or file of stage 3 (rewards, methods).")
+    ] = "tiny-ablation-stage3"
+    captions: Annotated[
+        str, typer.Option(help="Preset or file of its yardstick, a stage 2 with true captions.")
+    ] = "tiny-ablation-captions-stage2"
+    finished: Annotated[str, typer.Option(help="The finished model that both go on from.")] = (
+        "vlv-tiny"
+    )
+    set3: Annotated[list[str], typer.Option(help="Change a setting of both (repeatable).")] = field(
+        default_factory=list
+    )
     model: Annotated[
         list[str],
         typer.Option(
@@ -80,7 +92,10 @@ class AblationOptions:
     """``vlv eval ablation``."""
 
     name: Annotated[
-        str, typer.Argument(help="queries, unfreezing, data, decoder, control or bottleneck.")
+        str,
+        typer.Argument(
+            help="queries, unfreezing, data, decoder, control, bottleneck, rewards or methods."
+        ),
     ]
     run_dir: common.RunDir
     training: TrainingOptions
@@ -97,7 +112,11 @@ class AblationOptions:
             stage1=training.stage1,
             stage2=training.stage2,
             changes1=tuple(training.set1),
+            stage3=training.stage3,
+            captions=training.captions,
+            finished=training.finished,
             changes2=tuple(training.set2),
+            changes3=tuple(training.set3),
             seeds=training.seeds,
             given=training.given(),
             measuring=Measuring(m.num, m.seed, m.batch_size, m.steps, m.guidance),

@@ -18,7 +18,8 @@ from tests.evaluation.support import make_inspector
 from vlv.cli import run as vlv
 from vlv.evaluation import statistics
 from vlv.evaluation.experiments import ablations
-from vlv.evaluation.experiments.ablations import ABLATIONS, Plan
+from vlv.evaluation.experiments.ablations import Plan
+from vlv.evaluation.experiments.variants import ABLATIONS
 from vlv.evaluation.report.claims import findings
 from vlv.evaluation.statistics import estimate, estimate_over_seeds
 
@@ -37,7 +38,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(4):
         picture = write_image(folder / "pictures" / f"{number}.png", number)
         picture.with_suffix(".txt").write_text(tiny.CAPTIONS[number])
-    for stage in ("stage1", "stage2"):
+    for stage in ("stage1", "stage2", "stage3"):
         settings: dict[str, Any] = {
             "stage": stage,
             "model": {"decoder": "x"},
@@ -105,6 +106,38 @@ def test_trained_measured_scored_and_never_twice(
     page = tmp_path / "report.html"
     assert vlv(["eval", "report", str(run), "-o", str(page)]) == 0
     assert "with and without stage 1 (Table 7)" in page.read_text()
+
+
+def test_stage3_goes_on_from_a_finished_model_beside_as_many_steps_on_true_captions(
+    bench: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    more = (
+        *("--stage3", str(bench / "stage3.yaml"), "--captions", str(bench / "stage2.yaml")),
+        *("--finished", str(tiny_folder), "--set3", "loop.steps=1", "--set3", "optim.lr=0.02"),
+    )
+    assert ablate(bench, "methods", run, *more) == 0
+    trained = {
+        config["stage3"]["method"] if "stage3" in config else "captions": config
+        for config in configs(run / "trained")
+    }
+    assert trained.keys() == {"rejection", "dpo", "rloo", "captions"}  # "before" is not trained
+    for config in trained.values():
+        assert config["model"]["caption_decoder"]["path"] == str(tiny_folder)
+        assert (config["loop"]["steps"], config["optim"]["lr"]) == (1, 0.02)
+    result = result_of(run)
+    variants = ("before", "rejection", "dpo", "rloo", "captions")
+    measures = ("f1", "hallucinated", "recall", "tokens")
+    assert {f"methods.{v}.{m}" for v in variants for m in measures} < set(result["figures"])
+    assert "methods.rloo over before.f1" in result["figures"]
+    assert result["settings"]["finished"] == tiny_folder.name
+
+
+def test_the_rewards_that_are_compared_are_all_that_there_are() -> None:
+    from vlv.training.rewards import REWARDS
+
+    compared = {variant.name for variant in ABLATIONS["rewards"].variants}
+    assert compared == {*REWARDS, "before", "captions"}
 
 
 def test_a_bottleneck_is_compared_with_a_given_model(

@@ -1,9 +1,9 @@
-"""Ablations (paper, Tables 4, 5 and 7) and the discrete bottleneck: variants trained alike, measured on the same scenes.
+"""Ablations (paper, Tables 4, 5 and 7), the discrete bottleneck and stage 3: variants trained alike, measured on the same scenes.
 
 Every variant is trained with every seed and the rest of the settings the same, then measured in the toy world. A run folder
 
 ```
-RUN/trained/stage1-HASH/ stage2-HASH/   the training runs, each with its model, named by their settings
+RUN/trained/stage1-HASH/ stage2-HASH/   the training runs, each with its model, named by their settings (stage3-HASH/ too)
 RUN/measured/VARIANT-seed0.json         what every figure is computed from, one row per scene
 RUN/result.json                         the figures
 ```
@@ -27,7 +27,6 @@ import torch
 
 from vlv.config import RunConfig, load_config
 from vlv.errors import ConfigError
-from vlv.evaluation import statistics
 from vlv.evaluation.experiments import toyworld
 from vlv.evaluation.experiments.backends import load_inspector
 from vlv.evaluation.experiments.boxes import boxes_of, true_boxes
@@ -35,137 +34,23 @@ from vlv.evaluation.experiments.boxes import measure as measure_boxes
 from vlv.evaluation.experiments.run import Report, Run, Settings, silent
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES, Scores, write_result
 from vlv.evaluation.experiments.toyworld_scores import SECTIONS
+from vlv.evaluation.experiments.variants import (
+    ABLATIONS,
+    BOXES,
+    CAPTION_MEASURES,
+    MEASURES,
+    ORIGINALS,
+    Ablation,
+    Variant,
+)
 from vlv.evaluation.experiments.viewing import IMAGE_KEY, ORIGINAL
 from vlv.evaluation.metrics.boxes import Box
-from vlv.evaluation.results import Figure, Section, Unit
+from vlv.evaluation.results import Figure, Section
 from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
+from vlv.models.folder import find_folder
 from vlv.models.pipeline import VLVPipeline
 from vlv.storage import plain, read_settings, write_json
 from vlv.training.assemble import train
-
-MEASURES: dict[str, tuple[str, Statistic, Unit]] = {
-    "claims": ("true claims found in reconstructions", statistics.ratio, "share"),
-    "way": (
-        "denoising loss: recovered share of the true caption's gain",
-        statistics.recovered,
-        "ratio",
-    ),
-    "f1": ("claims of captions: F1", statistics.f1, "share"),
-    "centre": ("3-D boxes of reconstructions: L1 of the centre", statistics.ratio, "length"),
-    "scale": ("3-D boxes of reconstructions: L1 of the scale", statistics.ratio, "length"),
-}
-"""Label, statistic and unit of what can be measured of a variant."""
-
-BOXES = ("centre", "scale")
-"""What is measured of 3-D boxes (paper, Table 6), against those of the originals; less is better."""
-
-ORIGINALS = "originals"
-"""Stands beside the variants where boxes are measured: the originals' boxes against the truth, the error of the inspector."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One of the models that are compared.
-
-    Attributes:
-        name: In keys and folders.
-        stage1: Changes of the settings of stage 1, where ``{parts}`` is the folder of the parts; None leaves it out.
-        stage2: Of stage 2.
-        share: Of the steps of stage 1.
-    """
-
-    name: str
-    stage1: tuple[str, ...] | None = ()
-    stage2: tuple[str, ...] = ()
-    share: float = 1.0
-
-
-@dataclass(frozen=True)
-class Ablation:
-    """What is compared.
-
-    Attributes:
-        title: For the reader.
-        variants: What is trained.
-        better: Pairs of variants of which the paper says that the first is the better one.
-        measures: What is measured of them, from `MEASURES`.
-    """
-
-    title: str
-    variants: tuple[Variant, ...]
-    better: tuple[tuple[str, str], ...]
-    measures: tuple[str, ...]
-
-    @property
-    def captions(self) -> bool:
-        """Whether stage 2 is needed."""
-        return "f1" in self.measures
-
-
-_FRESH = (
-    "model.encoder=null",
-    "model.florence={parts}/florence",
-    "model.prompt=List what is shown in the image.",
-    "stage2.frozen_encoder_steps=0",
-    "optim.lr_scale={encoder: 0.6}",  # the rate of stage 1
-)
-_NO_ENCODER = ("stage2.frozen_encoder_steps=0", "optim.lr_scale={}")
-
-ABLATIONS: dict[str, Ablation] = {
-    "queries": Ablation(
-        "number of queries (Table 4, left)",
-        (
-            Variant("16", ("model.num_queries=16",)),
-            Variant("32", ("model.num_queries=32",)),
-            Variant("all", ("model.num_queries=null",)),
-        ),
-        (("32", "16"), ("all", "32")),
-        ("claims", "way"),
-    ),
-    "unfreezing": Ablation(
-        "what trains in stage 2 (Table 4, right)",
-        (
-            Variant("mlp", stage2=("stage2.trainable=mlp", *_NO_ENCODER)),
-            Variant("mlp+llm", stage2=("stage2.trainable=mlp+llm", *_NO_ENCODER)),
-            Variant("mlp+llm+encoder"),
-        ),
-        (("mlp+llm", "mlp"), ("mlp+llm+encoder", "mlp+llm")),
-        ("f1",),
-    ),
-    "data": Ablation(
-        "images seen by stage 1, 6 : 18 : 40 (Table 5, left, and Table 6)",
-        (Variant("6", share=6 / 40), Variant("18", share=18 / 40), Variant("40")),
-        (("18", "6"), ("40", "18")),
-        ("claims", "way", *BOXES),
-    ),
-    "decoder": Ablation(
-        "size of the caption decoder (Table 5, right)",
-        (
-            Variant("small", stage2=("model.llm={parts}/llm-small",)),
-            Variant("medium"),
-            Variant("large", stage2=("model.llm={parts}/llm-large",)),
-        ),
-        (("medium", "small"), ("large", "medium")),
-        ("f1",),
-    ),
-    "control": Ablation(
-        "with and without stage 1 (Table 7)",
-        (Variant("without", stage1=None, stage2=_FRESH), Variant("with")),
-        (("with", "without"),),
-        ("f1", "way"),
-    ),
-    "bottleneck": Ablation(
-        "continuous and discrete caption embeddings (section 1)",
-        (
-            Variant("continuous"),
-            Variant("nearest", ("model.bottleneck=nearest",)),
-            Variant("gumbel", ("model.bottleneck=gumbel",)),
-        ),
-        (("continuous", "nearest"), ("continuous", "gumbel")),
-        ("claims", "way"),
-    ),
-}
-"""All that there are. "without" trains its fresh encoder from the first step of stage 2, at the rate of stage 1."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +61,12 @@ class Plan:
         parts: Folder of the pretrained parts, as `vlv toyworld pretrain` writes them.
         stage1: Preset or file of the settings of stage 1.
         stage2: Of stage 2.
+        stage3: Of a stage 3 that goes on from a finished model.
+        captions: Of a stage 2 that goes on from it with true captions: the yardstick of stage 3.
+        finished: That model, a folder or a shipped one.
         changes1: Changes of them, for every variant.
         changes2: Likewise.
+        changes3: Of both that go on.
         seeds: S; seed s trains with ``loop.seed=s``.
         given: Model folders by variant, one for each seed, that are measured instead of trained.
         measuring: N scenes, their seed, steps and guidance; its sections follow from the measures.
@@ -187,8 +76,12 @@ class Plan:
     parts: Path
     stage1: str = "tiny-ablation-stage1"
     stage2: str = "tiny-ablation-stage2"
+    stage3: str = "tiny-ablation-stage3"
+    captions: str = "tiny-ablation-captions-stage2"
+    finished: str = "vlv-tiny"
     changes1: tuple[str, ...] = ()
     changes2: tuple[str, ...] = ()
+    changes3: tuple[str, ...] = ()
     seeds: int = 3
     given: Mapping[str, Sequence[str]] = field(default_factory=dict)
     measuring: toyworld.Plan = field(default_factory=lambda: toyworld.Plan(num=500))
@@ -302,11 +195,24 @@ def _second(variant: Variant, seed: int, plan: Plan, encoder: Path) -> RunConfig
     return load_config(plan.stage2, changes)
 
 
+def _last(variant: Variant, seed: int, plan: Plan) -> RunConfig | None:
+    """The settings of a training that goes on from the finished model; None where it is measured as it is."""
+    if variant.stage3 is None:
+        return None
+    preset = plan.stage3 if variant.last == "stage3" else plan.captions
+    parts = ("encoder", "decoder", "caption_decoder")
+    start = [f"model.{part}={plan.finished}" for part in parts]
+    return load_config(preset, [*start, *plan.changes3, *variant.stage3, f"loop.seed={seed}"])
+
+
 def _model(ablation: Ablation, variant: Variant, seed: int, folder: Path, plan: Plan) -> Path:
     """The model folder of a variant, trained where it is not yet."""
     if variant.name in plan.given:
         return Path(plan.given[variant.name][seed])
     home, first = plan.trained or folder / "trained", Path()
+    if variant.last is not None:
+        config = _last(variant, seed, plan)
+        return find_folder(plan.finished) if config is None else _trained(config, home)
     if variant.stage1 is not None:
         first = _trained(_first(variant, seed, plan), home)
         if not ablation.captions:
@@ -337,6 +243,10 @@ def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> Setti
     }
     if variant.name in plan.given:
         return {**about, "given": plan.given[variant.name][seed]}
+    if variant.last is not None:
+        config = _last(variant, seed, plan)
+        settings = None if config is None else config.model_dump(mode="json")
+        return {**about, "finished": plan.finished, "last": settings}
     if variant.stage1 is not None:
         about["stage1"] = _first(variant, seed, plan).model_dump(mode="json")
     if ablation.captions:
@@ -350,7 +260,11 @@ def _kept(path: Path, about: Settings) -> Settings | None:
     return content["columns"] if content and content["about"] == plain(about) else None
 
 
-_KEYS = {"claims": "reconstruction.recall", "way": "denoising.way", "f1": "captions.f1"}
+_KEYS = {
+    "claims": "reconstruction.recall",
+    "way": "denoising.way",
+    **{measure: f"captions.{measure}" for measure in CAPTION_MEASURES},
+}
 
 
 def _measure(
@@ -430,6 +344,11 @@ def _difference(statistic: Statistic, width: int) -> Statistic:
     return difference
 
 
+def _presets(ablation: Ablation) -> tuple[str, ...]:
+    """The presets that an ablation reads, by their names in the plan."""
+    return ("stage3", "captions", "finished") if ablation.goes_on else ("stage1", "stage2")
+
+
 def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None:
     notes = [
         "Variants are trained alike but for what is compared; every figure is of all seeds and scenes together."
@@ -444,9 +363,8 @@ def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None
         "seeds": plan.seeds,
         "variants": [variant.name for variant in ABLATIONS[name].variants],
         "given": sorted(plan.given),
-        "stage1": Path(plan.stage1).name,
-        "stage2": Path(plan.stage2).name,
-        "changes": [c for c in (*plan.changes1, *plan.changes2) if "/" not in c],
+        **{preset: Path(getattr(plan, preset)).name for preset in _presets(ABLATIONS[name])},
+        "changes": [c for c in (*plan.changes1, *plan.changes2, *plan.changes3) if "/" not in c],
         "steps": m.steps,
         "guidance": m.guidance,
     }
