@@ -169,9 +169,7 @@ def find_held_out(config: RunConfig) -> list[Record]:
 
 def load_parts(config: RunConfig) -> Parts:
     """What the run's stage works on."""
-    if isinstance(config, Stage1Run):
-        return load_stage1(config)
-    return load_stage2(config) if isinstance(config, Stage2Run) else load_stage3(config)
+    return load_stage1(config) if isinstance(config, Stage1Run) else load_captioning(config)
 
 
 def load_stage1(config: Stage1Run) -> Parts:
@@ -180,18 +178,13 @@ def load_stage1(config: Stage1Run) -> Parts:
     return Parts(load_encoder(config, decoder), decoder)
 
 
-def load_stage2(config: Stage2Run) -> Parts:
-    """The encoder, the caption decoder, and as much of the diffusion decoder as is needed.
+def load_captioning(config: Stage2Run | Stage3Run) -> Parts:
+    """The encoder, the caption decoder, and as much of the diffusion decoder as stages 2 and 3 need.
 
-    The encoder is that of stage 1; where the configuration names none, a fresh one (paper, Table 7).
+    The encoder is that of the stage before; where stage 2 names none, a fresh one (paper, Table 7).
     """
-    decoder = load_decoder(config.model.decoder, draws=bool(config.stage2.denoising_weight))
-    return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
-
-
-def load_stage3(config: Stage3Run) -> Parts:
-    """Encoder and caption decoder of stage 2, and the whole diffusion decoder, which judges."""
-    decoder = load_decoder(config.model.decoder)
+    draws = config.stage2 is None or bool(config.stage2.denoising_weight)
+    decoder = load_decoder(config.model.decoder, draws=draws)
     return Parts(load_encoder(config, decoder), decoder, load_caption_decoder(config, decoder))
 
 

@@ -179,6 +179,12 @@ def _marked(method: Callable[..., Any], label: str, timeline: Timeline) -> Calla
     return call
 
 
+def _draws(loop: LoopConfig, step: int, number: int) -> RowGenerator:
+    """The random numbers of one pass of a step."""
+    first = number * loop.batch_size
+    return RowGenerator(loop.seed, step, range(first, first + loop.batch_size))
+
+
 def profile_training(
     objective: Stage,
     loader: Loader,
@@ -212,14 +218,8 @@ def profile_training(
         if number == _WARM_UP:
             timeline.restart()
         taken = islice(stream, passes)
-        size = loop.batch_size
         batches = [
-            with_targets(
-                batch,
-                objective,
-                size,
-                RowGenerator(loop.seed, number, range(index * size, (index + 1) * size)),
-            )
+            with_targets(batch, objective, loop.batch_size, _draws(loop, number, index))
             for index, batch in enumerate(taken)
         ]
         timeline.mark(_OTHER)

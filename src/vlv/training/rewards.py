@@ -86,7 +86,7 @@ def denoising(judges: Judges, rollout: Rollout) -> Tensor:
     found = []
     for of_image in scores:
         null, of_z = of_image.null.mean(), present(of_image.z, "z").mean()
-        unit = (null - of_z).abs().clamp(min=torch.finfo(null.dtype).tiny)
+        unit = (null - of_z).abs().clamp(min=1e-12)
         found.append((null - of_image.losses.mean(1)) / unit)
     return torch.cat(found).clamp(-1.0, 2.0)
 
