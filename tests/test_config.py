@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from vlv.config import (
     LoopConfig,
+    Settings,
     Stage1Run,
     Stage2Run,
     defaults,
@@ -16,11 +17,15 @@ from vlv.config import (
     parse_run,
     preset_names,
 )
+from vlv.curation.settings import FilterConfig, load_filter
 from vlv.errors import ConfigError
 from vlv.training.optim import learning_rate_factor
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+T = TypeVar("T")
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -358,3 +363,95 @@ def test_defaults_by_name() -> None:
     assert known["optim.betas"] == [0.9, 0.99]
     assert known["stage2.denoising_weight"] == 0.0
     assert "optim.lr" not in known
+
+
+SILLY = (".nan", "-.inf", "-1", "0", "1000000000000", "true", "x", "''", "[.nan]", "{a: .inf}")
+RUNS = {"stage1": "paper-stage1", "stage2": "paper-stage2", "stage3": "paper-stage3"}
+
+
+def fields_of(kind: type[Settings]) -> list[str]:
+    return list(kind.model_fields)
+
+
+@pytest.mark.parametrize("stage", RUNS)
+def test_a_silly_value_of_any_setting_is_named_or_harmless(stage: str) -> None:
+    """What is accepted is an ordinary value: finite, no truth as a number, within limits, no empty text."""
+    base = load_config(RUNS[stage])
+    refused = 0
+    shared = ("model", "data", "optim", "loop") if stage == "stage1" else ()
+    for section in (*shared, stage):
+        for name in fields_of(type(getattr(base, section))):
+            for value in SILLY:
+                key = f"{section}.{name}"
+                loaded = accepted(
+                    lambda k=key, v=value: load_config(RUNS[stage], [f"{k}={v}"]), name
+                )
+                refused += loaded is None
+                if loaded is not None:
+                    assert_ordinary(getattr(getattr(loaded, section), name), key)
+    assert refused > 50
+
+
+def accepted(load: Callable[[], T], name: str) -> T | None:
+    """What is loaded; None where it is refused in one sentence that has the name."""
+    try:
+        return load()
+    except ConfigError as error:
+        text = str(error)
+    assert name in text
+    assert "\n" not in text
+    assert len(text) < 400
+    return None
+
+
+def assert_ordinary(value: object, key: str) -> None:
+    if isinstance(value, BaseModel):
+        value = dict(value)
+    if isinstance(value, dict | list | tuple):
+        for inner in value.values() if isinstance(value, dict) else value:
+            assert_ordinary(inner, key)
+    elif isinstance(value, float | int) and key != "loop.seed":
+        assert abs(value) <= 10**9
+    elif isinstance(value, str):
+        assert value or key == "model.prompt"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "loop.batch_size=65537",
+            "loop.batch_size is 65537, but input should be less than or equal to 65536",
+        ),
+        (
+            "data.image_size=16385",
+            "data.image_size is 16385, but input should be less than or equal to 16384",
+        ),
+        (
+            "data.num_workers=1025",
+            "data.num_workers is 1025, but input should be less than or equal to 1024",
+        ),
+        (
+            "loop.steps=1000000001",
+            "loop.steps: 1000000001 is not between -1000000000 and 1000000000",
+        ),
+        ("loop.steps=true", "loop.steps: true is no value of this setting"),
+        ("optim.lr=.inf", "optim.lr: inf is not between"),
+        ("optim.lr_scale={encoder: .nan}", "optim.lr_scale: nan is not between"),
+        ("optim.betas=[0.9, 1]", "optim.betas.1 is 1, but input should be less than 1"),
+        ("data.latents=''", "data.latents: the text is empty; leave it out, or set it to null"),
+        ("data.inputs=['']", "data.inputs: the text is empty"),
+    ],
+)
+def test_limits_of_settings_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("paper-stage1", [override])
+    assert message in str(caught.value)
+
+
+def test_a_silly_value_of_any_rule_of_the_filter_is_named_or_harmless() -> None:
+    for name in fields_of(FilterConfig):
+        for value in SILLY:
+            loaded = accepted(lambda n=name, v=value: load_filter("clean", [f"{n}={v}"]), name)
+            if loaded is not None:
+                assert_ordinary(getattr(loaded, name), name)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, Discriminator, Field, PositiveInt, Tag, TypeAdapter, ValidationError
+from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from vlv.config_files import MODELS, RUNS, names_in, read_values
@@ -200,7 +200,7 @@ _SECTIONS: dict[str, type[Settings]] = {
 class ImageConfig(Settings):
     """What models that belong together expect of an image."""
 
-    image_size: PositiveInt
+    image_size: Annotated[int, Field(gt=0, le=16_384)]
     """Side in pixels of the square that is cut from each image."""
 
 
@@ -208,8 +208,8 @@ class PresetModel(FlorenceEncoder):
     """Florence-2, diffusion decoder and language model."""
 
     llm: PartSource
-    num_queries: PositiveInt
-    input_size: PositiveInt
+    num_queries: Annotated[int, Field(gt=0, le=4096)]
+    input_size: Annotated[int, Field(gt=0, le=16_384)]
 
 
 class ModelPreset(Settings):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -13,6 +14,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
@@ -20,12 +23,35 @@ from vlv.errors import ConfigError
 
 FREE_ON_RESUME = "may change on resume"
 """Mark of a setting that may change when a run goes on, as it touches nothing of what is learnt."""
+MAY_BE_EMPTY = "may be an empty text"
+"""Mark of a setting to which an empty text means something."""
+LARGEST = 10**9
+"""Of the numbers of all settings that name no limit of their own."""
 
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and no key that is not declared."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_sane(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse numbers that would hang a job or fill the memory, truth as a number, and empty texts."""
+        field = cls.model_fields[str(info.field_name)]
+        if isinstance(value, dict) and get_origin(field.annotation) is not dict:
+            return value  # settings, which look after themselves
+        is_limited = any(hasattr(mark, "le") for mark in field.metadata)
+        for inner in _values_in(value):
+            if isinstance(inner, bool):
+                if not _allows_bool(field.annotation):
+                    raise ValueError(f"{str(inner).lower()} is no value of this setting")
+            elif isinstance(inner, int | float):
+                if not math.isfinite(inner) or (abs(inner) > LARGEST and not is_limited):
+                    raise ValueError(f"{inner} is not between -{LARGEST} and {LARGEST}")
+            elif inner == "" and MAY_BE_EMPTY not in field.metadata:
+                raise ValueError("the text is empty; leave it out, or set it to null")
+        return value
 
     def contradictions(self) -> Iterator[str]:
         """What is wrong with settings that are right one by one."""
@@ -38,12 +64,30 @@ class Settings(BaseModel):
         return self
 
 
+def _values_in(value: Any) -> Iterator[Any]:
+    """The numbers and texts in a value, as YAML gives it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for inner in value:
+            yield from _values_in(inner)
+    else:
+        yield value
+
+
+def _allows_bool(annotation: Any) -> bool:
+    return annotation is bool or any(_allows_bool(inner) for inner in get_args(annotation))
+
+
+_Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimConfig(Settings):
     """AdamW, and the learning rate as a function of the step alone."""
 
     lr: PositiveFloat
     """Learning rate at the end of the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.99)
     """Decay of the first and second moment (paper, section 4.1)."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay."""
@@ -70,6 +114,7 @@ class OptimConfig(Settings):
             yield f"decay_steps is {self.decay_steps}, but the warm-up takes {self.warmup_steps} steps; raise it"
 
 
+_Side = Annotated[int, Field(gt=0, le=16_384)]
 CompiledPart = Literal["vision_tower", "language", "text_encoder", "unet", "vae", "llm"]
 
 
@@ -78,9 +123,9 @@ class LoopConfig(Settings):
 
     steps: PositiveInt
     """Optimiser steps of the whole run."""
-    batch_size: PositiveInt
+    batch_size: int = Field(gt=0, le=65_536)
     """Images of one forward pass."""
-    accumulate: PositiveInt = 1
+    accumulate: Annotated[int, Field(gt=0, le=10**6)] = 1
     """Forward passes per optimiser step; a step sees batch_size x accumulate images of each process."""
     global_batch_size: PositiveInt | None = None
     """Images of one optimiser step, in place of accumulate, which then follows from batch_size and the processes."""
@@ -102,7 +147,7 @@ class LoopConfig(Settings):
     """Of several processes: ddp holds all in each, fsdp shards what trains; null is as accelerate says, or ddp."""
     train_mode: Literal["trained", "all"] = "trained"
     """Parts with dropout and drop-path: those that train, or all, the frozen vision tower too (the authors' code)."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seed of every random draw of the loop."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of the moving average of the weights, such as 0.999; null keeps none."""
@@ -211,9 +256,9 @@ class ModelSources(Settings):
 class FreshEncoder(ModelSources):
     """What is fresh in an encoder that was never trained, whatever its backbone."""
 
-    num_queries: PositiveInt | None = None
+    num_queries: Annotated[int, Field(gt=0, le=4096)] | None = None
     """Of a fresh encoder: length Q of the caption embedding; null takes every position of the text tower."""
-    input_size: PositiveInt | None = None
+    input_size: _Side | None = None
     """Of a fresh encoder: side in pixels that it sees; null is data.image_size, or what the backbone was trained on."""
     bottleneck: Literal["continuous", "nearest", "gumbel"] | None = None
     """Of a fresh encoder: z as it is (null, the paper), or each token the nearest of the text tower's, or Gumbel-softmax."""
@@ -237,7 +282,7 @@ class FlorenceEncoder(FreshEncoder):
 
     florence: PartSource
     """The Florence-2 that becomes the encoder."""
-    prompt: str | None = None
+    prompt: Annotated[str | None, MAY_BE_EMPTY] = None
     """Of florence: what it is asked beside each image; null is the paper's prompt for a long caption."""
 
     backbone: ClassVar[None] = None
@@ -249,7 +294,7 @@ class BackboneEncoder(FreshEncoder):
 
     backbone: PartSource
     """Instead of florence: any vision backbone of transformers, such as SigLIP 2, DINOv2, DINOv3 or CLIP."""
-    backbone_layers: PositiveInt | None = None
+    backbone_layers: Annotated[int, Field(gt=0, le=1000)] | None = None
     """Of backbone: layers of the small transformer through which the queries read its tokens; null is 6."""
 
     florence: ClassVar[None] = None
@@ -309,15 +354,15 @@ class DataConfig(Settings):
     """Files, folders, globs, tar shards, JSONL, Parquet, URLs, commands, @lists, Hugging Face datasets (docs/data.md)."""
     held_out: Annotated[list[str], FREE_ON_RESUME] = []
     """Inputs of the same kinds, never trained on, for the figures during training."""
-    image_size: PositiveInt
+    image_size: _Side
     """Side in pixels of the square that is cut from each image."""
     framing: Literal["cut", "resize"] | None = None
     """Cut the square out, then resize it; or resize first, as the VLV authors do. Null is as model.encoder, else cut."""
     streaming: bool | Literal["auto"] = "auto"
     """Read shards one after the other without listing them; auto does where an input is remote or very large."""
-    shuffle_buffer: PositiveInt | None = None
+    shuffle_buffer: Annotated[int, Field(gt=0, le=10**7)] | None = None
     """Of a stream: records that are read and shuffled together, by each partition; null is 1000."""
-    partitions: PositiveInt | None = None
+    partitions: Annotated[int, Field(gt=0, le=10**6)] | None = None
     """Of a stream: parts that are read independently, a multiple of every number of processes to resume with; null is one for each."""
     image_column: str | None = None
     """What the image is called in tables; null tries the usual names."""
@@ -327,9 +372,9 @@ class DataConfig(Settings):
     """Folder below which the images of a table may lie, beside the table's own; null is none."""
     hash_column: str | None = None
     """Field with the SHA-256 of the image file, which is then checked at every read; null checks nothing."""
-    num_workers: Annotated[int, FREE_ON_RESUME] = Field(2, ge=0)
+    num_workers: Annotated[int, FREE_ON_RESUME] = Field(2, ge=0, le=1024)
     """Threads that decode images; 0 decodes in the training thread when a batch is asked for."""
-    prefetch: Annotated[PositiveInt, FREE_ON_RESUME] = 3
+    prefetch: Annotated[int, FREE_ON_RESUME, Field(gt=0, le=1024)] = 3
     """Batches that the threads may be ahead; nothing is ahead without threads."""
     read_timeout_seconds: Annotated[PositiveFloat | None, FREE_ON_RESUME] = 300.0
     """A record that takes longer to read is a bad one; null waits for ever."""
@@ -352,7 +397,7 @@ class Stage1Config(Settings):
 
     trainable: Literal["language", "all"] = "language"
     """Florence-2's language model, queries and projector (the paper), or the vision tower too."""
-    draws_per_image: PositiveInt = 1
+    draws_per_image: Annotated[int, Field(gt=0, le=1024)] = 1
     """Draws of timestep and noise per encoded image; the paper's 1 spends a whole encoder pass on each."""
     timesteps: Literal["uniform", "text"] = "uniform"
     """Uniform (the paper), or more of the high noise, where the image has to come from the text."""
@@ -380,13 +425,13 @@ class Stage2Config(Settings):
     """Whether queries and projector stay as stage 1 left them while the encoder trains (the authors' code)."""
     supervise_end: bool = True
     """Whether the end token is learnt; in the authors' code it is not, and their models never stop by themselves."""
-    max_caption_tokens: PositiveInt | None = 300
+    max_caption_tokens: Annotated[int, Field(gt=0, le=65_536)] | None = 300
     """Longest caption with its end token; a longer one is cut. Null cuts nothing."""
     batching: Literal["auto", "packed", "bucketed", "padded"] = "auto"
     """How captions share a pass: all in one row without padding, near lengths together, or padded; auto packs if it can."""
     denoising_weight: float = Field(0.0, ge=0)
     """Our addition: weight of stage 1's loss, which keeps z readable for the diffusion decoder; 0 is the paper."""
-    draws_per_image: PositiveInt = 1
+    draws_per_image: Annotated[int, Field(gt=0, le=1024)] = 1
     """As in stage 1."""
     timesteps: Literal["uniform", "text"] = "uniform"
     """As in stage 1."""
@@ -414,7 +459,7 @@ class Stage3Config(Settings):
     """Learn the best candidate where it is clear, prefer the best to the worst, or follow the policy gradient."""
     reward: Literal["denoising", "drawing", "redrawing", "context", "log_prob"] = "denoising"
     """What judges a candidate (see vlv.training.rewards); log_prob is the control, which asks no judge."""
-    candidates: int = Field(8, ge=2)
+    candidates: Annotated[int, Field(ge=2, le=1024)] = 8
     """N, samples of each image in each step."""
     temperature: PositiveFloat = 1.0
     """Of the samples; at 1 the policy gradient has no bias."""
@@ -424,13 +469,13 @@ class Stage3Config(Settings):
     """Of rloo: reward that a caption loses for each nat by which it is likelier than to the model of stage 2."""
     beta: PositiveFloat | None = None
     """Of dpo: how sharply preferences move log-probabilities away from those of stage 2; null is 0.1."""
-    score_timesteps: PositiveInt = 3
+    score_timesteps: Annotated[int, Field(gt=0, le=1000)] = 3
     """Of rewards that denoise: timesteps at which a candidate is scored; their noise is new in every step."""
-    drawing_steps: PositiveInt = 8
+    drawing_steps: Annotated[int, Field(gt=0, le=1000)] = 8
     """Of rewards that draw: sampler steps of each image."""
     trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm"
     """What trains; the encoder without its vision tower."""
-    max_caption_tokens: PositiveInt = 300
+    max_caption_tokens: Annotated[int, Field(gt=0, le=65_536)] = 300
     """Longest candidate with its end token; one that does not end by then is worth nothing."""
     batching: Literal["auto", "packed", "bucketed", "padded"] = "auto"
     """As in stage 2."""

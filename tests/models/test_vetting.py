@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from vlv.models import vetting
 from vlv.models.architectures import known_repositories
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -81,6 +82,75 @@ def test_a_silly_number_is_named_with_its_file_and_field(
             folders.load_components(folders.read_index(copy_of), [part], torch.float32)
         assert f"{path}: {field} is " in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+PARTS = ("encoder", "text_encoder", "unet", "vae", "scheduler", "caption_decoder")
+
+
+def numbers_in(values: dict[str, Any], way: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The ways to the numbers in a configuration, and in lists in it."""
+    for name, value in values.items():
+        inner = value[0] if isinstance(value, list) and value else value
+        if isinstance(value, dict):
+            yield from numbers_in(value, (*way, name))
+        elif isinstance(inner, int | float) and not isinstance(inner, bool):
+            yield (*way, name)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_silly_value_of_any_number_is_named_or_harmless(
+    copy_of: Path, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is accepted is a number of ordinary size, or of a kind that the library itself does not tell."""
+    path = copy_of / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    values, index = json.loads(path.read_text()), folders.read_index(copy_of)
+
+    def accept(*anything: object) -> int:
+        raise ValueError("accepted")
+
+    monkeypatch.setattr(folders, "predicted_bytes", accept)  # as the next step would take long
+    for way in numbers_in(values):
+        if {"id2label", "label2id", "rope_parameters"} & set(way) or way[-1].startswith("_"):
+            continue
+        for silly in (float("nan"), 10**12, "x", {}):
+            changed = copy.deepcopy(values)
+            inner = changed
+            for step in way[:-1]:
+                inner = inner[step]
+            inner[way[-1]] = silly
+            path.write_text(json.dumps(changed))
+            with pytest.raises(ModelFolderError) as caught:
+                folders.load_components(index, [part], torch.float32)
+            text = str(caught.value)
+            assert way[-1] in text, f"{way} {silly}: {text}"
+            assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("unet", "norm_num_groups", 0),
+        ("text_encoder", "num_attention_heads", 0),
+        ("caption_decoder", "llm_config.hidden_size", 0),
+        ("unet", "act_fn", 5),
+        ("unet", "down_block_types", 5),
+        ("vae", "up_block_types", None),
+        ("scheduler", "beta_schedule", []),
+    ],
+)
+def test_a_size_of_nothing_and_what_is_no_text_are_named(
+    copy_of: Path, part: str, field: str, value: object
+) -> None:
+    path = copy_of / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+
+    def edit(values: dict[str, Any]) -> None:
+        *way, last = field.split(".")
+        for step in way:
+            values = values[step]
+        values[last] = value
+
+    change(path, edit)
+    assert f"{field} is " in refusal(copy_of)
 
 
 def test_a_silly_image_size_of_the_index_is_named(copy_of: Path) -> None:

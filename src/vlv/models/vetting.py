@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 import transformers
@@ -39,6 +39,8 @@ _LAYERS = ("layers", "depth", "num_blocks")
 """Parts of the names of counts, each of which is a module that has to be built."""
 _SIZES = ("_dim", "_model", "_size", "channels", "layers", "attention_heads")
 """Ends of names that a library may call optional, and still needs."""
+_POSITIVE = ("_dim", "_model", "_size", "channels", "heads", "groups")
+"""Ends of names of sizes and numbers of parts, where 0 is none."""
 _CODE = ("auto_map", "custom_pipelines")
 _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
 
@@ -67,13 +69,14 @@ def read_config(path: Path) -> Json:
     return values
 
 
-def _refuse_code(value: object, path: Path) -> None:
+def _refuse_code(value: object, path: Path, where: str = "") -> None:
     """Refuse what names code, at any depth, and numbers that are none."""
     if isinstance(value, float) and not math.isfinite(value):
-        raise ModelFolderError(f"{path} holds the number {value}; copy the model again")
+        field = where.removeprefix(".")
+        raise ModelFolderError(f"{path} holds the number {value} ({field}); copy the model again")
     if isinstance(value, list):
         for inner in value:
-            _refuse_code(inner, path)
+            _refuse_code(inner, path, where)
     if isinstance(value, dict):
         for name, inner in value.items():
             kernel = name.startswith(_KERNELS) and "/" in str(inner)
@@ -81,7 +84,7 @@ def _refuse_code(value: object, path: Path) -> None:
                 raise ModelFolderError(
                     f"{path} names code ({name} is {_short(inner)}), which is never run; take a model without"
                 )
-            _refuse_code(inner, path)
+            _refuse_code(inner, path, f"{where}.{name}"[:200])
 
 
 def check_files(folder: Path) -> None:
@@ -181,7 +184,7 @@ def _wanted(name: str, value: object, hint: Any, default: object) -> str | None:
     scalars, lists = kinds & {int, float}, kinds & {list, tuple}
     numbers = scalars or ({int, float} & set(_inside(hint)) if lists else set())
     if not numbers:  # no number, so the library has to know
-        return None
+        return _wanted_text(value, kinds, default)
     if value is None:
         fits = default is None or (NoneType in kinds and not name.endswith(_SIZES))
     elif isinstance(value, list):
@@ -197,6 +200,17 @@ def _wanted(name: str, value: object, hint: Any, default: object) -> str | None:
     return _wanted_number(name, value, scalars, default) if isinstance(value, int | float) else None
 
 
+def _wanted_text(value: object, kinds: set[Any], default: object) -> str | None:
+    """As `_wanted`, where texts and lists of them are known; None leaves it to the library."""
+    if value is None and (default is None or NoneType in kinds):
+        return None
+    if kinds <= {str, Literal, NoneType}:
+        return None if isinstance(value, str) else "a text"
+    if kinds <= {list, tuple, NoneType}:
+        return None if isinstance(value, list) else "a list"
+    return None
+
+
 def _wanted_number(name: str, value: object, kinds: set[Any], default: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None if value is None else "a number"
@@ -205,6 +219,8 @@ def _wanted_number(name: str, value: object, kinds: set[Any], default: object) -
     can_be_negative = default is None or (isinstance(default, int | float) and default < 0)
     if value < 0 and not can_be_negative and not name.endswith("_id"):
         return "a number of 0 or more"
+    if value == 0 and name.endswith(_POSITIVE) and isinstance(default, int) and default > 0:
+        return "a number of 1 or more"
     limit = _MOST_LAYERS if any(part in name for part in _LAYERS) else _LARGEST
     return f"a number of {limit} or less" if isinstance(value, int) and value > limit else None
 
