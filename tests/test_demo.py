@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +12,11 @@ import pytest
 from PIL import Image
 
 from vlv.demo.cases import Case, Demo, Sampling, Subject, held_out_subjects, make_mixes, run
-from vlv.demo.claims import mark_claims
 from vlv.demo.page import EVALUATION_NAME, make_page, save_page
 from vlv.errors import ModelFolderError, OutputError
 from vlv.models.decoding import Caption
 from vlv.models.pipeline import VLVPipeline
-from vlv.toyworld.language import compare, parse
 from vlv.toyworld.scene import sample_scene
-from vlv.toyworld.writing import FORMS, Form, describe
 
 QUICK = Sampling(steps=2, max_new_tokens=5)
 FIGURES = {
@@ -92,45 +88,6 @@ def case(caption: str, *, scene: bool = True, name: str = "picture") -> Case:
     image = Image.new("RGB", (8, 8))
     subject = Subject(name, image, sample_scene(0, 0, "test") if scene else None)
     return Case(subject, image, Caption(caption, 3, finished=True), image, cut=False)
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("seed", [0, 1], ids=["its own scene", "another scene"])
-def test_marks_agree_with_the_counts(form: Form, seed: int) -> None:
-    for index in range(60):
-        text = describe(sample_scene(0, index, "test"), form, np.random.default_rng(index))
-        scene = sample_scene(seed, index, "test")
-        marks, counts = mark_claims(text, scene), compare(parse(text), scene)
-        assert len(marks) == counts.stated
-        assert sum(mark.right for mark in marks) == counts.correct
-        assert all(a.end <= b.start for a, b in pairwise(marks))
-        assert seed or all(mark.right for mark in marks)
-
-
-@pytest.mark.parametrize(
-    ("text", "wrong"),
-    [
-        ("A photo of a red blue ball.", ["red", "blue"]),
-        ("A photo of a yellow ball and a yellow ball.", ["yellow", "ball"]),
-        ("A cartoon photo of a yellow ball. The cube is shiny.", ["cartoon", "photo"]),
-        ("A photo of a ball. The ball is behind the cone.", ["The ball is behind the cone"]),
-        ("photo, snow, left light, big matte yellow sphere middle back", ["snow", "back"]),
-    ],
-)
-def test_surplus_and_contradictory_claims_are_wrong(text: str, wrong: list[str]) -> None:
-    scene = sample_scene(0, 0, "test")
-    marks, counts = mark_claims(text, scene), compare(parse(text), scene)
-    assert [text[mark.start : mark.end] for mark in marks if not mark.right] == wrong
-    assert counts.stated - counts.correct == len(wrong)
-    assert counts.correct == sum(mark.right for mark in marks)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "\ufffd\u0130 cone cone, cone; cone. a cone cone, cone, cone", "the"]
-)
-def test_marks_survive_babble(text: str) -> None:
-    marks = mark_claims(text, sample_scene(0, 1, "test"))
-    assert all(text[mark.start : mark.end].strip() for mark in marks)
 
 
 def test_run_shows_everything(demo: Demo, tiny_pipeline: VLVPipeline) -> None:

@@ -29,6 +29,7 @@ from vlv.cli import (
     push,
     toyworld,
     train,
+    verify,
 )
 from vlv.errors import VLVError
 
@@ -53,6 +54,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app.command()(caption.caption)
+app.command()(verify.verify)
 app.command()(images.reconstruct)
 app.command()(images.generate)
 app.command()(images.mix)

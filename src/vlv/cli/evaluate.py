@@ -12,6 +12,7 @@ import typer
 
 from vlv.cli import ablation, common, experiments
 from vlv.cli.options import option_group, options, takes_options
+from vlv.cli.toyworld import SplitName
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.run import Run
@@ -147,4 +148,73 @@ def toyworld(given: ToyworldOptions) -> int:
     typer.echo(format_results(results) if given.output.full else format_summary(results, SUMMARY))
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
+    return 0
+
+
+@options
+class DoubtsOptions:
+    """``vlv eval doubts``."""
+
+    model: common.ModelOptions
+    split: Annotated[
+        SplitName, typer.Option(help="Of the toy world; fit on val, measure on test.")
+    ] = "test"
+    num: Annotated[int, typer.Option(min=2, help="Scenes, one caption of each.")] = 2000
+    seed: common.Seed = 1
+    batch_size: common.BatchSize = 8
+    fit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Fit the probabilities to these scenes and write them: MODEL/doubts.json.",
+        ),
+    ] = None
+    calibration: Annotated[
+        Path | None, typer.Option(help="Probabilities to measure; MODEL/doubts.json by default.")
+    ] = None
+    evidence: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps what the decoder says, so that an interrupted run goes on."
+        ),
+    ] = None
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file.")
+    ] = None
+
+
+@app.command()
+@takes_options
+def doubts(given: DoubtsOptions) -> int:
+    """Caption rendered scenes, ask the frozen decoder which sentences are wrong, and measure how well it knows.
+
+    Prints how the doubts rank sentences and claims (AUROC), whether their probabilities are calibrated, and what `vlv verify
+    --fix` would gain. With --fit the probabilities are fit to the scenes first, and written.
+    """
+    from vlv.errors import ConfigError
+    from vlv.evaluation.experiments.doubts import DoubtsPlan, collect, fit_calibration, measure
+    from vlv.evaluation.results import format_results
+    from vlv.models.calibration import Calibration
+    from vlv.storage import write_json
+
+    if given.fit is not None and given.calibration is not None:
+        raise ConfigError("--fit writes a calibration and --calibration reads one; leave one out")
+    plan = DoubtsPlan(given.split, given.num, given.seed, given.batch_size)
+    calibration = None if given.calibration is None else Calibration.load(given.calibration)
+    pipe = given.model.load(["caption", "generate"])
+    if given.fit is None and (calibration := calibration or pipe.calibration) is None:
+        raise ConfigError(f"{given.model.model} has no doubts.json; write one with --fit FILE")
+    progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
+    with tempfile.TemporaryDirectory() as folder, progress:
+        cases = collect(pipe, plan, given.evidence or Path(folder), progress.advance)
+    if given.fit is not None:
+        calibration = fit_calibration(cases, plan)
+        write_json(given.fit, calibration.to_dict())
+        common.say(f"written: {given.fit}")
+    assert calibration is not None
+    results = measure(cases, calibration, plan)
+    typer.echo(format_results(results))
+    if given.json_file is not None:
+        write_json(given.json_file, results.to_dict())
+        common.say(f"written: {given.json_file}")
     return 0

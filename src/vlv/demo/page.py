@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from vlv.demo.claims import mark_claims
 from vlv.errors import ModelFolderError, OutputError
 from vlv.evaluation.results import figure_row
 from vlv.pages import image_uri, render
 from vlv.storage import Json, write_text
+from vlv.toyworld.claims import mark_claims
 from vlv.toyworld.language import compare, parse
 
 if TYPE_CHECKING:

@@ -56,7 +56,9 @@ def read_rows(
         OutputError: The file is no such table.
     """
     if path.suffix == ".parquet":
-        yield from _read_parquet(path)
+        lists = [name for name, kind in (columns or {}).items() if kind is list]
+        for row in _read_parquet(path):
+            yield row | {x: json.loads(row[x]) for x in lists if row.get(x) is not None}
     elif path.suffix == ".csv":
         yield from _read_csv(path, columns or {})
     else:
@@ -69,9 +71,12 @@ def write_rows(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
 
     Args:
         path: The file.
-        columns: Names and types (``str``, ``int``, ``float``) of its columns.
+        columns: Names and types (``str``, ``int``, ``float``) of its columns; a ``list`` is written as JSON text.
         rows: What it holds, taken one after the other.
     """
+    lists = [name for name, kind in columns.items() if kind is list]
+    if lists:
+        rows = (row | {x: _json(row[x]) for x in lists} for row in rows)
     with replacing(path) as temporary:
         if path.suffix == ".parquet":
             _write_parquet(temporary, columns, rows)
@@ -80,6 +85,10 @@ def write_rows(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
                 writer = csv.DictWriter(file, list(columns), lineterminator="\n")
                 writer.writeheader()
                 writer.writerows(rows)
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else json.dumps(value, ensure_ascii=False)
 
 
 def import_pyarrow() -> tuple[Any, Any]:
@@ -97,9 +106,16 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 
 def arrow_schema(columns: Columns) -> Any:
-    """The Arrow schema of columns of ``str``, ``int``, ``float`` and ``bytes``."""
+    """The Arrow schema of columns of ``str``, ``int``, ``float``, ``bytes``, and ``list`` as JSON text."""
     arrow, _ = import_pyarrow()
-    types = {str: arrow.string(), int: arrow.int64(), float: arrow.float64(), bytes: arrow.binary()}
+    text = arrow.string()
+    types = {
+        str: text,
+        list: text,
+        int: arrow.int64(),
+        float: arrow.float64(),
+        bytes: arrow.binary(),
+    }
     return arrow.schema([(name, types[kind]) for name, kind in columns.items()])
 
 
@@ -123,13 +139,14 @@ def _write_parquet(path: Path, columns: Columns, rows: Iterable[Row]) -> None:
 
 
 def _read_csv(path: Path, columns: Columns) -> Iterator[Row]:
+    parsers = {name: json.loads if kind is list else kind for name, kind in columns.items()}
     try:
         with path.open(encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file, strict=True):
                 if None in row:
                     raise ValueError("a row has more cells than the header")
                 yield {
-                    name: None if text in {"", None} else columns.get(name, str)(text)
+                    name: None if text in {"", None} else parsers.get(name, str)(text)
                     for name, text in row.items()
                 }
     except (OSError, ValueError, csv.Error) as error:

@@ -27,6 +27,7 @@ from transformers import (
 from vlv.data.framing import DEFAULT_FRAMING, Framing, check_framing
 from vlv.errors import ModelFolderError, OutputError
 from vlv.models.arguments import named
+from vlv.models.calibration import CALIBRATION_NAME, Calibration, read_calibration
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import CARD_NAME, model_card, named_parts, read_card, rename_card
 from vlv.models.diffusion import DiffusionDecoder, Scheduler
@@ -47,7 +48,7 @@ from vlv.models.folder import (
 from vlv.models.hub import upload
 from vlv.models.placement import pick_device, pick_dtype
 from vlv.models.two_towers import make_diffusion_decoder
-from vlv.storage import replacing_folder
+from vlv.storage import replacing_folder, write_json
 
 CAPTIONING_TYPE = "vlv"
 """The model type by which transformers knows a model folder, see `vlv.models.captioning`."""
@@ -203,6 +204,7 @@ class VLVComponents(DiffusionPipeline):
         )
         self.references: dict[str, Reference] = {}
         self.card: str | None = None  # README.md of the folder it was loaded from
+        self.calibration: Calibration | None = None  # of doubts about captions
         # where parts go while they work; see `place`
         self.offload_device: torch.device | None = None
         self._decoder: tuple[dict[str, object], DiffusionDecoder] | None = None
@@ -252,6 +254,7 @@ class VLVComponents(DiffusionPipeline):
         pipe = cls(**loaded, image_size=size, framing=index.framing)
         pipe.references = {k: v for k, v in index.components.items() if v is not None}
         pipe.card = read_card(folder)
+        pipe.calibration = read_calibration(folder)
         pipe.register_to_config(_name_or_path=str(name_or_folder))  # type: ignore[no-untyped-call]
         pipe.to(device)
         return pipe
@@ -293,6 +296,8 @@ class VLVComponents(DiffusionPipeline):
             extra = {"image_size": self._known_image_size(), "framing": self.framing}
             write_index(temporary, type(self).__name__, entries, extra)
             (temporary / CARD_NAME).write_text(text, encoding="utf-8")
+            if self.calibration is not None:
+                write_json(temporary / CALIBRATION_NAME, self.calibration.to_dict())
             _make_readable(temporary)
 
     def push_to_hub(  # type: ignore[override]

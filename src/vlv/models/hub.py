@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
 )
 
 from vlv.errors import ModelFolderError, OutputError
+from vlv.models.calibration import CALIBRATION_NAME
 
 _OTHER_FORMATS = ["*.bin", "*.pt", "*.msgpack", "*.h5", "*.ckpt", "*.onnx*", "*.non_ema.*"]
 _VARIANTS = ("fp16", "bf16", "fp32")
@@ -53,7 +54,8 @@ def download(
     inside = f"{subfolder}/" if subfolder else ""
     patterns = [f"{inside}*"] if subfolder else None
     if parts is not None:
-        patterns = [f"{inside}model_index.json", *(f"{inside}{part}/*" for part in parts)]
+        files = ("model_index.json", CALIBRATION_NAME)
+        patterns = [f"{inside}{name}" for name in (*files, *(f"{part}/*" for part in parts))]
     others = [f"*.{name}[.-]*" for name in _VARIANTS if name != variant]
     try:
         folder = snapshot_download(

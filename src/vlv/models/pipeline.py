@@ -6,14 +6,13 @@ Shapes: B batch, Q queries, D text width, H W pixels.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypedDict, TypeVar, Unpack, cast, overload
+from typing import TypedDict, TypeVar, Unpack, overload
 
 import diffusers
 import torch
 from PIL import Image
-from torch import Tensor
 
 from vlv.data.images import to_pil
 from vlv.errors import ConfigError
@@ -26,14 +25,12 @@ from vlv.models.arguments import (
     whole_number,
 )
 from vlv.models.batching import chunks
-from vlv.models.components import VLVComponents
 from vlv.models.context import Context
 from vlv.models.decoding import Caption, Generation, GenerationOptions
 from vlv.models.diffusion import Sampler
-from vlv.models.mixing import MixMode, mix_embeddings
-from vlv.models.pixels import ImageArray, ImageLike, OneImage, as_batch, as_list, is_single
+from vlv.models.judging import JudgingPipeline
+from vlv.models.pixels import ImageArray, ImageLike, OneImage, as_list, is_single
 from vlv.models.placement import at_work
-from vlv.models.scoring import Scores, Scoring, ScoringOptions, score_captions
 from vlv.models.verification import Verification, verified_captions
 
 logger = logging.getLogger(__name__)
@@ -70,7 +67,7 @@ class DrawingOptions(TypedDict, total=False):
     progress: bool
 
 
-class VLVPipeline(VLVComponents):
+class VLVPipeline(JudgingPipeline):
     """The Vision-Language-Vision auto-encoder as one object.
 
     Every component is optional: captioning needs no U-Net, reconstruction no language model. A
@@ -80,106 +77,6 @@ class VLVPipeline(VLVComponents):
 
     The components are those of `VLVComponents`.
     """
-
-    def _embedding(
-        self, images: ImageLike | Sequence[ImageLike] | None, z: Embeddings | None, batch_size: int
-    ) -> Tensor:
-        """(B, Q, D) from either argument."""
-        if (images is None) == (z is None):
-            raise ConfigError(
-                "give either images or a caption embedding z=, not both and not neither"
-            )
-        if z is None:
-            return self.embed(as_list(images), batch_size=batch_size)
-        z = as_embeddings(z)
-        return z if z.ndim == 3 else z[None]
-
-    # --- image to embedding ----------------------------------------------------------------------
-
-    @named()
-    @torch.no_grad()
-    def embed(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        *,
-        batch_size: int = 16,
-        progress: bool = False,
-    ) -> Tensor:
-        """Encode images.
-
-        Args:
-            images: One image or several.
-            batch_size: Images encoded together.
-            progress: Show a bar on stderr.
-
-        Returns:
-            The caption embedding z: (Q, D) for one image, (B, Q, D) for several.
-        """
-        self._require("embed")
-        encoder = present(self.encoder, "encoder")
-        zs = []
-        with at_work(self, "encoder"):
-            for chunk in chunks(as_list(images), batch_size, progress, "encoding"):
-                pixels = as_batch(chunk, self.image_size, self.framing)
-                zs.append(encoder(pixels.to(encoder.device)))
-        z = torch.cat(zs)
-        if not z.isfinite().all():
-            raise ConfigError(
-                f"the caption embedding is not finite: {str(z.dtype).removeprefix('torch.')} overflows in this encoder; "
-                "choose bfloat16 or float32"
-            )
-        return z[0] if is_single(images) else z
-
-    def read_tokens(
-        self, images: ImageLike | Sequence[ImageLike] | None = None, *, z: Embeddings | None = None
-    ) -> list[str]:
-        """What a discrete bottleneck says of images or caption embeddings, as texts; see `ImageEncoder.token_ids`."""
-        tokenizer = present(self.tokenizer, "tokenizer")
-        return present(self.encoder, "encoder").token_texts(
-            self._embedding(images, z, 16), tokenizer
-        )
-
-    @torch.no_grad()
-    def context(self, z: Embeddings) -> Context:
-        """From caption embeddings to contexts, (B, Q, D), or (Q, D) for one."""
-        z, tower = as_embeddings(z), present(self.text_encoder, "text_encoder")
-        longest, width = self.decoder.num_positions, self.decoder.text_width
-        if z.shape[-2] > longest or z.shape[-1] != width:
-            raise ConfigError(
-                f"z has the shape {tuple(z.shape)}, but this text tower reads up to {longest} tokens of width {width}"
-            )
-        with at_work(self, *self.decoder.towers):
-            return self.decoder.context((z if z.ndim == 3 else z[None]).to(tower.device))
-
-    @named()
-    def mix(
-        self,
-        items: Sequence[ImageLike | Embeddings],
-        *,
-        keep: Sequence[int] | None = None,
-        weights: Sequence[float] | None = None,
-        mode: MixMode = "concat",
-    ) -> Tensor:
-        """Mix images, or caption embeddings, into one caption embedding; see `mix_embeddings`.
-
-        Args:
-            items: Images and caption embeddings (Q, D), in any combination.
-            keep: Leading tokens kept of each, for "concat".
-            weights: For "average" and "slerp".
-            mode: How to mix.
-
-        Returns:
-            z, to be handed to `reconstruct` or `caption` as ``z=``.
-        """
-        if not isinstance(items, Iterable):
-            raise ConfigError(f"a mix is one of several images or embeddings, got {items!r:.60}")
-        zs = [
-            as_embeddings(cast("Tensor", x))
-            if getattr(x, "ndim", 0) == 2 or isinstance(x, list)
-            else self.embed(cast("ImageLike", x))
-            for x in items
-        ]
-        return mix_embeddings(zs, keep=keep, weights=weights, mode=mode)
 
     # --- embedding to caption --------------------------------------------------------------------
 
@@ -314,59 +211,6 @@ class VLVPipeline(VLVComponents):
                     how,
                 )
         return captions
-
-    def _latents(self, images: Sequence[ImageLike]) -> Tensor:
-        """Latents (B, k, h, w) of images, of the posterior's mean."""
-        pixels = as_batch(images, self.image_size, self.framing)
-        return self.decoder.encode(pixels.to(present(self.vae, "vae").device))
-
-    # --- image and caption to score --------------------------------------------------------------
-
-    @overload
-    def score(
-        self, images: OneImage, captions: str | Sequence[str], **scoring: Unpack[ScoringOptions]
-    ) -> Scores: ...
-    @overload
-    def score(
-        self,
-        images: list[I] | tuple[I, ...],
-        captions: Sequence[str | Sequence[str]],
-        **scoring: Unpack[ScoringOptions],
-    ) -> list[Scores]: ...
-    @named(Scoring)
-    @torch.no_grad()
-    def score(
-        self,
-        images: ImageLike | Sequence[ImageLike],
-        captions: str | Sequence[str | Sequence[str]],
-        **scoring: Unpack[ScoringOptions],
-    ) -> Scores | list[Scores]:
-        """Ask the frozen decoder how well captions, by whomever, explain their images.
-
-        Where the model has an encoder, the image's own caption embedding is scored beside them.
-
-        Args:
-            images: One image or several.
-            captions: Of one image, a text or several; of several images, one text or list of texts for each.
-            **scoring: The fields of `Scoring`: timesteps, lowest, highest, seed, batch_size.
-
-        Returns:
-            Scores for one image, a list for several.
-
-        Raises:
-            ConfigError: Images and captions do not match, or a loss is not finite.
-            DataError: A caption is empty.
-        """
-        self._require("generate")
-        single = is_single(images)
-        rows = [captions] if single else captions
-        texts = [[x] if isinstance(x, str) else [str(text) for text in x] for x in rows]
-        given = as_list(images)
-        how = Scoring(**scoring)
-        c = None if self.encoder is None else self.context(self.embed(given))
-        with at_work(self, *self.decoder.components):
-            scores = score_captions(self.decoder, self._latents(given), texts, how, c=c)
-        return scores[0] if single else scores
 
     # --- embedding or text to image --------------------------------------------------------------
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
     from vlv.models.diffusion import DiffusionDecoder
 
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+"""What stands between two sentences."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,16 @@ class Scores:
         """Recovered share by which the best caption leads the next one; None where it has no rival."""
         shares = sorted(self.recovered, reverse=True)
         return shares[0] - shares[1] if len(shares) > 1 else None
+
+    def of(self, caption: str) -> Scores:
+        """Those of one caption alone."""
+        row = self.captions.index(caption)
+        return replace(
+            self,
+            captions=(caption,),
+            losses=self.losses[row : row + 1],
+            num_chunks=self.num_chunks[row : row + 1],
+        )
 
     def joined(self, more: Scores) -> Scores:
         """With further captions of the same image, scored in the same way."""
@@ -245,7 +256,7 @@ def split_text(decoder: DiffusionDecoder, text: str) -> list[str]:
         return [text]
     pieces: list[str] = []
     fits = partial(_fits, tokenizer, limit)
-    for sentence in _SENTENCE_END.split(text.strip()):
+    for sentence in SENTENCE_END.split(text.strip()):
         words = [sentence] if fits(sentence) else sentence.split()
         for number, word in enumerate(words):
             joined = f"{pieces[-1]} {word}" if pieces else word

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +18,7 @@ from vlv.data.framing import frame
 from vlv.data.records import Columns, Record
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError
+from vlv.jobs.caption_files import names_of
 from vlv.storage import Json
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, Split, sample_scene
@@ -144,12 +145,6 @@ def _captions_of(record: Record, texts: Mapping[str, Sequence[str]]) -> tuple[st
         if name in texts:
             return tuple(texts[name])
     return () if record.caption is None or texts else (record.caption,)
-
-
-def names_of(id: str) -> Iterator[str]:
-    """The names under which a file may be listed elsewhere: as it is, without folder, and without suffix."""
-    path = Path(id)
-    yield from dict.fromkeys((id, path.name, str(path.with_suffix("")), path.stem))
 
 
 def read_references(path: Path) -> dict[str, list[str]]:

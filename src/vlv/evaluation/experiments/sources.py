@@ -27,7 +27,8 @@ import numpy as np
 from vlv.endpoint import Answer, ChatRequest, Client, run, split_spec, user
 from vlv.errors import ConfigError, DataError, RequestError, VLVError
 from vlv.evaluation.experiments.run import Emit, batches
-from vlv.evaluation.experiments.samples import Sample, names_of, read_rows
+from vlv.evaluation.experiments.samples import Sample, read_rows
+from vlv.jobs.caption_files import names_of
 from vlv.jobs.table import Row
 from vlv.toyworld.writing import describe
 
