@@ -121,8 +121,8 @@ class JudgingPipeline(EmbeddingPipeline):
         Args:
             images: One image or several.
             captions: One of each image.
-            read_claims: Finds the claims that are exchanged for their alternatives, such as `vlv.toyworld.claims.find_claims`
-                does for the captions of the shipped model; by default words are left out, and none exchanged.
+            read_claims: Finds the claims that are exchanged for their alternatives, in the grammar that the model was
+                calibrated with; by default words are left out, and none is exchanged.
             calibration: From evidence to probabilities; None is that of the model.
             **scoring: The fields of `Scoring`: timesteps, lowest, highest, seed, batch_size.
 
