@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlv.data.foreign import decode_text, parse_object, printable, read_file
-from vlv.data.tables import light_columns, open_parquet
+from vlv.data.parquet import Parquet
+from vlv.data.tables import light_columns
 from vlv.errors import DataError
 from vlv.storage import Json
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 CAPTION_COLUMNS = ("caption", "text")
 ID_COLUMNS = ("id", "key", "__key__", "file_name", "filename", "path", "image_path", "image", "file", "image_id")  # fmt: skip
-_MAX_BYTES = 2**31
+_MAX_BYTES = 2**31  # of a text file
+_ROWS = 256  # at a time
 
 
 @dataclass(frozen=True)
@@ -200,10 +202,7 @@ def read_table(path: Path) -> Iterator[tuple[str, Json | str]]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Json]:
-    file = open_parquet(path)
-    try:
-        for batch in file.iter_batches(columns=light_columns(file.schema_arrow)):
-            yield from batch.to_pylist()
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(f"{path} is no readable Parquet table ({reason})") from error
+    file = Parquet(path)
+    names = light_columns(file.schema)
+    for group in range(file.num_groups if names else 0):
+        yield from file.values(group, names, _ROWS)
