@@ -25,7 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -169,14 +169,7 @@ class Bench:
         if self.device.type != "cuda":
             return None
         left, right = torch.randn(2, 8192, 8192, device=self.device, dtype=torch.bfloat16)
-        times = []
-        for _ in range(20):
-            self._wait()
-            start = time.perf_counter()
-            torch.mm(left, right)
-            self._wait()
-            times.append(time.perf_counter() - start)
-        return float(2 * 8192**3 / statistics.median(times))
+        return 2 * 8192**3 / self.seconds(lambda: torch.mm(left, right), 20)
 
     # --- training
 
@@ -202,19 +195,8 @@ class Bench:
                 objective, loader, config.loop, config.optim, Path(folder), self.options.steps
             )
         assert found.flops_per_image is not None, "random weights are counted as any others"
-        predicted = plan and plan.result()
-        return Result(
-            use.name,
-            use.batch_size,
-            found.images_per_second,
-            found.step_seconds,
-            found.flops_per_image,
-            found.mfu,
-            self._held(),
-            predicted,
-            found.seconds,
-            use.settings,
-        )
+        line = self.result(use, found.step_seconds, found.flops_per_image, plan, found.seconds)
+        return replace(line, mfu=found.mfu)  # of the peak in the run's own precision
 
     def read(self, use: Use) -> Result:
         """The loader alone; its threads are at work already when the clock starts."""
@@ -224,9 +206,7 @@ class Bench:
             start = time.perf_counter()
             for _ in range(count):
                 next(loader)
-            seconds = (time.perf_counter() - start) / count
-        rate = use.batch_size / seconds
-        return Result(use.name, use.batch_size, rate, seconds, None, None, None, None)
+        return self.result(use, (time.perf_counter() - start) / count)
 
     def settings(self, name: str, use: Use) -> RunConfig:
         """Of a run: the paper's, all of it trains from the first step, and nothing is computed twice."""
@@ -332,29 +312,35 @@ class Bench:
     ) -> Result:
         """Run `work` on a whole batch, for each image of which it does so many FLOPs, until the repeats are done."""
         work()  # the warm-up
-        self._wait()
         self._forget_peak()
+        return self.result(use, self.seconds(work, self.options.repeats), flops, plan)
+
+    def seconds(self, work: Callable[[], object], repeats: int) -> float:
+        """Of a piece of work: the median of some repeats."""
         times = []
-        for _ in range(self.options.repeats):
+        for _ in range(repeats):
+            self._wait()
             start = time.perf_counter()
             work()
             self._wait()
             times.append(time.perf_counter() - start)
-        seconds = statistics.median(times)
+        return statistics.median(times)
+
+    def result(
+        self,
+        use: Use,
+        seconds: float,
+        flops: float | None = None,
+        plan: Future[int] | None = None,
+        parts: dict[str, float] | None = None,
+    ) -> Result:
+        """The line of a use: seconds of a step or batch, and where the device computes, what that took of it."""
         rate = use.batch_size / seconds
-        mfu = rate * flops / self.peak if self.peak else None
-        predicted = plan and plan.result()
-        held = self._held()
+        mfu = rate * flops / self.peak if flops and self.peak else None
+        held = self._held() if flops else None
+        memory = (held, plan.result() if plan else None)
         return Result(
-            use.name,
-            use.batch_size,
-            rate,
-            seconds,
-            flops,
-            mfu,
-            held,
-            predicted,
-            settings=use.settings,
+            use.name, use.batch_size, rate, seconds, flops, mfu, *memory, parts, use.settings
         )
 
     # --- the device
@@ -368,9 +354,8 @@ class Bench:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def _held(self) -> int | None:
-        if self.device.type != "cuda":
-            return None
-        return torch.cuda.max_memory_allocated(self.device)
+        on_gpu = self.device.type == "cuda"
+        return torch.cuda.max_memory_allocated(self.device) if on_gpu else None
 
 
 # --- predictions, in other processes
@@ -381,8 +366,7 @@ def _plan_training(preset: str, stage: str, config: RunConfig) -> int:
 
 
 def _plan_captions(preset: str, batch_size: int, tokens: int) -> int:
-    models = load_models(preset)
-    return plan_captioning(models, batch_size, torch.bfloat16, tokens).footprint.peak
+    return plan_captioning(load_models(preset), batch_size, torch.bfloat16, tokens).footprint.peak
 
 
 def _plan_pictures(preset: str, batch_size: int) -> int:
@@ -472,14 +456,9 @@ def _write(
         RESULTS.mkdir(exist_ok=True)
         file = RESULTS / f"full_size-{Path(options.preset).stem}-{name.replace(' ', '_')}.json"
     settings = {key: value for key, value in vars(options).items() if key not in {"json", "uses"}}
-    report = {
-        "device": name,
-        **peaks,
-        "settings": settings,
-        "versions": versions(),
-        "results": results,
-    }
-    file.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    head = {"device": name, **peaks, "settings": settings, "versions": versions()}
+    report = json.dumps({**head, "results": results}, indent=1)
+    file.write_text(f"{report}\n", encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,18 @@ def test_resizing(
     assert "| 24 | 48 |" in capsys.readouterr().out
 
 
+class AtOnce(Executor):
+    """Works in this process, which has imported everything."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
 @pytest.mark.slow
 def test_full_size_with_miniature_models(
     tiny_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -45,6 +58,7 @@ def test_full_size_with_miniature_models(
     settings += ["--steps", "2", "--num", "4", "--workers", "1"]
     settings += ["--peak-tflops", "0.001", "--json", str(file)]
     monkeypatch.syspath_prepend(BENCHMARKS)
+    monkeypatch.setattr("concurrent.futures.ProcessPoolExecutor", AtOnce)
     monkeypatch.setattr("sys.argv", ["full_size.py", "--preset", str(preset), *settings])
     runpy.run_path(str(BENCHMARKS / "full_size.py"), run_name="__main__")
     results = json.loads(file.read_text())["results"]

@@ -6,18 +6,21 @@ import re
 import shlex
 import shutil
 import subprocess
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from vlv.cli import run
 from vlv.config import load_config
+from vlv.jobs.plans import plan_uses
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # Commands that are only parsed here, with the reason.
 NOT_RUN = {
+    "vlv toyworld render out/quick/train": "renders 512 scenes; the command runs twice with fewer",
     "vlv train paper-stage1": "needs downloads and days; tests/cli/test_train.py runs the command",
     "vlv train quick-stage1": "needs the shipped parts and a minute; tests/cli/test_train.py runs the presets",
     "vlv train quick-stage2": "the same",
@@ -43,6 +46,8 @@ def workplace(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
     shutil.copytree(tiny_folder, model)
     _inspector().save_pretrained(model / "inspector")
     monkeypatch.setattr("vlv.models.folder.shipped_models", lambda: {"vlv-tiny": model})
+    # of the paper's models the first use alone: each takes 15 seconds, and tests/jobs/test_plans.py has all of small ones
+    monkeypatch.setattr("vlv.jobs.plans.plan_uses", lambda *a, **k: islice(plan_uses(*a, **k), 1))
     return tmp_path
 
 
@@ -56,14 +61,14 @@ def _inspector():  # type: ignore[no-untyped-def]
 def test_commands_and_code_run(workplace: Path) -> None:
     ran = 0
     for words in command_lines():
-        if " ".join(words[:3]) in NOT_RUN:
+        if any(" ".join(words).startswith(command) for command in NOT_RUN):
             continue
         if words[0] == "vlv":
             assert run(words[1:]) == 0, words
         else:
             subprocess.run(words, check=True)
         ran += 1
-    assert ran >= 10
+    assert ran >= 9
     for number, code in enumerate(blocks("python")):
         exec(compile(code, f"README python block {number}", "exec"), {})
     assert (workplace / "mixed.png").exists()
