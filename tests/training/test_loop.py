@@ -154,6 +154,54 @@ def test_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Signa
     assert train(tmp_path).finished
 
 
+@pytest.mark.parametrize("at", [4, 8], ids=["in the middle", "at the end"])
+def test_a_signal_ends_evaluation_and_samples_at_once_and_they_are_made_up_for(
+    tmp_path: Path, at: int
+) -> None:
+    """Each is cut short once; the run that goes on begins with it."""
+    sent: list[str] = []
+    made: list[str] = []
+
+    def signal_once(name: str) -> None:
+        if name not in sent:
+            sent.append(name)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(60)  # the rest of it, which the signal ends
+
+    def evaluate_slowly(step: int) -> dict[str, float]:
+        if step == at:
+            signal_once("eval")
+        return {"held_out": float(step)}
+
+    def sample_slowly(step: int, folder: Path) -> None:
+        if step == at:
+            signal_once("sample")
+        made.append(f"{step}")
+
+    settings = {"steps": 8, "eval_every": 2, "sample_every": 4, "keep_best": "held_out"}
+    train(tmp_path / "whole", whole := Denoiser(), evaluate=lambda step: {"held_out": float(step)},
+          sample=lambda step, folder: None, **settings)  # fmt: skip
+    began = time.monotonic()
+    for _ in ("eval", "sample"):
+        with pytest.raises(Interrupted, match=f"SIGINT was received at step {at} of 8") as caught:
+            train(
+                tmp_path / "cut",
+                Denoiser(),
+                evaluate=evaluate_slowly,
+                sample=sample_slowly,
+                **settings,
+            )
+        assert not caught.value.preempted
+    assert time.monotonic() - began < 50
+    cut = Denoiser()
+    assert train(
+        tmp_path / "cut", cut, evaluate=evaluate_slowly, sample=sample_slowly, **settings
+    ).finished
+    assert made == ["4", "8"]
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert_same_weights(cut.module, whole.module)
+
+
 def test_finished_run_is_left_alone(tmp_path: Path) -> None:
     first = Denoiser()
     result = train(tmp_path, first, ema=0.9)

@@ -8,13 +8,21 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
-from typing import Self
+from typing import Self, TypeVar
 
 from vlv.training.objective import FitResult
 
 _ECHO_SECONDS = 2.0
 """A signal that comes again so soon is the same one: a terminal sends it to every process, and so does the launcher."""
+
+
+Result = TypeVar("Result")
+
+
+class _CutShort(BaseException):
+    """Leaves work that a signal need not wait for."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -41,6 +49,7 @@ class StopRequests:
         self._received = ""
         self._echo = _ECHO_SECONDS
         self._handled = math.inf  # when the first one was
+        self._may_cut = False
         self._previous: dict[signal.Signals, signal._HANDLER] = {}
         self._previous_wakeup = -1
 
@@ -50,6 +59,20 @@ class StopRequests:
         if self._received:
             return self._received
         return "the time limit was reached" if time.monotonic() >= self._deadline else ""
+
+    def cut_short(self, work: Callable[[], Result]) -> Result | None:
+        """What some work gives that can be done again; None where a signal came, which ends it at once."""
+        if self._received:
+            return None
+        self._may_cut = True
+        try:
+            try:
+                return work()
+            finally:
+                self._may_cut = False
+        except _CutShort:
+            self._may_cut = False
+            return None
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -71,7 +94,10 @@ class StopRequests:
             self._restore()
             signal.raise_signal(number)
         self._handled = min(self._handled, time.monotonic())
+        is_first = not self._received
         self._received = self._received or f"{signal.Signals(number).name} was received"
+        if is_first and self._may_cut:
+            raise _CutShort
 
     def _watch(self, listener: socket.socket) -> None:
         """Hear of signals while the main thread is held up: a handler would have to wait for it."""

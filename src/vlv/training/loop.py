@@ -101,7 +101,7 @@ def fit(
         with world.together():
             if world.is_main:
                 run.journal = stack.enter_context(run.open_journal())
-        if run.step < config.steps:
+        if run.step < config.steps or run.pending:
             with _enough_memory():
                 _train(run, stop, evaluate, sample)
         run.hand_over_weights()
@@ -112,19 +112,24 @@ def _train(run: Run, stop: StopRequests, evaluate: Evaluate | None, sample: Samp
     """A step, and then everything that is due."""
     run.set_train_mode()
     config, stream = run.config, iter(run.loader)
-    while run.step < config.steps:
-        run.take_step(run.next_batches(stream))
-        last = run.step == config.steps
-        if last or _due(run.step, config.log_every):
-            run.log()
-        if evaluate is not None and (last or _due(run.step, config.eval_every)):
-            run.evaluate(evaluate)
-        if sample is not None and (last or _due(run.step, config.sample_every)):
-            run.sample(sample)
+    looks = {}
+    if evaluate is not None:
+        looks["eval"] = config.eval_every, lambda: run.evaluate(evaluate, stop)
+    if sample is not None:
+        looks["sample"] = config.sample_every, lambda: run.sample(sample, stop)
+    run.pending = [name for name in run.pending if name in looks]  # what a signal had cut short
+    while run.step < config.steps or run.pending:
+        last = run.step + (not run.pending) == config.steps
+        if not run.pending:
+            run.take_step(run.next_batches(stream))
+            if last or _due(run.step, config.log_every):
+                run.log()
+            run.pending = [n for n, (every, _) in looks.items() if last or _due(run.step, every)]
+        run.pending = [name for name in run.pending if not looks[name][1]()]
         reason, overdue = run.agree(stop.reason)
         if last or reason or overdue or run.is_best or _due(run.step, config.save_every):
             run.save(must_succeed=last or bool(reason))
-        if reason and not last:
+        if reason and (run.pending or not last):
             raise Interrupted(
                 f"{reason} at step {run.step} of {config.steps}; the state is saved in {run.run_dir}, "
                 "and the same command goes on from there",
@@ -179,6 +184,8 @@ class Run:
         self.bad_steps = BadSteps(config, optim)
         self.step = self.failed_saves = 0
         self.best: Json | None = None
+        self.pending: list[str] = []
+        """What is still to be looked at in this step."""
         self.num_passes = config.passes_per_step(world.num_ranks)
         self.clock = Clock(config.steps, world.num_ranks, config.usd_per_gpu_hour)
         self.example: Batch = {}
@@ -254,13 +261,16 @@ class Run:
             "mfu": round(flops * images_per_second / (self.peak_flops * self.world.num_ranks), 4)
         }
 
-    def evaluate(self, evaluate: Evaluate) -> None:
-        """One line with the figures of the evaluation."""
+    def evaluate(self, evaluate: Evaluate, stop: StopRequests) -> bool:
+        """One line with the figures of the evaluation; whether no signal cut it short."""
         with self._looking():
-            values = self.world.on_main(lambda: evaluate(self.step))
+            values = self.world.on_main(lambda: stop.cut_short(lambda: evaluate(self.step)))
+        if values is None:
+            return False
         if values:
             self._note("eval", values)
         self._compare_with_best(values)
+        return True
 
     def _compare_with_best(self, values: Mapping[str, float]) -> None:
         """Remember this state if its figure is the best so far; it is to be saved then."""
@@ -280,14 +290,20 @@ class Run:
         """Whether the present state has the best figure so far."""
         return self.best is not None and self.best["step"] == self.step
 
-    def sample(self, sample: Sample) -> None:
-        """Pictures into samples/."""
+    def sample(self, sample: Sample, stop: StopRequests) -> bool:
+        """Pictures into samples/; whether no signal cut them short."""
         folder = self.run_dir / "samples"
         folder.mkdir(exist_ok=True)
+
+        def draw() -> bool:
+            sample(self.step, folder)
+            return True
+
         with self._looking():
-            self.world.on_main(lambda: sample(self.step, folder))
-        if self.journal is not None:
+            drawn = self.world.on_main(lambda: stop.cut_short(draw))
+        if drawn is not None and self.journal is not None:
             self.journal.show(self.step, folder)
+        return drawn is not None
 
     @contextmanager
     def _looking(self) -> Iterator[None]:
@@ -367,6 +383,7 @@ class Run:
             "loaders": self.world.gather(self.loader.state_dict()),
             "cut": self.training_step.micro_batch_size.cut,
             "best": self.best,
+            "pending": self.pending,
             "num_ranks": self.world.num_ranks,
             "settings": self.settings,
         }
@@ -399,7 +416,7 @@ class Run:
     def _load_state(self, state: Json) -> None:
         size = self.training_step.micro_batch_size
         size.cut = max(size.cut, state["cut"])
-        self.step, self.best = state["step"], state["best"]
+        self.step, self.best, self.pending = state["step"], state["best"], state["pending"]
         self.clock.load_state_dict(state, self.step)
         self.bad_steps.load_state_dict(state)
         self.meter.load_state_dict(state["meter"], self.world.device)

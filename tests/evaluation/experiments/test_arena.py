@@ -283,10 +283,48 @@ def test_every_answer_keeps_the_page_to_itself(run: Run) -> None:
     with_page(run, "rating", "eve", work)
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /" + b"x" * 10_000,
+        b"POST /vote HTTP/1.1\r\nHost: localhost\r\nContent-Length: 999\r\n\r\n",
+    ],
+)
+def test_a_browser_that_drips_is_cut_off(
+    run: Run, monkeypatch: pytest.MonkeyPatch, request_: bytes
+) -> None:
+    """A byte now and then is never silence, and would keep one of the places for ever."""
+    monkeypatch.setattr(rating, "TIMEOUT", 0.3)
+    monkeypatch.setattr(rating, "MAX_CONNECTIONS", 1)
+
+    def work(browser: Browser) -> None:
+        address = ("127.0.0.1", browser.server.server_port)
+        began = time.monotonic()
+        with socket.create_connection(address, timeout=0.05) as connection:
+            connection.sendall(request_[:90])
+            while not is_cut_off(connection):
+                assert time.monotonic() - began < 10
+        assert time.monotonic() - began > 2 * rating.TIMEOUT
+        assert browser.ask("GET", "/next")[0] == 200
+
+    with_page(run, "rating", "eve", work)
+
+
+def is_cut_off(connection: socket.socket) -> bool:
+    """Send a byte, and wait a moment for the end."""
+    try:
+        connection.sendall(b"x")
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
 def test_slow_and_many_connections_do_not_stop_the_page(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rating._Handler, "timeout", 0.5)
+    monkeypatch.setattr(rating, "TIMEOUT", 0.5)
     before = threading.active_count()
 
     def work(browser: Browser) -> None:

@@ -160,7 +160,11 @@ class _Handler(BaseHTTPRequestHandler):
     """The page, the next item, a vote."""
 
     server: RatingServer
-    timeout = TIMEOUT
+
+    def setup(self) -> None:
+        """Wait so long for a browser, and no longer."""
+        super().setup()
+        self.connection.settimeout(TIMEOUT)
 
     def do_GET(self) -> None:
         """The page and the next item."""
