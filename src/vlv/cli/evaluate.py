@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -213,6 +214,70 @@ def doubts(given: DoubtsOptions) -> int:
         common.say(f"written: {given.fit}")
     assert calibration is not None
     results = measure(cases, calibration, plan)
+    typer.echo(format_results(results))
+    if given.json_file is not None:
+        write_json(given.json_file, results.to_dict())
+        common.say(f"written: {given.json_file}")
+    return 0
+
+
+@options
+class BestOfOptions:
+    """``vlv eval best-of``."""
+
+    model: common.ModelOptions
+    split: Annotated[
+        SplitName, typer.Option(help="Of the toy world; tune on val, measure on test.")
+    ] = "test"
+    num: Annotated[int, typer.Option(min=2, help="Scenes.")] = 2000
+    seed: common.Seed = 1
+    candidates: Annotated[int, typer.Option(min=2, help="Captions of each, N.")] = 16
+    timesteps: Annotated[int, typer.Option(min=1, help="At which they are scored.")] = 3
+    batch_size: common.BatchSize = 8
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of the samples.")] = 1.0
+    rewards: Annotated[
+        list[str],
+        typer.Option(
+            "--reward",
+            help="Of stage 3, that chooses too: drawing, redrawing, context (repeatable).",
+        ),
+    ] = field(default_factory=list)
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps every caption's scores; an interrupted run goes on."),
+    ] = None
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file.")
+    ] = None
+
+
+@app.command("best-of")
+@takes_options
+def best_of(given: BestOfOptions) -> int:
+    """Write several captions of rendered scenes, and measure what it gains to choose among them.
+
+    The frozen decoder (vlv caption --verify), the captioner's own log-probability and the truth choose among the first 2, 4, 8
+    ... captions; the first is greedy, the others are samples.
+    """
+    from vlv.evaluation.experiments.best_of import BestOfPlan, collect, measure
+    from vlv.evaluation.results import format_results
+    from vlv.storage import write_json
+
+    plan = BestOfPlan(
+        given.split,
+        given.num,
+        given.seed,
+        given.candidates,
+        given.timesteps,
+        given.batch_size,
+        given.temperature,
+        tuple(given.rewards),
+    )
+    pipe = given.model.load(["caption", "generate"])
+    progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
+    with tempfile.TemporaryDirectory() as folder, progress:
+        rows = collect(pipe, plan, given.evidence or Path(folder), progress.advance)
+    results = measure(rows, plan)
     typer.echo(format_results(results))
     if given.json_file is not None:
         write_json(given.json_file, results.to_dict())

@@ -92,12 +92,17 @@ def verified_captions(
     counts = [0] * len(c)
     open_rows = list(range(len(c)))
     for size in how.rounds():
-        fresh = _candidates(captioner, c, open_rows, seeds, counts[open_rows[0]], size, generation, how)  # fmt: skip
-        for row in open_rows:
-            counts[row] = size
-            fresh[row] = {text: x for text, x in fresh[row].items() if text not in written[row]}
-            written[row] |= fresh[row]
         index = torch.tensor(open_rows, device=latents.device)
+        numbers = range(counts[open_rows[0]], size)
+        own = [seeds[row] for row in open_rows]
+        candidates = write_candidates(captioner, c.sequence[index], own, numbers, generation, how)
+        fresh: dict[int, dict[str, Caption]] = {}
+        for row, captions in zip(open_rows, candidates, strict=True):
+            counts[row] = size
+            fresh[row] = {
+                text: x for text, x in first_of_equals(captions).items() if text not in written[row]
+            }
+            written[row] |= fresh[row]
         found = score_captions(
             decoder,
             latents[index],
@@ -117,41 +122,52 @@ def verified_captions(
     ]
 
 
-def _candidates(
+def write_candidates(
     captioner: CaptionDecoder,
-    c: Context,
-    rows: Sequence[int],
+    c: Tensor,
     seeds: Sequence[int],
-    start: int,
-    stop: int,
+    numbers: range,
     generation: Generation,
     how: Verification,
-) -> dict[int, dict[str, Caption]]:
-    """The candidates with the numbers `start` to `stop` of some images, by their texts; empty ones are no candidates."""
-    index = torch.tensor(list(rows), device=c.sequence.device)
-    sequence = c.sequence[index]
-    written: list[list[Caption]] = [[] for _ in rows]
-    if start == 0:
-        first = replace(generation, seed=[seeds[row] for row in rows])
-        written = [[caption] for caption in captioner.write(sequence, first)]
-    numbers = range(max(start, 1), stop)
+) -> list[list[Caption]]:
+    """The candidates with some numbers: number 0 is written as `generation` says, the others are samples.
+
+    Args:
+        captioner: Writes them.
+        c: Contexts, (B, Q, D).
+        seeds: Of the images, B of them; a candidate has a seed of its own.
+        numbers: Of the candidates.
+        generation: How the first is written.
+        how: The temperature of the others.
+
+    Returns:
+        B lists, in the order of the numbers.
+    """
+    written: list[list[Caption]] = [[] for _ in seeds]
+    if 0 in numbers:
+        written = [[x] for x in captioner.write(c, replace(generation, seed=list(seeds)))]
+    samples = [number for number in numbers if number > 0]
     plan = replace(
         generation,
-        seed=[mixed_seed(seeds[row], "candidate", number) for row in rows for number in numbers],
+        seed=[mixed_seed(seed, "candidate", number) for seed in seeds for number in samples],
         do_sample=True,
         num_beams=1,
         early_stopping=False,
         temperature=how.temperature,
     )
-    samples = captioner.write(sequence.repeat_interleave(len(numbers), 0), plan)
-    for place, captions in enumerate(written):
-        captions += samples[place * len(numbers) : (place + 1) * len(numbers)]
-    found: dict[int, dict[str, Caption]] = {}
-    for row, captions in zip(rows, written, strict=True):
-        found[row] = {}
-        for caption in captions:
-            if caption.text.strip():
-                found[row].setdefault(caption.text, caption)
+    if samples:
+        found = captioner.write(c.repeat_interleave(len(samples), 0), plan)
+        for row, captions in enumerate(written):
+            captions += found[row * len(samples) : (row + 1) * len(samples)]
+    return written
+
+
+def first_of_equals(captions: Sequence[Caption]) -> dict[str, Caption]:
+    """Captions by their texts, in their order; an empty one is no candidate."""
+    found: dict[str, Caption] = {}
+    for caption in captions:
+        if caption.text.strip():
+            found.setdefault(caption.text, caption)
     return found
 
 

@@ -399,6 +399,8 @@ def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage:
     """The objective on its device, as exact as the settings say; what is recomputed is still to be chosen."""
     parts.to(device)
     objective = make_objective(config, parts)
+    if config.loop.precision == "bf16":
+        warn_of_slow_products(device)
     set_precision(config, parts, objective)
     return objective
 
@@ -407,7 +409,6 @@ def set_precision(config: RunConfig, parts: Parts, objective: Objective) -> None
     """Hold what is frozen in bfloat16 where the arithmetic is; the weights that train stay in float32, and so does the VAE by default."""
     vae = parts.decoder.vae
     if config.loop.precision == "bf16":
-        warn_of_slow_products(next(objective.module.parameters()).device)
         store_frozen(objective.module, torch.bfloat16, keep=[vae])
     if config.loop.vae_precision == "bf16" and vae is not None:
         store_frozen(vae, torch.bfloat16)

@@ -18,9 +18,8 @@ from vlv.models.captioner import CaptionDecoder
 from vlv.models.context import Context
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.draws import mixed_seed
-from vlv.models.encoder import VLVEncoder
+from vlv.models.encoder import ImageEncoder
 from vlv.models.scoring import Scoring, score_captions
-from vlv.models.vision_encoder import VisionEncoder
 
 _GUIDANCE = 2.0
 """Of drawn images, as `vlv generate` has it by default."""
@@ -30,7 +29,7 @@ _GUIDANCE = 2.0
 class Judges:
     """The parts that rewards ask; none of them learns from it."""
 
-    encoder: VLVEncoder | VisionEncoder
+    encoder: ImageEncoder
     decoder: DiffusionDecoder
     captioner: CaptionDecoder
     config: Stage3Config
