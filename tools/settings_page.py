@@ -42,6 +42,7 @@ A YAML file, or a preset of the package: {presets}; changed with `--set short_si
 _FILTER_SECTIONS: dict[str, type[BaseModel]] = {
     "watermark, nsfw, aesthetic": filters.ScoreRule,
     "embedding_duplicates": filters.EmbeddingRule,
+    "caption_score": filters.CaptionRule,
 }
 
 _FIELDS = Stage1Run.model_fields | Stage2Run.model_fields | Stage3Run.model_fields

@@ -18,6 +18,7 @@ from vlv.curation.job import ShardJob
 from vlv.curation.settings import FilterConfig, load_filter
 from vlv.curation.vision import Backbone, Classifier
 from vlv.errors import ConfigError, DataError, ModelFolderError
+from vlv.models.pipeline import VLVPipeline
 
 VIT = {
     "hidden_size": 16,
@@ -126,3 +127,28 @@ def test_pairs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {tuple(pair) for pair in pairs.tolist()} == expected
     assert len(pairs) == len(expected)
     np.testing.assert_allclose(cosines, [products[a, b] for a, b in pairs], atol=1e-6)
+
+
+def test_captions_that_explain_nothing(
+    tiny_pipeline: VLVPipeline, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "in", range(5))
+    paths = sorted(folder.glob("*.jpg"))
+    texts = ["A red cube.", "A cone.", "A blue ball.", "A drum."]
+    for path, text in zip(paths, texts, strict=False):
+        path.with_suffix(".txt").write_text(text)
+    paths[4].with_suffix(".txt").unlink(missing_ok=True)
+    images = [Image.open(path) for path in paths[:4]]
+    scores = [x.recovered[0] for x in tiny_pipeline.score(images, texts, timesteps=2)]
+    bound = float(np.median(scores))
+    rule = {"model": str(tiny_folder), "at_least": bound, "timesteps": 2}
+    config = FilterConfig.model_validate({"caption_score": rule})
+    run(ShardJob([str(folder)], tmp_path / "out", config=config))
+    bad = [path.name for path, score in zip(paths, scores, strict=False) if score < bound]
+    assert dropped_of(tmp_path / "out") == dict.fromkeys([*bad, paths[4].name], "caption_score")
+    for row in index_of(tmp_path / "out"):
+        number = [path.name for path in paths].index(row["id"])
+        assert row["caption_score"] == pytest.approx(scores[number], abs=1e-3)
+    keep = FilterConfig.model_validate({"caption_score": {**rule, "unknown": "keep"}})
+    run(ShardJob([str(folder)], tmp_path / "kept", config=keep))
+    assert sorted(dropped_of(tmp_path / "kept")) == sorted(bad)

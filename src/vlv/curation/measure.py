@@ -177,6 +177,7 @@ def _ask_models(config: FilterConfig, looks: Sequence[_Look]) -> None:
         for look, score in zip(looks, model.scores(squares), strict=True):
             look.row[name] = score
             look.drop(rules.check_score(config, name, score))
+    _ask_judge(config, [look for look in looks if not look.row["reason"]])
     looks = [look for look in looks if not look.row["reason"]]
     alike = config.embedding_duplicates
     if alike is not None and alike.backbone is not None and looks:
@@ -186,3 +187,19 @@ def _ask_models(config: FilterConfig, looks: Sequence[_Look]) -> None:
         squares = [encoder.prepare(look.image) for look in looks if look.image is not None]
         for look, vector in zip(looks, encoder.embed(squares), strict=True):
             look.row["embedding"] = vector.tolist()
+
+
+def _ask_judge(config: FilterConfig, looks: Sequence[_Look]) -> None:
+    """The rule on captions."""
+    if config.caption_score is None or not looks:
+        return
+    from vlv.curation.captions import recovered_shares
+
+    told = [look for look in looks if (look.row["caption"] or "").strip()]
+    images = [look.image for look in told if look.image is not None]
+    captions = [look.row["caption"] for look in told]
+    scores = recovered_shares(config.caption_score, images, captions) if told else []
+    for look, score in zip(told, scores, strict=True):
+        look.row[rules.CAPTION] = score
+    for look in looks:
+        look.drop(rules.check_caption(config, look.row.get(rules.CAPTION)))

@@ -21,6 +21,7 @@ FLAT = "flat"
 EXACT = "exact_duplicate"
 NEAR = "near_duplicate"
 ALIKE = "embedding_duplicate"
+CAPTION = "caption_score"
 
 
 class Drop(NamedTuple):
@@ -134,6 +135,19 @@ def check_contrast(config: FilterConfig, contrast: float) -> Drop | None:
         return None
     detail = f"the grey values vary by {contrast:.3g}, less than {config.min_contrast:g}"
     return Drop(FLAT, f"{contrast:.3g}", detail)
+
+
+def check_caption(config: FilterConfig, score: float | None) -> Drop | None:
+    """Whether the caption explains the image; `score` is None where there is none."""
+    rule = config.caption_score
+    if rule is None or (score is None and rule.unknown == "keep"):
+        return None
+    if score is None:
+        return Drop(CAPTION, "", "there is no caption")
+    if score >= rule.at_least:
+        return None
+    detail = f"the caption recovers {score:.3g} of what the image's embedding says, less than {rule.at_least:g}"
+    return Drop(CAPTION, f"{score:.6g}", detail)
 
 
 def unknown_column(absent: Iterable[tuple[str, str]], known: Iterable[str], where: str) -> str:

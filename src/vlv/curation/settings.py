@@ -49,6 +49,25 @@ class ScoreRule(Settings):
         return value < self.below if self.below is not None else value >= (self.at_least or 0)
 
 
+class CaptionRule(Settings):
+    """How well the caption explains its image to a frozen diffusion decoder, see `vlv verify`."""
+
+    model: str
+    """A vlv model with denoiser and VAE: vlv-tiny, a folder or an id on the hub."""
+    at_least: float
+    """Images whose caption has this recovered share or more are kept: 0 explains no more than no text, 1 as much as z."""
+    revision: str | None = None
+    """Of the model: commit, branch or tag on the hub."""
+    device: str = "cpu"
+    """Where it works; every process of the job has a copy."""
+    timesteps: PositiveInt = 3
+    """Noise levels; each costs a pass of the denoiser for each caption."""
+    seed: int = Field(default=0, ge=0)
+    """Of the noise."""
+    unknown: Literal["drop", "keep"] = "drop"
+    """What becomes of an image without a caption."""
+
+
 class EmbeddingRule(Settings):
     """Duplicates by meaning: of images whose embeddings are alike, one is kept."""
 
@@ -103,6 +122,8 @@ class FilterConfig(Settings):
     """Bits of 64 in which the perceptual hashes of duplicates differ at most; the largest image stays. Decodes."""
     embedding_duplicates: EmbeddingRule | None = None
     """Duplicates by the cosine of embeddings; the largest image stays. Compares all with all."""
+    caption_score: CaptionRule | None = None
+    """Least score of the caption, so that wrong captions do not teach. Decodes, and asks a model."""
     max_bytes: PositiveInt = 20_000_000
     """Files above this size are refused unread."""
 
@@ -125,6 +146,7 @@ class FilterConfig(Settings):
         by_pixels = (self.min_contrast, self.near_duplicates)
         models = any(rule.model for rule in self.scores.values())
         backbone = self.embedding_duplicates is not None and self.embedding_duplicates.backbone
+        models = models or self.caption_score is not None
         return self.decode or by_pixels != (None, None) or models or bool(backbone)
 
 

@@ -27,6 +27,7 @@ REASONS = (
     rules.ASPECT,
     rules.COMPRESSION,
     rules.FLAT,
+    rules.CAPTION,
     rules.EXACT,
     rules.NEAR,
     rules.ALIKE,

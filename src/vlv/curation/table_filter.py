@@ -101,6 +101,7 @@ class TableJob:
             "min_bytes_per_pixel": config.min_bytes_per_pixel is not None,
             "exact_duplicates": config.exact_duplicates,
             "near_duplicates": config.near_duplicates is not None,
+            "caption_score": config.caption_score is not None,
             "embedding_duplicates": config.embedding_duplicates is not None,
             **{f"{name}.model": rule.model is not None for name, rule in config.scores.items()},
         }.items():

@@ -21,6 +21,7 @@ _VALUES = {
     "nsfw": "float64",
     "aesthetic": "float64",
     "language": "string",
+    "caption_score": "float64",
 }
 
 MEASURED = {
