@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=1)
 def _judge(model: str, revision: str | None, device: str) -> VLVPipeline:
     """A model, loaded once in this process."""
-    parts = ("embed", "generate")
-    return VLVPipeline.from_pretrained(model, parts=parts, revision=revision, device=device)
+    return VLVPipeline.from_pretrained(
+        model, parts=["embed", "generate"], revision=revision, device=device
+    )
 
 
 def recovered_shares(
