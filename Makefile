@@ -58,7 +58,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[train,data,eval,quant,scale,dev]"
+	$(PIP) --editable ".[train,data,eval,quant,scale,serve,dev]"
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.dev

@@ -29,7 +29,7 @@ LAYERS = [
     ("toyworld",),
     ("evaluation",),
     ("demo",),
-    ("serving",),
+    ("serve",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

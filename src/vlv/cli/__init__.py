@@ -27,6 +27,7 @@ from vlv.cli import (
     images,
     info,
     push,
+    serve,
     toyworld,
     train,
     verify,
@@ -64,6 +65,7 @@ app.command()(info.info)
 app.command()(train.train)
 app.command()(train.summary)
 app.command()(push.push)
+app.command()(serve.serve)
 app.command()(info.doctor)
 app.add_typer(data.app)
 app.add_typer(evaluate.app)

@@ -35,9 +35,13 @@ class TeacherOptions:
         typer.Option(help="Instead: a vision-language model of transformers, folder or id."),
     ] = None
     model: Annotated[
-        str,
-        typer.Option("--model", "-m", help="The endpoint's model; without one, a model of vlv."),
-    ] = common.SHIPPED_MODEL
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"The endpoint's model; without one, a model of vlv, {common.SHIPPED_MODEL} by default.",
+        ),
+    ] = None
     revision: common.Revision = None
     device: common.Device = "auto"
     dtype: common.DType = "auto"
@@ -195,7 +199,7 @@ def _remote(given: TeacherCaptionOptions) -> EndpointTeacher:
     teacher = given.teacher
     if teacher.vlm is not None:
         raise ConfigError("--endpoint and --vlm name two teachers; leave one out")
-    if teacher.model == common.SHIPPED_MODEL:
+    if teacher.model is None:
         raise ConfigError("name the endpoint's model with --model")
     if teacher.revision is not None:
         raise ConfigError("--revision has no effect without --vlm or a model of vlv")
@@ -214,7 +218,7 @@ def _local(given: TeacherOptions, endpoint: common.EndpointOptions) -> Teacher:
     if unused := changed(endpoint):
         raise ConfigError(f"{unused[0]} has no effect without --endpoint")
     where = common.placement(given.device, given.dtype)
-    name = given.vlm or given.model
+    name = given.vlm or given.model or common.SHIPPED_MODEL
 
     def load() -> BatchModel:
         if given.vlm is not None:

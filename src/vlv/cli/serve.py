@@ -1,0 +1,100 @@
+"""``vlv serve``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlv.cli import common
+from vlv.cli.options import option_group, options, takes_options
+from vlv.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlv.serve.settings import ServeSettings
+
+
+@option_group("Address")
+class AddressOptions:
+    """Where the server is, and who may ask."""
+
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every network of this machine.")
+    ] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is any that is free.")] = 8000
+    no_auth: Annotated[
+        bool,
+        typer.Option(
+            "--no-auth", help="Let everybody ask who reaches the host; keys come from VLV_API_KEYS."
+        ),
+    ] = False
+
+
+@option_group("Work")
+class WorkOptions:
+    """How requests are worked on."""
+
+    batch_size: Annotated[int, typer.Option(min=1, help="Items computed together.")] = 8
+    queue_size: Annotated[
+        int, typer.Option(min=1, help="Items that may wait; more are refused with 429.")
+    ] = 64
+    timeout: Annotated[float, typer.Option(help="Seconds from a request to its answer.")] = 60.0
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest caption that may be asked for.")
+    ] = 1024
+    max_body: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 40
+    seed: common.Seed = 0
+
+
+@options
+class ServeOptions:
+    """Options of ``vlv serve``."""
+
+    address: AddressOptions
+    work: WorkOptions
+    model: common.ModelOptions
+
+    def settings(self) -> ServeSettings:
+        """How the server works."""
+        from vlv.serve.settings import Limits, ServeSettings
+
+        given, name = self.work, self.model.model
+        return ServeSettings(
+            Path(name).resolve().name if Path(name).is_dir() else name,
+            batch_size=given.batch_size,
+            queue_size=given.queue_size,
+            timeout=given.timeout,
+            seed=given.seed,
+            limits=Limits(tokens=given.max_tokens, body_bytes=given.max_body * 1_000_000),
+        )
+
+
+@takes_options
+def serve(given: ServeOptions) -> int:
+    """Serve a model over HTTP: captions in OpenAI's chat form, embeddings, images, verification.
+
+    Listens on this machine alone unless told otherwise. SIGTERM or SIGINT ends it when the requests in work are answered.
+    """
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise ConfigError(f'a server needs {package}: pip install "vlv[serve]"') from None
+    from vlv.serve.server import listen
+    from vlv.serve.server import serve as run
+    from vlv.serve.settings import Keys, check_access
+
+    settings, keys = given.settings(), Keys.from_environment(os.environ)
+    check_access(given.address.host, keys, no_auth=given.address.no_auth)
+    placement = given.model.placement()
+    listener = listen(given.address.host, given.address.port)
+    pipe = common.load_pipeline(
+        given.model.model, None, revision=given.model.revision, placement=placement
+    )
+    host, port = listener.getsockname()[:2]
+    common.say(f"serving {settings.model} on http://{host}:{port}/v1")
+    run(pipe, settings, keys, listener)
+    return 0

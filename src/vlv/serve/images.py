@@ -1,0 +1,74 @@
+"""Images out of requests: data URLs only, with the limits that every other input has."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import TYPE_CHECKING
+
+from vlv.data.framing import Framing, frame
+from vlv.data.images import load_image
+from vlv.errors import ImageError
+from vlv.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from vlv.data.images import ImageLimits
+
+_LONGEST_HEADER = 200
+
+
+def open_image(
+    url: str, name: str, *, limits: ImageLimits, size: int, framing: Framing
+) -> Image.Image:
+    """The image of a data URL as a square of the model's size.
+
+    Args:
+        url: ``data:image/png;base64,...``; the type is not believed, the bytes are looked at.
+        name: The field of the request.
+        limits: What is refused.
+        size: Side of the square.
+        framing: How it is made.
+
+    Raises:
+        ApiError: It is no such URL, or no image that is read.
+    """
+    data = _decode(url, name, limits.max_bytes)
+    try:
+        return frame(load_image(data, limits=limits, name="the image"), size, framing)
+    except ImageError as error:
+        raise ApiError(400, str(error), param=name, code="invalid_image") from error
+
+
+def _decode(url: str, name: str, max_bytes: int) -> bytes:
+    scheme = url[:8].partition(":")[0].lower()
+    if scheme in ("http", "https"):
+        raise ApiError(
+            400,
+            "this server fetches no addresses; send the image itself as a data: URL",
+            param=name,
+            code="fetching_is_off",
+        )
+    header, comma, _ = url[:_LONGEST_HEADER].partition(",")
+    if scheme != "data" or not comma or not header.lower().endswith(";base64"):
+        raise ApiError(
+            400,
+            "an image is a data URL such as data:image/png;base64,iVBOR...",
+            param=name,
+            code="invalid_image_url",
+        )
+    start = len(header) + 1
+    if (len(url) - start) // 4 * 3 > max_bytes + 3:
+        raise ApiError(
+            413,
+            f"the image is larger than the limit of {max_bytes} bytes",
+            param=name,
+            code="image_too_large",
+        )
+    try:
+        return base64.b64decode(url[start:], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(
+            400, "the data URL is not valid base64", param=name, code="invalid_image_url"
+        ) from error

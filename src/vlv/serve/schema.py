@@ -1,0 +1,160 @@
+"""The bodies of requests."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from vlv.models.arguments import MAX_SEED
+from vlv.serve.errors import ApiError
+
+
+def _clean(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("the text holds half a character (a lone surrogate)") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_clean)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
+ImageURL = Annotated[str, Field(description="A data: URL; nothing is fetched.")]
+
+_IGNORED = frozenset(
+    {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
+)
+_NEUTRAL: tuple[object, ...] = (None, False, 0, "", [], {}, {"type": "text"})
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: Text | None = None
+
+
+class ImageAddress(BaseModel):
+    """Where an image is."""
+
+    url: ImageURL
+    detail: str | None = None
+
+
+class ImagePart(BaseModel):
+    """An image of a message."""
+
+    type: Literal["image_url"]
+    image_url: ImageAddress
+
+
+class TextPart(BaseModel):
+    """A text of a message."""
+
+    type: Literal["text"]
+    text: Text
+
+
+Part = Annotated[ImagePart | TextPart, Field(discriminator="type")]
+
+
+class Message(BaseModel):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | list[Part]
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds."""
+
+    include_usage: bool = False
+
+
+class ChatBody(_Body):
+    """A request for captions, in OpenAI's form."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+
+    model: Text
+    messages: list[Message]
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1)
+    seed: Seed | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    @property
+    def parts(self) -> list[ImagePart | TextPart]:
+        """All parts of all messages, in order."""
+        found: list[ImagePart | TextPart] = []
+        for message in self.messages:
+            content = message.content
+            found += [TextPart(type="text", text=content)] if isinstance(content, str) else content
+        return found
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of a caption at most."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def refuse_unknown(self) -> None:
+        """Refuse a setting that would change nothing here, unless it asks for nothing.
+
+        Raises:
+            ApiError: There is one.
+        """
+        extra: dict[str, Any] = self.model_extra or {}
+        for name, value in extra.items():
+            if name not in _IGNORED and value not in _NEUTRAL:
+                raise ApiError(
+                    400,
+                    f"{name[:80]} has no effect on this model; leave it out",
+                    param=name[:80],
+                    code="unsupported_parameter",
+                )
+
+
+class EmbedBody(_Body):
+    """A request for caption embeddings."""
+
+    images: list[ImageURL] = Field(min_length=1)
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class _DrawBody(_Body):
+    steps: int = Field(20, ge=1)
+    guidance: float = Field(2.0, ge=0, le=100)
+    sampler: Literal["dpm", "ddim", "ddpm"] = "dpm"
+    seed: Seed | None = None
+
+
+class ReconstructBody(_DrawBody):
+    """A request for an image out of an image's embedding."""
+
+    image: ImageURL
+
+
+class GenerateBody(_DrawBody):
+    """A request for an image out of a text."""
+
+    prompt: Text = Field(min_length=1)
+
+
+class MixBody(_DrawBody):
+    """A request for an image out of several images' embeddings."""
+
+    images: list[ImageURL] = Field(min_length=2)
+    mode: Literal["concat", "average", "slerp"] = "concat"
+    keep: list[int] | None = None
+    weights: list[float] | None = None
+
+
+class VerifyBody(_Body):
+    """A request for the judgement of the frozen decoder on captions."""
+
+    image: ImageURL
+    captions: list[Text] = Field(min_length=1)

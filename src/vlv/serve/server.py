@@ -1,0 +1,109 @@
+"""The HTTP server: a socket, and an end that finishes what runs."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from vlv.errors import ConfigError
+from vlv.serve.app import build_app
+from vlv.serve.connection import limited
+from vlv.serve.logs import json_logs
+from vlv.serve.service import Service
+from vlv.serve.settings import is_loopback
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from vlv.models.pipeline import VLVPipeline
+    from vlv.serve.settings import Keys, ServeSettings
+
+_DRAIN_SECONDS = 5
+"""For answers to be sent when all are computed."""
+_HEADER_BYTES = 16_384
+_BACKLOG = 512
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take a port; 0 is any that is free.
+
+    Raises:
+        ConfigError: It is taken, or the host is not of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{host}:{port} cannot be served ({reason}); name another --host or --port"
+        ) from error
+    return listener
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server for one service on one socket; refuses new requests while it ends.
+
+    Args:
+        service: What is served.
+        keys: Who may ask.
+        listener: Where.
+    """
+
+    def __init__(self, service: Service, keys: Keys, listener: socket.socket) -> None:
+        self._service, self._listener = service, listener
+        host = listener.getsockname()[0]
+        super().__init__(
+            uvicorn.Config(
+                build_app(service, keys, local_only=is_loopback(host)),
+                http=limited(service.settings.limits),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=int(service.settings.limits.patience_seconds),
+                timeout_graceful_shutdown=int(service.settings.timeout) + _DRAIN_SECONDS,
+                h11_max_incomplete_event_size=_HEADER_BYTES,
+            )
+        )
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        host, port = self._listener.getsockname()[:2]
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal to end."""
+        self.drain()
+        super().handle_exit(sig, frame)
+
+    def drain(self) -> None:
+        """Refuse what comes, finish what is there, and end."""
+        self._service.draining = True
+        self.should_exit = True
+
+    def serve_until_signal(self) -> None:
+        """Answer requests; returns after SIGTERM, SIGINT or `drain`, when all are answered."""
+        self._service.batcher.start()
+        try:
+            with suppress(KeyboardInterrupt):  # which uvicorn raises again once all is done
+                self.run([self._listener])
+        finally:
+            self._service.close()
+
+
+def serve(pipe: VLVPipeline, settings: ServeSettings, keys: Keys, listener: socket.socket) -> None:
+    """Serve a model until a signal ends it."""
+    server = Server(Service(pipe, settings), keys, listener)
+    with json_logs():
+        server.serve_until_signal()

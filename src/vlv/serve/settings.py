@@ -1,0 +1,140 @@
+"""What a server is told when it starts: what it accepts, how it batches, and who may ask."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Self
+
+from vlv.data.images import DEFAULT_LIMITS, ImageLimits
+from vlv.errors import ConfigError
+from vlv.models.arguments import MAX_SEED, finite, whole_number
+
+KEYS_VARIABLE = "VLV_API_KEYS"
+SHORTEST_KEY = 16
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is refused, and how long a client may take."""
+
+    body_bytes: int = 40_000_000
+    """Of one request."""
+    held_bytes: int = 512_000_000
+    """Of all requests that are in work."""
+    images: int = 8
+    """In one request."""
+    texts: int = 16
+    """Captions to verify, or choices to write, in one request."""
+    characters: int = 20_000
+    """Of one text."""
+    tokens: int = 1024
+    """Of one caption."""
+    steps: int = 100
+    """Of the sampler."""
+    connections: int = 512
+    header_seconds: float = 10.0
+    """To send the headers of a request."""
+    patience_seconds: float = 10.0
+    """To send a body or take in a part of an answer; a body has longer, by its size."""
+    bytes_per_second: int = 100_000
+    """Slower bodies are cut off."""
+    image: ImageLimits = DEFAULT_LIMITS
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """How a server works.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
+
+    model: str
+    """Name under which the model is served."""
+    batch_size: int = 8
+    """Items computed together."""
+    queue_size: int = 64
+    """Items that may wait."""
+    linger: float = 0.005
+    """Seconds that an item waits for others to join its batch."""
+    timeout: float = 60.0
+    """Seconds from a whole request to its answer."""
+    seed: int = 0
+    """Of requests that name none."""
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        whole_number("batch_size", self.batch_size, 1)
+        whole_number("queue_size", self.queue_size, 1)
+        whole_number("seed", self.seed, 0, MAX_SEED)
+        if finite("timeout", self.timeout) <= 0:
+            raise ConfigError(f"timeout is {self.timeout}; choose more than 0")
+
+
+class Keys:
+    """The keys that open the server; without any, everybody may ask.
+
+    Args:
+        keys: As their owners send them.
+
+    Raises:
+        ConfigError: A key is too short, or could not be sent.
+    """
+
+    def __init__(self, *keys: str) -> None:
+        for number, key in enumerate(keys, 1):
+            if len(key) < SHORTEST_KEY or not key.isascii() or not key.isprintable() or " " in key:
+                raise ConfigError(
+                    f"key {number} of {KEYS_VARIABLE} is not {SHORTEST_KEY} or more printable ASCII characters without "
+                    "spaces; make one with: openssl rand -hex 32"
+                )
+        self._digests = [_digest(key.encode()) for key in keys]
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read the keys, separated by commas."""
+        given = environment.get(KEYS_VARIABLE, "")
+        return cls(*(key.strip() for key in given.split(",") if key.strip()))
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def accept(self, authorization: bytes) -> bool:
+        """Whether a header ``Bearer KEY`` holds one of the keys; the time it takes tells nothing of them."""
+        scheme, _, key = authorization.partition(b" ")
+        digest, found = _digest(key.strip()), False
+        for known in self._digests:
+            found |= hmac.compare_digest(digest, known)
+        return found and scheme.lower() == b"bearer"
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def check_access(host: str, keys: Keys, *, no_auth: bool) -> None:
+    """Refuse to open a server to the network without a key.
+
+    Raises:
+        ConfigError: Anybody could ask, or nobody said that it may be so.
+    """
+    if no_auth and keys:
+        raise ConfigError(
+            f"--no-auth has no effect while {KEYS_VARIABLE} holds keys; unset one of both"
+        )
+    if not (keys or no_auth or is_loopback(host)):
+        raise ConfigError(
+            f"--host {host} can be reached from other machines, and there is no key; set {KEYS_VARIABLE}, or say --no-auth"
+        )
