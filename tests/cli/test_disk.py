@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.conftest import Result, Vlv
+from tests.cli.conftest import Result, Vlv, write_image
+from tests.cli.test_train import write_config
 from vlv.storage import Journal
 
 COMMANDS: dict[str, tuple[str, Callable[..., list[object]]]] = {
@@ -29,11 +30,29 @@ COMMANDS: dict[str, tuple[str, Callable[..., list[object]]]] = {
     "data caption": ("captions", lambda photos, out: ["data", "caption", photos, "-o", out]),
     "data filter": ("clean", lambda photos, out: ["data", "filter", photos, "-o", out, "--workers", 1]),
     "data pack": ("shards", lambda photos, out: ["data", "pack", photos, "-o", out, "--workers", 1]),
+    "data split": ("split", lambda photos, out: ["data", "split", photos, "-o", out, "--workers", 1]),
+    "data check": ("c.jsonl", lambda photos, out: ["data", "check", photos.parent / "bad", "--report", out, "--workers", 1]),
+    "data cache-latents": ("cache", lambda photos, out: ["data", "cache-latents", photos, "--config", photos.parent / "1.yaml", "-o", out]),
     "data stats": ("s.html", lambda photos, out: ["data", "stats", photos, "-o", out, "--workers", 1]),
+    "demo": ("d.html", lambda photos, out: ["demo", photos / "1.png", "-o", out, "--steps", 1]),
+    "train": ("run", lambda photos, out: ["train", photos.parent / "1.yaml", "--run-dir", out]),
+    "toyworld sheet": ("s.png", lambda photos, out: ["toyworld", "sheet", out, "--num", 2]),
     "toyworld render": ("scenes", lambda photos, out: ["toyworld", "render", out, "--num", 2, "--workers", 1]),
+    "verify": ("v.jsonl", lambda photos, out: ["verify", photos.parent / "captioned", "--timesteps", 1, "--claims", "none", "-o", out]),
     "eval predict": ("run", lambda photos, out: ["eval", "predict", "arena", "--run-dir", out, "--from", "true", "--num", 2]),
 }  # fmt: skip
-_MODELS = {"caption", "embed", "reconstruct", "generate", "mix", "data caption"}
+_MODELS = {"caption", "embed", "reconstruct", "generate", "mix", "data caption", "demo", "verify"}
+
+
+@pytest.fixture(autouse=True)
+def inputs(tmp_path: Path, ingredients: Path) -> None:
+    """A configuration, captions, and a bad file, which some commands read."""
+    write_image(tmp_path / "captioned" / "1.png").with_suffix(".txt").write_text("A cube. A cone.")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "1.png").write_bytes(b"x")
+    loop = {"steps": 2, "save_every": 1, "sample_every": None, "eval_every": None}
+    data = {"held_out": []}
+    write_config(tmp_path / "1.yaml", ingredients, "stage1", loop=loop, data=data)
 
 
 def arguments(name: str, photos: Path, out: Path, model: Path) -> list[object]:

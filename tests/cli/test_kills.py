@@ -36,7 +36,7 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 UNREADY = 99  # a signal came before the command had begun
 PATIENCE = 120.0  # seconds: training that draws samples obeys when they are drawn
 CLOCKS = (0.0, -4e7, 4e7)  # seconds that the clock of a process is off by, about a year
-NAMES = ("caption", "embed", "filter", "teacher", "stage 1", "stage 2", "evaluation")
+NAMES = ("caption", "embed", "verify", "filter", "teacher", "stage 1", "stage 2", "evaluation")
 
 Arguments = Sequence[object]
 
@@ -54,6 +54,8 @@ def jobs(tmp_path: Path, tiny_folder: Path, ingredients: Path) -> Iterator[dict[
     photos, shards, inspector = tmp_path / "photos", tmp_path / "shards", tmp_path / "inspector"
     for number in range(12):
         write_image(photos / f"{number:02d}.png", number)
+        told = write_image(tmp_path / "told" / f"{number:02d}.png", number)
+        told.with_suffix(".txt").write_text("A red cube. A cone.")
     for number in range(4):
         write_shard(shards / f"{number}.tar", range(number * 4, number * 4 + 5))
     make_inspector().save_pretrained(inspector)
@@ -72,6 +74,10 @@ def jobs(tmp_path: Path, tiny_folder: Path, ingredients: Path) -> Iterator[dict[
             "embed": Job(
                 lambda out: [("embed", photos, *model, "-o", out / "x.safetensors")],
                 lambda out: (out / "x.safetensors").read_bytes(),
+            ),
+            "verify": Job(
+                lambda out: [("verify", tmp_path / "told", *model, "--timesteps", 1, "--claims", "none", "-o", out / "x.jsonl")],
+                lambda out: (out / "x.jsonl").read_bytes(),
             ),
             "filter": Job(
                 lambda out: [("data", "filter", shards, "-o", out, "--per-shard", 4, "--workers", 1)],

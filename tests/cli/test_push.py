@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
+from tests.cli.test_disk import files_of_at_most
 from vlv.models import hub
 
 if TYPE_CHECKING:
@@ -91,3 +93,27 @@ def test_a_hub_that_refuses(vlv: Vlv, tiny_folder: Path, monkeypatch: pytest.Mon
     assert (
         "me/model cannot be uploaded (offline mode is enabled); name it as owner/name" in result.err
     )
+
+
+def test_a_disk_without_room_for_the_card_is_one_sentence(
+    vlv: Vlv,
+    tiny_folder: Path,
+    tmp_path: Path,
+    uploads: list[dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused() -> None:
+        result = vlv("push", tiny_folder, "me/model")
+        assert result.code == 1
+        assert "Errno" not in result.err
+        assert uploads == []
+
+    with files_of_at_most(10):
+        refused()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "vanished", "/proc/vlv"):
+        with monkeypatch.context() as patch:
+            patch.setattr(tempfile, "tempdir", str(folder))
+            refused()
+    assert vlv("push", tiny_folder, "me/model").code == 0
+    assert len(uploads) == 1
