@@ -13,6 +13,7 @@ import diffusers
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from vlv import VLVPipeline
 from vlv.errors import ConfigError, ModelFolderError
@@ -209,6 +210,19 @@ def test_the_size_of_images_is_not_guessed_from_silly_numbers(copy_of: Path, fie
 def test_a_file_that_is_no_plain_object_is_named(copy_of: Path, name: str, content: bytes) -> None:
     (copy_of / name).write_bytes(content)
     assert name in refusal(copy_of)
+
+
+@pytest.mark.parametrize("part", ["encoder", "unet", "vae", "text_encoder"])
+def test_missing_weights_are_one_sentence_of_ours_and_no_notes_of_a_library(
+    copy_of: Path, part: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = (copy_of / part).glob("*.safetensors")
+    weights = load_file(path)
+    weights.pop(max(weights))
+    weights["more"] = torch.zeros(2)
+    save_file(weights, path, metadata={"format": "pt"})
+    assert f"the weights of {part} in" in refusal(copy_of)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_numbers_that_are_none_are_refused(copy_of: Path) -> None:

@@ -42,7 +42,7 @@ from vlv.models.folder import (
     default_image_size,
     find_folder,
     load_components,
-    quiet_progress,
+    quiet_loading,
     read_index,
 )
 from vlv.models.hub import upload
@@ -67,7 +67,7 @@ def write_component(component: Any, folder: Path, dtype: torch.dtype | None) -> 
                 raise OutputError(
                     f"{folder.name}: the weight {name} does not fit {dtype}; save as float32"
                 )
-    with quiet_progress():
+    with quiet_loading():
         component.save_pretrained(folder)
     for config in folder.rglob("*config.json"):
         _forget_origin(config)

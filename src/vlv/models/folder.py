@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import diffusers
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers.utils import logging as diffusers_logging
 from transformers import (
     AutoTokenizer,
     CLIPTextModel,
@@ -320,7 +321,7 @@ def _vet(name: str, folder: Path, dtype: torch.dtype) -> int:
 
 
 def _loaded(name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
-    with naming(name, folder), quiet_progress():
+    with naming(name, folder), quiet_loading():
         loaded, info = _load(name, folder, dtype, variant)
     missing = [*info.get("missing_keys", ()), *info.get("mismatched_keys", ())]
     if missing:
@@ -357,6 +358,8 @@ def _load(
     }
     model, info = kind.from_pretrained(folder, trust_remote_code=False, **options)
     for key, parameter in model.named_parameters():
+        if parameter.is_meta:
+            continue  # it is missing, which the loader has noted
         # a nested model may load in its own configuration's dtype
         parameter.data = parameter.data.to(dtype)
         if not torch.stack(parameter.data.aminmax()).isfinite().all():
@@ -392,13 +395,18 @@ def _model_class(name: str, config: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def quiet_progress() -> Iterator[None]:
-    """Turn the progress bars of transformers off for a while; they come unasked."""
+def quiet_loading() -> Iterator[None]:
+    """Turn off for a while what comes unasked: progress bars, and notes on weights that we refuse in a sentence of our own."""
     enabled = transformers_logging.is_progress_bar_enabled()
+    levels = transformers_logging.get_verbosity(), diffusers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    diffusers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(levels[0])
+        diffusers_logging.set_verbosity(levels[1])
         if enabled:
             transformers_logging.enable_progress_bar()
 

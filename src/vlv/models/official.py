@@ -26,7 +26,7 @@ from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import Origin, Provenance, model_card, origin_of
 from vlv.models.components import check_replaceable
 from vlv.models.encoder import VLVEncoder
-from vlv.models.folder import quiet_progress
+from vlv.models.folder import quiet_loading
 from vlv.models.official_files import PICKLE_LIMIT, read_tensors
 from vlv.models.official_parts import Components as Components
 from vlv.models.official_parts import (
@@ -273,7 +273,7 @@ class _Assembly:
             shapes = _shapes(Florence2ForConditionalGeneration(config))
         names = {native: florence_names(native) for native in _untied(shapes)}
         state = self._state("encoder", {key: shapes[key] for key in names}, names)
-        with quiet_progress():
+        with quiet_loading():
             florence = Florence2ForConditionalGeneration.from_pretrained(
                 None, config=config, state_dict=state, dtype=self.dtype
             )
@@ -312,7 +312,7 @@ class _Assembly:
             shapes = _shapes(CLIPTextModel(config))
         names = {native: text_tower_names(native) for native in shapes}
         state = self._state("text_encoder", shapes, names)
-        with quiet_progress():
+        with quiet_loading():
             return CLIPTextModel.from_pretrained(
                 None, config=config, state_dict=state, dtype=self.dtype
             )
@@ -341,7 +341,7 @@ class _Assembly:
         if config.tie_word_embeddings:
             names["model.embed_tokens.weight"] += ("qwen2_model.lm_head.weight",)
         state = self._state("caption_decoder", shapes, names)
-        with quiet_progress():
+        with quiet_loading():
             llm = kind.from_pretrained(
                 None, config=config, state_dict=state, dtype=self.dtype, trust_remote_code=False
             )

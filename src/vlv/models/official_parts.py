@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from vlv.errors import ModelFolderError
-from vlv.models.folder import MODELS, quiet_progress
+from vlv.models.folder import MODELS, quiet_loading
 from vlv.models.official_files import find_weights, read_tensors
 from vlv.models.vetting import read_json
 from vlv.storage import Json
@@ -191,7 +191,7 @@ class Components:
             return read_tensors(folder)
 
         def read() -> dict[str, Tensor]:
-            with quiet_progress():
+            with quiet_loading():
                 # The library's own loader knows the names of older versions.
                 loaded, info = MODELS[part].from_pretrained(
                     folder, output_loading_info=True, local_files_only=True
