@@ -208,7 +208,9 @@ def assert_close(found: Any, wanted: Any, where: str = "") -> None:
         assert found == wanted, where
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "two_stages")) for n in CASES]
+)
 def test_golden_values(name: str, tmp_path: Path) -> None:
     found = json.loads(json.dumps(CASES[name](tmp_path)))
     assert_close(found, json.loads(GOLDEN.read_text())[name])

@@ -49,6 +49,7 @@ def test_import_and_help_load_no_heavy_library() -> None:
     assert result.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_importing_is_quick_and_silent() -> None:
     code = (
         "import sys, time; start = time.process_time(); import vlv; dir(vlv); "

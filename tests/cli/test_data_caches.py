@@ -70,6 +70,7 @@ def test_caches_beside_shards_serve_streamed_and_listed_runs(
     assert not decoded
 
 
+@pytest.mark.slow
 def test_what_both_caches_hold_is_not_decoded_again(
     vlv: Vlv, ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -134,6 +134,7 @@ def test_info_shows_references(vlv: Vlv, tiny_pipeline: VLVPipeline, tmp_path: P
     assert "-> owner/name/unet@abc" in vlv("info", tmp_path / "m").out
 
 
+@pytest.mark.slow
 def test_info_of_a_preset(vlv: Vlv, tiny_models: ModelPreset, tmp_path: Path) -> None:
     file = tmp_path / "models.yaml"
     file.write_text(yaml.safe_dump(tiny_models.model_dump(mode="json", exclude_none=True)))

@@ -123,6 +123,7 @@ def test_filter_caption_stats_check_train(run_script: RunScript, tmp_path: Path)
 # --- vlv train --dry-run
 
 
+@pytest.mark.slow
 def test_a_plan_reads_no_weights_and_writes_nothing(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:

@@ -130,6 +130,7 @@ def test_stage3_needs_images_alone(
     assert planned.code == 0
 
 
+@pytest.mark.slow
 def test_both_stages_with_a_discrete_bottleneck(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
@@ -153,6 +154,7 @@ def test_both_stages_with_a_discrete_bottleneck(
     assert pipe.read_tokens(z=z) == pipe.read_tokens(ingredients / "held_out" / "6.png")
 
 
+@pytest.mark.slow
 def test_training_in_half_precision_copies_the_decoder_as_it_was(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
@@ -164,6 +166,7 @@ def test_training_in_half_precision_copies_the_decoder_as_it_was(
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+@pytest.mark.slow
 def test_stage2_on_captions_alone_exports_a_whole_model(
     vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -179,6 +182,7 @@ def test_stage2_on_captions_alone_exports_a_whole_model(
     )
 
 
+@pytest.mark.slow
 def test_stage2_without_stage1_starts_from_florence(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
@@ -210,6 +214,7 @@ def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
 def test_finished_models_learn_on(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED)
@@ -325,6 +330,7 @@ def wide_images(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", ["cut", "resize"])
 def test_training_frames_images_as_its_encoder_has_seen_them(
     vlv: Vlv, ingredients: Path, tmp_path: Path, framing: Framing, monkeypatch: pytest.MonkeyPatch
@@ -381,6 +387,7 @@ def test_a_fresh_encoder_may_be_trained_with_the_authors_framing(
     assert VLVPipeline.from_pretrained(tmp_path / "run/model", parts=["embed"]).framing == "resize"
 
 
+@pytest.mark.slow
 def test_profile_prints_where_the_time_goes(ingredients: Path, tmp_path: Path, vlv: Vlv) -> None:
     config = write_config(tmp_path / "run.yaml", ingredients, "stage1")
     run = tmp_path / "run"
@@ -395,6 +402,7 @@ def test_profile_prints_where_the_time_goes(ingredients: Path, tmp_path: Path, v
     assert "--trace has no effect without --profile" in err
 
 
+@pytest.mark.slow
 def test_training_on_a_stream_goes_on_where_it_was(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:

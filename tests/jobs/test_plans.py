@@ -83,8 +83,8 @@ class Captions:
 @pytest.mark.parametrize(
     ("stage", "precision", "loop"),
     [
-        ("stage1", "fp32", {}),
-        ("stage1", "bf16", {}),
+        pytest.param("stage1", "fp32", {}, marks=pytest.mark.slow),
+        pytest.param("stage1", "bf16", {}, marks=pytest.mark.slow),
         ("stage2", "fp32", {"ema": 0.99}),
         ("stage2", "bf16", {"accumulate": 2}),
     ],
@@ -157,6 +157,7 @@ def test_each_process_of_ddp_holds_its_gradients_all_the_time() -> None:
     assert beside.peak - alone.peak == alone.gradients == beside.gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_inference(tiny_models: ModelPreset, tiny_folder: Any, dtype: torch.dtype) -> None:
     pipe = VLVPipeline.from_pretrained(tiny_folder, dtype=dtype)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("vlv-tiny" not in shipped_models(), reason="the model is not shipped")
 def test_the_shipped_model_captions_through_transformers() -> None:
     images = [Image.fromarray(render(sample_scene(1, n, "test")).image) for n in range(3)]

@@ -48,6 +48,7 @@ def test_half_precision_agrees_with_single(tiny_folder: Path, pixels: torch.Tens
     assert isinstance(half.caption(z=mixed, max_new_tokens=4), str)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif("vlv-tiny" not in shipped_models(), reason="the model is not shipped")
 def test_the_shipped_model_in_half_precision(pixels: torch.Tensor) -> None:
     pipe = VLVPipeline.from_pretrained("vlv-tiny", dtype=torch.bfloat16)

@@ -145,6 +145,7 @@ def test_the_flow_loss_equals_the_hand_formula(name: str) -> None:
     assert torch.allclose(loss, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_both_samplers_of_a_flow_end_at_the_same_picture() -> None:
     decoder = make_decoder("sd3")
     c = decoder.context(random_z(decoder, 1))
@@ -332,6 +333,7 @@ def run_settings(files: Path, stage: str, **changes: Any) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd1", "sdxl", "sd3-t5"])
 def test_both_stages_train_from_a_diffusers_folder(name: str, files: Path) -> None:
     reference(name).save_pretrained(files / "decoder")

@@ -105,6 +105,7 @@ def test_the_vae_in_pieces(
 # --- compiling and layouts -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_gains_most_is_compiled_and_gives_the_same(
     tiny_folder: Path, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -191,6 +191,7 @@ def test_the_command_writes_the_page(
     assert f"the model `{tiny_folder}`" in (tmp_path / "tour.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @needs_weights
 def test_the_committed_tour_is_up_to_date(tmp_path: Path) -> None:
     """Shapes and words are equal; numbers may differ as they do between processors."""

@@ -78,6 +78,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(shards: Path, tmp_path: 
     assert torch.equal(weights(tmp_path / "c" / "inspector")["queries"], uninterrupted["queries"])
 
 
+@pytest.mark.slow
 def test_every_part_trains_in_order_and_is_saved_in_the_real_layout(
     shards: Path, models: Path, tmp_path: Path
 ) -> None:

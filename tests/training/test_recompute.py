@@ -67,6 +67,7 @@ def test_recomputation_changes_neither_loss_nor_gradients(stage: str, precision:
     assert not any(getattr(m, "gradient_checkpointing", False) for m in objective.module.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "saver"), [("stage1", "unet"), ("stage2", "all")])
 def test_the_least_recomputation_that_fits_is_chosen(
     stage: str, saver: str, monkeypatch: pytest.MonkeyPatch

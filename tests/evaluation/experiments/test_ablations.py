@@ -75,6 +75,7 @@ def configs(home: Path) -> list[dict[str, Any]]:
     return [yaml.safe_load(path.read_text()) for path in home.glob("*/config.yaml")]
 
 
+@pytest.mark.slow
 def test_trained_measured_scored_and_never_twice(
     bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +141,7 @@ def test_the_rewards_that_are_compared_are_all_that_there_are() -> None:
     assert compared == {*REWARDS, "before", "captions"}
 
 
+@pytest.mark.slow
 def test_a_bottleneck_is_compared_with_a_given_model(
     bench: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -158,6 +160,7 @@ def test_a_bottleneck_is_compared_with_a_given_model(
     assert claims["vlv eval ablation queries"].evidence == "not run yet: vlv eval ablation queries"
 
 
+@pytest.mark.slow
 def test_boxes_by_images_seen_and_trainings_that_are_shared(bench: Path, tmp_path: Path) -> None:
     """Table 6: boxes of pictures against those of the originals, the inspector's own error beside them."""
     trained = tmp_path / "trained"

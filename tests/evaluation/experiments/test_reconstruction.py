@@ -101,6 +101,7 @@ def test_the_generator_is_that_of_the_model_and_of_the_seed(
         assert difference <= 1  # another batch
 
 
+@pytest.mark.slow
 def test_pictures_in_bfloat16_are_nearly_those_in_float32(
     tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
 ) -> None:

@@ -222,6 +222,7 @@ def test_a_run_is_scored_again_from_its_tables(measured: Measured) -> None:
         np.testing.assert_equal(asdict(again[key].estimate), asdict(figure.estimate), key)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_figures(
     measured: Measured, tiny_pipeline: VLVPipeline, tmp_path: Path
 ) -> None:
@@ -236,6 +237,7 @@ def test_the_same_seed_gives_the_same_figures(
     assert other.figures["vae.psnr"] != again.figures["vae.psnr"]
 
 
+@pytest.mark.slow
 def test_the_number_of_threads_changes_no_figure(
     tiny_pipeline: VLVPipeline, tmp_path: Path
 ) -> None:
@@ -254,6 +256,7 @@ def test_the_number_of_threads_changes_no_figure(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_an_interrupted_evaluation_goes_on(
     tiny_pipeline: VLVPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
