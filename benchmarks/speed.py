@@ -92,7 +92,7 @@ class Speed:
 
 
 class Clock:
-    """Times actions: one warm-up, then repeats of at least so many seconds each."""
+    """Times actions: one warm-up, then repeats of at least so many seconds each; 0 seconds try it without warm-up."""
 
     def __init__(self, repeats: int, seconds: float) -> None:
         self.repeats, self.seconds = repeats, seconds
@@ -111,7 +111,8 @@ class Clock:
 
     def _times(self, name: str, action: Callable[[], Any]) -> list[float]:
         print(f"{name} ...", file=sys.stderr)
-        action()
+        if self.seconds:
+            action()
         return [self._time(action) for _ in range(self.repeats)]
 
     def _time(self, action: Callable[[], Any]) -> float:

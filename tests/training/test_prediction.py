@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -43,31 +43,43 @@ def test_flops_are_those_of_the_needed_products() -> None:
     assert flops_per_image(TwoLayers(), batch) == forward + weight_gradient
 
 
-def test_the_count_leaves_the_objective_alone() -> None:
+class Counted(NamedTuple):
+    """An objective whose FLOPs were counted, its weights before, and the count."""
+
+    objective: Stage1
+    weights: list[torch.Tensor]
+    flops: int
+
+
+@pytest.fixture(scope="module")
+def counted() -> Counted:
     objective = stage1()
     before = [p.detach().clone() for p in objective.module.parameters()]
-    assert flops_per_image(objective, make_batch()) > 0
-    for was, parameter in zip(before, objective.module.parameters(), strict=True):
+    return Counted(objective, before, flops_per_image(objective, make_batch()))
+
+
+def test_the_count_leaves_the_objective_alone(counted: Counted) -> None:
+    assert counted.flops > 0
+    for was, parameter in zip(counted.weights, counted.objective.module.parameters(), strict=True):
         assert torch.equal(was, parameter)
         assert parameter.grad is None
 
 
-def test_cached_latents_save_the_vae_and_nothing_else() -> None:
+def test_cached_latents_save_the_vae_and_nothing_else(counted: Counted) -> None:
     objective, batch = stage1(), make_batch()
     posterior = objective.decoder.posterior(batch["pixels"])
     cached = {"latents_mean": posterior.mean, "latents_std": posterior.std}
-    saved = flops_per_image(objective, batch) - flops_per_image(objective, batch | cached)
+    saved = counted.flops - flops_per_image(objective, batch | cached)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         objective.decoder.posterior(batch["pixels"][:1])
     assert saved == counter.get_total_flops()
 
 
-def test_recomputation_does_not_count() -> None:
+def test_recomputation_does_not_count(counted: Counted) -> None:
     objective = stage1()
-    before = flops_per_image(objective, make_batch())
     objective.decoder.unet.enable_gradient_checkpointing()
     objective.decoder.unet.train()
-    assert flops_per_image(objective, make_batch()) == before
+    assert flops_per_image(objective, make_batch()) == counted.flops
 
 
 def test_each_phase_has_its_own_count() -> None:
