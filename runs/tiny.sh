@@ -34,3 +34,5 @@ vlv eval toyworld --model "$OUT/runs/captions/model" --inspector "$OUT/parts/ins
   --num 2000 --seed 1 --json "$OUT/evaluation.json"
 vlv toyworld ship --model "$OUT/runs/captions/model" --parts "$OUT/parts" --runs "$OUT/runs" \
   --results "$OUT/evaluation.json" "$OUT/vlv-tiny"
+# What the frozen decoder's evidence about captions is worth, fit where the truth is known.
+vlv eval doubts --model "$OUT/vlv-tiny" --split val --seed 7 --num 256 --evidence "$OUT/doubts" --fit "$OUT/vlv-tiny/doubts.json"

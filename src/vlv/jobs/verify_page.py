@@ -53,6 +53,7 @@ def make_page(
 
 
 def _case(row: Row, image: Image.Image, reconstruction: Image.Image, threshold: float) -> Row:
+    fixed = row.get("fixed")
     return {
         "name": row["id"],
         "image": _image(image),
@@ -63,7 +64,7 @@ def _case(row: Row, image: Image.Image, reconstruction: Image.Image, threshold: 
             for claim in row["claims"]
             if claim["doubt"] >= threshold and claim["instead"]
         ],
-        "fixed": row.get("fixed"),
+        "fixed": fixed if fixed != row["caption"] else None,
         "score": row["score"],
         "doubt": row["doubt"],
     }
