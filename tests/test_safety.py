@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "src" / "vlv"
+TESTS = Path(__file__).parent
+PACKAGE = TESTS.parent / "src" / "vlv"
 
 # Classes of a fixed implementation, which never look for code beside the weights.
 FIXED = {
@@ -94,3 +96,12 @@ def test_weights_are_safetensors() -> None:
     files = [path for path in PACKAGE.rglob("*.py") if path.name not in MAY_BE_PICKLES]
     found = {path.name: pickles(path.read_text(encoding="utf-8")) for path in files}
     assert not {name: lines for name, lines in found.items() if lines}
+
+
+def test_the_list_of_attacks_names_tests_that_there_are() -> None:
+    rows = [line for line in (TESTS / "README.md").read_text("utf-8").splitlines() if "::" in line]
+    assert len(rows) > 35
+    for row in rows:
+        for file, name in re.findall(r"`([\w/]+\.py)::(\w+)`", row):
+            assert f"def {name}(" in (TESTS / file).read_text("utf-8"), f"{file}::{name}"
+        assert row.count("::") == len(re.findall(r"`[\w/]+\.py::\w+`", row)), row

@@ -313,6 +313,29 @@ def write_names(path: Path, names: list[str]) -> Path:
 # Names
 
 
+def test_names_in_files_are_names_and_nothing_is_written_or_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Paths that lead out of a tar, and a command in a table."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    put_in_tar(
+        folder / "x.tar", [("../../out.png", PNG), ("/abs/y.png", PNG), ("a/../../b.png", PNG)]
+    )
+    commands = [f"pipe:touch {tmp_path}/run", "pipe:touch run", "file:///etc/hostname"]
+    table = [json.dumps({"file_name": name}) for name in commands]
+    (folder / "x.jsonl").write_text("\n".join(table))
+    before = set(tmp_path.rglob("*"))
+    for record in (*find_records(["x.tar"]), *streamed(folder / "x.tar")):
+        assert isinstance(record, Record)
+        assert record.load().size == (24, 24)
+    for record in Source(["x.jsonl"]).records():
+        with pytest.raises(DataError, match=r"\(No such file or directory\)"):
+            record.open()
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_control_characters_in_names_are_refused_by_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from email.utils import formatdate
@@ -175,7 +176,21 @@ class Scripted:
             return web.json_response({"choices": [{"index": 0}]})
         if name == "truncated":
             return await self._cut(request, body)
+        if name in ("bomb", "endless"):
+            return await self._flood(name, request)
         return await self._deliver(request, body, self._answer(name, value, body))
+
+    async def _flood(self, name: str, request: web.Request) -> web.StreamResponse:
+        """64 MiB in a few kilobytes, or zeros without end."""
+        zeros = bytes(2**20)
+        if name == "bomb":
+            packer = zlib.compressobj(1, zlib.DEFLATED, 31)
+            data = b"".join(packer.compress(zeros) for _ in range(64)) + packer.flush()
+            return web.Response(body=data, headers={"Content-Encoding": "gzip"})
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(zeros)
 
     def _status(self, status: int, headers: dict[str, str]) -> web.Response:
         error = {"error": {"message": f"scripted {status}", "code": str(status)}}

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.endpoint.server import Script, ScriptedServer, always, caption_of, faults
+from tests.memory import peak_growth
 from vlv.endpoint import (
     Answer,
     Budget,
@@ -86,6 +87,16 @@ def test_passing_trouble_is_tried_again(trouble: str) -> None:
         answers = ask_all(client, 3)
         assert [answers[n].text for n in range(3)] == [expected(n, client) for n in range(3)]  # type: ignore[union-attr]
         assert server.requests == client.ledger.spent.requests == 9
+
+
+@pytest.mark.parametrize("trouble", ["bomb", "endless"])
+def test_an_answer_without_end_is_not_read_on(trouble: str) -> None:
+    with ScriptedServer(always(trouble)) as server, peak_growth() as growth:
+        failure = ask_all(Client(endpoint(server, retries=0)), 1)[0]
+    assert isinstance(failure, RequestError)
+    with pytest.raises(RequestError, match="the answer is longer than 16777216 bytes"):
+        raise failure
+    assert growth[0] < 2**27
 
 
 @pytest.mark.parametrize(
