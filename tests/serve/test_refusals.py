@@ -210,6 +210,19 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(make: Make) -> None:
     assert answer.status_code in {200, 504}, "those that were given up make room"
 
 
+def test_no_image_is_opened_for_which_there_is_no_room(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object, **more: object) -> None:
+        raise AssertionError("an image was opened")
+
+    monkeypatch.setattr("vlv.serve.service.open_image", broken)
+    asked = make(start=False, queue_size=1, timeout=0.2)
+    full, refused = asked(("/v1/generate", {"prompt": "a"}), (CHAT, chat()))
+    assert_refused(full, 504, "deadline_exceeded")
+    assert_refused(refused, 429, "queue_full")
+
+
 def test_a_request_with_more_items_than_the_queue_is_refused_whole(make: Make) -> None:
     asked = make(start=False, queue_size=2)
     assert_refused(asked.one("/v1/embed", {"images": [url()] * 3}), 429, "queue_full")

@@ -125,6 +125,32 @@ def test_too_many_connections(running: Running) -> None:
     assert httpx.get(f"{running.url}/health").status_code == 200
 
 
+class Large:
+    """A model that draws more than a socket takes in at once."""
+
+    image_size, framing = 32, "cut"
+
+    def generate(self, texts: list[str], **options: Any) -> list[Any]:
+        return [image(0, (2500, 2500)) for _ in texts]
+
+
+def test_who_does_not_read_the_answer_is_cut_off() -> None:
+    running = Running(Large(), limits=Limits(patience_seconds=0.3))
+    body = b'{"prompt": "a"}'
+    head = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    try:
+        with running.connect() as connection:
+            connection.sendall(f"POST /v1/generate HTTP/1.1\r\n{head}\r\n\r\n".encode() + body)
+            assert connection.recv(15) == b"HTTP/1.1 200 OK"
+            began = time.monotonic()
+            while running.server.server_state.connections and time.monotonic() - began < 8:
+                time.sleep(0.02)
+            assert not running.server.server_state.connections
+        assert httpx.get(f"{running.url}/health").status_code == 200
+    finally:
+        running.end()
+
+
 class Slow:
     """A model that holds on until it is let go."""
 

@@ -91,6 +91,15 @@ class Batcher:
         """Whether the model works."""
         return self._thread.is_alive() and self._failures < _UNHEALTHY
 
+    def check_room(self) -> None:
+        """Refuse a request for which there will be no room, before anything is done for it.
+
+        Raises:
+            ApiError: There is none now, or the server ends.
+        """
+        with self._changed:
+            self._make_room(1)
+
     def submit(self, work: Work[I, R], items: Sequence[I]) -> list[Future[R]]:
         """Queue all the items of a request, or none; who cancels a future that waits takes it out again.
 
@@ -99,14 +108,17 @@ class Batcher:
         """
         jobs = [_Job(work, item) for item in items]
         with self._changed:
-            if self._closing:
-                raise draining()
-            self._waiting = deque(job for job in self._waiting if not job.future.cancelled())
-            if len(self._waiting) + len(jobs) > self._queue_size:
-                raise overloaded(self._seconds_to_wait())
+            self._make_room(len(jobs))
             self._waiting += jobs
             self._changed.notify_all()
         return [job.future for job in jobs]
+
+    def _make_room(self, count: int) -> None:
+        if self._closing:
+            raise draining()
+        self._waiting = deque(job for job in self._waiting if not job.future.cancelled())
+        if len(self._waiting) + count > self._queue_size:
+            raise overloaded(self._seconds_to_wait())
 
     def _seconds_to_wait(self) -> int:
         batches = len(self._waiting) / self._batch_size

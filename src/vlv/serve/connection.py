@@ -1,4 +1,4 @@
-"""Connections that are limited in number, and in the time that headers may take; uvicorn alone limits neither in words."""
+"""Connections that are limited in number, and in the time that headers and answers may take, which uvicorn leaves open."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def limited(limits: Limits) -> type[asyncio.Protocol]:
 class _Connection(H11Protocol):
     limits: ClassVar[Limits]
     _headers_due: asyncio.TimerHandle | None = None
+    _reading_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for the headers, unless there are too many connections."""
@@ -40,7 +41,18 @@ class _Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._forget_headers()
+        self._forget_reading()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Give who doesn't read an answer a while to do so."""
+        super().pause_writing()
+        self._reading_due = self.loop.call_later(self.limits.patience_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on with the answer."""
+        self._forget_reading()
+        super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
         """Refuse what is no HTTP."""
@@ -56,6 +68,11 @@ class _Connection(H11Protocol):
         if self._headers_due is not None:
             self._headers_due.cancel()
             self._headers_due = None
+
+    def _forget_reading(self) -> None:
+        if self._reading_due is not None:
+            self._reading_due.cancel()
+            self._reading_due = None
 
     def _cut_off(self) -> None:
         if not self._is_at_work():

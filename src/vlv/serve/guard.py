@@ -87,8 +87,7 @@ class Guard:
                 exchange.status = message["status"]
                 more = [*_HEADERS, (b"x-request-id", exchange.id.encode())]
                 message = {**message, "headers": [*message["headers"], *more]}
-            async with asyncio.timeout(self._limits.patience_seconds):
-                await send(message)
+            await send(message)
 
         try:
             await self._pass_on(scope, receive, answer, exchange)

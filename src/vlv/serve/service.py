@@ -195,7 +195,7 @@ class Service:
     # --- shared ----------------------------------------------------------------------------------
 
     def _begin(self, model: str | None) -> float:
-        """Check that this model is meant; return when the answer has to be there."""
+        """Check that this model is meant and that there is room; return when the answer has to be there."""
         if model not in (None, self.settings.model):
             raise ApiError(
                 404,
@@ -203,6 +203,7 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
+        self.batcher.check_room()
         return time.monotonic() + self.settings.timeout
 
     def _seed(self, given: int | None) -> int:
