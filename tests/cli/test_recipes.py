@@ -52,7 +52,7 @@ def test_scripts_are_sound(script: Path) -> None:
 def test_the_commands_of_the_small_recipe_are_understood(vlv: Vlv) -> None:
     """Each option of runs/tiny.sh is one that its command has."""
     found = commands(ROOT / "runs" / "tiny.sh")
-    assert len(found) == 9
+    assert len(found) == 10
     for words in found:
         depth = 2 if words[0] in {"toyworld", "eval"} else 1
         shown = vlv(*words[:depth], "--help")
