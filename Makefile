@@ -36,10 +36,11 @@ fmt: $(VENV)/.dev  ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-pages: $(VENV)/.dev  ## write the generated pages: docs/tour.md, docs/settings.md, the README's figures
+pages: $(VENV)/.dev  ## write the generated pages: docs/tour.md, docs/settings.md, the figures of README and docs/verification.md
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tools.tour
 	$(BIN)/python -m tools.settings_page
 	$(BIN)/python -m tools.figures README.md src/vlv/weights/tiny/evaluation.json
+	$(BIN)/python -m tools.figures docs/verification.md docs/results/best-of.json
 
 docs: $(VENV)/.docs  ## build the documentation's site into build/site; broken links are errors
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. HF_HUB_OFFLINE=1 $(BIN)/python -m mkdocs build --strict --quiet

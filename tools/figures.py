@@ -1,4 +1,4 @@
-"""The table of figures in the README, written from the evaluation that is shipped with a model."""
+"""Tables of figures in the README and in docs/verification.md, written from the JSON of `vlv eval`."""
 
 from __future__ import annotations
 
@@ -50,6 +50,46 @@ def figures_table(evaluation: dict[str, Any]) -> str:
     return "\n".join([head, *rows])
 
 
+def best_of_table(evaluation: dict[str, Any]) -> str:
+    """What choosing gains, by `vlv eval best-of --json`, as a Markdown table."""
+    settings = evaluation["settings"]
+    figures = evaluation["sections"]["best_of"]["figures"]
+    head = (
+        f"{settings['num']} scenes of split {settings['split']}, seed {settings['seed']}, samples at temperature "
+        f"{settings['temperature']}; 95 % intervals over scenes.\n\n"
+        "| chosen by | among | F1 | wrong claims | of greedy's | share of the possible gain |\n|---|---|---|---|---|---|"
+    )
+    choosers = dict.fromkeys(key.split(".")[1] for key in figures if key.endswith(".of_oracle"))
+    sizes = sorted({int(key.split(".")[2]) for key in figures if key.endswith(".of_oracle")})
+    rows = [f"| greedy | 1 | {_cell(figures, 'greedy.f1')} | {_cell(figures, 'greedy.hallucinated')} | 1 | 0 |"]
+    for name in choosers:
+        label = _CHOOSERS.get(name, f"reward `{name}`").format(timesteps=settings["timesteps"])
+        for size in sizes:
+            keys = ("f1", "hallucinated", "hallucinated_ratio", "of_oracle")
+            cells = [_cell(figures, f"{name}.{size}.{key}") for key in keys]
+            rows.append(f"| {label} | {size} | {' | '.join(cells)} |")
+    return "\n".join([head, *rows])
+
+
+_CHOOSERS = {
+    "denoising": "frozen decoder, {timesteps} timesteps",
+    "one_timestep": "frozen decoder, the middle timestep",
+    "log_prob": "log-probability",
+    "oracle": "the truth",
+}
+
+
+def _cell(figures: dict[str, Any], key: str) -> str:
+    """A figure with its interval."""
+    figure = figures[f"best_of.{key}"]
+    if figure.get("value") is None:
+        return "-"
+    factor, unit = _UNITS[figure["unit"]] if figure["unit"] == "share" else (1, "")
+    value, low, high = (f"{factor * figure[name]:.3g}" for name in ("value", "low", "high"))
+    below = ", below the floor" if figure.get("verdict") == "below floor" else ""
+    return f"{value}{unit} ({low} to {high}){below}"
+
+
 def _row(label: str, figure: dict[str, Any]) -> str:
     factor, unit = _UNITS[figure["unit"]]
 
@@ -71,14 +111,15 @@ def with_figures(page: str, evaluation: dict[str, Any]) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"the page has no lines {BEGIN} and {END}; add them where the figures go")
-    return f"{before}{BEGIN}\n{figures_table(evaluation)}\n{END}{after}"
+    table = best_of_table if "best_of" in evaluation["sections"] else figures_table
+    return f"{before}{BEGIN}\n{table(evaluation)}\n{END}{after}"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Renew the table in a page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, help="Markdown with the two marks")
-    parser.add_argument("evaluation", type=Path, help="JSON of `vlv eval toyworld`")
+    parser.add_argument("evaluation", type=Path, help="JSON of `vlv eval toyworld` or `vlv eval best-of`")
     options = parser.parse_args(arguments)
     results = json.loads(options.evaluation.read_text("utf-8"))
     page = with_figures(options.page.read_text("utf-8"), results)

@@ -11,7 +11,8 @@ import pytest
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, OutputError
 from vlv.toyworld import dataset
-from vlv.toyworld.dataset import MANIFEST, Layout, render_shards
+from vlv.toyworld.bad_teacher import Mistakes, mistaken
+from vlv.toyworld.dataset import CAPTION_STREAM, MANIFEST, Layout, render_shards
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.render import Rendering, image_box, render
 from vlv.toyworld.scene import Scene, sample_scene
@@ -52,7 +53,50 @@ def test_the_folder_says_what_it_holds(rendered: Path) -> None:
         "seed": 3,
         "per_shard": 4,
         "start": 0,
+        "wrong": 0.0,
+        "mistakes": "random",
     }
+
+
+def test_a_folder_that_knows_no_mistakes_is_gone_on_with(rendered: Path, tmp_path: Path) -> None:
+    older = {"split": "val", "num": 10, "seed": 3, "per_shard": 4, "start": 0}
+    (tmp_path / MANIFEST).write_text(json.dumps(older))
+    assert len(render_shards(tmp_path, SMALL, 1)) == 3
+    with pytest.raises(OutputError, match="wrong"):
+        render_shards(tmp_path, replace(SMALL, wrong=0.2), 1)
+
+
+@pytest.mark.parametrize("mistakes", ["random", "systematic"])
+def test_a_bad_teacher_errs_as_often_as_said_and_the_truth_stays(
+    tmp_path: Path, mistakes: Mistakes
+) -> None:
+    layout = Layout("val", 60, seed=3, wrong=0.2, mistakes=mistakes)
+    render_shards(tmp_path, layout, 1)
+    told: dict[str, set[str]] = {}
+    wrong = count = 0
+    for index, record in enumerate(find_records([tmp_path])):
+        scene = sample_scene(3, index, "val")
+        assert record.meta is not None
+        assert Scene.from_dict(record.meta["scene"]) == scene
+        assert np.array_equal(np.asarray(record.load()), render(scene).image)
+        rng = np.random.default_rng([3, index, CAPTION_STREAM])
+        seen = mistaken(scene, 0.2, mistakes, rng)
+        assert record.caption == describe(seen, "detailed", rng)
+        for true, said in zip(scene.solids, seen.solids, strict=True):
+            assert (said.x, said.y, said.column, said.row) == (
+                true.x,
+                true.y,
+                true.column,
+                true.row,
+            )
+            for name in ("shape", "colour", "size", "material"):
+                value, other = getattr(true, name), getattr(said, name)
+                count, wrong = count + 1, wrong + (value != other)
+                if value != other:
+                    told.setdefault(value, set()).add(other)
+    assert 0.15 < wrong / count < 0.25
+    most = max(len(others) for others in told.values())
+    assert most > 1 if mistakes == "random" else most == 1
 
 
 def test_whole_shards_are_kept(rendered: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +167,8 @@ def test_other_data_are_not_mixed_in(rendered: Path, change: dict[str, Any], mes
         ({"seed": -1}, "seed must be at least 0, not -1"),
         ({"per_shard": 0}, "per_shard must be at least 1"),
         ({"start": -2}, "start must be at least 0"),
+        ({"wrong": 1.5}, "wrong must be a share from 0 to 1, not 1.5"),
+        ({"wrong": float("nan")}, "wrong must be a share from 0 to 1, not nan"),
     ],
 )
 def test_bad_settings_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -40,6 +40,13 @@ def render(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; one for every processor by default.")
     ] = None,
+    wrong: Annotated[
+        float, typer.Option(help="Share of the objects' attributes that captions state wrongly.")
+    ] = 0.0,
+    mistakes: Annotated[
+        Literal["random", "systematic"],
+        typer.Option(help="Of --wrong: any other value, or always the same one for a value."),
+    ] = "random",
     sheet: Annotated[
         Path | None, typer.Option(help="Also lay the first images out in this FILE.png.")
     ] = None,
@@ -51,7 +58,9 @@ def render(
     from vlv.toyworld.dataset import Layout, render_shards
 
     try:
-        paths = render_shards(out, Layout(split, num, seed, per_shard), workers)
+        paths = render_shards(
+            out, Layout(split, num, seed, per_shard, wrong=wrong, mistakes=mistakes), workers
+        )
     except KeyboardInterrupt:
         common.say(f"the whole shards in {out} are kept; the same command goes on from there")
         raise

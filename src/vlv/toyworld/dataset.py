@@ -1,6 +1,6 @@
 """Rendered data sets: tar shards that the ordinary data path reads.
 
-A record holds the image (`.png`), a detailed caption (`.txt`) and, in `.json`, the scene and the
+A record holds the image (`.png`), a detailed caption (`.txt`), which a bad teacher may have written, and, in `.json`, the true scene and the
 pixel box (left, top, right, bottom) of every solid.
 """
 
@@ -20,6 +20,7 @@ from vlv.data.shards import TarShardWriter, shard_path
 from vlv.errors import ConfigError, OutputError
 from vlv.progress import Progress
 from vlv.storage import check_settings, read_settings, write_json
+from vlv.toyworld.bad_teacher import Mistakes, mistaken
 from vlv.toyworld.render import image_box, render
 from vlv.toyworld.scene import SPLITS, Split, sample_scene
 from vlv.toyworld.writing import describe
@@ -40,6 +41,9 @@ class Layout:
     seed: int
     per_shard: int = 1000
     start: int = 0
+    wrong: float = 0.0
+    """Share of the objects' attributes that captions state wrongly, see `vlv.toyworld.bad_teacher`."""
+    mistakes: Mistakes = "random"
 
     def check(self) -> None:
         """Refuse what cannot be rendered.
@@ -53,6 +57,8 @@ class Layout:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if not 0 <= self.wrong <= 1:
+            raise ConfigError(f"wrong must be a share from 0 to 1, not {self.wrong}")
 
     @property
     def shards(self) -> list[range]:
@@ -98,7 +104,8 @@ def _claim(out: Path, layout: Layout) -> None:
     found = read_settings(out / MANIFEST, mend="delete the folder")
     if found is not None:
         mend = "name another folder, or delete this one"
-        check_settings(out, found, asdict(layout), mend=mend)
+        right = {"wrong": 0.0, "mistakes": "random"}  # of folders that know no mistakes
+        check_settings(out, found, asdict(layout), mend=mend, defaults=right)
         return
     if any(out.glob("*.tar")):
         raise OutputError(
@@ -120,10 +127,13 @@ def _record(layout: Layout, index: int) -> dict[str, bytes | str]:
     scene = sample_scene(layout.seed, index, layout.split)
     rng = np.random.default_rng([layout.seed, index, CAPTION_STREAM])
     meta = {"scene": scene.to_dict(), "boxes": [image_box(scene, solid) for solid in scene.solids]}
+    told = scene
+    if layout.wrong:
+        told = mistaken(scene, layout.wrong, layout.mistakes, rng)
     png = io.BytesIO()
     Image.fromarray(render(scene).image).save(png, "png")
     return {
         "png": png.getvalue(),
-        "txt": describe(scene, "detailed", rng),
+        "txt": describe(told, "detailed", rng),
         "json": json.dumps(meta),
     }
