@@ -61,7 +61,9 @@ def best_of_table(evaluation: dict[str, Any]) -> str:
     )
     choosers = dict.fromkeys(key.split(".")[1] for key in figures if key.endswith(".of_oracle"))
     sizes = sorted({int(key.split(".")[2]) for key in figures if key.endswith(".of_oracle")})
-    rows = [f"| greedy | 1 | {_cell(figures, 'greedy.f1')} | {_cell(figures, 'greedy.hallucinated')} | 1 | 0 |"]
+    rows = [
+        f"| greedy | 1 | {_cell(figures, 'greedy.f1')} | {_cell(figures, 'greedy.hallucinated')} | 1 | 0 |"
+    ]
     for name in choosers:
         label = _CHOOSERS.get(name, f"reward `{name}`").format(timesteps=settings["timesteps"])
         for size in sizes:
@@ -119,7 +121,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Renew the table in a page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("page", type=Path, help="Markdown with the two marks")
-    parser.add_argument("evaluation", type=Path, help="JSON of `vlv eval toyworld` or `vlv eval best-of`")
+    parser.add_argument(
+        "evaluation", type=Path, help="JSON of `vlv eval toyworld` or `vlv eval best-of`"
+    )
     options = parser.parse_args(arguments)
     results = json.loads(options.evaluation.read_text("utf-8"))
     page = with_figures(options.page.read_text("utf-8"), results)

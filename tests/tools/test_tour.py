@@ -246,6 +246,33 @@ def test_the_readmes_figures_are_those_of_the_shipped_evaluation() -> None:
     assert with_figures(readme, evaluation) == readme, "run `make pages`"
 
 
+def test_the_figures_of_verified_captions_are_those_of_their_file() -> None:
+    page = (DOCS / "verification.md").read_text(encoding="utf-8")
+    evaluation = json.loads((DOCS / "results" / "best-of.json").read_text(encoding="utf-8"))
+    assert with_figures(page, evaluation) == page, "run `make pages`"
+
+
+def test_a_table_of_what_choosing_gains() -> None:
+    figure = {"value": 0.5, "low": 0.4, "high": 0.6, "unit": "share"}
+    ratio = figure | {"unit": "ratio", "verdict": "below floor"}
+    nothing = {"value": None, "low": None, "high": None, "unit": "ratio"}
+    figures = {
+        "best_of.greedy.f1": figure,
+        "best_of.greedy.hallucinated": figure,
+        "best_of.denoising.8.f1": figure,
+        "best_of.denoising.8.hallucinated": figure,
+        "best_of.denoising.8.hallucinated_ratio": ratio,
+        "best_of.denoising.8.of_oracle": nothing,
+    }
+    settings = {"num": 9, "split": "test", "seed": 4, "temperature": 0.7, "timesteps": 3}
+    sections = {"best_of": {"figures": figures}}
+    page = with_figures(f"{BEGIN}\n{END}", {"settings": settings, "sections": sections})
+    assert "9 scenes of split test, seed 4" in page
+    assert "| greedy | 1 | 50 % (40 to 60) | 50 % (40 to 60) | 1 | 0 |" in page
+    row = "| 8 | 50 % (40 to 60) | 50 % (40 to 60) | 0.5 (0.4 to 0.6), below the floor | - |"
+    assert f"| frozen decoder, 3 timesteps {row}" in page
+
+
 def test_a_table_of_figures() -> None:
     figures = {
         "captions.f1": {

@@ -234,7 +234,7 @@ class BestOfOptions:
     candidates: Annotated[int, typer.Option(min=2, help="Captions of each, N.")] = 16
     timesteps: Annotated[int, typer.Option(min=1, help="At which they are scored.")] = 3
     batch_size: common.BatchSize = 8
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of the samples.")] = 1.0
+    temperature: Annotated[float, typer.Option(min=0.01, help="Of the samples.")] = 0.7
     rewards: Annotated[
         list[str],
         typer.Option(

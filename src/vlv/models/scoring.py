@@ -62,7 +62,9 @@ class Scoring:
             )
 
     def places(self, num_timesteps: int) -> Tensor:
-        """The timesteps of a schedule of that length, (K,)."""
+        """The timesteps of a schedule of that length, (K,); a single one is in the middle."""
+        if self.timesteps == 1:
+            return torch.tensor([int((self.lowest + self.highest) / 2 * num_timesteps)])
         shares = torch.linspace(self.lowest, self.highest, self.timesteps, dtype=torch.float64)
         return (shares * num_timesteps).long()
 

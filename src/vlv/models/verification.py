@@ -37,12 +37,13 @@ class Verification:
 
     candidates: int = 8
     """N at most: the caption that would be written without verification, and samples."""
-    temperature: float = 1.0
-    """Of the samples."""
+    temperature: float = 0.7
+    """Of the samples: at 1 more of them are worse than what greedy search writes."""
     enough: float | None = None
     """Write no more for an image whose best caption explains this share of what its own embedding z explains; None always
     writes N."""
-    scoring: Scoring = field(default_factory=Scoring)
+    scoring: Scoring = field(default_factory=lambda: Scoring(timesteps=1))
+    """One timestep orders candidates as well as several, at a share of the cost (docs/decisions.md)."""
 
     def __post_init__(self) -> None:
         whole_number("candidates", self.candidates, 2)

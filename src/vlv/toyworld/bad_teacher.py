@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Literal
 
 import numpy as np
@@ -26,10 +26,10 @@ def mistaken(scene: Scene, share: float, how: Mistakes, rng: np.random.Generator
 
 
 def _mistaken(solid: Solid, share: float, how: Mistakes, rng: np.random.Generator) -> Solid:
-    wrong = {}
+    wrong: dict[str, str] = {}
     for name, values in _VALUES.items():
         errs, choice = rng.random() < share, int(rng.integers(1, len(values)))
         if errs:
             step = choice if how == "random" else 1
             wrong[name] = values[(values.index(getattr(solid, name)) + step) % len(values)]
-    return replace(solid, **wrong)
+    return Solid(**{**asdict(solid), **wrong})

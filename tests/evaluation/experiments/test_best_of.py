@@ -94,7 +94,8 @@ def test_targets_are_those_of_eight_and_sixteen() -> None:
     (section,) = measure(SCENES, BestOfPlan(num=2, candidates=16)).sections
     aims = {x.key: x.target for x in section.figures if x.target is not None}
     assert aims.keys() == {
-        f"best_of.denoising.{size}.{name}"
+        f"best_of.{chooser}.{size}.{name}"
+        for chooser in ("denoising", "one_timestep")
         for size in (8, 16)
         for name in ("hallucinated_ratio", "of_oracle")
     }

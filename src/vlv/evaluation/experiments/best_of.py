@@ -50,7 +50,7 @@ class BestOfPlan:
     candidates: int = 16
     timesteps: int = 3
     batch_size: int = 8
-    temperature: float = 1.0
+    temperature: float = Verification.temperature
     """Of the samples."""
     rewards: tuple[str, ...] = ()
     """Of stage 3, that choose too; log-probability does in any case."""
@@ -233,7 +233,7 @@ def _gains(
 ) -> Iterator[Figure]:
     """Against greedy, and as a share of what the oracle gains."""
     columns = np.concatenate([table[:, :3] for table in tables], 1)
-    is_goal = key.startswith("denoising")
+    is_goal = key.startswith(("denoising", "one_timestep"))
     yield Figure(
         f"{key}.hallucinated_ratio",
         f"{label}: wrong claims, of greedy's",
