@@ -67,6 +67,8 @@ def test_the_rest_is_judged(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) 
     assert found["9.png"]["file_name"] is None
     html = page.read_text("utf-8")
     assert html.count('class="case"') == 3
+    changed = [row for row in found.values() if row["fixed"] not in (None, row["caption"])]
+    assert html.count("proposed:") == len(changed) < 3
     assert "Ein Haus." in re.sub("<[^>]+>", "", html)
     assert 'name="viewport"' in html
 
