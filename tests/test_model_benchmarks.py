@@ -29,6 +29,31 @@ def test_resizing(
     assert "| 24 | 48 |" in capsys.readouterr().out
 
 
+def test_verifying(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file = tmp_path / "verifying.json"
+    settings = [
+        "--model",
+        str(tiny_folder),
+        "--num",
+        "2",
+        "--repeats",
+        "1",
+        "--max-new-tokens",
+        "3",
+    ]
+    monkeypatch.setattr("sys.argv", ["verifying.py", *settings, "--json", str(file)])
+    runpy.run_path(str(BENCHMARKS / "verifying.py"), run_name="__main__")
+    rows = {row["way"]: row for row in json.loads(file.read_text())["rows"]}
+    assert list(rows) == ["greedy", "verify 8", "verify 8, enough 1", "verify 16"]
+    assert rows["greedy"]["cost"] == 1 < rows["verify 8"]["cost"]
+    assert "x greedy" in capsys.readouterr().out
+
+
 class AtOnce(Executor):
     """Works in this process, which has imported everything."""
 
