@@ -29,7 +29,9 @@ from transformers import (
 
 from tests import tiny
 from vlv.errors import ConfigError
+from vlv.models import captioner
 from vlv.models.captioner import CaptionDecoder
+from vlv.models.decoding import Generation
 
 TEXTS = ["A large red cube stands on the floor.", "Two spheres"]
 COMMON: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
@@ -144,3 +146,24 @@ def test_more_tokens_than_positions_are_refused_in_words(family: str, c: torch.T
     assert decoder.loss(c, long, max_tokens=limit).isfinite()
     with pytest.raises(ConfigError, match=f"set max_caption_tokens to at most {limit}"):
         decoder.loss(c, long)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captions_of_one_reading_are_those_of_many(
+    family: str, c: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, seeds = make(family), [5, 6, 7, 8, 9, 10]
+    how = Generation(do_sample=True, temperature=2.0, seed=seeds, max_new_tokens=12)
+    expected = decoder.write(c.repeat_interleave(3, 0), how)
+    lengths: list[int] = []
+    read = captioner.read_once
+
+    def watched(llm: PreTrainedModel, prefix: torch.Tensor, copies: int) -> Any:
+        lengths.append(len(prefix))
+        return read(llm, prefix, copies)
+
+    monkeypatch.setattr(captioner, "read_once", watched)
+    assert decoder.write(c, how, copies=3) == expected
+    assert lengths == ([] if family in ("gemma2", "gemma3") else [2])  # sliding windows forget
+    greedy = Generation(max_new_tokens=12)
+    assert decoder.write(c, greedy, copies=2)[::2] == decoder.write(c, greedy)

@@ -43,7 +43,9 @@ from vlv.models.decoding import (
     GenerationOptions,
     RowSampling,
     can_record,
+    can_share,
     greedy_search,
+    read_once,
     tidy_caption,
 )
 from vlv.models.encoder import Projector
@@ -312,10 +314,18 @@ class CaptionDecoder(PreTrainedModel):
         return self.write(c, Generation(**generation))
 
     @torch.no_grad()
-    def write(self, c: Tensor, how: Generation) -> list[Caption]:
+    def write(self, c: Tensor, how: Generation, *, copies: int = 1) -> list[Caption]:
         """Write captions of context (B, Q, D).
 
         A batch equals single calls; only samples of a beam search depend on the whole batch.
+
+        Args:
+            c: Context.
+            how: How they are written; its seeds are those of the captions.
+            copies: N captions of each context, which is read once where the language model allows it.
+
+        Returns:
+            B N captions, those of a context one after the other.
         """
         end = self._end_id(how.end_token)
         max_new_tokens = how.max_new_tokens
@@ -335,14 +345,17 @@ class CaptionDecoder(PreTrainedModel):
             repetition_penalty=how.repetition_penalty,
             **(sampling if samples_beams else {}),
         )
-        rows = self._search(self.prefix(c), settings, how)
+        rows = self._search(self.prefix(c), settings, how, copies)
         captions = [self._caption(row, end) for row in rows.tolist()]
         if how.tidy if how.tidy is not None else not self.config.ends_by_itself:
             captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
         return captions
 
-    def _search(self, prefix: Tensor, settings: GenerationConfig, how: Generation) -> Tensor:
-        """Generated ids, (B, up to max_new_tokens); leaves mode and global generator alone."""
+    def _search(
+        self, prefix: Tensor, settings: GenerationConfig, how: Generation, copies: int
+    ) -> Tensor:
+        """Generated ids, (B N, up to max_new_tokens); leaves mode and global generator alone."""
+        read, prefix = prefix, prefix.repeat_interleave(copies, 0)
         seeds, sampling = how.seeds(len(prefix)), bool(settings.do_sample)
         processors = LogitsProcessorList()
         if how.do_sample and not sampling:
@@ -365,7 +378,10 @@ class CaptionDecoder(PreTrainedModel):
             with uncompiled(self.llm), no_draws_outside:
                 if sampling:
                     torch.manual_seed(seeds[0])
+                shared = copies > 1 and how.num_beams == 1 and can_share(self.llm)
+                known = {"past_key_values": read_once(self.llm, read, copies)} if shared else {}
                 ids = self.llm.generate(
+                    **known,
                     inputs_embeds=prefix,
                     attention_mask=mask,
                     generation_config=settings,

@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 from transformers import (
+    DynamicCache,
     LogitsProcessor,
     PreTrainedModel,
     StaticCache,
@@ -179,6 +180,23 @@ def can_record(llm: PreTrainedModel) -> bool:
         return False
     devices = {parameter.device for parameter in llm.parameters()}
     return len(devices) == 1 and devices.pop().type == "cuda"
+
+
+def can_share(llm: PreTrainedModel) -> bool:
+    """Whether several captions of a prefix can go on from one reading of it: every layer attends to all positions."""
+    config = llm.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return kinds == {"full_attention"} and bool(llm._supports_attention_backend)
+
+
+def read_once(llm: PreTrainedModel, prefix: Tensor, copies: int) -> DynamicCache:
+    """Keys and values of all positions of a prefix (B, Q, E) but the last, for B N captions that go on from there."""
+    cache = DynamicCache(config=llm.config)
+    if prefix.shape[1] > 1:
+        body: Any = llm.base_model
+        body(inputs_embeds=prefix[:, :-1], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(copies)
+    return cache
 
 
 def is_steady(llm: PreTrainedModel) -> bool:

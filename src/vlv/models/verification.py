@@ -157,7 +157,7 @@ def write_candidates(
         temperature=how.temperature,
     )
     if samples:
-        found = captioner.write(c.repeat_interleave(len(samples), 0), plan)
+        found = captioner.write(c, plan, copies=len(samples))
         for row, captions in enumerate(written):
             captions += found[row * len(samples) : (row + 1) * len(samples)]
     return written

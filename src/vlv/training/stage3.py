@@ -202,7 +202,7 @@ class Stage3:
                 for index in range(number)
             ],
         )
-        written = self.caption_decoder.write(c.repeat_interleave(number, 0), how)
+        written = self.caption_decoder.write(c, how, copies=number)
         return [written[start : start + number] for start in range(0, len(written), number)]
 
     def look(self, batch: Batch) -> Seen:
