@@ -15,11 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.memory import IS_MEASURED, peak_growth
+from vlv.curation.settings import FilterConfig
+from vlv.curation.table_filter import TableTask, filter_table
 from vlv.data import parquet, parquet_costs
 from vlv.data.parquet import Cells, Parquet, cells_of
-from vlv.data.parquet_costs import check_footer, largest_page
+from vlv.data.parquet_costs import largest_page, read_footer
 from vlv.data.records import BadRecord, Columns, Record
 from vlv.data.source import Source, find_records
+from vlv.data.tables import ParquetRows
 from vlv.errors import DataError
 
 MANY = 1000
@@ -53,13 +56,19 @@ def test_pages_are_measured_by_their_headers(
     lists = [["a", "b"]] * len(images)
     options = {"data_page_version": version, "use_dictionary": dictionary, "row_group_size": 20}
     path = write(tmp_path / "x.parquet", {"image": cells, "a.b": lists}, **options)
+    groups, lists = read_footer(path), [False, False, True]
     metadata = pq.read_metadata(path)
+    for number, group in enumerate(groups):
+        for column, chunk in enumerate(group):
+            known = metadata.row_group(number).column(column)
+            start = known.dictionary_page_offset or known.data_page_offset
+            assert (chunk.name, chunk.stored) == (known.path_in_schema, known.total_compressed_size)
+            assert chunk.start == start
     first = sum(len(data) + 4 for data in images[:20])
-    assert 0 <= largest_page(path, metadata, 0, ["image"]) - first < 100
-    assert largest_page(path, metadata, 0, ["image", "a.b"]) == largest_page(
-        path, metadata, 0, ["image"]
-    )
-    assert 0 < largest_page(path, metadata, 1, ["a.b"]) < 200
+    image = largest_page(path, groups[0], ["image"], lists)
+    assert 0 <= image - first < 100
+    assert largest_page(path, groups[0], ["image", "a.b"], lists) == image
+    assert 0 < largest_page(path, groups[1], ["a.b"], lists) < 250
 
 
 def test_a_page_that_is_only_large_when_it_is_unpacked_is_refused(
@@ -108,10 +117,10 @@ def test_a_file_that_claims_more_than_it_has_bytes_is_refused(tmp_path: Path) ->
     path = write(tmp_path / "x.parquet", {"file_name": ["a.png"] * 20_000})
     with pytest.raises(DataError, match=r"it claims 20000 rows, more than \d+ bytes can hold"):
         find_records([path])
-    metadata = pq.read_metadata(write(tmp_path / "y.parquet", {"jpg": [noise(5000)]}))
-    check_footer(metadata, (tmp_path / "y.parquet").stat().st_size)
-    with pytest.raises(ValueError, match="it claims more data than it holds"):
-        check_footer(metadata, 4000)
+    data = write(tmp_path / "y.parquet", {"jpg": [noise(5000)]}).read_bytes()
+    (tmp_path / "z.parquet").write_bytes(data[:4] + data[1000:])
+    with pytest.raises(DataError, match="it claims more data than it holds"):
+        find_records([tmp_path / "z.parquet"])
 
 
 def test_lists_of_millions_of_nothing_are_refused(
@@ -189,3 +198,19 @@ def test_damage_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "y.parquet", {"jpg": [noise(30)]})
     with pytest.raises(DataError, match="there is no column picture; it has jpg"):
         find_records([path], columns=Columns(image="picture"))
+
+
+def test_texts_that_are_no_unicode_are_named(tmp_path: Path) -> None:
+    texts = pa.array([b"\xe2("], pa.binary()).view(pa.string())
+    path = write(tmp_path / "x.parquet", {"jpg": [noise(300)], "caption": texts, "LANGUAGE": texts})
+    reason = r"x.parquet: cannot be read as Parquet \('utf-8' codec"
+    with pytest.raises(DataError, match=reason):
+        find_records([path])
+    (bad,) = Source([path]).stream()
+    assert isinstance(bad, BadRecord)
+    assert re.search(reason, bad.reason)
+    rules = FilterConfig(languages=("en",))
+    (part,) = Source([path]).parts()
+    assert isinstance(part, ParquetRows)
+    with pytest.raises(DataError, match="the column LANGUAGE holds a text that is no UTF-8"):
+        filter_table(TableTask(part, rules, *(tmp_path / f"{n}.parquet" for n in ("a", "b", "c"))))

@@ -182,9 +182,11 @@ def _values(batch: Any, columns: Mapping[str, str]) -> Iterator[Json]:
         column = batch.column(name)
         try:
             column = column if rule == rules.LANGUAGE else column.cast(pyarrow.float64())
+            lists.append(column.to_pylist())
         except pyarrow.ArrowException as error:
             raise DataError(f"the column {name} holds no numbers ({error})") from error
-        lists.append(column.to_pylist())
+        except UnicodeDecodeError as error:
+            raise DataError(f"the column {name} holds a text that is no UTF-8") from error
     for row in range(batch.num_rows):
         yield {rule: values[row] for rule, values in zip(columns, lists, strict=True)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import threading
@@ -12,8 +13,9 @@ from typing import Any
 
 from vlv.data.foreign import open_regular, printable
 from vlv.data.locations import Location, Url
-from vlv.data.parquet_costs import MAX_BYTES, check_footer, largest_page, stored_bytes
+from vlv.data.parquet_costs import MAX_BYTES, check_rows, largest_page, read_footer, stored_bytes
 from vlv.errors import DataError
+from vlv.storage import Json
 
 _CELLS_AT_A_TIME = 16
 _KEPT_BYTES = 2**26  # cells of a row group
@@ -43,18 +45,18 @@ class Parquet:
             else:
                 open_regular(path).close()  # pyarrow would wait for a FIFO
                 self._file = pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-                check_footer(self._file.metadata, path.stat().st_size)
+                self._groups = read_footer(path)
+                check_rows(self._file.metadata.num_rows, path.stat().st_size)
         except DataError:
             raise
         except Exception as error:  # pyarrow raises a dozen types on damaged files
             raise self._damaged(error) from error
-        self.metadata = self._file.metadata
         self.schema = self._file.schema_arrow
-        self.num_groups = int(self.metadata.num_row_groups)
+        self.num_groups = int(self._file.metadata.num_row_groups)
 
     def num_rows(self, group: int) -> int:
         """Rows of a row group."""
-        return int(self.metadata.row_group(group).num_rows)
+        return int(self._file.metadata.row_group(group).num_rows)
 
     def batches(self, groups: Sequence[int], names: Sequence[str], at_a_time: int) -> Iterator[Any]:
         """Record batches of some columns of row groups; fewer rows at a time where they could be large.
@@ -75,21 +77,41 @@ class Parquet:
     def _rows_at_a_time(self, groups: Sequence[int], names: Sequence[str], wanted: int) -> int:
         if isinstance(self.path, Url):
             return wanted
-        sizes = [largest_page(self.path, self.metadata, group, names) for group in groups]
+        schema = self._file.metadata.schema
+        lists = [schema.column(n).max_repetition_level > 0 for n in range(len(schema.names))]
+        sizes = [largest_page(self.path, self._groups[group], names, lists) for group in groups]
         return max(1, min(wanted, MAX_BYTES // max(1, *sizes, 1)))
 
-    def values(self, group: int, names: Sequence[str], at_a_time: int) -> Iterator[dict[str, Any]]:
+    def rows(self, group: int, names: Sequence[str], at_a_time: int) -> Iterator[Json]:
+        """The rows of some columns of a row group, so many in memory at a time.
+
+        Raises:
+            DataError: As `batches`, or a text is no UTF-8.
+        """
+        for batch in self.batches([group], names, at_a_time):
+            yield from self._listed(batch)
+
+    def values(self, group: int, names: Sequence[str], at_a_time: int) -> Iterator[Json]:
         """The rows of some columns without images, which may be kept in memory.
 
         Raises:
             DataError: As `batches`, or they are far larger than the row group is in the file.
         """
-        left = _EXPANSION * stored_bytes(self.metadata.row_group(group)) + _SMALL
+        is_remote = isinstance(self.path, Url)
+        stored = math.inf if is_remote else stored_bytes(self._groups[group])
+        left = _EXPANSION * stored + _SMALL
         for batch in self.batches([group], names, at_a_time):
             left -= batch.nbytes
             if left < 0:
                 raise self._damaged(ValueError(f"the texts of row group {group} are too large"))
-            yield from batch.to_pylist()
+            yield from self._listed(batch)
+
+    def _listed(self, batch: Any) -> list[Json]:
+        try:
+            rows: list[Json] = batch.to_pylist()
+        except Exception as error:  # as above
+            raise self._damaged(error) from error
+        return rows
 
     def _damaged(self, error: BaseException) -> DataError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -7,11 +7,13 @@ large on the disk are read whatever their size, for only small files pretend.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from vlv.data.foreign import open_regular
+from vlv.data.foreign import open_regular, read_up_to
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,54 +34,105 @@ _SIZE, _STORED, _DATA, _DATA_V2 = 2, 3, 5, 8  # fields of a page header
 _COUNT = 1  # field of those two
 
 
-def check_footer(metadata: Any, num_bytes: int) -> None:
-    """Refuse a file that claims more rows or data than it has bytes.
+@dataclass(frozen=True)
+class Chunk:
+    """A column of a row group.
+
+    Attributes:
+        name: With those of the structs and lists that it is in.
+        start: Its first byte in the file.
+        stored: Bytes in the file.
+    """
+
+    name: str
+    start: int
+    stored: int
+
+
+def read_footer(path: Path) -> list[list[Chunk]]:
+    """The columns of every row group of a local file, which pyarrow has opened; its own readers of them end the process on damage.
+
+    Raises:
+        ValueError: They cannot be read, or claim more data than there is.
+        OSError: The file cannot be read.
+    """
+    with open_regular(path) as file:
+        about = os.fstat(file.fileno())
+    return _footer(path, about.st_size, about.st_mtime_ns)
+
+
+@lru_cache(maxsize=8)
+def _footer(path: Path, num_bytes: int, _changed: int) -> list[list[Chunk]]:
+    with open_regular(path) as file:
+        file.seek(max(0, num_bytes - 8))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(0, num_bytes - 8 - length))
+        data = read_up_to(file, length)
+    try:
+        fields = _Compact(data).read_struct()
+        groups = [[_chunk(chunk) for chunk in group[1]] for group in fields[4]]
+    except (IndexError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        raise ValueError("its footer cannot be read") from None
+    if sum(stored_bytes(group) for group in groups) > num_bytes:
+        raise ValueError("it claims more data than it holds")
+    return groups
+
+
+def _chunk(fields: dict[int, Any]) -> Chunk:
+    about = fields[3]
+    name = ".".join(part.decode() for part in about[3])
+    first = about.get(11) or about[9]  # of the dictionary, which comes before the pages
+    return Chunk(name, min(first, about[9]), max(0, about[7]))
+
+
+def check_rows(rows: int, num_bytes: int) -> None:
+    """Refuse a file that claims more rows than it has bytes.
 
     Raises:
         ValueError: It does.
     """
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    rows = sum(group.num_rows for group in groups)
     if rows > max(_FEW_ROWS, num_bytes):
         raise ValueError(f"it claims {rows} rows, more than {num_bytes} bytes can hold")
-    if sum(stored_bytes(group) for group in groups) > num_bytes:
-        raise ValueError("it claims more data than it holds")
 
 
-def stored_bytes(group: Any) -> int:
+def stored_bytes(group: Sequence[Chunk]) -> int:
     """Bytes of a row group in the file, by its footer."""
-    return sum(group.column(n).total_compressed_size for n in range(group.num_columns))
+    return sum(chunk.stored for chunk in group)
 
 
-def largest_page(path: Path, metadata: Any, group: int, names: Sequence[str]) -> int:
+def largest_page(
+    path: Path, group: Sequence[Chunk], names: Sequence[str], lists: Sequence[bool]
+) -> int:
     """Bytes of the largest page of some columns, with all that is in them, in one row group of a local file.
+
+    Args:
+        path: The file.
+        group: The columns of the row group.
+        names: Those that count.
+        lists: Whether each column is one of lists.
 
     Raises:
         ValueError: A page is above the limit, there are too many of them, or they cannot be read.
         OSError: The file cannot be read.
     """
-    found = metadata.row_group(group)
     largest = 0
     with open_regular(path) as file:
-        for number in range(found.num_columns):
-            chunk = found.column(number)
-            place = f"{chunk.path_in_schema}."
-            if any(place.startswith(f"{name}.") for name in names):
-                is_list = metadata.schema.column(number).max_repetition_level > 0
+        for chunk, is_list in zip(group, lists, strict=True):
+            if any(f"{chunk.name}.".startswith(f"{name}.") for name in names):
                 largest = max(largest, _largest_of(file, chunk, is_list))
     return largest
 
 
-def _largest_of(file: BinaryIO, chunk: Any, is_list: bool) -> int:
+def _largest_of(file: BinaryIO, chunk: Chunk, is_list: bool) -> int:
     largest = values = 0
     for page in _pages(file, chunk):
         if page.size > MAX_BYTES and page.size > _COMPRESSION * page.stored:
             raise ValueError(
-                f"{chunk.path_in_schema} has a page of {page.size} bytes, above the limit of {MAX_BYTES}"
+                f"{chunk.name} has a page of {page.size} bytes, above the limit of {MAX_BYTES}"
             )
         largest, values = max(largest, page.size), values + page.values
         if is_list and values > MAX_LISTED:
-            raise ValueError(f"{chunk.path_in_schema} has lists of more than {MAX_LISTED} values")
+            raise ValueError(f"{chunk.name} has lists of more than {MAX_LISTED} values")
     return largest
 
 
@@ -90,16 +143,14 @@ class _Page:
     values: int
 
 
-def _pages(file: BinaryIO, chunk: Any) -> Iterator[_Page]:
+def _pages(file: BinaryIO, chunk: Chunk) -> Iterator[_Page]:
     """The headers of a column chunk, one after the other."""
-    first = chunk.dictionary_page_offset if chunk.has_dictionary_page else None
-    place = min(chunk.data_page_offset, first or chunk.data_page_offset)
-    end = place + chunk.total_compressed_size
+    place, end = chunk.start, chunk.start + chunk.stored
     number = 0
     while place < end:
         number += 1
         if number > MAX_PAGES:
-            raise ValueError(f"{chunk.path_in_schema} is in more than {MAX_PAGES} pages")
+            raise ValueError(f"{chunk.name} is in more than {MAX_PAGES} pages")
         page, length = _read_header(file, place)
         place += length + page.stored
         yield page
@@ -162,10 +213,22 @@ class _Compact:
             case 7:
                 return self._skip(8)
             case 8:
-                return self._skip(self._varint())
+                length = self._varint()
+                self._skip(length)
+                return self.data[self.place - length : self.place]
+            case 9 | 10:
+                return self._read_list(depth)
             case 12:
                 return self.read_struct(depth)
-        raise ValueError("its pages cannot be read")  # page headers have no lists
+        raise ValueError("its pages cannot be read")  # there are no maps
+
+    def _read_list(self, depth: int) -> list[Any]:
+        head = self._byte()
+        count = self._varint() if head >> 4 == 15 else head >> 4
+        if count > len(self.data):
+            raise IndexError
+        kind = head & 15
+        return [self._byte() if kind < 3 else self._read(kind, depth + 1) for _ in range(count)]
 
     def _byte(self) -> int:
         value = self.data[self.place]

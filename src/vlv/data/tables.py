@@ -312,8 +312,7 @@ class ParquetRows(Part):
         for group in range(file.num_groups):
             size = file.num_rows(group)
             if first + size > start:
-                batches = file.batches([group], wanted, _STREAMED_ROWS)
-                rows = (values for batch in batches for values in batch.to_pylist())
+                rows = file.rows(group, wanted, _STREAMED_ROWS)
                 for number, values in enumerate(rows):
                     if first + number >= start:
                         yield self._streamed(values, column, group, number)
