@@ -155,6 +155,7 @@ class Journal:
         settings: The resolved configuration, written to config.yaml.
         total_steps: Length of the progress bar.
         step: Steps already done; later lines of metrics.jsonl are dropped, so that it reads as one run.
+        pending: Kinds of lines that are to be written for this step again.
         trackers: Where figures and samples go too, see `open_trackers`.
 
     Raises:
@@ -169,13 +170,18 @@ class Journal:
         total_steps: int,
         step: int,
         trackers: Sequence[str] | None,
+        pending: Sequence[str] = (),
     ) -> None:
         write_text(run_dir / "config.yaml", yaml.safe_dump(dict(settings), sort_keys=False))
         write_text(run_dir / "versions.json", json.dumps(versions(), indent=1))
         self._file = run_dir / "metrics.jsonl"
         known = read_metrics(self._file)
         self.device_hours = max((line.get("device_hours", 0.0) for line in known), default=0.0)
-        lines = [line for line in known if line["step"] <= step]
+        lines = [
+            line
+            for line in known
+            if line["step"] < step or (line["step"] == step and line["kind"] not in pending)
+        ]
         write_text(self._file, "".join(json.dumps(line) + "\n" for line in lines))
         self.latest = {key: value for line in lines for key, value in line.items()}
         self._stream = self._file.open("ab", buffering=0)

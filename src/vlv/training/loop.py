@@ -430,6 +430,7 @@ class Run:
             total_steps=self.config.steps,
             step=self.step,
             trackers=self.config.trackers,
+            pending=self.pending,
         )
         self.clock.was_paid(journal.device_hours)
         return journal
