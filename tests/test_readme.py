@@ -45,6 +45,7 @@ def workplace(tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
     model = tmp_path.parent / f"{tmp_path.name}-model"
     shutil.copytree(tiny_folder, model)
     _inspector().save_pretrained(model / "inspector")
+    shutil.copy(ROOT / "src/vlv/weights/tiny/doubts.json", model)
     monkeypatch.setattr("vlv.models.folder.shipped_models", lambda: {"vlv-tiny": model})
     # of the paper's models the first use alone: each takes 15 seconds, and tests/jobs/test_plans.py has all of small ones
     monkeypatch.setattr("vlv.jobs.plans.plan_uses", lambda *a, **k: islice(plan_uses(*a, **k), 1))
