@@ -10,7 +10,7 @@ import torch
 from tests import tiny
 from tests.training.test_stages import make_batch, train
 from vlv.config import Stage1Config, Stage2Config, parse_run
-from vlv.training.assemble import Parts, make_objective, set_precision
+from vlv.training.assemble import Parts, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +34,7 @@ def assembled(
     )
     last = None if first else tiny.make_caption_decoder()
     parts = Parts(tiny.make_encoder(), tiny.make_decoder(), last)
-    objective = make_objective(config, parts)
-    set_precision(config, parts, objective)
-    return parts, objective
+    return parts, prepare(config, parts, torch.device("cpu"))
 
 
 CASES = [("stage1", {}), ("stage2", {"denoising_weight": 0.5}), ("stage2", {"trainable": "mlp"})]

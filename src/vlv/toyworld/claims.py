@@ -71,7 +71,7 @@ def find_claims(caption: str) -> list[Claim]:
     """Find the claims of a caption, each with what could stand in its place.
 
     >>> [(claim.name, claim.alternatives) for claim in find_claims("A big cone.")]
-    [('size', ('small',)), ('shape', ('sphere', 'cube', 'cylinder'))]
+    [('size', ('little',)), ('shape', ('sphere', 'cube', 'cylinder'))]
 
     Args:
         caption: Text of any form; what states nothing is no claim.

@@ -159,12 +159,17 @@ def _claims(results: Mapping[str, Result]) -> str:
     return "## The paper's claims\n\n" + _markdown(head, rows)
 
 
+_ABOUT = ("num", "seed", "split", "steps", "guidance", "candidates", "timesteps", "temperature")
+
+
 def _result(name: str, result: Result) -> str:
     tables = tables_of(result)
     if "sections" in result:
-        about = {k: result["settings"][k] for k in ("num", "seed", "split", "steps", "guidance")}
+        about = {k: v for k, v in result["settings"].items() if k in _ABOUT}
+        sections = list(result["sections"].values())
+        what = "everything about vlv-tiny at once" if len(sections) > 1 else sections[0]["title"]
         parts = [f"### {table.title}\n\n{_markdown(*table[1:])}" for table in tables]
-        head = f"## {name}: everything about vlv-tiny at once\n\n{describe(about)}\n\n"
+        head = f"## {name}: {what}\n\n{describe(about)}\n\n"
         return head + "\n".join(parts)
     text = f"## {name}: {result['title']}\n\n{about_run(result)}\n"
     text += "".join(f"\n> {note}\n" for note in result["notes"])
