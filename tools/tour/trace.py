@@ -180,6 +180,7 @@ def draw(
     )
 
 
+@torch.no_grad()
 def denoising_loss(decoder: DiffusionDecoder, latents: Tensor, c: Context, seed: int) -> float:
     """Mean loss of one image over `NUM_DRAWS` timesteps and noises; the same ones for the same seed."""
     generator = torch.Generator().manual_seed(seed)
