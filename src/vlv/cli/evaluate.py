@@ -193,14 +193,14 @@ def doubts(given: DoubtsOptions) -> int:
     --fix` would gain. With --fit the probabilities are fit to the scenes first, and written.
     """
     from vlv.errors import ConfigError
-    from vlv.evaluation.experiments.doubts import DoubtsPlan, collect, fit_calibration, measure
-    from vlv.evaluation.results import format_results
+    from vlv.evaluation.experiments.doubts import collect, fit_calibration, measure
+    from vlv.evaluation.experiments.scene_plan import ScenePlan
     from vlv.models.calibration import Calibration
     from vlv.storage import write_json
 
     if given.fit is not None and given.calibration is not None:
         raise ConfigError("--fit writes a calibration and --calibration reads one; leave one out")
-    plan = DoubtsPlan(given.split, given.num, given.seed, given.batch_size)
+    plan = ScenePlan(given.split, given.num, given.seed, given.batch_size)
     calibration = None if given.calibration is None else Calibration.load(given.calibration)
     pipe = given.model.load(["caption", "generate"])
     if given.fit is None and (calibration := calibration or pipe.calibration) is None:
@@ -214,10 +214,7 @@ def doubts(given: DoubtsOptions) -> int:
         common.say(f"written: {given.fit}")
     assert calibration is not None
     results = measure(cases, calibration, plan)
-    typer.echo(format_results(results))
-    if given.json_file is not None:
-        write_json(given.json_file, results.to_dict())
-        common.say(f"written: {given.json_file}")
+    _show(results, given.json_file)
     return 0
 
 
@@ -260,26 +257,32 @@ def best_of(given: BestOfOptions) -> int:
     ... captions; the first is greedy, the others are samples.
     """
     from vlv.evaluation.experiments.best_of import BestOfPlan, collect, measure
-    from vlv.evaluation.results import format_results
-    from vlv.storage import write_json
 
     plan = BestOfPlan(
         given.split,
         given.num,
         given.seed,
-        given.candidates,
-        given.timesteps,
         given.batch_size,
-        given.temperature,
-        tuple(given.rewards),
+        candidates=given.candidates,
+        timesteps=given.timesteps,
+        temperature=given.temperature,
+        rewards=tuple(given.rewards),
     )
     pipe = given.model.load(["caption", "generate"])
     progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
     with tempfile.TemporaryDirectory() as folder, progress:
         rows = collect(pipe, plan, given.evidence or Path(folder), progress.advance)
     results = measure(rows, plan)
-    typer.echo(format_results(results))
-    if given.json_file is not None:
-        write_json(given.json_file, results.to_dict())
-        common.say(f"written: {given.json_file}")
+    _show(results, given.json_file)
     return 0
+
+
+def _show(results: Results, file: Path | None) -> None:
+    """Print the figures, and write them to a file where one is named."""
+    from vlv.evaluation.results import format_results
+    from vlv.storage import write_json
+
+    typer.echo(format_results(results))
+    if file is not None:
+        write_json(file, results.to_dict())
+        common.say(f"written: {file}")

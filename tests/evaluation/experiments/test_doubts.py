@@ -12,18 +12,18 @@ import pytest
 from vlv.errors import DataError
 from vlv.evaluation.experiments.doubts import (
     Case,
-    DoubtsPlan,
     collect,
     fit_calibration,
     measure,
 )
+from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.models.decoding import Caption
 from vlv.models.doubts import ClaimEvidence, Evidence, SentenceEvidence
 from vlv.models.pipeline import VLVPipeline
 from vlv.toyworld.claims import find_claims, mark_claims
 from vlv.toyworld.writing import describe
 
-PLAN = DoubtsPlan("val", 40, 3)
+PLAN = ScenePlan("val", 40, 3)
 TEXT = "A photo of a red cube. A cone."
 
 
@@ -76,7 +76,7 @@ def test_what_the_decoder_said_is_kept(
         ]
 
     monkeypatch.setattr(VLVPipeline, "describe", described)
-    plan = DoubtsPlan("val", 3, 3, batch_size=3)
+    plan = ScenePlan("val", 3, 3, batch_size=3)
     done: list[int] = []
     first = collect(tiny_pipeline, plan, tmp_path, done.append)
     assert [x.index for x in first] == [0, 1], "the third caption is empty"

@@ -17,6 +17,7 @@ import torch
 
 from vlv.config import Stage3Config
 from vlv.errors import ConfigError
+from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.evaluation.results import Figure, Results, Section, Target, Unit
 from vlv.evaluation.statistics import Array, Statistic, complement, estimate, f1, mean, ratio
 from vlv.jobs.table import GrowingTable, Row
@@ -28,7 +29,7 @@ from vlv.models.scoring import Scoring, score_captions
 from vlv.models.verification import Verification, first_of_equals, write_candidates
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.render import render
-from vlv.toyworld.scene import Scene, Split, sample_scene
+from vlv.toyworld.scene import Scene
 from vlv.training.rewards import REWARDS, Judges, Rollout, Seen
 
 if TYPE_CHECKING:
@@ -41,15 +42,11 @@ OF_THE_ORACLE = Target(0.8, 0.95)
 
 
 @dataclass(frozen=True, slots=True)
-class BestOfPlan:
+class BestOfPlan(ScenePlan):
     """Which scenes, how many captions, and how they are scored."""
 
-    split: Split = "test"
-    num: int = 2000
-    seed: int = 1
     candidates: int = 16
     timesteps: int = 3
-    batch_size: int = 8
     temperature: float = Verification.temperature
     """Of the samples."""
     rewards: tuple[str, ...] = ()
@@ -63,10 +60,6 @@ class BestOfPlan:
     def choosers(self) -> list[str]:
         """Rewards that choose, beside the denoising loss."""
         return sorted({"log_prob", *self.rewards} - {"denoising"})
-
-    def scene(self, index: int) -> Scene:
-        """One of them."""
-        return sample_scene(self.seed, index, self.split)
 
     def sizes(self) -> list[int]:
         """The numbers of candidates that are compared.

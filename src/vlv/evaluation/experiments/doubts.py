@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlv.errors import DataError
+from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.evaluation.metrics.doubts import (
     auroc,
     best_threshold,
@@ -31,7 +32,7 @@ from vlv.models.draws import mixed_seed
 from vlv.toyworld.claims import find_claims, mark_claims
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.render import render
-from vlv.toyworld.scene import Scene, Split, sample_scene
+from vlv.toyworld.scene import Scene
 
 if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
@@ -41,20 +42,6 @@ GRAMMAR = "toyworld"
 SCALES = (0.003, 0.01, 0.03, 0.1)
 """Of a change of the loss, among which the fit chooses."""
 AUROC, ECE = Target(0.9, 0.97), Target(0.05, 0.02)
-
-
-@dataclass(frozen=True, slots=True)
-class DoubtsPlan:
-    """Which scenes are captioned and judged."""
-
-    split: Split = "test"
-    num: int = 2000
-    seed: int = 1
-    batch_size: int = 8
-
-    def scene(self, index: int) -> Scene:
-        """One of them."""
-        return sample_scene(self.seed, index, self.split)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +62,7 @@ class Case:
 
 
 def collect(
-    pipe: VLVPipeline, plan: DoubtsPlan, folder: Path, report: Callable[[int], None]
+    pipe: VLVPipeline, plan: ScenePlan, folder: Path, report: Callable[[int], None]
 ) -> list[Case]:
     """Caption the scenes and ask the decoder about every caption; what the folder holds is kept.
 
@@ -100,7 +87,7 @@ def collect(
     return [case for case in found if case is not None]
 
 
-def _judged(pipe: VLVPipeline, plan: DoubtsPlan, indices: Sequence[int]) -> Iterator[Row]:
+def _judged(pipe: VLVPipeline, plan: ScenePlan, indices: Sequence[int]) -> Iterator[Row]:
     images = [render(plan.scene(index), pipe.image_size).image for index in indices]
     z = pipe.embed(images)
     captions: dict[int, str] = {}
@@ -119,7 +106,7 @@ def _judged(pipe: VLVPipeline, plan: DoubtsPlan, indices: Sequence[int]) -> Iter
         yield {"index": index, **said}
 
 
-def _case(plan: DoubtsPlan, row: Row) -> Case | None:
+def _case(plan: ScenePlan, row: Row) -> Case | None:
     """None for an empty caption."""
     if "known" not in row:
         return None
@@ -184,7 +171,7 @@ def _table(rows: Sequence[tuple[float, ...]], num: int) -> _Cases:
     return _Cases(table[:, :num], table[:, num], table[:, num + 1].astype(np.intp))
 
 
-def fit_calibration(cases: Sequence[Case], plan: DoubtsPlan) -> Calibration:
+def fit_calibration(cases: Sequence[Case], plan: ScenePlan) -> Calibration:
     """Fit the probabilities, and choose the threshold with the highest F1 of doubtful sentences.
 
     Raises:
@@ -227,7 +214,7 @@ def _probabilities(model: Logistic, cases: _Cases, scale: float) -> Array:
 # --- the figures -----------------------------------------------------------------------------------
 
 
-def measure(cases: Sequence[Case], calibration: Calibration, plan: DoubtsPlan) -> Results:
+def measure(cases: Sequence[Case], calibration: Calibration, plan: ScenePlan) -> Results:
     """How good the doubts are, and what captions gain by what they propose."""
     figures = []
     for name, label, found, model in (
