@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from PIL import Image
 from vlv.demo.cases import Case, Demo, Sampling, Subject, held_out_subjects, make_mixes, run
 from vlv.demo.page import EVALUATION_NAME, make_page, save_page
 from vlv.errors import ModelFolderError, OutputError
+from vlv.models.calibration import Calibration, Logistic
 from vlv.models.decoding import Caption
+from vlv.models.doubts import ClaimDoubt, SentenceDoubt, Verdict
 from vlv.models.pipeline import VLVPipeline
+from vlv.toyworld.claims import find_claims
 from vlv.toyworld.scene import sample_scene
 
 QUICK = Sampling(steps=2, max_new_tokens=5)
@@ -149,6 +153,39 @@ def test_page_judges_claims(tmp_path: Path) -> None:
     assert "2 of 11 facts said, 1 wrong" in page
     unknown = page_of(Demo((case("A red ball.", scene=False),), (), (8, 32)), tmp_path)
     assert "<span" not in unknown
+
+
+def verdict(text: str, word: str, instead: str) -> Verdict:
+    start = text.index(word)
+    claim = ClaimDoubt(start, start + len(word), word, 0.83, "colour", instead, 0.1)
+    return Verdict(text, 0.5, 1, (SentenceDoubt(0, len(text), text, 0.9, (claim,)),), threshold=0.4)
+
+
+def test_page_underlines_what_the_decoder_doubts(tmp_path: Path) -> None:
+    text = "A photo of a red ball."
+    known = replace(case(text), verdict=verdict(text, "red", "blue"))
+    page = page_of(Demo((known,), (), (8, 32)), tmp_path)
+    assert '<span class="right">photo</span>' in page
+    assert '<span class="wrong doubtful">red</span>' in page
+    assert "2 of 11 facts said, 1 wrong; “red” or rather “blue”: 83 %" in page
+    unknown = replace(case(text, scene=False), verdict=verdict(text, "red", "blue"))
+    page = page_of(Demo((unknown,), (), (8, 32)), tmp_path)
+    assert '<span class="doubtful">red</span>' in page
+    assert "frozen decoder has judged" in page
+    assert "frozen decoder has judged" not in page_of(Demo((case(text),), (), (8, 32)), tmp_path)
+
+
+def test_a_calibrated_model_judges_its_captions(
+    tiny_pipeline: VLVPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = Logistic((1.0,), 0.0)
+    both = Logistic((1.0, 0.0), 0.0)
+    calibration = Calibration(0.01, 0.5, line, both, both, claims="toyworld")
+    monkeypatch.setattr(tiny_pipeline, "calibration", calibration)
+    (shown,) = run(tiny_pipeline, held_out_subjects(1, 0), QUICK).cases
+    text = shown.caption.text
+    expected = tiny_pipeline.verify(shown.subject.image, text, read_claims=find_claims)
+    assert shown.verdict == expected
 
 
 def test_page_says_when_a_caption_is_incomplete(tmp_path: Path) -> None:

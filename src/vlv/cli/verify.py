@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vlv.jobs.formats import Row
     from vlv.jobs.verify import VerifyJob, VerifySettings
     from vlv.models.calibration import Calibration
-    from vlv.models.doubts import ReadClaims
     from vlv.models.folder import Task
 
 
@@ -184,6 +183,7 @@ def verify(given: VerifyOptions) -> int:
     from vlv.jobs.verify import VerifyJob
     from vlv.jobs.verify_page import make_page
     from vlv.storage import write_text
+    from vlv.toyworld.claims import find_grammar
 
     size, placement = BatchSize.parse(given.batch_size), given.model.placement()
     output = None if given.output in {None, "-"} else Path(str(given.output))
@@ -192,7 +192,7 @@ def verify(given: VerifyOptions) -> int:
         raise OutputError(f"{page} must be a file that ends in .html")
     captions = given.texts.find(given.source)
     settings = given.settings(common.dtype_name(placement))
-    job = VerifyJob(captions, settings, output, given.on_existing, _grammar(settings.claims))
+    job = VerifyJob(captions, settings, output, given.on_existing, find_grammar(settings.claims))
     tasks: list[Task] = ["embed", "generate", *(["reconstruct"] if page else [])]  # type: ignore[list-item]
     load = cache(lambda: given.model.load(tasks, placement))
     printer = _Printer(job, as_json=given.output == "-", silent=output is not None)
@@ -207,19 +207,6 @@ def verify(given: VerifyOptions) -> int:
         title = f"vlv verify: {settings.model}"
         write_text(page, make_page(load(), pairs, settings.calibration, title=title))
     return common.close(tally, output)
-
-
-def _grammar(name: str | None) -> ReadClaims:
-    from vlv.errors import ConfigError
-    from vlv.models.doubts import no_claims
-    from vlv.toyworld.claims import find_claims
-
-    known: dict[str | None, ReadClaims] = {None: no_claims, "toyworld": find_claims}
-    if name not in known:
-        raise ConfigError(
-            f"the calibration names the grammar {name}, which vlv does not know; use --claims none"
-        )
-    return known[name]
 
 
 def _notes(job: VerifyJob) -> list[str]:

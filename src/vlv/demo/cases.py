@@ -14,6 +14,7 @@ from PIL import Image
 from vlv.data.framing import frame
 from vlv.jobs.inputs import open_record
 from vlv.models.context import Context
+from vlv.toyworld.claims import find_grammar
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import Scene, sample_scene
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from vlv.data.records import Record
     from vlv.models.decoding import Caption
+    from vlv.models.doubts import Verdict
     from vlv.models.pipeline import VLVPipeline
 
 SPLITS = (0.75, 0.5, 0.25)
@@ -53,6 +55,8 @@ class Case:
     """Generated from the caption, as text."""
     cut: bool
     """Whether the caption is longer than the text tower, which then reads its beginning only."""
+    verdict: Verdict | None = None
+    """What the frozen decoder says of the caption; None where the model was not calibrated, or the caption is empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +131,34 @@ def run(
         pipe, Context.cat([text.c for text in texts]), sampling, progress=progress
     )
     cases = [
-        Case(subject, image, caption, again, bool(text.num_truncated))
-        for subject, image, caption, again, text in zip(
-            subjects, reconstruction, captions, regenerated, texts, strict=True
+        Case(subject, image, caption, again, bool(text.num_truncated), verdict)
+        for subject, image, caption, again, text, verdict in zip(
+            subjects,
+            reconstruction,
+            captions,
+            regenerated,
+            texts,
+            _verdicts(pipe, subjects, captions),
+            strict=True,
         )
     ]
     mixes = make_mixes(pipe, z[0], z[1], sampling, progress=progress) if len(z) > 1 else []
     return Demo(tuple(cases), tuple(mixes), (z.shape[1], z.shape[2]))
+
+
+def _verdicts(
+    pipe: VLVPipeline, subjects: Sequence[Subject], captions: Sequence[Caption]
+) -> list[Verdict | None]:
+    """The decoder's word on each caption."""
+    if pipe.calibration is None:
+        return [None] * len(subjects)
+    read_claims = find_grammar(pipe.calibration.claims)
+    return [
+        pipe.verify(subject.image, caption.text, read_claims=read_claims)
+        if caption.text.strip()
+        else None
+        for subject, caption in zip(subjects, captions, strict=True)
+    ]
 
 
 def make_mixes(

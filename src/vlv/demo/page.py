@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from vlv.errors import ModelFolderError, OutputError
 from vlv.evaluation.results import figure_row
+from vlv.jobs.verify import verdict_columns
+from vlv.jobs.verify_page import doubtful_stretches, proposals
 from vlv.pages import image_uri, render
 from vlv.storage import Json, write_text
 from vlv.toyworld.claims import mark_claims
@@ -64,6 +67,7 @@ def make_page(
         notes=notes,
         shape=demo.shape,
         known=any(case.subject.scene for case in demo.cases),
+        doubts=any(case.verdict for case in demo.cases),
         cases=[_case(case) for case in demo.cases],
         mixes=list(_mixes(demo)),
         figures=_figures(folder / EVALUATION_NAME),
@@ -94,12 +98,17 @@ def _case(case: Case) -> dict[str, object]:
         remarks.append("the caption was stopped at its longest length")
     if case.cut:
         remarks.append("the decoder reads only its beginning")
+    doubtful = []
+    if case.verdict is not None:
+        row = verdict_columns(case.verdict) | {"caption": text}
+        doubtful = doubtful_stretches(row, case.verdict.threshold)
+        remarks += proposals(row, case.verdict.threshold)
     return {
         "name": case.subject.name,
         "image": _image(case.subject.image),
         "reconstruction": _image(case.reconstruction),
         "regenerated": _image(case.regenerated),
-        "words": list(_words(text, scene)),
+        "words": list(_words(text, scene, doubtful)),
         "remarks": remarks,
     }
 
@@ -110,16 +119,17 @@ def _count(text: str, scene: Scene) -> str:
     return f"{counts.correct} of {counts.true} facts said, {wrong} wrong"
 
 
-def _words(text: str, scene: Scene | None) -> Iterator[tuple[str, str]]:
-    """Pieces of a caption, those that make a claim about a known scene as right or wrong."""
-    end = 0
-    for mark in [] if scene is None else mark_claims(text, scene):
-        if mark.start > end:
-            yield "", text[end : mark.start]
-        yield "right" if mark.right else "wrong", text[mark.start : mark.end]
-        end = mark.end
-    if text[end:]:
-        yield "", text[end:]
+def _words(
+    text: str, scene: Scene | None, doubtful: Sequence[tuple[int, int]]
+) -> Iterator[tuple[str, str]]:
+    """Pieces of a caption with their marks: claims about a known scene are right or wrong, words may be doubtful."""
+    marks = [] if scene is None else mark_claims(text, scene)
+    kinds = [(x.start, x.end, "right" if x.right else "wrong") for x in marks]
+    kinds += [(start, end, "doubtful") for start, end in doubtful]
+    edges = sorted({0, len(text), *(edge for start, end, _ in kinds for edge in (start, end))})
+    for first, last in itertools.pairwise(edges):
+        names = [kind for start, end, kind in kinds if start <= first and last <= end]
+        yield " ".join(names), text[first:last]
 
 
 def _mixes(demo: Demo) -> Iterator[dict[str, object]]:

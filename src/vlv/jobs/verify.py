@@ -208,14 +208,19 @@ class VerifyJob:
             return row | {"error": verdict}
         self.unread += self.settings.claims is not None and not verdict.claims
         self.divided += verdict.num_chunks > 1
-        row |= {
-            "score": verdict.score,
-            "doubt": verdict.doubt,
-            "sentences": [_stretch(x) for x in verdict.sentences],
-            "claims": [_stretch(x) | _claim(x) for x in verdict.claims],
-            "n_chunks": verdict.num_chunks,
-        }
+        row |= verdict_columns(verdict)
         return row | {"fixed": verdict.fixed} if self.settings.fix else row
+
+
+def verdict_columns(verdict: Verdict) -> Row:
+    """A verdict as the table has it."""
+    return {
+        "score": verdict.score,
+        "doubt": verdict.doubt,
+        "sentences": [_stretch(x) for x in verdict.sentences],
+        "claims": [_stretch(x) | _claim(x) for x in verdict.claims],
+        "n_chunks": verdict.num_chunks,
+    }
 
 
 def _limited(captioned: Captioned) -> Captioned:

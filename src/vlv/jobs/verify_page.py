@@ -59,11 +59,7 @@ def _case(row: Row, image: Image.Image, reconstruction: Image.Image, threshold: 
         "image": _image(image),
         "reconstruction": _image(reconstruction),
         "words": list(_words(row["caption"], doubtful_stretches(row, threshold))),
-        "remarks": [
-            f"“{claim['text']}” or rather “{claim['instead']}”: {100 * claim['doubt']:.0f} %"
-            for claim in row["claims"]
-            if claim["doubt"] >= threshold and claim["instead"]
-        ],
+        "remarks": proposals(row, threshold),
         "fixed": fixed if fixed != row["caption"] else None,
         "score": row["score"],
         "doubt": row["doubt"],
@@ -72,6 +68,15 @@ def _case(row: Row, image: Image.Image, reconstruction: Image.Image, threshold: 
 
 def _image(image: Image.Image) -> Row:
     return {"uri": image_uri(image), "small": max(image.size) <= _SMALL_PX}
+
+
+def proposals(row: Row, threshold: float) -> list[str]:
+    """What the decoder would rather read in place of doubtful claims."""
+    return [
+        f"“{claim['text']}” or rather “{claim['instead']}”: {100 * claim['doubt']:.0f} %"
+        for claim in row["claims"]
+        if claim["doubt"] >= threshold and claim["instead"]
+    ]
 
 
 def doubtful_stretches(row: Row, threshold: float) -> list[tuple[int, int]]:

@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vlv.models.doubts import Claim
+from vlv.errors import ConfigError
+from vlv.models.doubts import Claim, ReadClaims, no_claims
 from vlv.toyworld.language import (
     CLAUSE_END,
     NOUN,
@@ -199,3 +200,17 @@ def _alternatives(x: _Statement, words: str) -> Iterator[str]:
                 other = others[min(own.index(said), len(others) - 1)]
                 break
         yield other[0].upper() + other[1:] if words[:1].isupper() else other
+
+
+def find_grammar(name: str | None) -> ReadClaims:
+    """What reads claims by the name that a calibration has.
+
+    Raises:
+        ConfigError: No grammar has the name.
+    """
+    known: dict[str | None, ReadClaims] = {None: no_claims, "toyworld": find_claims}
+    if name not in known:
+        raise ConfigError(
+            f"the calibration names the grammar {name}, which vlv does not know; use --claims none"
+        )
+    return known[name]
