@@ -234,10 +234,25 @@ def test_log_probs_are_the_loss_of_each_caption(
 def test_several_captions_of_a_context_share_its_row() -> None:
     decoder = tiny.make_caption_decoder()
     rows = decoder.token_rows(CAPTIONS)
-    found = decoder.log_probs_of_tokens(context(2), [rows[:3], rows[3:6]])
+    decoder.find_head()
+    seen: list[int] = []
+    layer = decoder.llm.base_model.layers[0].mlp
+    handle = layer.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[1]))
+    results = {}
+    for batching in ("packed", "padded"):
+        decoder.zero_grad()
+        c = context(2).requires_grad_()
+        found = decoder.log_probs_of_tokens(c, [rows[:3], rows[3:6]], batching=batching)
+        assert found.shape == (2, 3)
+        (found * torch.arange(1, 7).view(2, 3) / 100).sum().backward()
+        gradients = [p.grad for p in decoder.parameters() if p.grad is not None]
+        results[batching] = [found.detach(), c.grad, *gradients]
+    handle.remove()
+    torch.testing.assert_close(results["packed"], results["padded"], atol=1e-5, rtol=1e-4)
+    num_prefix = context().shape[1]
+    assert seen[0] == 2 * num_prefix + sum(len(row) - 1 for row in rows[:6])
     alone = decoder.log_probs_of_tokens(context(2)[1:], [[rows[4]]])
-    assert found.shape == (2, 3)
-    torch.testing.assert_close(found[1, 1], alone[0, 0])
+    torch.testing.assert_close(results["packed"][0][1, 1], alone[0, 0])
 
 
 # --- lengths
@@ -257,16 +272,28 @@ def test_padding_is_small_at_realistic_lengths(count: int) -> None:
     positions = sum(len(group) * max(lengths[i] for i in group) for group in groups)
     assert 1 - sum(lengths) / positions < 0.05
     assert len(groups) <= count / 2
-    packed = Packed.of(lengths, torch.device("cpu"))
+    packed = Packed.of(77, [[length - 77] for length in lengths], torch.device("cpu"))
     assert packed.positions.shape == (1, sum(lengths))  # none at all
 
 
 def test_packed_places() -> None:
-    packed = Packed.of([2, 3], torch.device("cpu"))
+    packed = Packed.of(1, [[1], [2]], torch.device("cpu"))
     assert packed.positions.tolist() == [[0, 1, 0, 1, 2]]
     assert packed.spread.tolist() == [0, 1, 1, 2, 3, 4]
     assert packed.collect.tolist() == [0, 1, 3, 4, 5]
     assert packed.shape == (2, 3)
+
+
+def test_texts_of_a_prefix_share_it() -> None:
+    packed = Packed.of(2, [[1, 0], [2, 1]], torch.device("cpu"))
+    assert packed.positions.tolist() == [[0, 1, 2, 0, 1, 2, 3, 2]]
+    assert packed.spread.view(packed.shape).tolist() == [
+        [0, 1, 2, 2],
+        [0, 1, 1, 1],
+        [3, 4, 5, 6],
+        [3, 4, 7, 7],
+    ]
+    assert packed.collect.tolist() == [0, 1, 2, 8, 9, 10, 11, 14]
 
 
 def test_groups_are_few_and_in_order() -> None:

@@ -196,12 +196,13 @@ def caption_log_probs(
     Args:
         llm: Any causal language model of transformers.
         prefix: e, (B, Q, E).
-        rows: The tokens of each caption, with the end token where the model wrote it.
+        rows: The tokens of each caption, with the end token where the model wrote it; M captions of each prefix, one after the
+            other. Packed captions share the reading of their prefix.
         batching: As of `caption_loss`.
         head: As of `caption_loss`.
 
     Returns:
-        (B,), float32.
+        (B M,), float32.
     """
     found: dict[int, Tensor] = {}
     for part in _read(llm, prefix, rows, batching, head):
@@ -229,7 +230,7 @@ def _read(
     batching: Batching,
     head: nn.Linear | None,
 ) -> Iterator[_Read]:
-    """Read captions behind their prefixes, in as many passes as `batching` takes.
+    """Read captions behind their prefixes, the same number for each, in as many passes as `batching` takes.
 
     Raises:
         ConfigError: Captions shall be packed, but the model's attention cannot be exchanged.
@@ -242,6 +243,7 @@ def _read(
     if batching == "packed" or (batching == "auto" and can_pack(llm)):
         yield _Read(list(range(len(rows))), *_packed(llm, prefix, rows, head))
         return
+    prefix = prefix.repeat_interleave(len(rows) // len(prefix), 0)
     for group in _groups([prefix.shape[1] + len(row) - 1 for row in rows], batching):
         yield _Read(group, *_padded(llm, prefix[group], [rows[i] for i in group], head))
 
@@ -297,19 +299,24 @@ def _groups(lengths: Sequence[int], batching: Batching) -> list[list[int]]:
 def _packed(
     llm: PreTrainedModel, prefix: Tensor, rows: Sequence[Sequence[int]], head: nn.Linear | None
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and targets (see `_Read`), all captions in one row without padding."""
+    """Outputs and targets (see `_Read`), all captions in one row without padding, each prefix once."""
     enable_packing(llm)
-    num_prefix, device = prefix.shape[1], prefix.device
+    num_prefix, device, copies = prefix.shape[1], prefix.device, len(rows) // len(prefix)
     read = [len(row) - 1 for row in rows]
     ids = _on(device, list(chain.from_iterable(row[:-1] for row in rows)))
     texts = llm.get_input_embeddings()(ids).split(read)
-    inputs = torch.cat([part for pair in zip(prefix, texts, strict=True) for part in pair])[None]
-    packing = Packed.of([num_prefix + count for count in read], device)
+    firsts = range(0, len(rows), copies)
+    parts = [[e, *texts[i : i + copies]] for e, i in zip(prefix, firsts, strict=True)]
+    inputs = torch.cat(list(chain.from_iterable(parts)))[None]
+    packing = Packed.of(num_prefix, [read[i : i + copies] for i in firsts], device)
     wanted: list[int] = []
-    start = num_prefix - 1  # the end of the prefix predicts the first token
-    for row in rows:
-        wanted += range(start, start + len(row))
-        start += num_prefix + len(row) - 1
+    start = 0
+    for index, count in enumerate(read):
+        if index % copies == 0:
+            start += num_prefix
+            end_of_prefix = start - 1
+        wanted += [end_of_prefix, *range(start, start + count)]  # which predicts the first token
+        start += count
     arguments = {
         "inputs_embeds": inputs,  # (1, N, E)
         "position_ids": packing.positions,

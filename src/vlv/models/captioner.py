@@ -280,9 +280,8 @@ class CaptionDecoder(PreTrainedModel):
         """
         each = [row for captions in rows for row in captions]
         self._check_length(c.shape[1], max(map(len, each)), "max_caption_tokens")
-        prefix = self.prefix(c).repeat_interleave(len(each) // len(rows), 0)  # (B M, Q, E)
         head = self.find_head()
-        found = caption_log_probs(self.llm, prefix, each, batching=batching, head=head)
+        found = caption_log_probs(self.llm, self.prefix(c), each, batching=batching, head=head)
         return found.view(len(rows), -1)
 
     def padding_share(

@@ -1,4 +1,4 @@
-"""Attention over several sequences in one row without padding, each attending to itself.
+"""Attention over several sequences in one row without padding, each attending to itself and to a prefix that it may share.
 
 Shapes: S sequences of up to L positions, N positions in all, H heads, d width of a head.
 """
@@ -26,7 +26,7 @@ class Packed:
     """Where the sequences of one row begin and end."""
 
     positions: Tensor
-    """Position of each token in its own sequence, (1, N)."""
+    """Position of each token in its sequence, (1, N)."""
     spread: Tensor
     """For each place of the padded sequences, which token of the row stands there, (S L,)."""
     collect: Tensor
@@ -35,25 +35,40 @@ class Packed:
     """(S, L)."""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Packed:
-        """The row of sequences of these lengths.
+    def of(cls, num_prefix: int, lengths: Sequence[Sequence[int]], device: torch.device) -> Packed:
+        """The row of prefixes, each followed by its texts, which attend to it and to themselves.
 
-        Where the padded sequences have no token, the last one of the sequence is repeated; it is never looked at.
+        A prefix stands in the row once, and in the padded sequence of each of its texts. Where a padded sequence has no
+        token, its last one is repeated; it is never looked at.
+
+        Args:
+            num_prefix: Positions of each prefix, 1 or more.
+            lengths: Those of the texts of each prefix.
+            device: Where it is needed.
         """
-        longest = max(lengths)
-        spread, collect, start = [], [], 0
-        for number, length in enumerate(lengths):
-            place = torch.arange(longest).clamp_(max=length - 1)
-            spread.append(start + place)
-            collect.append(number * longest + place[:length])
-            start += length
-        positions = torch.cat([torch.arange(length) for length in lengths])[None]
+        longest = num_prefix + max(map(max, lengths))
+        positions: list[Tensor] = []
+        spread: list[Tensor] = []
+        collect: list[Tensor] = []
+        start = 0
+        for texts in lengths:
+            prefix, start = torch.arange(start, start + num_prefix), start + num_prefix
+            positions.append(torch.arange(num_prefix))
+            collect.append(torch.arange(num_prefix) + longest * len(spread))
+            for length in texts:
+                text, start = torch.arange(start, start + length), start + length
+                places = torch.cat([prefix, text])
+                rest = places[-1:].expand(longest - len(places))
+                positions.append(torch.arange(num_prefix, num_prefix + length))
+                collect.append(positions[-1] + longest * len(spread))
+                spread.append(torch.cat([places, rest]))
 
         def move(x: Tensor) -> Tensor:
             return x.to(device, non_blocking=True)
 
-        shape = (len(lengths), longest)
-        return cls(move(positions), move(torch.cat(spread)), move(torch.cat(collect)), shape)
+        shape = (len(spread), longest)
+        row = move(torch.cat(positions))[None]
+        return cls(row, move(torch.cat(spread)), move(torch.cat(collect)), shape)
 
 
 def can_pack(llm: PreTrainedModel) -> bool:
