@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, OPTConfig, OPTForCausalLM
 
 from tests import tiny
-from vlv.models import captioner as captioners
+from vlv.models import writers
 from vlv.models.decoding import can_record, greedy_search, is_steady, tidy_caption
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ def test_the_caption_decoder_takes_it_for_plain_greedy_search_alone(
         lengths.append(max_new_tokens)
         return greedy_search(*inputs, max_new_tokens=max_new_tokens, **options)
 
-    monkeypatch.setattr(captioners, "can_record", lambda _: True)
-    monkeypatch.setattr(captioners, "greedy_search", search)
+    monkeypatch.setattr(writers, "can_record", lambda _: True)
+    monkeypatch.setattr(writers, "greedy_search", search)
     assert decoder.generate(c, max_new_tokens=12) == plain
     assert lengths == [12]
     decoder.generate(c, max_new_tokens=2, num_beams=2)

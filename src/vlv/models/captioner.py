@@ -18,8 +18,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -36,19 +34,9 @@ from vlv.models.caption_loss import (
     padding_share,
     plain_head,
 )
-from vlv.models.compilation import uncompiled
-from vlv.models.decoding import (
-    Caption,
-    Generation,
-    GenerationOptions,
-    RowSampling,
-    can_record,
-    can_share,
-    greedy_search,
-    read_once,
-    tidy_caption,
-)
+from vlv.models.decoding import Caption, Generation, GenerationOptions, tidy_caption
 from vlv.models.encoder import Projector
+from vlv.models.writers import OwnWriter, Writer, Writing
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
@@ -104,6 +92,8 @@ class CaptionDecoder(PreTrainedModel):
     tokenizer: PreTrainedTokenizerBase
     records_steps = True
     """Whether greedy search on a GPU records its step where it can, which changes nothing but its speed."""
+    writer: Writer | None = None
+    """Who writes behind the prefixes; None is the language model itself, in this process."""
 
     def __init__(self, config: CaptionDecoderConfig) -> None:
         super().__init__(config)
@@ -326,70 +316,18 @@ class CaptionDecoder(PreTrainedModel):
         Returns:
             B N captions, those of a context one after the other.
         """
-        end = self._end_id(how.end_token)
         max_new_tokens = how.max_new_tokens
         if max_new_tokens is None:
             max_new_tokens = self.longest_caption(c.shape[1])
         self._check_length(c.shape[1], max_new_tokens, "max_new_tokens")
-        sampling = {"temperature": how.temperature, "top_p": how.top_p, "top_k": 0}
-        samples_beams = how.do_sample and how.num_beams > 1
-        pad = self._tokenizer().pad_token_id
-        settings = GenerationConfig(
-            pad_token_id=self._tokenizer().eos_token_id if pad is None else pad,
-            eos_token_id=end,
-            early_stopping=how.early_stopping,
-            max_new_tokens=max_new_tokens,
-            num_beams=how.num_beams,
-            do_sample=samples_beams,
-            repetition_penalty=how.repetition_penalty,
-            **(sampling if samples_beams else {}),
-        )
-        rows = self._search(self.prefix(c), settings, how, copies)
-        captions = [self._caption(row, end) for row in rows.tolist()]
+        end, tokenizer = self._end_id(how.end_token), self._tokenizer()
+        pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        writer = self.writer or OwnWriter(self.llm, records_steps=self.records_steps)
+        rows = writer.write(self.prefix(c), Writing(how, max_new_tokens, end, int(pad)), copies)
+        captions = [self._caption(row, end) for row in rows]
         if how.tidy if how.tidy is not None else not self.config.ends_by_itself:
             captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
         return captions
-
-    def _search(
-        self, prefix: Tensor, settings: GenerationConfig, how: Generation, copies: int
-    ) -> Tensor:
-        """Generated ids, (B N, up to max_new_tokens); leaves mode and global generator alone."""
-        read, prefix = prefix, prefix.repeat_interleave(copies, 0)
-        seeds, sampling = how.seeds(len(prefix)), bool(settings.do_sample)
-        processors = LogitsProcessorList()
-        if how.do_sample and not sampling:
-            processors.append(RowSampling(seeds, how.temperature, how.top_p, prefix.device))
-        is_greedy = not how.do_sample and how.num_beams == 1 and how.repetition_penalty == 1.0
-        devices = [prefix.device] if prefix.device.type == "cuda" else []
-        mask = torch.ones(prefix.shape[:2], dtype=torch.long, device=prefix.device)
-        training = self.training
-        self.train(False)
-        try:
-            if is_greedy and self.records_steps and can_record(self.llm):
-                return greedy_search(
-                    self.llm,
-                    prefix,
-                    max_new_tokens=cast("int", settings.max_new_tokens),
-                    end=cast("int", settings.eos_token_id),
-                    pad=cast("int", settings.pad_token_id),
-                )
-            no_draws_outside = torch.random.fork_rng(devices=devices, enabled=sampling)
-            with uncompiled(self.llm), no_draws_outside:
-                if sampling:
-                    torch.manual_seed(seeds[0])
-                shared = copies > 1 and how.num_beams == 1 and can_share(self.llm)
-                known = {"past_key_values": read_once(self.llm, read, copies)} if shared else {}
-                ids = self.llm.generate(
-                    **known,
-                    inputs_embeds=prefix,
-                    attention_mask=mask,
-                    generation_config=settings,
-                    logits_processor=processors,
-                    synced_gpus=False,  # it would wait for processes that do not generate
-                )
-        finally:
-            self.train(training)
-        return cast("Tensor", ids)
 
     def longest_caption(self, num_prefix: int) -> int:
         """Tokens that fit after a prefix, 300 at most: a model is not asked for positions it was not made for."""
@@ -423,7 +361,7 @@ class CaptionDecoder(PreTrainedModel):
             raise ConfigError(f"end_token {end_token!r} is no token of the language model")
         return int(tokenizer.get_vocab()[end_token])
 
-    def _caption(self, ids: list[int], end: int) -> Caption:
+    def _caption(self, ids: Sequence[int], end: int) -> Caption:
         """Cut generated ids at the end; what follows it is padding.
 
         The tokenizer's end token is no part of the caption, another end such as "." is.
