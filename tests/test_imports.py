@@ -23,6 +23,7 @@ LAYERS = [
     ("data",),
     ("endpoint",),
     ("models",),
+    ("engine",),
     ("training",),
     ("jobs",),
     ("curation",),

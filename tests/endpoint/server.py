@@ -24,7 +24,8 @@ from typing import Any
 
 from aiohttp import web
 
-Script = Callable[[dict[str, Any], int], str]
+Body = dict[str, Any]
+Script = Callable[[Body, int], str]
 """From the body of a request, and how often it came before, to a behaviour."""
 
 WORDS = [
@@ -119,6 +120,10 @@ class Scripted:
         self.bodies: list[dict[str, Any]] = []
         self._per_second, self._window, self._in_window = per_second, 0.0, 0
 
+    def key_of(self, body: Body) -> str:
+        """What a request is about."""
+        return key_of(body)
+
     def app(self) -> web.Application:
         app = web.Application(client_max_size=64 * 2**20)
         app.router.add_post("/v1/chat/completions", self.chat)
@@ -140,7 +145,7 @@ class Scripted:
         if self._too_fast():
             self.behaviours["limited"] += 1
             return self._status(429, {"Retry-After": "1"})
-        key = key_of(body)
+        key = self.key_of(body)
         behaviour = self.script(body, self.seen[key])
         self.seen[key] += 1
         self.behaviours[behaviour] += 1
@@ -240,7 +245,7 @@ class Scripted:
         await response.prepare(request)
         await response.write_eof()
         if request.transport is not None and not request.transport.is_closing():
-            self.delivered[key_of(body)] += 1
+            self.delivered[self.key_of(body)] += 1
         return response
 
     def counts(self) -> dict[str, Any]:

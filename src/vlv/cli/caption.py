@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vlv.cli import common
+from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
 
 if TYPE_CHECKING:
@@ -138,6 +139,7 @@ class CaptionOptions:
     text: DecodingOptions
     check: VerifyOptions
     model: common.ModelOptions
+    engine: EngineOptions
     batch_size: Annotated[
         str,
         typer.Option(
@@ -165,6 +167,7 @@ class CaptionOptions:
             llm_bits=self.text.llm_bits,
             verify=self.check.verify,
             enough=self.check.enough,
+            engine=self.engine.engine,
             wording=self.wording.wording(self.max_words),
         )
 
@@ -182,14 +185,15 @@ def caption(given: CaptionOptions) -> int:
     size, output = BatchSize.parse(given.batch_size), given.to.checked()
     placement = given.model.placement(llm_bits=given.text.llm_bits)
     settings = given.settings(common.dtype_name(placement))
+    given.engine.settings()  # complain now
     job = CaptionJob(given.source.find(), settings, output)
     if given.to.dry_run:
         return _list(job)
     printer = _Printer(job, as_json=given.to.output == "-", silent=not given.to.prints)
     needed: list[Task] = ["caption"] if settings.verify is None else ["caption", "generate"]
-    with printer.progress:
+    with printer.progress, given.engine.running() as attach:
         tally = job.run(
-            lambda: given.model.load(needed, placement),
+            lambda: attach(given.model.load(needed, placement)),
             batch_size=size,
             report=printer.report,
         )

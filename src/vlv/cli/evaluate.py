@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlv.cli import ablation, common, experiments
+from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
 from vlv.cli.toyworld import SplitName
 
@@ -113,6 +114,7 @@ class ToyworldOptions:
     steps: common.Steps = 20
     guidance: common.Guidance = 2.0
     batch_size: common.BatchSize = 64
+    engine: EngineOptions
     output: FigureOptions
 
     def plan(self) -> Plan:
@@ -137,14 +139,15 @@ def toyworld(given: ToyworldOptions) -> int:
     from vlv.evaluation.experiments.toyworld_scores import SUMMARY
     from vlv.evaluation.results import format_results, format_summary
 
-    plan, models, file = given.plan(), given.models.load(), given.output.json_file
+    plan, engine = given.plan(), given.engine.settings()
+    models, file = given.models.load(), given.output.json_file
     kept = None if file is None else file.with_name(file.name + ".parts")
     resumable = kept is not None
     with (
         tempfile.TemporaryDirectory() as folder,
         experiments.progress("measuring", resumable=resumable) as report,
     ):
-        results, run = evaluate_toyworld(models, plan, kept or Path(folder), report)
+        results, run = evaluate_toyworld(models, plan, kept or Path(folder), report, engine)
         given.output.write(results, run)
     typer.echo(format_results(results) if given.output.full else format_summary(results, SUMMARY))
     if kept is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vlv.cli import common
+from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
 from vlv.cli.toyworld import SplitName
 
@@ -118,6 +119,7 @@ class PredictOptions:
     run_dir: common.RunDir
     samples: SampleOptions
     work: WorkOptions
+    engine: EngineOptions
 
     def predict(
         self,
@@ -129,8 +131,10 @@ class PredictOptions:
         """Begin the run, or go on with it."""
         from vlv.evaluation.experiments.run import Run
 
+        engine = self.engine.settings()
         run = Run.start(self.run_dir, experiment.NAME, self.samples.data(references), settings)
         with self.work.backends(run.folder, asking) as backends, progress("predicting") as report:
+            backends.engine = engine
             tally = experiment.predict(run, backends, report)
         return close(tally, run, "judge")
 

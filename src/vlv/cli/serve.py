@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlv.cli import common
+from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
 from vlv.errors import ConfigError
 
@@ -56,6 +57,7 @@ class ServeOptions:
     address: AddressOptions
     work: WorkOptions
     model: common.ModelOptions
+    engine: EngineOptions
 
     def settings(self) -> ServeSettings:
         """How the server works."""
@@ -90,11 +92,14 @@ def serve(given: ServeOptions) -> int:
     settings, keys = given.settings(), Keys.from_environment(os.environ)
     check_access(given.address.host, keys, no_auth=given.address.no_auth)
     placement = given.model.placement()
+    given.engine.settings()  # complain now
     listener = listen(given.address.host, given.address.port)
     pipe = common.load_pipeline(
         given.model.model, None, revision=given.model.revision, placement=placement
     )
     host, port = listener.getsockname()[:2]
-    common.say(f"serving {settings.model} on http://{host}:{port}/v1")
-    run(pipe, settings, keys, listener)
+    with given.engine.running() as attach:
+        attach(pipe)
+        common.say(f"serving {settings.model} on http://{host}:{port}/v1")
+        run(pipe, settings, keys, listener)
     return 0

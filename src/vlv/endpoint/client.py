@@ -6,11 +6,12 @@ import asyncio
 import hashlib
 import time
 from dataclasses import replace
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Self
 
 from vlv.endpoint.budget import Budget, Ledger, Prices, Spent
-from vlv.endpoint.messages import Answer, ChatRequest
+from vlv.endpoint.messages import Answer, ChatRequest, parse_answer
 from vlv.endpoint.pace import Pace, Pause, backoff
 from vlv.endpoint.transport import PassingError, Transport
 from vlv.errors import EndpointError, RequestError
@@ -138,7 +139,13 @@ class Client:
             ticket = await self.ledger.enter(guess, longest)
             answer = None
             try:
-                answer = self._priced(await self._transport.post(payload, guess))
+                answer = self._priced(
+                    await self._transport.post(
+                        self.endpoint.url,
+                        payload,
+                        partial(parse_answer, guessed_prompt_tokens=guess),
+                    )
+                )
             finally:
                 self.ledger.leave(ticket, answer)
                 used = 0 if answer is None else answer.prompt_tokens + answer.completion_tokens

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vlv.endpoint.messages import Answer, parse_answer
 from vlv.endpoint.pace import retry_after
 from vlv.errors import ConfigError, EndpointError, RequestError
 
 if TYPE_CHECKING:
     from vlv.endpoint.settings import Endpoint
+
+T = TypeVar("T")
 
 MAX_BODY = 16 * 2**20
 """Bytes of a response that are read at most."""
@@ -63,15 +65,18 @@ def import_aiohttp() -> Any:
 class Transport:
     """A pool of connections to one endpoint. No redirect is followed and no proxy of the environment used.
 
+    Args:
+        endpoint: Where, and how long it is waited for.
+        key: Of the endpoint; None reads it from the environment.
+
     Raises:
         ConfigError: aiohttp or the key is missing.
     """
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, key: str | None = None) -> None:
         self._aiohttp = import_aiohttp()
-        self._url = endpoint.url
         self._endpoint = endpoint
-        self._key = endpoint.read_key()
+        self._key = endpoint.read_key() if key is None else key
         self._session: Any = None
 
     async def open(self) -> None:
@@ -92,27 +97,41 @@ class Transport:
         if self._session is not None:
             await self._session.close()
 
-    async def post(self, payload: bytes, guessed_prompt_tokens: int) -> Answer:
+    async def post(self, url: str, payload: bytes, read: Callable[[bytes], T]) -> T:
         """Send one request.
+
+        Args:
+            url: Below the endpoint's address.
+            payload: A JSON body.
+            read: Reads the body of the answer; a ValueError says that it is none.
 
         Raises:
             PassingError: Another try may help.
             RequestError: The server refuses this request.
             EndpointError: The server refuses all that we might send.
         """
+        return await self._ask("POST", url, payload, read)
+
+    async def get(self, url: str, read: Callable[[bytes], T]) -> T:
+        """Read what is at an address; see `post`."""
+        return await self._ask("GET", url, None, read)
+
+    async def _ask(
+        self, method: str, url: str, payload: bytes | None, read: Callable[[bytes], T]
+    ) -> T:
         http = self._aiohttp
         try:
-            async with self._session.post(
-                self._url, data=payload, allow_redirects=False
+            async with self._session.request(
+                method, url, data=payload, allow_redirects=False
             ) as response:
                 raw = await self._read(response)
                 status, headers = response.status, response.headers
         except http.ClientConnectorError as error:
-            reason = f"no connection to {self._url} ({_cause(error)})"
+            reason = f"no connection to {url} ({_cause(error)})"
             raise PassingError(reason, unreachable=True) from error
         except http.ServerTimeoutError as error:
             if isinstance(error, http.ConnectionTimeoutError):
-                reason = f"no connection to {self._url} in {self._endpoint.connect_timeout:g} s"
+                reason = f"no connection to {url} in {self._endpoint.connect_timeout:g} s"
                 raise PassingError(reason, unreachable=True) from error
             raise PassingError("the connection fell silent") from error
         except TimeoutError as error:
@@ -120,9 +139,9 @@ class Transport:
         except (http.ClientError, OSError, ValueError) as error:
             raise PassingError(f"the connection broke ({_cause(error)})") from error
         if status != 200:
-            raise self._refusal(status, headers, raw)
+            raise self._refusal(url, status, headers, raw)
         try:
-            return parse_answer(raw, guessed_prompt_tokens)
+            return read(raw)
         except ValueError as error:
             raise PassingError(self._without_key(str(error))) from error
 
@@ -137,18 +156,18 @@ class Transport:
         body = b"".join(pieces)
         return body.replace(self._key.encode(), b"***") if self._key else body
 
-    def _refusal(self, status: int, headers: Any, raw: bytes) -> Exception:
+    def _refusal(self, url: str, status: int, headers: Any, raw: bytes) -> Exception:
         message, code = _error_of(raw)
         said = f": {self._without_key(message)}" if message else ""
         if status in _KEY_TROUBLE:
-            return EndpointError(f"{self._url} {_KEY_TROUBLE[status]} (HTTP {status}){said}")
+            return EndpointError(f"{url} {_KEY_TROUBLE[status]} (HTTP {status}){said}")
         if 300 <= status < 400:
             target = self._without_key(str(headers.get("Location", "nowhere")))
             return EndpointError(
-                f"{self._url} redirects to {target}, which is not followed; name that address if you trust it"
+                f"{url} redirects to {target}, which is not followed; name that address if you trust it"
             )
         if status == 429 and code in _OUT_OF_QUOTA:
-            return EndpointError(f"{self._url} says that the account is used up{said}")
+            return EndpointError(f"{url} says that the account is used up{said}")
         reason = f"HTTP {status}{said}"
         if status in _PASSING or status >= 500:
             wait = retry_after(headers.get("Retry-After"))

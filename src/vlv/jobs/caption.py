@@ -77,6 +77,7 @@ class CaptionSettings:
         llm_bits: Bits of the language model's weights; None is those of `dtype`.
         verify: Candidates of each image among which the frozen decoder chooses; None writes one caption.
         enough: Share of what z explains at which an image needs no further candidate; None always writes all.
+        engine: Who writes, where it is not this process. Only samples depend on it: a greedy caption is the same.
         wording: What is done to the text.
     """
 
@@ -93,6 +94,7 @@ class CaptionSettings:
     llm_bits: int | None = None
     verify: int | None = None
     enough: float | None = None
+    engine: str | None = None
     wording: Wording = field(default_factory=Wording)
 
     def __post_init__(self) -> None:
@@ -100,6 +102,10 @@ class CaptionSettings:
             raise ConfigError("enough has no effect without verify; name the number of candidates")
         if self.early_stopping and self.num_beams == 1:
             raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
+        if self.engine is not None and (self.num_beams > 1 or self.llm_bits is not None):
+            raise ConfigError(
+                f"--engine {self.engine} writes greedily or samples, with plain weights; leave --num-beams and --llm-bits out"
+            )
         for name in ("max_new_tokens", "num_beams"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be 1 or more")
@@ -119,6 +125,11 @@ class CaptionSettings:
     def columns(self) -> dict[str, type]:
         """Of the table."""
         return COLUMNS if self.verify is None else COLUMNS | CHECK_COLUMNS
+
+    def lasting(self) -> Json:
+        """What the rows of a table depend on: one that is greedy may go on with another writer."""
+        has_chance = self.samples or self.verify is not None
+        return asdict(self) | {"engine": self.engine if has_chance else None}
 
     def verification(self) -> Verification | None:
         """How captions are verified, if they are.
@@ -218,7 +229,7 @@ class CaptionJob:
         self._table = (
             None
             if table is None
-            else GrowingTable(table, settings.columns, asdict(settings), output.on_existing)
+            else GrowingTable(table, settings.columns, settings.lasting(), output.on_existing)
         )
         collisions = {} if self._sidecars is None else self._sidecars.collisions
         self.changed = 0

@@ -105,6 +105,11 @@ class CaptionDecoder(PreTrainedModel):
         self._has_plain_head: bool | None = None
         self.post_init()  # type: ignore[no-untyped-call]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the projector is; of a language model that an engine has taken over, no weights are left here."""
+        return next(self.mlp.parameters()).device
+
     # --- loading and saving ----------------------------------------------------------------------
 
     @classmethod
@@ -331,10 +336,12 @@ class CaptionDecoder(PreTrainedModel):
 
     def longest_caption(self, num_prefix: int) -> int:
         """Tokens that fit after a prefix, 300 at most: a model is not asked for positions it was not made for."""
-        limit = self._num_positions()
+        limit = self.num_positions
         return LONGEST_CAPTION if limit is None else min(LONGEST_CAPTION, limit - num_prefix + 1)
 
-    def _num_positions(self) -> int | None:
+    @property
+    def num_positions(self) -> int | None:
+        """Positions that the language model was made for, as far as its configuration tells."""
         config = self.config.llm_config.get_text_config()  # type: ignore[union-attr]
         return getattr(config, "max_position_embeddings", None)
 
@@ -344,7 +351,7 @@ class CaptionDecoder(PreTrainedModel):
         Rotary positions have no such end; the last caption token is never read.
         """
         config = self.config.llm_config.get_text_config()  # type: ignore[union-attr]
-        limit = self._num_positions()
+        limit = self.num_positions
         needed = num_prefix + num_tokens - 1
         if limit and needed > limit and getattr(config, "rope_parameters", None) is None:
             raise ConfigError(
@@ -369,5 +376,5 @@ class CaptionDecoder(PreTrainedModel):
         tokenizer = self._tokenizer()
         finished = end in ids
         length = ids.index(end) + (end != tokenizer.eos_token_id) if finished else len(ids)
-        text = str(tokenizer.decode(ids[:length], skip_special_tokens=True)).strip()
+        text = str(tokenizer.decode([*ids[:length]], skip_special_tokens=True)).strip()
         return Caption(text, length, finished, tuple(ids[:length]))

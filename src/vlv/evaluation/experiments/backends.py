@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vlv.endpoint import Budget, Client, Endpoint, KeyedStore, Prices, split_spec
+from vlv.engine import EngineSettings, engine_writes
 from vlv.errors import ModelFolderError
 from vlv.evaluation.experiments.generators import (
     DiffusersGenerator,
@@ -26,6 +28,7 @@ from vlv.evaluation.experiments.sources import (
     model_captions,
     true_captions,
 )
+from vlv.models.arguments import present
 from vlv.models.folder import find_folder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.placement import DTYPES
@@ -58,6 +61,7 @@ class Backends:
         prices: Of its model.
         store: Folder that keeps the answers of endpoints, so that none is paid for twice; None keeps none.
         max_new_tokens: Longest caption of a model; None leaves it to the model.
+        engine: What writes the captions of models; None lets them write themselves.
         pipes: Models by name and dtype that are loaded already; others are loaded when they are needed.
         inspectors: Inspectors by name, likewise.
     """
@@ -69,9 +73,11 @@ class Backends:
     prices: Prices | None = None
     store: Path | None = None
     max_new_tokens: int | None = None
+    engine: EngineSettings | None = None
     pipes: dict[tuple[str, torch.dtype], VLVPipeline] = field(default_factory=dict, repr=False)
     inspectors: dict[str, Inspector] = field(default_factory=dict, repr=False)
     _stores: dict[str, KeyedStore] = field(default_factory=dict, repr=False)
+    _engines: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def pipeline(self, name: str, dtype: torch.dtype = torch.float32) -> VLVPipeline:
         """A VLV model, with weights of a dtype."""
@@ -109,6 +115,9 @@ class Backends:
                 return file_captions(Path(source.value), everything)
             case "model":
                 pipe = self.pipeline(source.value)
+                decoder = present(pipe.caption_decoder, "caption_decoder")
+                if self.engine is not None and decoder.writer is None:
+                    self._engines.enter_context(engine_writes(decoder, self.engine))
                 return model_captions(pipe, self.batch_size, self.max_new_tokens)
             case "endpoint":
                 return endpoint_captions(self.client(source.value))
@@ -140,7 +149,8 @@ class Backends:
         return torch.get_num_threads() if self.device.type == "cpu" else 1
 
     def close(self) -> None:
-        """Close the files of answers."""
+        """Close the files of answers, and end the engines."""
+        self._engines.close()
         for store in self._stores.values():
             store.close()
         self._stores.clear()

@@ -12,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from vlv.engine import EngineSettings
 from vlv.errors import ConfigError
 from vlv.evaluation.experiments.backends import Backends
 from vlv.evaluation.experiments.instruments import inspector_instrument
@@ -116,7 +118,11 @@ class Plan:
 
 
 def evaluate_toyworld(
-    models: Models, plan: Plan, folder: Path, report: Report = silent
+    models: Models,
+    plan: Plan,
+    folder: Path,
+    report: Report = silent,
+    engine: EngineSettings | None = None,
 ) -> tuple[Results, Run]:
     """Measure a model: predict, judge and score.
 
@@ -125,6 +131,7 @@ def evaluate_toyworld(
         plan: How.
         folder: Keeps what is finished, so that the same call goes on after an interruption.
         report: Receives finished rows.
+        engine: What writes the captions; None is the models themselves.
 
     Returns:
         The figures, and the run that holds the captions and images.
@@ -138,9 +145,11 @@ def evaluate_toyworld(
         pipes={(role, torch.float32): pipe for role, pipe in models.by_role.items()},
         inspectors={JUDGE.value: models.inspector},
         max_new_tokens=MAX_CAPTION_TOKENS,
+        engine=engine,
     )
-    predict(run, backends, report)
-    judge(run, JUDGE, backends, report)
+    with closing(backends):
+        predict(run, backends, report)
+        judge(run, JUDGE, backends, report)
     sections = score_sections(run, plan.seed)
     missing = settings["missing"]
     found = [

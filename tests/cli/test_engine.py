@@ -1,0 +1,99 @@
+"""`--engine vllm`: the same captions, and options that make no sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli.conftest import Vlv
+from tests.engine.server import EngineServer
+from vlv.engine import saved_language_model
+
+if TYPE_CHECKING:
+    from vlv.models.pipeline import VLVPipeline
+
+SHORT = ("--max-new-tokens", 5)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def engine(tiny_pipeline: VLVPipeline) -> Iterator[EngineServer]:
+    assert tiny_pipeline.caption_decoder is not None
+    name = saved_language_model(tiny_pipeline.caption_decoder).name
+    with EngineServer(tiny_pipeline.caption_decoder, name) as server:
+        yield server
+
+
+def test_the_table_is_that_of_our_own_loop(
+    vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, engine: EngineServer
+) -> None:
+    command = ("caption", photos, "--model", tiny_folder, *SHORT, "--output")
+    by_engine = ("--engine", "vllm", "--engine-url", engine.url)
+    own, found = tmp_path / "own.jsonl", tmp_path / "found.jsonl"
+    assert vlv(*command, own).code == 0
+    assert vlv(*command, found, "--limit", 2).code == 0
+    assert engine.requests == 0
+    assert vlv(*command, found, *by_engine).code == 0  # goes on with the table
+    assert engine.requests == 3
+    assert found.read_bytes() == own.read_bytes()
+
+
+def test_samples_of_two_writers_are_not_mixed(
+    vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, engine: EngineServer
+) -> None:
+    command = ("caption", photos, "--model", tiny_folder, *SHORT, "--temperature", 1.0)
+    by_engine = ("--engine", "vllm", "--engine-url", engine.url, "--output")
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    assert vlv(*command, *by_engine, one, "--batch-size", 2).code == 0
+    assert vlv(*command, *by_engine, two).code == 0
+    assert one.read_bytes() == two.read_bytes()
+    refused = vlv(*command, "--output", one)
+    assert refused.code == 1
+    assert "engine was vllm, now None" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (
+            ["--engine-url", "http://127.0.0.1:9/v1"],
+            "--engine-url has no effect without --engine vllm",
+        ),
+        (
+            ["--engine", "vllm"],
+            "--engine-python PATH or found at --engine-url URL; name one of both",
+        ),
+        (
+            ["--engine", "vllm", "--engine-python", "python", "--num-beams", "4"],
+            "leave --num-beams and",
+        ),
+        (["--engine", "vllm", "--engine-python", "python", "--llm-bits", "8"], "--llm-bits out"),
+        (
+            ["--engine", "vllm", "--engine-python", "a", "--engine-key-env", "B"],
+            "without --engine-url",
+        ),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_at_once(
+    vlv: Vlv, photos: Path, options: list[str], said: str
+) -> None:
+    result = vlv("caption", photos, "--model", "no-such-model", *options)
+    assert result.code == 1
+    assert said in result.err
+
+
+def test_an_experiment_is_captioned_by_the_engine(
+    vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, engine: EngineServer
+) -> None:
+    by_engine = ("--engine", "vllm", "--engine-url", engine.url)
+    sources = ("--from", f"ours=model:{tiny_folder}", "--from", f"again=model:{tiny_folder}")
+    command = ("eval", "predict", "arena", "--images", photos, *sources)
+    assert vlv(*command, "--run-dir", tmp_path / "run", *by_engine).code == 0
+    assert engine.requests == 10
