@@ -17,7 +17,9 @@ from PIL import Image
 
 from tests.cli.conftest import Vlv, vlv
 from tests.serve.conftest import MODEL, Asked, Make, assert_refused, chat, image, png, url
+from vlv.models.calibration import Calibration, Logistic
 from vlv.models.pipeline import VLVPipeline
+from vlv.toyworld.claims import find_claims
 
 __all__ = ["vlv"]  # a fixture
 CHAT = "/v1/chat/completions"
@@ -157,6 +159,24 @@ def test_verification_is_that_of_the_pipeline(asked: Asked, tiny_pipeline: VLVPi
     assert [row["score"] for row in answer["data"]] == pytest.approx(wanted.recovered, abs=1e-4)
     assert answer["best"] == wanted.best
     assert answer["margin"] == pytest.approx(wanted.margin, abs=1e-4)
+
+
+def test_doubts_are_those_of_the_pipeline(
+    asked: Asked, tiny_pipeline: VLVPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = {"image": url(0), "captions": ["A red cube. It is big.", "A cone."], "doubts": True}
+    assert_refused(asked.one("/v1/verify", body), 501, "unsupported")
+    line, both = Logistic((1.0,), 0.0), Logistic((1.0, 0.0), 0.0)
+    calibration = Calibration(0.01, 0.4, line, both, both, claims="toyworld")
+    monkeypatch.setattr(tiny_pipeline, "calibration", calibration)
+    rows = asked.one("/v1/verify", body).json()["data"]
+    for row, caption in zip(rows, body["captions"], strict=True):
+        wanted = tiny_pipeline.verify(image(0), caption, read_claims=find_claims)
+        assert row["caption"] == caption
+        assert row["score"] == pytest.approx(wanted.score, abs=1e-4)
+        assert [x["text"] for x in row["sentences"]] == [x.text for x in wanted.sentences]
+        assert row["doubt"] == pytest.approx(wanted.doubt, abs=1e-3)
+        assert row["fixed"] == wanted.fixed
 
 
 def test_a_bad_item_spoils_no_other(make: Make, tiny_pipeline: VLVPipeline) -> None:

@@ -24,7 +24,7 @@ from tests.serve.conftest import (
     url,
 )
 from vlv.errors import ConfigError
-from vlv.serve.settings import Keys, Limits, ServeSettings, check_access
+from vlv.serve.settings import Keys, Limits, Rates, ServeSettings, check_access
 
 CHAT = "/v1/chat/completions"
 OPEN = {"/health", "/ready"}
@@ -315,6 +315,36 @@ def test_every_route_but_health_needs_the_key(make: Make) -> None:
     assert asked.one("/v1/models", Authorization="Bearer another-key-of-someone").is_success
 
 
+def test_each_key_has_a_rate_of_its_own(make: Make) -> None:
+    asked = make(KEY, "another-key-of-someone", rate=2)
+    statuses = [
+        asked.one("/v1/models", Authorization=f"{scheme} {KEY}").status_code
+        for scheme in ("Bearer", "bearer", "BEARER ")
+    ]
+    assert statuses == [200, 200, 429]
+    answer = asked.one(CHAT, chat(), Authorization=f"Bearer {KEY}")
+    assert_refused(answer, 429, "rate_limit_exceeded")
+    assert 20 <= int(answer.headers["retry-after"]) <= 30
+    assert asked.one("/v1/models", Authorization="Bearer another-key-of-someone").is_success
+    assert asked.one("/health").status_code == 200
+    assert_refused(asked.one("/v1/models", Authorization="Bearer x"), 401, "invalid_api_key")
+
+
+def test_a_rate_fills_up_again_and_no_further() -> None:
+    now = 0.0
+    rates = Rates(6, lambda: now)
+    assert [rates.wait(b"a") for _ in range(7)] == [0] * 6 + [10]
+    now = 10.0
+    assert [rates.wait(b"a") for _ in range(2)] == [0, 10]
+    assert rates.wait(b"b") == 0
+    now = 1e6
+    assert [rates.wait(b"a") for _ in range(7)] == [0] * 6 + [10]
+    assert [Rates(None).wait(b"a") for _ in range(100)] == [0] * 100
+    for bad in (0, -1, float("nan")):
+        with pytest.raises(ConfigError, match="rate is"):
+            ServeSettings(MODEL, rate=bad)
+
+
 @pytest.mark.parametrize(
     "headers",
     [
@@ -358,9 +388,9 @@ def test_a_log_line_tells_of_a_request_and_nothing_of_its_content(
 
 def test_keys_are_read_and_checked() -> None:
     keys = Keys.from_environment({"VLV_API_KEYS": f" {KEY} , {'b' * 16},"})
-    assert keys.accept(b"bearer " + KEY.encode())
-    assert keys.accept(b"Bearer " + b"b" * 16)
-    assert not keys.accept(b"Bearer ")
+    assert keys.find(b"bearer " + KEY.encode()) == keys.find(b"Bearer  " + KEY.encode()) is not None
+    assert keys.find(b"Bearer " + b"b" * 16) not in (None, keys.find(b"bearer " + KEY.encode()))
+    assert keys.find(b"Bearer ") is None
     assert not Keys.from_environment({})
     for bad in ("short", "with a space in the middle", "schl\u00fcssel-schl\u00fcssel"):
         with pytest.raises(ConfigError, match="openssl") as caught:

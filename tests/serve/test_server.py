@@ -87,6 +87,25 @@ def test_the_official_client(running: Running, tiny_pipeline: VLVPipeline) -> No
         client.chat.completions.create(**chat(model="other"))
 
 
+def test_the_client_of_lmms_eval(running: Running, tiny_pipeline: VLVPipeline) -> None:
+    """What its model openai_compatible sends for a task that asks a question about an image."""
+    client = openai.OpenAI(base_url=f"{running.url}/v1", api_key=KEY, max_retries=0)
+    content = [
+        {"type": "image_url", "image_url": {"url": url()}},
+        {"type": "text", "text": "Describe this image in detail."},
+    ]
+    payload: dict[str, Any] = {
+        "messages": [{"role": "user", "content": content}],
+        "model": MODEL,
+        "max_tokens": 16,
+        "temperature": 0,
+    }
+    answer = client.chat.completions.create(**payload)
+    assert answer.choices[0].message.content == tiny_pipeline.caption(image(), max_new_tokens=16)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 16
+
+
 def test_a_large_body_gets_its_answer(running: Running) -> None:
     key = {"Authorization": f"Bearer {KEY}"}
     for content in (bytes(3_000_000), iter([bytes(100_000)] * 30)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,16 @@ class WorkOptions:
         int, typer.Option(min=1, help="Longest caption that may be asked for.")
     ] = 1024
     max_body: Annotated[int, typer.Option(min=1, help="Megabytes of a request.")] = 40
+    rate: Annotated[
+        float | None, typer.Option(help="Requests a minute that each key may make.")
+    ] = None
+    fetch_from: Annotated[
+        list[str],
+        typer.Option(
+            metavar="HOST",
+            help="Fetch images from this host of the internet, such as *.example.org or * (repeatable); otherwise from none.",
+        ),
+    ] = field(default_factory=list)
     seed: common.Seed = 0
 
 
@@ -70,6 +81,8 @@ class ServeOptions:
             queue_size=given.queue_size,
             timeout=given.timeout,
             seed=given.seed,
+            rate=given.rate,
+            fetch_from=tuple(given.fetch_from),
             limits=Limits(tokens=given.max_tokens, body_bytes=given.max_body * 1_000_000),
         )
 

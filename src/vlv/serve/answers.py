@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from vlv.jobs.verify import verdict_columns
+
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
     from vlv.models.decoding import Caption
+    from vlv.models.doubts import Verdict
     from vlv.models.scoring import Scores
 
 Answer = dict[str, Any]
@@ -101,6 +104,21 @@ def scores(model: str, found: Scores) -> Answer:
     ]
     about = {"best": found.best, "margin": found.margin}
     return {"object": "list", "model": model, "data": data, **about}
+
+
+def verdicts(model: str, found: Sequence[Verdict]) -> Answer:
+    """Doubts about captions, with the columns of `vlv verify --fix`."""
+    data = [
+        {
+            "object": "verdict",
+            "index": index,
+            "caption": verdict.caption,
+            **verdict_columns(verdict),
+            "fixed": verdict.fixed,
+        }
+        for index, verdict in enumerate(found)
+    ]
+    return {"object": "list", "model": model, "data": data}
 
 
 def models(name: str, created: int) -> Answer:

@@ -76,6 +76,16 @@ def overloaded(seconds: int) -> ApiError:
     )
 
 
+def too_often(seconds: int) -> ApiError:
+    """The refusal of a request that its key may not make yet."""
+    return ApiError(
+        429,
+        f"this key has made all the requests that it may make; try again in {seconds} s",
+        code="rate_limit_exceeded",
+        headers={"Retry-After": str(seconds)},
+    )
+
+
 def draining() -> ApiError:
     """The refusal of a server that is about to end."""
     return ApiError(

@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vlv.serve.errors import ApiError, ClientLeftError, draining, internal, overloaded
+from vlv.serve.errors import ApiError, ClientLeftError, draining, internal, overloaded, too_often
 from vlv.serve.logs import requests
+from vlv.serve.settings import Rates
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
@@ -72,7 +73,7 @@ class Guard:
     ) -> None:
         self._app, self._paths, self._service, self._keys = app, paths, service, keys
         self._limits, self._local_only = service.settings.limits, local_only
-        self._held = 0
+        self._rates, self._held = Rates(service.settings.rate), 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -117,7 +118,8 @@ class Guard:
         """Refuse what needs no look at the body."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if scope["path"] not in OPEN_PATHS:
-            if self._keys and not self._keys.accept(headers.get(b"authorization", b"")):
+            key = self._keys.find(headers.get(b"authorization", b"")) if self._keys else b""
+            if key is None:
                 raise ApiError(
                     401,
                     "the key is missing or wrong; send it as Authorization: Bearer KEY",
@@ -128,6 +130,8 @@ class Guard:
                 _check_browser(headers)
             if self._service.draining:
                 raise draining()
+            if seconds := self._rates.wait(key):
+                raise too_often(seconds)
         if int(headers.get(b"content-length", b"0")[:18]) > self._limits.body_bytes:
             raise self._too_large()
 

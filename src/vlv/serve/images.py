@@ -1,4 +1,4 @@
-"""Images out of requests: data URLs only, with the limits that every other input has."""
+"""Images out of requests, with the limits that every other input has."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LONGEST_HEADER = 200
 
 
 def open_image(
-    url: str, name: str, *, limits: ImageLimits, size: int, framing: Framing
+    source: str | bytes, name: str, *, limits: ImageLimits, size: int, framing: Framing
 ) -> Image.Image:
-    """The image of a data URL as a square of the model's size.
+    """An image as a square of the model's size.
 
     Args:
-        url: ``data:image/png;base64,...``; the type is not believed, the bytes are looked at.
+        source: ``data:image/png;base64,...``, whose type is not believed, as the bytes are looked at; or those bytes.
         name: The field of the request.
         limits: What is refused.
         size: Side of the square.
@@ -34,24 +34,22 @@ def open_image(
     Raises:
         ApiError: It is no such URL, or no image that is read.
     """
-    data = _decode(url, name, limits.max_bytes)
+    data = _decode(source, name, limits.max_bytes) if isinstance(source, str) else source
     try:
         return frame(load_image(data, limits=limits, name="the image"), size, framing)
     except ImageError as error:
         raise ApiError(400, str(error), param=name, code="invalid_image") from error
 
 
+def is_address(url: str) -> bool:
+    """Whether an image would have to be fetched."""
+    return url[:8].partition(":")[0].lower() in ("http", "https")
+
+
 def _decode(url: str, name: str, max_bytes: int) -> bytes:
-    scheme = url[:8].partition(":")[0].lower()
-    if scheme in ("http", "https"):
-        raise ApiError(
-            400,
-            "this server fetches no addresses; send the image itself as a data: URL",
-            param=name,
-            code="fetching_is_off",
-        )
     header, comma, _ = url[:_LONGEST_HEADER].partition(",")
-    if scheme != "data" or not comma or not header.lower().endswith(";base64"):
+    kind = header.lower()
+    if not kind.startswith("data:") or not comma or not kind.endswith(";base64"):
         raise ApiError(
             400,
             "an image is a data URL such as data:image/png;base64,iVBOR...",

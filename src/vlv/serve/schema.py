@@ -20,7 +20,9 @@ def _clean(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_clean)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
-ImageURL = Annotated[str, Field(description="A data: URL; nothing is fetched.")]
+ImageURL = Annotated[
+    str, Field(description="A data: URL, or an address that this server may fetch from.")
+]
 
 _IGNORED = frozenset(
     {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
@@ -158,3 +160,5 @@ class VerifyBody(_Body):
 
     image: ImageURL
     captions: list[Text] = Field(min_length=1)
+    doubts: bool = False
+    """Which sentences and claims are doubtful, too; it takes many passes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from vlv.models.draws import mixed_seed
 from vlv.serve import answers
 from vlv.serve.batching import Batcher
 from vlv.serve.errors import ApiError, ClientLeftError, as_api_error
-from vlv.serve.images import open_image
+from vlv.serve.fetching import Fetcher
+from vlv.serve.images import is_address, open_image
 from vlv.serve.metrics import Metrics
 from vlv.serve.schema import (
     ChatBody,
@@ -26,7 +28,7 @@ from vlv.serve.schema import (
     ReconstructBody,
     VerifyBody,
 )
-from vlv.serve.work import Describe, Embed, Generate, Mix, Reconstruct, Sampling, Verify
+from vlv.serve.work import Describe, Doubt, Embed, Generate, Mix, Reconstruct, Sampling, Verify
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,6 +67,7 @@ class Service:
         self.metrics.watch_queue(lambda: self.batcher.num_waiting)
         self._size, self._framing = pipe.image_size, pipe.framing
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="vlv-images")
+        self._fetcher = Fetcher(settings.fetch_from, settings.limits.image.max_bytes)
         self._created = int(time.time())
 
     def close(self) -> None:
@@ -184,6 +187,10 @@ class Service:
         for text in body.captions:
             self._check_text("captions", text)
         (image,) = await self._open([body.image], ["image"], deadline)
+        if body.doubts:
+            items = [(image, text) for text in body.captions]
+            verdicts = await self._compute(request, Doubt(), items, deadline)
+            return JSONResponse(answers.verdicts(self.settings.model, verdicts))
         item = (image, tuple(body.captions))
         (found,) = await self._compute(request, Verify(), [item], deadline)
         return JSONResponse(answers.scores(self.settings.model, found))
@@ -236,16 +243,17 @@ class Service:
     async def _open(
         self, urls: Sequence[str], names: Sequence[str], deadline: float
     ) -> list[Image.Image]:
-        """The images of data URLs, opened by threads."""
+        """The images of data URLs and of addresses, opened by threads."""
+        limits = self.settings.limits.image
+        read = functools.partial(open_image, limits=limits, size=self._size, framing=self._framing)
 
-        def one(url: str, name: str) -> Image.Image:
-            limits = self.settings.limits.image
-            return open_image(url, name, limits=limits, size=self._size, framing=self._framing)
+        async def one(url: str, name: str) -> Image.Image:
+            source = await self._fetcher.fetch(url, name) if is_address(url) else url
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._readers, read, source, name)
 
-        loop = asyncio.get_running_loop()
         opening = [
-            loop.run_in_executor(self._readers, one, url, name)
-            for url, name in zip(urls, names, strict=True)
+            asyncio.ensure_future(one(url, name)) for url, name in zip(urls, names, strict=True)
         ]
         try:
             async with asyncio.timeout(deadline - time.monotonic()):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Mapping
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -65,6 +67,10 @@ class ServeSettings:
     """Seconds from a whole request to its answer."""
     seed: int = 0
     """Of requests that name none."""
+    fetch_from: tuple[str, ...] = ()
+    """Hosts that images are fetched from, see `Fetcher`; without any, nothing is fetched."""
+    rate: float | None = None
+    """Requests a minute that each key may make; None limits nobody."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
@@ -73,6 +79,8 @@ class ServeSettings:
         whole_number("seed", self.seed, 0, MAX_SEED)
         if finite("timeout", self.timeout) <= 0:
             raise ConfigError(f"timeout is {self.timeout}; choose more than 0")
+        if self.rate is not None and finite("rate", self.rate) <= 0:
+            raise ConfigError(f"rate is {self.rate}; choose more than 0")
 
 
 class Keys:
@@ -103,13 +111,39 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def accept(self, authorization: bytes) -> bool:
-        """Whether a header ``Bearer KEY`` holds one of the keys; the time it takes tells nothing of them."""
+    def find(self, authorization: bytes) -> bytes | None:
+        """What stands for the key in a header ``Bearer KEY``, if it is one of these; the time it takes tells nothing of them."""
         scheme, _, key = authorization.partition(b" ")
         digest, found = _digest(key.strip()), False
         for known in self._digests:
             found |= hmac.compare_digest(digest, known)
-        return found and scheme.lower() == b"bearer"
+        return digest if found and scheme.lower() == b"bearer" else None
+
+
+class Rates:
+    """How many requests each key may still make: a bucket that fills steadily, up to a minute's worth.
+
+    Args:
+        per_minute: None limits nobody.
+        clock: In seconds.
+    """
+
+    def __init__(
+        self, per_minute: float | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._per_minute, self._clock = per_minute, clock
+        self._left: dict[bytes, tuple[float, float]] = {}
+
+    def wait(self, key: bytes) -> int:
+        """Take one request off what stands for a key; 0, or the seconds after which it may be made."""
+        if self._per_minute is None:
+            return 0
+        now, most = self._clock(), max(1.0, self._per_minute)
+        left, since = self._left.get(key, (most, now))
+        left = min(most, left + (now - since) * self._per_minute / 60)
+        may = left >= 1
+        self._left[key] = left - may, now
+        return 0 if may else math.ceil((1 - left) * 60 / self._per_minute)
 
 
 def _digest(key: bytes) -> bytes:

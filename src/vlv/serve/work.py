@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
+from vlv.errors import MissingPartError
 from vlv.models.mixing import MixMode, mix_embeddings
+from vlv.toyworld.claims import find_grammar
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from vlv.models.decoding import Caption, GenerationOptions
     from vlv.models.diffusion import Sampler
+    from vlv.models.doubts import Verdict
     from vlv.models.pipeline import DrawingOptions, VLVPipeline
     from vlv.models.scoring import Scores
 
@@ -140,6 +143,21 @@ class Mix:
         ]
         options = self.sampling.options([seed for _, seed in items])
         return pipe.reconstruct(z=torch.stack(mixes), **options)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Which sentences and claims of captions are doubtful, one caption for each image."""
+
+    kind = "doubt"
+
+    def run(self, pipe: VLVPipeline, items: Sequence[tuple[Image.Image, str]]) -> list[Verdict]:
+        """Judge them."""
+        if pipe.calibration is None:
+            raise MissingPartError("the model has no calibration of doubts")
+        read_claims = find_grammar(pipe.calibration.claims)
+        images, texts = [image for image, _ in items], [text for _, text in items]
+        return pipe.verify(images, texts, read_claims=read_claims)
 
 
 @dataclass(frozen=True)
