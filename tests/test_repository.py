@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+from typer.main import get_command
+
+from vlv.cli import app
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -56,6 +63,59 @@ def test_dockerfile_installs_extras_that_exist_and_the_tested_torch() -> None:
     extras = arguments["EXTRAS"].strip('"').split(",")
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
     assert arguments["TORCH"].strip('"') in (ROOT / "constraints.txt").read_text().split()
+
+
+COMPOSE = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+
+
+@pytest.mark.parametrize("name", COMPOSE)
+def test_services_have_no_more_rights_than_they_need(name: str) -> None:
+    service = COMPOSE[name]
+    assert service["read_only"]
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert set(service.get("depends_on", {})) <= COMPOSE.keys()
+    kind, program, flag, code = service["healthcheck"]["test"]
+    assert (kind, flag) == ("CMD", "-c")
+    assert program in ("python", "python3")
+    compile(code, name, "exec")
+    if "build" in service:
+        build = service["build"]
+        assert (ROOT / "deploy" / build["context"] / "Dockerfile").exists()
+        extras = build["args"]["EXTRAS"].split(",")
+        assert set(extras) <= PROJECT["optional-dependencies"].keys()
+
+
+def parse(command: list[str]) -> None:
+    """Refuse what the command line would refuse, and run nothing."""
+    group = get_command(app)
+    with group.make_context("vlv", list(command)) as context:
+        found = group.get_command(context, command[0])  # type: ignore[attr-defined]
+        found.make_context(command[0], command[1:], parent=context)
+
+
+@pytest.mark.parametrize("name", [name for name, x in COMPOSE.items() if "build" in x])
+def test_commands_of_services_are_ours(name: str) -> None:
+    command = [re.sub(r"\$\{\w+:?-([^}]*)\}", r"\1", word) for word in COMPOSE[name]["command"]]
+    parse(command)
+    with pytest.raises(Exception, match="No such option"):
+        parse([*command, "--no-such-option"])
+
+
+def test_the_unit_runs_our_command(tmp_path: Path) -> None:
+    text = (ROOT / "deploy" / "vlv-serve.service").read_text()
+    (line,) = re.findall(r"^ExecStart=(.*)$", text, re.MULTILINE)
+    program, *command = shlex.split(line)
+    assert Path(program).name == "vlv"
+    parse(command)
+    if verify := shutil.which("systemd-analyze"):
+        unit = tmp_path / "vlv-serve.service"
+        unit.write_text(text.replace(program, sys.executable))
+        found = subprocess.run(
+            [verify, "verify", unit], capture_output=True, text=True, check=False
+        )
+        assert "vlv-serve.service" not in found.stderr, found.stderr
 
 
 def test_workflow_calls_the_script_of_ci() -> None:

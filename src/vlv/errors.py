@@ -68,6 +68,10 @@ class OtherProcessError(VLVError):
         self.told = told
 
 
+class DeviceLostError(VLVError):
+    """A GPU failed in a way that ends the process's use of it."""
+
+
 class EndpointError(VLVError):
     """A model behind an address cannot be reached, or refuses us."""
 

@@ -15,12 +15,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from tests.cli.conftest import Vlv, start, vlv
 from tests.serve.conftest import KEY, MODEL, chat, image, url
+from vlv.errors import DeviceLostError
 from vlv.jobs.formats import read_rows
 from vlv.models.pipeline import VLVPipeline
-from vlv.serve.server import Server, listen
+from vlv.serve.server import Server, listen, serve
 from vlv.serve.service import Service
 from vlv.serve.settings import Keys, Limits, ServeSettings
 
@@ -246,6 +248,30 @@ def test_a_signal_ends_the_command_well(tiny_folder: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     process.join(20)
     assert process.exitcode == 0
+
+
+def test_a_lost_device_ends_the_server_with_an_answer_for_everybody(
+    tiny_pipeline: VLVPipeline,
+) -> None:
+    class Broken:
+        """A pipeline whose GPU is gone."""
+
+        image_size, framing = tiny_pipeline.image_size, tiny_pipeline.framing
+
+        def embed(self, images: list[Any], **options: Any) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    listener = listen("127.0.0.1", 0)
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}/v1/embed"
+    settings = ServeSettings(MODEL, batch_size=4)
+    with ThreadPoolExecutor(8) as pool:
+        server = pool.submit(serve, Broken(), settings, Keys(), listener)  # type: ignore[arg-type]
+        asked = [pool.submit(httpx.post, address, json={"images": [url(i)]}) for i in range(6)]
+        statuses = {answer.result().status_code for answer in asked if not answer.exception()}
+        with pytest.raises(DeviceLostError, match="start the server anew"):
+            server.result(30)
+    assert statuses <= {500, 503}
+    assert 500 in statuses
 
 
 def test_the_command_refuses_before_it_loads(vlv: Vlv, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,6 +30,10 @@ _UNHEALTHY = 3
 _LONGEST_WAIT = 60
 
 
+def _nothing() -> None:
+    """Does it."""
+
+
 @dataclass(frozen=True)
 class _Job:
     """One item, and who waits for its result."""
@@ -49,6 +53,10 @@ class Batcher:
         queue_size: Items that may wait.
         linger: Seconds that an item waits for others.
         report: Receives kind, items and seconds of every batch.
+
+    Attributes:
+        is_lost: Whether the device failed, after which this process cannot use it again.
+        when_lost: Called then, by the thread that owns the model.
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class Batcher:
         self._changed = threading.Condition()
         self._waiting: deque[_Job] = deque()
         self._closing = False
+        self.is_lost, self.when_lost = False, _nothing
         self._failures = 0
         self._seconds = 1.0  # of a batch, lately
         self._thread = threading.Thread(target=self._work, name="vlv-model", daemon=True)
@@ -89,7 +98,7 @@ class Batcher:
     @property
     def is_healthy(self) -> bool:
         """Whether the model works."""
-        return self._thread.is_alive() and self._failures < _UNHEALTHY
+        return self._thread.is_alive() and not self.is_lost and self._failures < _UNHEALTHY
 
     def check_room(self) -> None:
         """Refuse a request for which there will be no room, before anything is done for it.
@@ -172,6 +181,9 @@ class Batcher:
     def _failed(self, jobs: Sequence[_Job], error: Exception) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
+        elif isinstance(error, torch.AcceleratorError) and not self.is_lost:
+            self.is_lost = True
+            self.when_lost()
         if len(jobs) > 1:
             half = len(jobs) // 2
             self._run(jobs[:half])

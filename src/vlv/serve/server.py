@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
-from vlv.errors import ConfigError
+from vlv.errors import ConfigError, DeviceLostError
 from vlv.serve.app import build_app
 from vlv.serve.connection import limited
 from vlv.serve.logs import json_logs
@@ -59,6 +59,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, keys: Keys, listener: socket.socket) -> None:
         self._service, self._listener = service, listener
+        service.batcher.when_lost = self.drain
         host = listener.getsockname()[0]
         super().__init__(
             uvicorn.Config(
@@ -103,7 +104,16 @@ class Server(uvicorn.Server):
 
 
 def serve(pipe: VLVPipeline, settings: ServeSettings, keys: Keys, listener: socket.socket) -> None:
-    """Serve a model until a signal ends it."""
-    server = Server(Service(pipe, settings), keys, listener)
+    """Serve a model until a signal ends it.
+
+    Raises:
+        DeviceLostError: The device failed.
+    """
+    service = Service(pipe, settings)
     with json_logs():
-        server.serve_until_signal()
+        Server(service, keys, listener).serve_until_signal()
+    if service.batcher.is_lost:
+        raise DeviceLostError(
+            "the device failed, and this process cannot use it again (its log says how); start the server anew, as "
+            "systemd and Docker do by themselves"
+        )
