@@ -48,6 +48,12 @@ class TrainingOptions:
     set3: Annotated[list[str], typer.Option(help="Change a setting of both (repeatable).")] = field(
         default_factory=list
     )
+    wrong: Annotated[
+        Path | None,
+        typer.Option(
+            help="Captions of a bad teacher (vlv toyworld render --wrong); --set2 changes how they are learnt."
+        ),
+    ] = None
     model: Annotated[
         list[str],
         typer.Option(
@@ -94,7 +100,7 @@ class AblationOptions:
     name: Annotated[
         str,
         typer.Argument(
-            help="queries, unfreezing, data, decoder, control, bottleneck, rewards or methods."
+            help="queries, unfreezing, data, decoder, control, bottleneck, rewards, methods or teacher."
         ),
     ]
     run_dir: common.RunDir
@@ -117,6 +123,7 @@ class AblationOptions:
             finished=training.finished,
             changes2=tuple(training.set2),
             changes3=tuple(training.set3),
+            wrong=training.wrong,
             seeds=training.seeds,
             given=training.given(),
             measuring=Measuring(m.num, m.seed, m.batch_size, m.steps, m.guidance),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,53 @@ def test_stage3_goes_on_from_a_finished_model_beside_as_many_steps_on_true_capti
     assert {f"methods.{v}.{m}" for v in variants for m in measures} < set(result["figures"])
     assert "methods.rloo over before.f1" in result["figures"]
     assert result["settings"]["finished"] == tiny_folder.name
+
+
+@pytest.mark.slow
+def test_a_bad_teacher_comes_first_and_what_stage3_takes_back_is_said(
+    bench: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "wrong"
+    shutil.copytree(bench / "pictures", wrong)
+    more = (
+        *("--stage3", str(bench / "stage3.yaml"), "--captions", str(bench / "stage2.yaml")),
+        *("--finished", str(tiny_folder), "--wrong", str(wrong)),
+        *("--set2", "loop.steps=2", "--set3", "loop.steps=1"),
+    )
+    assert ablate(bench, "teacher", tmp_path / "run", *more) == 0
+    trained = {
+        (c["stage"], c["loop"]["steps"], str(wrong) in c["data"]["inputs"]): c
+        for c in configs(tmp_path / "run" / "trained")
+    }
+    good, bad = ("stage2", 2, False), ("stage2", 2, True)
+    stage3, captions = ("stage3", 1, False), ("stage2", 1, False)
+    assert trained.keys() == {good, bad, stage3, captions}
+    for taught in (good, bad):
+        assert trained[taught]["model"]["caption_decoder"]["path"] == str(tiny_folder)
+    start = trained[stage3]["model"]["caption_decoder"]["path"]
+    assert start == trained[captions]["model"]["caption_decoder"]["path"] != str(tiny_folder)
+    assert str(wrong) in (Path(start).parent / "config.yaml").read_text()
+    figures = result_of(tmp_path / "run")["figures"]
+    assert {
+        f"teacher.{x} undoes.{m}" for x in ("stage3", "captions") for m in ("f1", "hallucinated")
+    } < set(figures)
+
+
+def test_a_bad_teacher_has_to_be_named(
+    bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ablate(bench, "teacher", tmp_path / "run") == 1
+    assert "vlv toyworld render --wrong 0.2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_share_of_a_way_back() -> None:
+    plan = ablations.Plan(Path("parts"), seeds=1)
+    columns = {"good": (9, 10), "bad": (7, 10), "stage3": (8, 10), "captions": (9, 10)}
+    tables = {x: np.tile(np.array(pair, np.float64), (1, 50, 1)) for x, pair in columns.items()}
+    shares = list(ablations.undone("teacher", "hallucinated", tables, plan))
+    assert [figure.estimate.value for figure in shares] == pytest.approx([0.5, 1.0])
+    assert list(ablations.undone("methods", "f1", tables, plan)) == []
 
 
 def test_the_rewards_that_are_compared_are_all_that_there_are() -> None:

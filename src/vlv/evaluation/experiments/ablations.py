@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,8 @@ class Plan:
         changes1: Changes of them, for every variant.
         changes2: Likewise.
         changes3: Of both that go on.
+        wrong: Folder of a bad teacher's captions (`vlv toyworld render --wrong`); who learns them, or as many true ones, does so by
+            the preset of `captions` with `changes2`.
         seeds: S; seed s trains with ``loop.seed=s``.
         given: Model folders by variant, one for each seed, that are measured instead of trained.
         measuring: N scenes, their seed, steps and guidance; its sections follow from the measures.
@@ -82,6 +84,7 @@ class Plan:
     changes1: tuple[str, ...] = ()
     changes2: tuple[str, ...] = ()
     changes3: tuple[str, ...] = ()
+    wrong: Path | None = None
     seeds: int = 3
     given: Mapping[str, Sequence[str]] = field(default_factory=dict)
     measuring: toyworld.Plan = field(default_factory=lambda: toyworld.Plan(num=500))
@@ -133,6 +136,10 @@ def _check(name: str, plan: Plan) -> Ablation:
     if name not in ABLATIONS:
         raise ConfigError(f'"{name}" is no ablation; choose from {", ".join(ABLATIONS)}')
     ablation = ABLATIONS[name]
+    if plan.wrong is None and any(variant.teacher == "bad" for variant in ablation.variants):
+        raise ConfigError(
+            f"{name} needs a bad teacher's captions; render them with vlv toyworld render --wrong 0.2, and name them with --wrong"
+        )
     names = [variant.name for variant in ablation.variants]
     for variant, models in plan.given.items():
         if variant not in names:
@@ -195,14 +202,27 @@ def _second(variant: Variant, seed: int, plan: Plan, encoder: Path) -> RunConfig
     return load_config(plan.stage2, changes)
 
 
-def _last(variant: Variant, seed: int, plan: Plan) -> RunConfig | None:
-    """The settings of a training that goes on from the finished model; None where it is measured as it is."""
+def _taught(variant: Variant, seed: int, plan: Plan) -> RunConfig | None:
+    """The settings of a training by a good or a bad teacher, which the finished model gets first; None where it gets none."""
+    if variant.teacher is None:
+        return None
+    wrong = [] if variant.teacher == "good" else [f"data.inputs=[{plan.wrong}]"]
+    changes = [*plan.changes2, *wrong, f"loop.seed={seed}"]
+    return load_config(plan.captions, [*_start(plan.finished), *changes])
+
+
+def _last(variant: Variant, seed: int, plan: Plan, model: str) -> RunConfig | None:
+    """The settings of a training that goes on from a model; None where it is measured as it is."""
     if variant.stage3 is None:
         return None
     preset = plan.stage3 if variant.last == "stage3" else plan.captions
-    parts = ("encoder", "decoder", "caption_decoder")
-    start = [f"model.{part}={plan.finished}" for part in parts]
-    return load_config(preset, [*start, *plan.changes3, *variant.stage3, f"loop.seed={seed}"])
+    changes = [*_start(model), *plan.changes3, *variant.stage3, f"loop.seed={seed}"]
+    return load_config(preset, changes)
+
+
+def _start(model: str) -> list[str]:
+    """The settings that name a model as the one to go on from."""
+    return [f"model.{part}={model}" for part in ("encoder", "decoder", "caption_decoder")]
 
 
 def _model(ablation: Ablation, variant: Variant, seed: int, folder: Path, plan: Plan) -> Path:
@@ -211,8 +231,11 @@ def _model(ablation: Ablation, variant: Variant, seed: int, folder: Path, plan: 
         return Path(plan.given[variant.name][seed])
     home, first = plan.trained or folder / "trained", Path()
     if variant.last is not None:
-        config = _last(variant, seed, plan)
-        return find_folder(plan.finished) if config is None else _trained(config, home)
+        taught = _taught(variant, seed, plan)
+        start = find_folder(plan.finished) if taught is None else _trained(taught, home)
+        name = plan.finished if taught is None else start.as_posix()
+        config = _last(variant, seed, plan, name)
+        return start if config is None else _trained(config, home)
     if variant.stage1 is not None:
         first = _trained(_first(variant, seed, plan), home)
         if not ablation.captions:
@@ -244,9 +267,12 @@ def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> Setti
     if variant.name in plan.given:
         return {**about, "given": plan.given[variant.name][seed]}
     if variant.last is not None:
-        config = _last(variant, seed, plan)
-        settings = None if config is None else config.model_dump(mode="json")
-        return {**about, "finished": plan.finished, "last": settings}
+        configs = {
+            "taught": _taught(variant, seed, plan),
+            "last": _last(variant, seed, plan, plan.finished),
+        }
+        settings = {k: x and x.model_dump(mode="json") for k, x in configs.items()}
+        return {**about, "finished": plan.finished, **settings}
     if variant.stage1 is not None:
         about["stage1"] = _first(variant, seed, plan).model_dump(mode="json")
     if ablation.captions:
@@ -326,7 +352,32 @@ def _figures(name: str, tables: Mapping[str, Settings], plan: Plan) -> list[Figu
                 )
                 key, text = f"{name}.{better} over {worse}.{measure}", f"{better} minus {worse}"
                 figures.append(Figure(key, f"{text}: {label}", value, unit))
+        if measure in ("f1", "hallucinated"):
+            figures += undone(name, measure, columns, plan)
     return figures
+
+
+def undone(name: str, measure: str, columns: Mapping[str, Array], plan: Plan) -> Iterator[Figure]:
+    """Shares of the way from one variant to another that others take back."""
+    ways = ABLATIONS[name].undone
+    if ways is None:
+        return
+    (end, start), variants = ways
+    label, statistic, _ = MEASURES[measure]
+    width = columns[start].shape[-1]
+
+    def share(rows: Array) -> Array:
+        mine, first, last = (
+            statistic(rows[..., i : i + width]) for i in range(0, 3 * width, width)
+        )
+        found: Array = (mine - first) / (last - first)
+        return found
+
+    for variant in variants:
+        rows = np.concatenate([columns[x] for x in (variant, start, end)], -1)
+        value = estimate_over_seeds(rows, share, plan.measuring.seed)
+        text = f"{variant}: share of the way from {start} to {end}: {label}"
+        yield Figure(f"{name}.{variant} undoes.{measure}", text, value, "ratio")
 
 
 def _label(variant: str, label: str) -> str:

@@ -47,6 +47,8 @@ class Variant:
         last: The plan's preset of a training that goes on from its finished model, instead of the two stages: "stage3", or
             "captions", which learns as many steps from true captions. None trains the two stages.
         stage3: Changes of that preset. None trains nothing at all: the finished model as it is.
+        teacher: Whose captions the finished model learns first: "good" ones are true, those of a "bad" teacher are the plan's.
+            None leaves it as it is.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Variant:
     share: float = 1.0
     last: Literal["stage3", "captions"] | None = None
     stage3: tuple[str, ...] | None = ()
+    teacher: Literal["good", "bad"] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,14 @@ class Ablation:
         variants: What is trained.
         better: Pairs of variants of which the paper says that the first is the better one.
         measures: What is measured of them, from `MEASURES`.
+        undone: Variants of which it is said how much they take back of the way from the first of these two to the second.
     """
 
     title: str
     variants: tuple[Variant, ...]
     better: tuple[tuple[str, str], ...]
     measures: tuple[str, ...]
+    undone: tuple[tuple[str, str], tuple[str, ...]] | None = None
 
     @property
     def captions(self) -> bool:
@@ -181,6 +186,18 @@ ABLATIONS: dict[str, Ablation] = {
             ("rloo", "dpo"),
         ),
         CAPTION_MEASURES,
+    ),
+    "teacher": Ablation(
+        "what stage 3 takes back of a bad teacher's errors (ours)",
+        (
+            Variant("good", last="stage3", stage3=None, teacher="good"),
+            Variant("bad", last="stage3", stage3=None, teacher="bad"),
+            Variant("stage3", last="stage3", teacher="bad"),
+            Variant("captions", last="captions", teacher="bad"),
+        ),
+        (("good", "bad"), ("stage3", "bad"), ("captions", "bad"), ("stage3", "captions")),
+        CAPTION_MEASURES,
+        (("good", "bad"), ("stage3", "captions")),
     ),
 }
 """All that there are. "without" trains its fresh encoder from the first step of stage 2, at the rate of stage 1."""
