@@ -477,6 +477,8 @@ class Stage3Config(Settings):
     """What trains; the encoder without its vision tower."""
     max_caption_tokens: Annotated[int, Field(gt=0, le=65_536)] = 300
     """Longest candidate with its end token; one that does not end by then is worth nothing."""
+    engine: Literal["vllm"] | None = None
+    """Who writes the candidates (see docs/engine.md); null is the training process itself."""
     batching: Literal["auto", "packed", "bucketed", "padded"] = "auto"
     """As in stage 2."""
     max_loss_rise: PositiveFloat | None = 0.5

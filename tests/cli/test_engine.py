@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.conftest import Vlv
+from tests.cli.test_train import write_config
 from tests.engine.server import EngineServer
 from vlv.engine import saved_language_model
 
@@ -97,3 +98,32 @@ def test_an_experiment_is_captioned_by_the_engine(
     command = ("eval", "predict", "arena", "--images", photos, *sources)
     assert vlv(*command, "--run-dir", tmp_path / "run", *by_engine).code == 0
     assert engine.requests == 10
+
+
+def test_stage3_learns_from_what_the_engine_writes(
+    vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path, engine: EngineServer
+) -> None:
+    """The engine of this test draws as our own loop does, so the runs are the same."""
+    config = write_config(
+        tmp_path / "3.yaml",
+        ingredients,
+        "stage3",
+        model={"encoder": str(tiny_folder), "caption_decoder": str(tiny_folder), "llm": None},
+        stage3={"candidates": 2, "max_caption_tokens": 5, "score_timesteps": 1, "trainable": "mlp"},
+    )
+    command = ("train", config, "--set", "loop.steps=2", "--run-dir")
+    by_engine = ("--engine", "vllm", "--engine-url", engine.url)
+    assert vlv(*command, tmp_path / "own").code == 0
+    assert engine.requests == 0
+    result = vlv(*command, tmp_path / "run", *by_engine)
+    assert result.code == 0, result.err
+    assert engine.requests > 0
+    weights = "model/caption_decoder/model.safetensors"
+    assert (tmp_path / "run" / weights).read_bytes() == (tmp_path / "own" / weights).read_bytes()
+    for more, said in (
+        ([*by_engine, "--set", "stage3.trainable=mlp+llm"], "the engine needs each new weight"),
+        (["--set", "stage3.engine=vllm"], "stage3.engine is vllm; say where it is: --engine vllm"),
+        ([*by_engine, "--profile", 1], "--profile times what this process writes"),
+        ([], "stage3.engine was vllm, now None"),
+    ):
+        assert said in vlv(*command, tmp_path / "run", *more).err

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from aiohttp import web
+from transformers import AutoModelForCausalLM
 
 from tests.endpoint.server import Body, Script, ScriptedServer, always
 from vlv.models.decoding import Generation
@@ -28,6 +29,9 @@ class EngineServer(ScriptedServer):
         name: Under which it is served.
         script: How it behaves.
         max_length: Positions that it says it has.
+
+    Attributes:
+        reloads: How often it was given other weights.
     """
 
     def __init__(
@@ -40,12 +44,27 @@ class EngineServer(ScriptedServer):
     ) -> None:
         super().__init__(script or always("ok"), **options)
         self._llm, self._name, self._max_length = decoder.llm, name, max_length
+        self.reloads = 0
 
     def app(self) -> web.Application:
         app = super().app()
         app.router.add_post("/v1/completions", self.chat)
         app.router.add_get("/v1/models", self.models)
+        app.router.add_post("/collective_rpc", self.reload)
+        app.router.add_post("/reset_prefix_cache", self.forget)
         return app
+
+    async def reload(self, request: web.Request) -> web.Response:
+        """Take other weights; what was computed with the old ones is to be forgotten next."""
+        body = await request.json()
+        assert body["method"] == "reload_weights"
+        path = body["kwargs"]["weights_path"]
+        self._llm = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        return web.json_response({"results": [None]})
+
+    async def forget(self, request: web.Request) -> web.Response:
+        self.reloads += 1
+        return web.Response()
 
     async def models(self, request: web.Request) -> web.Response:
         self.keys.add(request.headers.get("Authorization"))

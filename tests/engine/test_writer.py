@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+from tests import tiny
 from tests.endpoint.server import always
 from tests.engine.server import EngineServer
 from vlv.engine import EngineSettings, engine_writes
 from vlv.errors import ConfigError, EndpointError, RequestError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.endpoint.server import Script
     from vlv.models.captioner import CaptionDecoder
 
@@ -206,6 +207,24 @@ def test_the_language_model_can_leave_this_process(
         assert all(p.is_meta for p in light.llm.parameters())
         assert light.device == c.device
         assert light.generate(c, max_new_tokens=LENGTH) == own
+
+
+def test_an_engine_follows_weights_that_train(folder: Path, c: torch.Tensor) -> None:
+    trained = tiny.make_caption_decoder()
+    first, moved = trained.generate(c, max_new_tokens=LENGTH), []
+    with EngineServer(copy.deepcopy(trained), folder.name) as server:
+        with engine_writes(trained, EngineSettings(url=server.url), follow=True):
+            assert trained.generate(c, max_new_tokens=LENGTH) == first
+            assert server.reloads == 0  # it has them
+            optimizer = torch.optim.AdamW(trained.trainable("mlp+llm"), lr=0.1)
+            for count in (1, 2):
+                trained.loss(c, ["a red cube"] * len(c)).backward()
+                optimizer.step()
+                moved.append(trained.generate(c, max_new_tokens=LENGTH))
+                assert trained.generate(c[:1], max_new_tokens=LENGTH) == moved[-1][:1]
+                assert server.reloads == count
+        assert trained.generate(c, max_new_tokens=LENGTH) == moved[-1] != first
+    assert not list(Path(tempfile.gettempdir()).glob("vlv-engine-*"))
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:

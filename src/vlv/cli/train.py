@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlv.cli import common
+from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
+from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
     from vlv.config import RunConfig
@@ -65,13 +67,18 @@ class TrainOptions:
     usd_per_gpu_hour: Annotated[
         float | None, typer.Option(help="Price of a GPU; same as --set loop.usd_per_gpu_hour=N.")
     ] = None
+    engine: EngineOptions
     look: LookOptions
 
     def settings(self) -> RunConfig:
         """The configuration with the changes of the command line."""
         from vlv.config import load_config
 
-        named = {"loop.seed": self.seed, "loop.usd_per_gpu_hour": self.usd_per_gpu_hour}
+        named = {
+            "loop.seed": self.seed,
+            "loop.usd_per_gpu_hour": self.usd_per_gpu_hour,
+            "stage3.engine": self.engine.engine,
+        }
         changes = [f"{key}={value}" for key, value in named.items() if value is not None]
         return load_config(self.config, [*self.changes, *changes])
 
@@ -88,6 +95,8 @@ def train(given: TrainOptions) -> int:
     if look.dry_run:
         return _plan(settings, given.run_dir, look.processes)
     if look.profile is not None or look.trace:
+        if given.engine.engine is not None:
+            raise ConfigError("--profile times what this process writes; leave --engine out")
         return _profile(settings, given.run_dir, look.profile, look.trace)
     return common.train(lambda: _train(settings, given))
 
@@ -111,7 +120,6 @@ def _plan(settings: RunConfig, run_dir: Path, processes: int) -> int:
 
 
 def _profile(settings: RunConfig, run_dir: Path, steps: int | None, trace: bool) -> int:
-    from vlv.errors import ConfigError
     from vlv.training.profile import profile_run
 
     if steps is None:
@@ -125,6 +133,12 @@ def _train(settings: RunConfig, given: TrainOptions) -> str:
     from vlv.training.assemble import train as train_stage
 
     seconds = None if given.max_minutes is None else 60 * given.max_minutes
-    result = train_stage(settings, given.run_dir, export=given.export, max_seconds=seconds)
+    result = train_stage(
+        settings,
+        given.run_dir,
+        export=given.export,
+        max_seconds=seconds,
+        engine=given.engine.settings(),
+    )
     model = given.export or given.run_dir / "model"
     return f"{settings.stage}: {result.step} steps done; the model is in {model}"

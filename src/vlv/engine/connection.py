@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -15,6 +16,8 @@ from vlv.engine.requests import CaptionRequest, Served, read_models
 from vlv.errors import EndpointError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vlv.endpoint import Endpoint
 
 T = TypeVar("T")
@@ -84,6 +87,26 @@ class Connection:
             EndpointError: A caption could not be had, for good.
         """
         self._run(self._ask_all(requests, keep))
+
+    def reload(self, folder: Path) -> None:
+        """Let the engine read other weights of the same language model, and forget what it has computed with the old ones.
+
+        Raises:
+            LostError: The engine has ended meanwhile.
+            EndpointError: It does not.
+        """
+        root = self._base.removesuffix("/v1")
+        how = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+        try:
+            for name, body in (("collective_rpc", how), ("reset_prefix_cache", {})):
+                payload = json.dumps(body).encode()
+                self._run(self._transport.post(f"{root}/{name}", payload, lambda raw: None))
+        except PassingError as trouble:
+            if self._is_lost():
+                raise LostError(trouble.reason) from trouble
+            raise EndpointError(
+                f"the engine does not take the weights: {trouble.reason}"
+            ) from trouble
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future = asyncio.run_coroutine_threadsafe(work, self._loop)

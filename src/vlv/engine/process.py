@@ -38,6 +38,7 @@ class EngineProcess:
         arguments: Of ``vllm``, without host and port.
         logs: Folder of the logs.
         device: Where this process computes; the engine takes the same GPU.
+        takes_weights: Whether it can be given other weights while it runs.
 
     Attributes:
         log: What the engine says.
@@ -45,9 +46,16 @@ class EngineProcess:
     """
 
     def __init__(
-        self, python: str, arguments: Sequence[str], logs: Path, device: torch.device
+        self,
+        python: str,
+        arguments: Sequence[str],
+        logs: Path,
+        device: torch.device,
+        *,
+        takes_weights: bool = False,
     ) -> None:
         self._python, self._arguments, self._device = python, list(arguments), device
+        self._takes_weights = takes_weights
         self._logs, self.log = logs, logs / "engine.log"
         self.key = secrets.token_urlsafe(32)
         self._port = 0
@@ -106,6 +114,8 @@ class EngineProcess:
             "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",  # by one: the last token of a caption is never read
             "VLLM_API_KEY": self.key,  # an argument could be seen by everybody on this machine
         }
+        if self._takes_weights:
+            fixed["VLLM_SERVER_DEV_MODE"] = "1"
         return defaults | given | fixed
 
     @property

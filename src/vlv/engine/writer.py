@@ -18,6 +18,7 @@ from vlv.engine.connection import Connection, LostError
 from vlv.engine.folder import engine_cache, saved_language_model
 from vlv.engine.process import EngineProcess, not_ready
 from vlv.engine.requests import CaptionRequest, encoded
+from vlv.engine.weights import FollowedWeights
 from vlv.errors import ConfigError, EndpointError
 from vlv.progress import say
 
@@ -49,6 +50,8 @@ class EngineWriter:
         folder: Its language model, see `saved_language_model`.
         settings: Where the engine is.
         device: Where one of our own works.
+        dtype: In which it computes; None is that of the language model.
+        follow: Whether it gets the weights again when they have changed.
     """
 
     def __init__(
@@ -57,18 +60,25 @@ class EngineWriter:
         folder: Path,
         settings: EngineSettings,
         device: torch.device,
+        *,
+        dtype: torch.dtype | None = None,
+        follow: bool = False,
     ) -> None:
         self._settings, self._name = settings, folder.name
         weights = decoder.llm.get_input_embeddings().weight
         self._width, self._vocabulary = int(weights.shape[1]), int(weights.shape[0])
         limit = decoder.num_positions
         self._max_length = LONGEST if limit is None else min(LONGEST, limit + 1)
-        self._arguments = _arguments(folder, weights.dtype, self._max_length)
+        self._dtype = dtype or weights.dtype
+        self._followed = FollowedWeights(decoder.llm, self._dtype) if follow else None
+        self._arguments = _arguments(folder, self._dtype, self._max_length)
         self._process: EngineProcess | None = None
         if settings.python is not None:
             arguments = [*self._arguments, *_arguments_on(device), *settings.arguments]
             logs = engine_cache() / "logs"
-            self._process = EngineProcess(settings.python, arguments, logs, device)
+            self._process = EngineProcess(
+                settings.python, arguments, logs, device, takes_weights=follow
+            )
         self._connection: Connection | None = None
 
     def __enter__(self) -> Self:
@@ -104,6 +114,8 @@ class EngineWriter:
             self._check_served(self._connection, endpoint.base_url)
             return
         process.start()
+        if self._followed is not None:
+            self._followed.engine_began()
         endpoint = self._settings.endpoint(self._name, process.url)
         self._connection = Connection(endpoint, process.key, lambda: process.has_ended)
         self._await(process, self._connection)
@@ -154,7 +166,7 @@ class EngineWriter:
         check_engine_writes(writing.how)
         self._check(prefix, writing)
         seeds = writing.how.seeds(len(prefix) * copies)
-        texts = [encoded(row) for row in prefix]
+        texts = [encoded(row) for row in prefix.to(self._dtype)]
         plain = replace(writing, how=replace(writing.how, seed=0))
         requests = {
             number: CaptionRequest(
@@ -171,7 +183,7 @@ class EngineWriter:
         for is_last in (False, True):
             left = {k: v for k, v in requests.items() if k not in written}
             try:
-                self._connected().ask(left, written.__setitem__)
+                self._renewed().ask(left, written.__setitem__)
             except LostError as lost:
                 process = self._process
                 assert process is not None, "only an engine of our own is known to have ended"
@@ -188,11 +200,14 @@ class EngineWriter:
             else:
                 return
 
-    def _connected(self) -> Connection:
-        """The connection, after a start where the last one failed."""
+    def _renewed(self) -> Connection:
+        """The connection to an engine that has the weights of now; started where the last start failed."""
         if self._connection is None:
             self._start()
         assert self._connection is not None
+        if self._followed is not None and not self._followed.are_known:
+            with self._followed.saved() as folder:
+                self._connection.reload(folder)
         return self._connection
 
     def _check(self, prefix: Tensor, writing: Writing) -> None:
@@ -247,7 +262,12 @@ def _arguments_on(device: torch.device) -> list[str]:
 
 @contextmanager
 def engine_writes(
-    decoder: CaptionDecoder, settings: EngineSettings, *, release: bool = False
+    decoder: CaptionDecoder,
+    settings: EngineSettings,
+    *,
+    release: bool = False,
+    dtype: torch.dtype | None = None,
+    follow: bool = False,
 ) -> Iterator[None]:
     """Let an engine write what a caption decoder writes, as long as the block lasts.
 
@@ -255,6 +275,8 @@ def engine_writes(
         decoder: Encodes and projects as before.
         settings: Where the engine is.
         release: Free the memory of the language model here, for good: the decoder cannot write without the engine then.
+        dtype: In which the engine computes; None is that of the language model.
+        follow: Give the engine the weights again whenever they have changed, for a language model that trains.
 
     Raises:
         EndpointError: The engine cannot be started or reached.
@@ -265,7 +287,7 @@ def engine_writes(
     if release:
         decoder.llm.to("meta")
         torch.cuda.empty_cache()  # the engine takes what is free
-    with EngineWriter(decoder, folder, settings, device) as writer:
+    with EngineWriter(decoder, folder, settings, device, dtype=dtype, follow=follow) as writer:
         decoder.writer = writer
         try:
             yield

@@ -34,6 +34,7 @@ from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed, epoch_batches
 from vlv.data.records import Record
 from vlv.data.source import find_records
+from vlv.engine import EngineSettings
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder
@@ -56,11 +57,12 @@ from vlv.models.vetting import naming
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.caption_meter import CaptionMeter
 from vlv.training.distributed import World, join_world
+from vlv.training.engine import captions_by, check_engine
 from vlv.training.feeding import columns_of, find_data, make_loader
 from vlv.training.held_out import DenoisingMeter, HeldOutLoss, Samples
 from vlv.training.loop import fit
 from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
-from vlv.training.parallel import uses_fsdp
+from vlv.training.parallel import check_sharding
 from vlv.training.precision import fast_products, store_frozen, warn_of_slow_products
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
@@ -91,6 +93,7 @@ def train(
     *,
     export: Path | None = None,
     max_seconds: float | None = None,
+    engine: EngineSettings | None = None,
 ) -> FitResult:
     """Train one stage and save the model; the same call goes on after an interruption.
 
@@ -99,6 +102,7 @@ def train(
         run_dir: Its folder.
         export: Where the finished model goes; `run_dir/model` by default.
         max_seconds: Stop and save after this time.
+        engine: That writes the captions of stage 3, where `stage3.engine` names one.
 
     Raises:
         ModelFolderError: A part cannot be found or loaded.
@@ -106,15 +110,8 @@ def train(
         Interrupted: As `fit`; no model is saved then.
     """
     world = join_world()
-    if config.stage2 and config.stage2.frozen_llm_steps and uses_fsdp(config.loop, world):
-        raise ConfigError(
-            f"stage2.frozen_llm_steps is {config.stage2.frozen_llm_steps}, but sharded weights cannot be "
-            "frozen for a while; set loop.parallel to ddp, or frozen_llm_steps to 0"
-        )
-    if config.stage3 and uses_fsdp(config.loop, world):
-        raise ConfigError(
-            "stage3 writes captions with whole weights, but this launcher shards them; set loop.parallel to ddp"
-        )
+    check_sharding(config, world)
+    check_engine(config, engine, world)
     with world.together():
         found = find_data(config.data)
         held_out = find_held_out(config)
@@ -123,6 +120,7 @@ def train(
     choose_recomputation(objective, config.data.image_size, config.loop, config.optim, world)
     with (
         fast_products(tf32=config.loop.tf32),
+        captions_by(config, parts.caption_decoder, engine),
         world.main_first(lambda: feed(config, parts, found, run_dir, world)) as loader,
     ):
         result = fit(

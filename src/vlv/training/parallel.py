@@ -19,7 +19,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from vlv.config import LoopConfig
+from vlv.config import LoopConfig, RunConfig
+from vlv.errors import ConfigError
 from vlv.training.distributed import World
 from vlv.training.objective import Batch, Objective
 from vlv.training.weights import Parameters, gathered, trainable_parameters
@@ -155,6 +156,25 @@ def uses_fsdp(config: LoopConfig, world: World) -> bool:
     configured = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
     wanted = configured if config.parallel is None else config.parallel == "fsdp"
     return wanted and world.is_shared
+
+
+def check_sharding(config: RunConfig, world: World) -> None:
+    """Refuse what sharded weights cannot do.
+
+    Raises:
+        ConfigError: Weights are frozen for a while, or write captions.
+    """
+    if not uses_fsdp(config.loop, world):
+        return
+    if config.stage2 and config.stage2.frozen_llm_steps:
+        raise ConfigError(
+            f"stage2.frozen_llm_steps is {config.stage2.frozen_llm_steps}, but sharded weights cannot be "
+            "frozen for a while; set loop.parallel to ddp, or frozen_llm_steps to 0"
+        )
+    if config.stage3:
+        raise ConfigError(
+            "stage3 writes captions with whole weights, but this launcher shards them; set loop.parallel to ddp"
+        )
 
 
 def _copy_to_shard(objective: Objective) -> Objective:
