@@ -4,6 +4,7 @@ Everything that vlv writes and may read again goes through here:
 
 - `replacing`, `replacing_folder`, `write_text`, `write_json`: the old content or the new, never half of it.
 - `Journal`: JSON lines that are on disk once `append` returns, whatever happens afterwards.
+- `create`: the first of several processes makes a file.
 - `lock`: one process at a time.
 - `check_settings`: a result goes on only with the settings it was begun with.
 """
@@ -73,7 +74,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     temporary = temporary_beside(path)
     try:
-        with _as_output_error(path):
+        with as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
             sync(temporary)
@@ -95,7 +96,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     temporary, old = temporary_beside(folder), temporary_beside(folder)
     try:
-        with _as_output_error(folder):
+        with as_output_error(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             temporary.mkdir()
             yield temporary
@@ -112,7 +113,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _as_output_error(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
+    """Raise what the disk refuses within the block as an OutputError that names `path`."""
     if "\0" in str(path):
         raise OutputError(
             f"{str(path)!r} cannot be written (a file name cannot hold a NUL character)"
@@ -143,6 +145,33 @@ def write_json(path: Path, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
+def create(path: Path, data: bytes) -> bool:
+    """Write a file that must not exist; of several processes, on one machine or many, one is told that it did.
+
+    The others see the whole file or none, except where the disk knows no hard links: there they may see it empty.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    temporary = temporary_beside(path)
+    with as_output_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(data)
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError:  # no hard links here
+            try:
+                with path.open("xb") as file:
+                    file.write(data)
+            except FileExistsError:
+                return False
+        finally:
+            temporary.unlink(missing_ok=True)
+    return True
+
+
 @contextlib.contextmanager
 def lock(path: Path, what: str) -> Iterator[None]:
     """Keep other processes out for the time of the block; the lock ends with its process, even a killed one.
@@ -155,7 +184,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
         OutputError: Another process holds the lock, or the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
-        with _as_output_error(path):
+        with as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(path.open("w"))
         try:
@@ -181,7 +210,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with _as_output_error(path):
+        with as_output_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("ab+", buffering=0)  # nothing is left over for later
             self._file.truncate(_whole_lines(path))
@@ -199,7 +228,7 @@ class Journal:
         Raises:
             OutputError: The disk refuses, or another process has written to the file.
         """
-        with _as_output_error(self.path):
+        with as_output_error(self.path):
             if self._file.seek(0, os.SEEK_END) != self._end:
                 raise OutputError(
                     f"another process writes to {self.path}; let only one run at a time"
@@ -217,7 +246,7 @@ class Journal:
 
     def close(self) -> None:
         """Close the file; nothing is lost by forgetting to."""
-        with _as_output_error(self.path):
+        with as_output_error(self.path):
             self._file.close()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vlv.cli import common
+from vlv.cli import common, shared
 from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlv.jobs.caption import CaptionJob, CaptionOutput, CaptionSettings
     from vlv.jobs.formats import Row
     from vlv.models.folder import Task
+    from vlv.models.placement import Placement
 
 
 @option_group("Output")
@@ -29,7 +30,8 @@ class OutputOptions:
         typer.Option(
             "--output",
             "-o",
-            help="FILE.jsonl, FILE.parquet, FILE.csv, or the folder of a --format; - prints JSON lines.",
+            help="FILE.jsonl, FILE.parquet, FILE.csv, or the folder of a --format; - prints JSON lines. Another folder, "
+            "or the URL of one, is shared by many workers.",
         ),
     ] = None
     format: Annotated[
@@ -148,6 +150,7 @@ class CaptionOptions:
             rich_help_panel="Model and device",
         ),
     ] = "8"
+    workers: shared.WorkerOptions
 
     def settings(self, dtype: str) -> CaptionSettings:
         """Everything that a caption depends on, besides the image."""
@@ -182,15 +185,18 @@ def caption(given: CaptionOptions) -> int:
     from vlv.jobs.caption import CaptionJob
     from vlv.jobs.inputs import BatchSize
 
-    size, output = BatchSize.parse(given.batch_size), given.to.checked()
+    size = BatchSize.parse(given.batch_size)
     placement = given.model.placement(llm_bits=given.text.llm_bits)
     settings = given.settings(common.dtype_name(placement))
     given.engine.settings()  # complain now
+    if given.to.format == "table" and shared.is_shared(given.to.output, given.workers):
+        return _share(given, settings, placement)
+    output = given.to.checked()
     job = CaptionJob(given.source.find(), settings, output)
     if given.to.dry_run:
         return _list(job)
     printer = _Printer(job, as_json=given.to.output == "-", silent=not given.to.prints)
-    needed: list[Task] = ["caption"] if settings.verify is None else ["caption", "generate"]
+    needed = _needed(settings)
     with printer.progress, given.engine.running() as attach:
         tally = job.run(
             lambda: attach(given.model.load(needed, placement)),
@@ -202,6 +208,34 @@ def caption(given: CaptionOptions) -> int:
             f"verified: {printer.num_candidates / max(tally.done, 1):.1f} candidates for each caption"
         )
     return common.close(tally, output.path)
+
+
+def _needed(settings: CaptionSettings) -> list[Task]:
+    return ["caption"] if settings.verify is None else ["caption", "generate"]
+
+
+def _share(given: CaptionOptions, settings: CaptionSettings, placement: Placement) -> int:
+    from vlv.jobs.shared.operators import CaptionShards
+
+    to = given.to
+    shared.refuse(
+        limit=given.source.limit is not None,
+        sidecar=to.sidecar is not None,
+        on_existing=to.on_existing != "skip",
+        on_changed=to.on_changed != "skip",
+    )
+    with given.engine.running() as attach:
+        return shared.work_on(
+            str(to.output),
+            given.source.source(),
+            CaptionShards(settings, given.batch_size),
+            given.workers,
+            given.model,
+            _needed(settings),
+            placement,
+            attach=attach if given.engine.engine else None,
+            dry_run=to.dry_run,
+        )
 
 
 def _list(job: CaptionJob) -> int:

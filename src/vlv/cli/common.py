@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vlv.data.parts import Detail
     from vlv.data.records import Record
+    from vlv.data.source import Source
     from vlv.endpoint import Budget, Endpoint, Prices
     from vlv.errors import VLVError
     from vlv.jobs.images import SampleSettings
@@ -98,12 +99,15 @@ class InputOptions:
 
     def find(self, caption_column: str | None = None, *, detail: Detail = "images") -> list[Record]:
         """Records of the inputs, in order; captions and metadata are only read where `detail` says so."""
+        return self.source(caption_column, detail=detail).records()[: self.limit]
+
+    def source(self, caption_column: str | None = None, *, detail: Detail = "images") -> Source:
+        """The inputs, which are not read yet; without the limit."""
         from vlv.data.records import Columns
         from vlv.data.source import Source
 
         columns = Columns(self.image_column, caption_column, image_root=self.image_root)
-        source = Source(self.inputs, columns, recursive=self.recursive, detail=detail)
-        return source.records()[: self.limit]
+        return Source(self.inputs, columns, recursive=self.recursive, detail=detail)
 
 
 @option_group("Model and device")

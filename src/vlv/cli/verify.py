@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vlv.cli import common
+from vlv.cli import common, shared
 from vlv.cli.options import option_group, options, takes_options
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vlv.jobs.verify import VerifyJob, VerifySettings
     from vlv.models.calibration import Calibration
     from vlv.models.folder import Task
+    from vlv.models.placement import Placement
 
 
 @option_group("Captions")
@@ -95,7 +96,8 @@ class VerifyOptions:
         typer.Option(
             "--output",
             "-o",
-            help="FILE.jsonl, FILE.parquet or FILE.csv; - prints JSON lines.",
+            help="FILE.jsonl, FILE.parquet or FILE.csv; - prints JSON lines. A folder, or the URL of one, is shared by "
+            "many workers.",
             rich_help_panel="Output",
         ),
     ] = None
@@ -129,6 +131,7 @@ class VerifyOptions:
             rich_help_panel="Model and device",
         ),
     ] = "8"
+    workers: shared.WorkerOptions
 
     def settings(self, dtype: str) -> VerifySettings:
         """Everything that a verdict depends on, besides the image and its caption."""
@@ -186,6 +189,8 @@ def verify(given: VerifyOptions) -> int:
     from vlv.toyworld.claims import find_grammar
 
     size, placement = BatchSize.parse(given.batch_size), given.model.placement()
+    if shared.is_shared(given.output, given.workers):
+        return _share(given, placement)
     output = None if given.output in {None, "-"} else Path(str(given.output))
     page = given.page
     if page is not None and (page.is_dir() or page.suffix != ".html"):
@@ -207,6 +212,32 @@ def verify(given: VerifyOptions) -> int:
         title = f"vlv verify: {settings.model}"
         write_text(page, make_page(load(), pairs, settings.calibration, title=title))
     return common.close(tally, output)
+
+
+def _share(given: VerifyOptions, placement: Placement) -> int:
+    from vlv.jobs.shared.operators import VerifyShards
+    from vlv.toyworld.claims import find_grammar
+
+    texts = given.texts
+    shared.refuse(
+        limit=given.source.limit is not None,
+        captions=texts.captions is not None,
+        id_column=texts.id_column is not None,
+        on_existing=given.on_existing != "skip",
+        page=given.page is not None,
+    )
+    settings = given.settings(common.dtype_name(placement))
+    operator = VerifyShards(settings, given.batch_size, find_grammar(settings.claims))
+    source = given.source.source(texts.caption_column, detail="texts")
+    return shared.work_on(
+        str(given.output),
+        source,
+        operator,
+        given.workers,
+        given.model,
+        ["embed", "generate"],
+        placement,
+    )
 
 
 def _notes(job: VerifyJob) -> list[str]:

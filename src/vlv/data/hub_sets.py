@@ -74,15 +74,15 @@ class HubRows(Part):
     start: int = 0
     stop: int | None = None
 
-    def split(self) -> Iterator[HubRows]:
-        """Parts of `RECORDS` rows.
+    def split(self, size: int | None = None) -> Iterator[HubRows]:
+        """Parts of `size` rows; `RECORDS` by default.
 
         Raises:
             DataError: `datasets` is absent, or there is no such dataset or split.
         """
-        count = len(open_hub_set(self.source))
-        for start in range(0, count, RECORDS):
-            yield replace(self, start=start, stop=min(start + RECORDS, count))
+        count, size = len(open_hub_set(self.source)), size or RECORDS
+        for start in range(0, count, size):
+            yield replace(self, start=start, stop=min(start + size, count))
 
     def scan(self, detail: Detail) -> Iterator[Entry]:
         """The rows without their images, each with the place of its image.

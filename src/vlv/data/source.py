@@ -28,6 +28,7 @@ from vlv.data.records import (
     MISSING_IMAGE,
     NOT_DOWNLOADED,
     REFUSED,
+    Absent,
     BadRecord,
     Columns,
     Entry,
@@ -123,15 +124,18 @@ class Source:
 
     # In parts: for processes that share the work
 
-    def parts(self) -> list[Part]:
+    def parts(self, size: int | None = None) -> list[Part]:
         """Pieces of about a thousand records (a tar is one, whatever its size), in the order of the inputs.
 
         A file that cannot be opened becomes a part of its own, so that it is named among the results.
 
+        Args:
+            size: Records of a part, where they can be chosen; `RECORDS` by default.
+
         Raises:
             DataError: No input, or one that is missing, empty or of a type that vlv does not read.
         """
-        return [piece for part in self._whole_parts() for piece in _split(part)]
+        return [piece for part in self._whole_parts() for piece in _split(part, size or RECORDS)]
 
     # As a stream: too many to list
 
@@ -251,11 +255,34 @@ def find_records(
     return Source(inputs, columns, recursive=recursive).records(on_damage)
 
 
-def fingerprint(parts: Iterable[Part]) -> str:
-    """A hash of names and sizes: the same inputs give the same."""
+def records_of(part: Part, detail: Detail = "texts") -> list[Record]:
+    """The records of one part; in the place of what is damaged or refused, one that says so when it is read.
+
+    Keys and rows without an image are left out, an image found twice is listed once, and ids are unique in the part.
+    """
+    found: list[tuple[Record, Location]] = []
+    for entry in part.entries(detail):
+        if isinstance(entry, BadRecord):
+            if entry.kind in (MISSING_IMAGE, NOT_DOWNLOADED):
+                continue
+            folder = entry.source.rpartition("/")[0] if entry.is_file else entry.source
+            id = part.name if entry.is_file else entry.id
+            entry = Record(id, Absent(folder, entry.reason))
+        found.append((entry, _container(entry, part)))
+    return _unique_ids(_without_repeats(found))
+
+
+def fingerprint(parts: Iterable[Part], *, image_sizes: bool = True) -> str:
+    """A hash of names and sizes: the same inputs give the same.
+
+    Args:
+        parts: The inputs.
+        image_sizes: Whether the sizes of images in folders count, which takes a look at every file.
+    """
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(f"{part!r} {part.num_bytes}\n".encode("utf-8", "surrogateescape"))
+        size = part.num_bytes if image_sizes or not isinstance(part, ImageFiles) else 0
+        digest.update(f"{part!r} {size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 
@@ -382,13 +409,13 @@ def _shard(place: Location, columns: Columns) -> Part:
 # From parts to records ---------------------------------------------------------------------------
 
 
-def _split(part: Part) -> Iterator[Part]:
-    """Parts of about a thousand records, where the size can be chosen."""
+def _split(part: Part, size: int) -> Iterator[Part]:
+    """Parts of about `size` records, where it can be chosen."""
     if isinstance(part, ImageFiles) and part.table is None:
-        for start in range(0, len(part.names), RECORDS):
-            yield replace(part, names=part.names[start : start + RECORDS])
+        for start in range(0, len(part.names), size):
+            yield replace(part, names=part.names[start : start + size])
     elif isinstance(part, JsonLines | ParquetRows | HubRows):
-        yield from part.split()
+        yield from part.split(size)
     else:
         yield part
 

@@ -200,8 +200,8 @@ class JsonLines(Part):
     stop: int | None = None
     line: int = 1
 
-    def split(self) -> Iterator[JsonLines]:
-        """Parts of `RECORDS` lines.
+    def split(self, size: int | None = None) -> Iterator[JsonLines]:
+        """Parts of `size` lines; `RECORDS` by default.
 
         Raises:
             DataError: The file cannot be read.
@@ -210,7 +210,7 @@ class JsonLines(Part):
         first = 1
         for number, line in enumerate(self._lines(), 1):
             stop += len(line)
-            if number % RECORDS == 0:
+            if number % (size or RECORDS) == 0:
                 yield replace(self, start=start, stop=stop, line=first)
                 start, first = stop, number + 1
         if stop > start:
@@ -264,8 +264,8 @@ class ParquetRows(Part):
     start: int = 0
     stop: int | None = None
 
-    def split(self) -> Iterator[Part]:
-        """Parts of at least `RECORDS` rows; for a file that cannot be opened, a part that says so."""
+    def split(self, size: int | None = None) -> Iterator[Part]:
+        """Parts of at least `size` rows, `RECORDS` by default; for a file that cannot be opened, a part that says so."""
         try:
             file = Parquet(self.source)
         except DataError as error:
@@ -274,7 +274,7 @@ class ParquetRows(Part):
         start = rows = 0
         for group in range(file.num_groups):
             rows += file.num_rows(group)
-            if rows >= RECORDS or group == file.num_groups - 1:
+            if rows >= (size or RECORDS) or group == file.num_groups - 1:
                 yield replace(self, start=start, stop=group + 1)
                 start, rows = group + 1, 0
 

@@ -78,6 +78,9 @@ class EmbedJob:
 
     Building it reads and checks, and writes nothing.
 
+    Attributes:
+        model_hash: Hash of the encoder's weights; give it where it is known, as it takes seconds for a large model.
+
     Raises:
         OutputError: The output has another suffix, is there and must not be, or was made with other settings.
     """
@@ -88,12 +91,15 @@ class EmbedJob:
         settings: EmbedSettings,
         output: Path,
         on_existing: OnExistingFile = "skip",
+        *,
+        model_hash: str | None = None,
     ) -> None:
         if output.suffix != ".safetensors":
             raise OutputError(f"{output} must end in .safetensors")
         if on_existing == "error" and output.exists():
             raise OutputError(f"{output} exists; name another file, or use --on-existing skip")
         self.settings, self.output, self.records = settings, output, records
+        self.model_hash = model_hash
         self.parts = output.with_name(output.name + ".parts")
         self._have = [] if on_existing == "overwrite" else self._read_parts()
         self._fresh = on_existing == "overwrite"
@@ -123,7 +129,10 @@ class EmbedJob:
         batch_size: int = 16,
         report: Callable[[Sequence[Opened]], None] = lambda batch: None,
     ) -> Tally:
-        """Embed what is missing and write the output; ``load`` is called only when something is."""
+        """Embed what is missing; ``load`` is called only when something is.
+
+        The output is written unless it would be empty, see `is_empty`.
+        """
         tally = Tally(skipped=self.skipped)
         if self._fresh:
             shutil.rmtree(self.parts, ignore_errors=True)
@@ -141,8 +150,15 @@ class EmbedJob:
                 tally.done += len(items)
             tally.failed += sum(item.error is not None for item in batch)
             report(batch)
-        self._join(weights_hash(present(pipe.encoder, "encoder")))
+        if not self.is_empty:
+            self.model_hash = self.model_hash or weights_hash(present(pipe.encoder, "encoder"))
+            self._join(self.model_hash)
         return tally
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether none of the inputs could be embedded, now or before."""
+        return not self._have
 
     def _write_part(self, number: int, z: Tensor, items: Sequence[Opened]) -> Rows:
         path = self.parts / f"{number:06d}.safetensors"
@@ -159,10 +175,6 @@ class EmbedJob:
 
     def _join(self, model_hash: str) -> None:
         """Write the output in the order of the inputs; rows of other inputs follow."""
-        if not self._have:
-            raise OutputError(
-                f"none of the inputs could be embedded, so {self.output} is not written"
-            )
         places = [(rows, index) for rows in self._have for index in range(len(rows.files))]
         rank = {(r.id, r.name): number for number, r in enumerate(self.records)}
         places.sort(key=lambda place: rank.get(_key(place[0].files[place[1]]), len(rank)))

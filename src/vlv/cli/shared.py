@@ -1,0 +1,159 @@
+"""Outputs that many workers share: the options, and a worker or several of this machine."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlv.cli import common
+from vlv.cli.options import changed, option_group
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlv.data.source import Source
+    from vlv.jobs.shared.operators import Load, Operator
+    from vlv.jobs.shared.worker import SharedWork
+    from vlv.models.folder import Task
+    from vlv.models.pipeline import VLVPipeline
+    from vlv.models.placement import Placement
+
+
+@option_group("Many workers (--output FOLDER)")
+class WorkerOptions:
+    """How the work on a folder is shared."""
+
+    per_shard: Annotated[
+        int, typer.Option(min=1, help="Images of a shard; each tar is one as it is.")
+    ] = 1000
+    lease: Annotated[
+        float,
+        typer.Option(
+            min=0.1,
+            help="Seconds without a sign of life after which a worker counts as dead, and others take its shard.",
+        ),
+    ] = 120.0
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|NAME,NAME",
+            help="One worker on each of these devices; auto takes all GPUs.",
+        ),
+    ] = None
+
+
+def is_shared(output: str | Path | None, options: WorkerOptions) -> bool:
+    """Whether an output is a folder that workers share: a URL, a folder, or a name that ends in ``/`` or has no suffix.
+
+    Raises:
+        ConfigError: It is a file, and an option for many workers was given.
+    """
+    from vlv.errors import ConfigError
+    from vlv.jobs.shared.folders import is_remote
+
+    text = "" if output is None else str(output)
+    if text not in {"", "-"} and (
+        is_remote(text) or text.endswith("/") or Path(text).is_dir() or not Path(text).suffix
+    ):
+        return True
+    if given := changed(options):
+        raise ConfigError(f"{given[0]} has no effect without a folder to share: --output FOLDER")
+    return False
+
+
+def refuse(**options: bool) -> None:
+    """Refuse options that say nothing about a shared folder; by name, and whether each was given.
+
+    Raises:
+        ConfigError: One was given.
+    """
+    from vlv.errors import ConfigError
+
+    for name, given in options.items():
+        if given:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} does not go with a folder that workers share; name a file with --output"
+            )
+
+
+def work_on(
+    output: str,
+    source: Source,
+    operator: Operator,
+    options: WorkerOptions,
+    model: common.ModelOptions,
+    tasks: Sequence[Task],
+    placement: Placement,
+    *,
+    dry_run: bool = False,
+) -> int:
+    """Work on a shared folder until it is done; the exit code is 2 where images of anybody failed."""
+    from vlv.jobs.shared.worker import SharedWork
+
+    work = SharedWork(
+        output, source, operator, common.dtype_name(placement), options.per_shard, options.lease
+    )
+    if dry_run:
+        return _list(work)
+    loads = [
+        (device, partial(_load, model, tuple(tasks), replace(placement, device=device)))
+        for device in _devices(options, model)
+    ]
+    return _run(work, loads)
+
+
+def _devices(options: WorkerOptions, model: common.ModelOptions) -> list[str]:
+    from vlv.errors import ConfigError
+    from vlv.jobs.shared.processes import pick_devices
+    from vlv.models.placement import pick_device
+
+    if options.devices is None:
+        return [model.device]
+    if model.device != "auto":
+        raise ConfigError("--device has no effect with --devices; remove one of them")
+    devices = pick_devices(options.devices)
+    if not devices:
+        raise ConfigError("--devices names no device; name some, such as cuda:0,cuda:1")
+    for device in devices:
+        pick_device(device)
+    return devices
+
+
+def _load(model: common.ModelOptions, tasks: Sequence[Task], placement: Placement) -> VLVPipeline:
+    """Load the model, perhaps in a process that does nothing else."""
+    common.quieten()
+    return model.load(tasks, placement)
+
+
+def _run(work: SharedWork, loads: Sequence[tuple[str, Load]]) -> int:
+    from vlv.jobs.shared.processes import run_on
+    from vlv.jobs.shared.worker import Worker
+
+    with common.Progress() as progress:
+        if len(loads) == 1:
+            tally, summary = Worker(work, loads[0][1], progress.report).run()
+        else:
+            tally, summary = run_on(work, loads, progress.report)
+    common.close(tally, work.output)
+    common.say(
+        f"all {summary['shards']} shards are done: {summary['images']} images, {summary['failed']} failed"
+    )
+    return 2 if summary["failed"] else 0
+
+
+def _list(work: SharedWork) -> int:
+    from vlv.jobs.shared.worker import Worker
+
+    found = Worker(work, _no_model).progress()
+    common.say(
+        f"dry run: {found.shards} shards, {found.done} done, {found.claimed} being worked on, or left by dead workers"
+    )
+    return 0
+
+
+def _no_model() -> VLVPipeline:
+    raise AssertionError("a dry run needs no model")
