@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from vlv.data.source import Source
     from vlv.jobs.shared.operators import Load, Operator
     from vlv.jobs.shared.worker import SharedWork
+    from vlv.jobs.tally import Tally
     from vlv.models.folder import Task
     from vlv.models.pipeline import VLVPipeline
     from vlv.models.placement import Placement
+    from vlv.storage import Json
 
 
 @option_group("Many workers (--output FOLDER)")
@@ -94,11 +96,11 @@ def work_on(
     """Work on a shared folder until it is done; the exit code is 2 where images of anybody failed."""
     from vlv.jobs.shared.worker import SharedWork
 
-    work = SharedWork(
-        output, source, operator, common.dtype_name(placement), options.per_shard, options.lease
-    )
+    dtype = common.dtype_name(placement)
+    work = SharedWork(output, source, operator, dtype, options.per_shard, options.lease)
     if dry_run:
         return _list(work)
+    placement = replace(placement, dtype=dtype)  # the same wherever it is loaded
     loads = [
         (device, partial(_load, model, tuple(tasks), replace(placement, device=device)))
         for device in _devices(options, model)
@@ -133,11 +135,15 @@ def _run(work: SharedWork, loads: Sequence[tuple[str, Load]]) -> int:
     from vlv.jobs.shared.processes import run_on
     from vlv.jobs.shared.worker import Worker
 
-    with common.Progress() as progress:
+    with common.Progress(resumable=False) as progress:
         if len(loads) == 1:
             tally, summary = Worker(work, loads[0][1], progress.report).run()
         else:
             tally, summary = run_on(work, loads, progress.report)
+    return _close(work, tally, summary)
+
+
+def _close(work: SharedWork, tally: Tally, summary: Json) -> int:
     common.close(tally, work.output)
     common.say(
         f"all {summary['shards']} shards are done: {summary['images']} images, {summary['failed']} failed"
@@ -156,4 +162,4 @@ def _list(work: SharedWork) -> int:
 
 
 def _no_model() -> VLVPipeline:
-    raise AssertionError("a dry run needs no model")
+    raise AssertionError("nothing is left to do here")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -87,6 +88,8 @@ def open_seekable(location: Location) -> BinaryIO:
 
     The last copies are kept in temporary files, so that an image can be read without running the command again.
     """
+    if (copy := _copies.get(location)) is not None:
+        return copy.open("rb")
     if isinstance(location, Url):
         if not location.is_command:
             file = location.open()
@@ -95,6 +98,36 @@ def open_seekable(location: Location) -> BinaryIO:
             file.close()
         return Path(_copied(location).name).open("rb")
     return open_location(location)
+
+
+@contextmanager
+def copied(location: Location | str) -> Iterator[None]:
+    """Within the block, a remote file is read from a copy on this machine, which is fetched once and removed then.
+
+    An image at a time, a store would be asked for each, and would send more than was asked for.
+
+    Raises:
+        DataError: As `Url.open`.
+    """
+    if not isinstance(location, Url) or location.is_command or location in _copies:
+        yield
+        return
+    with tempfile.NamedTemporaryFile(prefix="vlv-") as copy:
+        try:
+            with location.open() as source:
+                shutil.copyfileobj(source, copy, _BUFFER_BYTES)
+        except OSError:  # whoever reads it is told
+            yield
+            return
+        copy.flush()
+        _copies[location] = Path(copy.name)
+        try:
+            yield
+        finally:
+            del _copies[location]
+
+
+_copies: dict[Location, Path] = {}
 
 
 @lru_cache(maxsize=2)

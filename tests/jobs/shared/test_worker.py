@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
 
 from tests.cli.conftest import write_image
 from tests.curation.files import contents, write_shard
 from tests.jobs.shared.conftest import make_place
+from vlv.data.locations import Url
 from vlv.data.source import Source
 from vlv.errors import DataError, OutputError
 from vlv.jobs.shared.folders import open_folder
@@ -174,6 +176,18 @@ def test_a_worker_that_lost_its_shard_leaves_it_alone(tmp_path: Path, images: Pa
     alone = Worker(replace(work, lease=0.4), no_model, steal)
     tally, summary = alone.run()
     assert summary["images"] == tally.done + tally.failed, "what was lost was not counted"
+
+
+def test_a_remote_tar_is_fetched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"memory:/{tmp_path}/x.tar"
+    fsspec.filesystem("memory").pipe_file(
+        url, write_shard(tmp_path / "x.tar", range(5)).read_bytes()
+    )
+    opened, original = [], Url.open
+    monkeypatch.setattr(Url, "open", lambda self: [opened.append(self), original(self)][1])
+    work = SharedWork(str(tmp_path / "out"), Source([url]), Lister())
+    tally, _ = Worker(work, no_model).run()
+    assert (tally.done, opened) == (5, [Url(url)])
 
 
 @pytest.mark.slow

@@ -15,7 +15,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from vlv.data.foreign import parse_object
+from vlv.data.locations import copied
 from vlv.data.source import fingerprint, records_of
+from vlv.data.tars import TarShard
 from vlv.errors import OutputError
 from vlv.jobs.shared.folders import open_folder
 from vlv.jobs.shared.leases import BEATS, Leases
@@ -132,8 +134,17 @@ class Worker:
 
     def progress(self) -> Progress:
         """How far the output is, all workers together."""
-        done = len(self._parts) - len(self._missing(self._folder.names()))
+        done = len(self._parts) - len(self.missing())
         return Progress(len(self._parts), done, len(self._leases.standing()))
+
+    def begin(self) -> None:
+        """Write down what is done here, unless another worker has.
+
+        Raises:
+            OutputError: What the other has written down is something else.
+        """
+        self._folder.create(NOTE, _json(self._note))
+        self._check()
 
     def run(self) -> tuple[Tally, Json]:
         """Work until every shard is done, by this worker or by others.
@@ -141,12 +152,19 @@ class Worker:
         Returns:
             What this worker did, and the counts of the whole output.
         """
-        self._folder.create(NOTE, _json(self._note))
-        self._check()
+        self.begin()
         while todo := self._todo():
             if not self._pass(todo):
-                time.sleep(min(self._work.lease / BEATS, _LONGEST_NAP))
+                self._sleep()
+        self._leases.clear()  # what killed workers left behind
         return self._tally, self._read(SUMMARY)
+
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are not done."""
+        return self._missing(self._folder.names())
+
+    def _sleep(self) -> None:
+        time.sleep(min(self._work.lease / BEATS, _LONGEST_NAP))
 
     def _todo(self) -> list[int]:
         """Numbers of the shards that are not done; after the last of them one more, the summary."""
@@ -198,7 +216,8 @@ class Worker:
             errors.extend(error for error in found if error is not None)
             self._report(found)
 
-        with TemporaryDirectory(prefix="vlv-") as folder:
+        whole = part.source if isinstance(part, TarShard) else ""
+        with TemporaryDirectory(prefix="vlv-") as folder, copied(whole):
             records = records_of(part, operator.detail)
             tally = operator.run(records, Path(folder) / stem, self._load, report)
             paths = [Path(folder) / f"{stem}{suffix}" for suffix in operator.suffixes]
@@ -231,7 +250,6 @@ class Worker:
         counts = {name: sum(x[name] for x in stats) for name in ("images", "failed", "truncated")}
         with TemporaryDirectory(prefix="vlv-") as folder:
             self._mark(folder, SUMMARY, {"shards": len(stats), **counts})
-        self._leases.clear()
         self._folder.tidy()
 
     def _read(self, name: str) -> Json:
