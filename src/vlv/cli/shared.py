@@ -13,7 +13,7 @@ from vlv.cli import common
 from vlv.cli.options import changed, option_group
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from vlv.data.source import Source
     from vlv.jobs.shared.operators import Load, Operator
@@ -91,9 +91,14 @@ def work_on(
     tasks: Sequence[Task],
     placement: Placement,
     *,
+    attach: Callable[[VLVPipeline], VLVPipeline] | None = None,
     dry_run: bool = False,
 ) -> int:
-    """Work on a shared folder until it is done; the exit code is 2 where images of anybody failed."""
+    """Work on a shared folder until it is done; the exit code is 2 where images of anybody failed.
+
+    `attach` lets an engine of this process write for the model, which is loaded here then.
+    """
+    from vlv.errors import ConfigError
     from vlv.jobs.shared.worker import SharedWork
 
     dtype = common.dtype_name(placement)
@@ -105,7 +110,14 @@ def work_on(
         (device, partial(_load, model, tuple(tasks), replace(placement, device=device)))
         for device in _devices(options, model)
     ]
-    return _run(work, loads)
+    if attach is None:
+        return _run(work, loads)
+    if len(loads) > 1:
+        raise ConfigError(
+            "--engine serves one worker; leave --devices out, and start more commands"
+        )
+    ((device, load),) = loads
+    return _run(work, [(device, lambda: attach(load()))])
 
 
 def _devices(options: WorkerOptions, model: common.ModelOptions) -> list[str]:
