@@ -15,6 +15,7 @@ from vlv.storage import Json
 
 RUNS = "presets"
 MODELS = "presets/models"
+RELEASED = "presets/released"
 
 
 def names_in(folder: str) -> list[str]:

@@ -173,12 +173,15 @@ def create(path: Path, data: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def lock(path: Path, what: str) -> Iterator[None]:
+def lock(
+    path: Path, what: str, mend: str = "wait for it, or name another output"
+) -> Iterator[None]:
     """Keep other processes out for the time of the block; the lock ends with its process, even a killed one.
 
     Args:
         path: The lock file, which stays.
         what: What is locked, for the message, such as the output folder.
+        mend: What the user can do, the end of the sentence.
 
     Raises:
         OutputError: Another process holds the lock, or the file cannot be written.
@@ -190,9 +193,7 @@ def lock(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutputError(
-                f"another process works in {what}; wait for it, or name another output"
-            ) from error
+            raise OutputError(f"another process works in {what}; {mend}") from error
         yield
 
 

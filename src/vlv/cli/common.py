@@ -46,10 +46,13 @@ Inputs = Annotated[
 Model = Annotated[
     str,
     typer.Option(
-        "--model", "-m", help="vlv-tiny (shipped), a model folder, or OWNER/NAME on the hub."
+        "--model",
+        "-m",
+        help="vlv-tiny (shipped), vlv-3b (downloaded at first use), a model folder, or OWNER/NAME on the hub.",
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Download a model such as vlv-3b without asking.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
 ]
@@ -128,6 +131,7 @@ class ModelOptions:
             "--compile", help="Compile the slowest parts first: a minute or two, for many images."
         ),
     ] = False
+    yes: Yes = False
 
     def placement(self, vae: VAEMode = "whole", llm_bits: int | None = None) -> Placement:
         """Where and how the model runs; wrong values are refused before anything is loaded."""
@@ -136,7 +140,11 @@ class ModelOptions:
     def load(self, parts: Sequence[Task], placement: Placement | None = None) -> VLVPipeline:
         """Load the parts of the model that a command needs, and place them."""
         return load_pipeline(
-            self.model, parts, revision=self.revision, placement=placement or self.placement()
+            self.model,
+            parts,
+            revision=self.revision,
+            placement=placement or self.placement(),
+            yes=self.yes,
         )
 
 
@@ -323,10 +331,21 @@ def load_pipeline(
     *,
     revision: str | None = None,
     placement: Placement | None = None,
+    yes: bool = False,
 ) -> VLVPipeline:
-    """Load what a command needs of a model, and place it; say so when it is the shipped one."""
+    """Load what a command needs of a model, and place it; a released one is downloaded first.
+
+    Args:
+        model: Name or folder.
+        parts: What it is for; None is all that it can.
+        revision: Of a model on the hub.
+        placement: Where it runs.
+        yes: Download without asking.
+    """
     from transformers.utils.logging import disable_progress_bar
 
+    from vlv.cli.released import make_ready
+    from vlv.models.folder import released_names
     from vlv.models.pipeline import VLVPipeline
     from vlv.models.placement import Placement, pick_device, pick_dtype, place
 
@@ -334,8 +353,10 @@ def load_pipeline(
     if model == SHIPPED_MODEL:
         say(
             "note: vlv-tiny knows the toy world only (rendered solids on a floor); "
-            "for photographs name a real model: --model FOLDER or --model OWNER/NAME"
+            "for photographs name a real model: --model vlv-3b, a folder, or OWNER/NAME"
         )
+    if model in released_names() and not Path(model).is_dir():
+        make_ready(model, parts, revision, yes=yes)
     placement = placement or Placement()
     dtype = pick_dtype(placement.dtype, pick_device(placement.device))
     pipe = VLVPipeline.from_pretrained(model, parts=parts, revision=revision, dtype=dtype)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def info(
     model: Annotated[
-        str, typer.Argument(help="vlv-tiny, a model folder, OWNER/NAME, or a preset of models.")
+        str,
+        typer.Argument(help="vlv-tiny, vlv-3b, a model folder, OWNER/NAME, or a preset of models."),
     ] = common.SHIPPED_MODEL,
     revision: common.Revision = None,
     overrides: Annotated[
@@ -33,11 +34,13 @@ def info(
     Nothing is fetched; a model of the hub is looked up among the downloaded ones.
     """
     from vlv.config import model_preset_names
+    from vlv.models.folder import released_names
 
     if model in model_preset_names() or model.endswith((".yaml", ".yml")):
         return _preset(model, overrides or [], batch_size)
-    near = difflib.get_close_matches(model, model_preset_names(), n=1)
-    if near and not Path(model).exists():
+    released = model in released_names() and not Path(model).is_dir()
+    near = difflib.get_close_matches(model, [*model_preset_names(), *released_names()], n=1)
+    if near and not released and not Path(model).exists():
         common.say(f'vlv: there is no model or preset "{model}"; did you mean {near[0]}?')
         return 1
     if overrides or batch_size:
@@ -45,7 +48,7 @@ def info(
             f"vlv: --set and --batch-size are for presets, and {model} is none; leave them out"
         )
         return 1
-    return _folder(model, revision)
+    return _released(model, revision) if released else _folder(model, revision)
 
 
 def _preset(name: str, overrides: list[str], batch_size: int | None) -> int:
@@ -73,6 +76,15 @@ def _preset(name: str, overrides: list[str], batch_size: int | None) -> int:
         "Predicted from shapes; on a GPU the driver and the kernels' workspaces come on top."
     )
     return 0
+
+
+def _released(name: str, revision: str | None) -> int:
+    from vlv.cli.released import describe
+    from vlv.models.released import is_cached
+
+    for line in describe(name, revision):
+        typer.echo(line)
+    return _folder(name, revision) if is_cached(name, revision) else 0
 
 
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "peak")

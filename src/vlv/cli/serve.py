@@ -108,7 +108,11 @@ def serve(given: ServeOptions) -> int:
     given.engine.settings()  # complain now
     listener = listen(given.address.host, given.address.port)
     pipe = common.load_pipeline(
-        given.model.model, None, revision=given.model.revision, placement=placement
+        given.model.model,
+        None,
+        revision=given.model.revision,
+        placement=placement,
+        yes=given.model.yes,
     )
     host, port = listener.getsockname()[:2]
     with given.engine.running() as attach:

@@ -18,7 +18,9 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from vlv.models.folder import released_folder, released_names
 from vlv.models.placement import pick_device, pick_dtype
+from vlv.models.released import is_cached, released_model
 
 OLDEST_PYTHON = (3, 11)
 ENOUGH_ROOM = 15e9  # bytes: the models of the paper, with room to spare
@@ -41,7 +43,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """All checks, in the order in which trouble is best looked for."""
-    findings = [_python(), *_packages(), _torchvision(), *_cache()]
+    findings = [_python(), *_packages(), _torchvision(), *_cache(), *_released()]
     return [*findings, _device(), *_extras()]
 
 
@@ -158,6 +160,14 @@ def _cache() -> Iterator[Finding]:
         yield Finding(True, text + short)
     if constants.HF_HUB_OFFLINE:
         yield Finding(True, "HF_HUB_OFFLINE is set: only cached models and folders can be used")
+
+
+def _released() -> Iterator[Finding]:
+    """Models that others have released, and whether they are here."""
+    for name in released_names():
+        folder = released_folder(name)
+        here = f"in {folder}" if is_cached(name) else "not downloaded, which is no fault"
+        yield Finding(True, f"{name} ({released_model(name).about}): {here}")
 
 
 def _device() -> Finding:

@@ -23,6 +23,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, SchedulerMixin, SD3Transformer2DModel, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub import constants
 from transformers import (
     AutoTokenizer,
     CLIPTextModel,
@@ -34,6 +35,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from vlv.config import model_preset_names
+from vlv.config_files import RELEASED, names_in
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
@@ -182,8 +184,8 @@ def find_folder(
     """Resolve the name of a model to a folder on this machine.
 
     Args:
-        name: A folder, a shipped model, or ``owner/name`` on the hub, tried in this order. Only the
-        last uses the network.
+        name: A folder, a shipped model, a released one that was downloaded before, or ``owner/name`` on the hub, tried
+            in this order. Only the last uses the network.
         tasks: Of a model on the hub, download only what these need.
         revision: Of a model on the hub.
         subfolder: Where in it to look; the result is the folder around it.
@@ -206,10 +208,12 @@ def find_folder(
             f'"{name}" names untrained models to start from (see vlv info {name}); '
             "train with its presets first, or name a trained model"
         )
+    if str(name) in released_names():
+        return _released(str(name), revision)
     if not _HUB_ID.fullmatch(str(name)):
-        known = ", ".join(shipped) or "none in this installation"
+        known = ", ".join([*shipped, *released_names()])
         raise ModelFolderError(
-            f'there is no model "{name}"; name a shipped model ({known}), a model folder, '
+            f'there is no model "{name}"; name a known model ({known}), a model folder, '
             "or a model on the hub as owner/name"
         )
     parts = sorted({part for task in tasks for part in _may_need(task)}) if tasks else None
@@ -221,6 +225,27 @@ def find_folder(
         subfolder=subfolder,
         variant=variant,
     )
+
+
+def released_names() -> list[str]:
+    """Names of models that others have released and that `vlv.models.released` downloads and converts."""
+    return names_in(RELEASED)
+
+
+def released_folder(name: str, revision: str | None = None) -> Path:
+    """Where a released model lies once it is converted: beside the cache of the hub."""
+    suffix = f"@{revision.replace('/', '--')}" if revision else ""
+    return Path(constants.HF_ASSETS_CACHE) / "vlv" / f"{name}{suffix}"
+
+
+def _released(name: str, revision: str | None) -> Path:
+    folder = released_folder(name, revision)
+    if not (folder / INDEX_NAME).is_file():
+        raise ModelFolderError(
+            f"{name} is not on this machine yet (it would be in {folder}); `vlv caption IMAGE --model {name} --yes` "
+            "downloads and converts it"
+        )
+    return folder
 
 
 def _may_need(task: str) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, snapshot_download
@@ -17,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from vlv.endpoint.secrets import without_secrets
 from vlv.errors import ModelFolderError, OutputError
 from vlv.models.calibration import CALIBRATION_NAME
 
@@ -56,22 +58,38 @@ def download(
     if parts is not None:
         files = ("model_index.json", CALIBRATION_NAME)
         patterns = [f"{inside}{name}" for name in (*files, *(f"{part}/*" for part in parts))]
-    others = [f"*.{name}[.-]*" for name in _VARIANTS if name != variant]
     try:
         folder = snapshot_download(
             repo,
             revision=revision,
             allow_patterns=patterns,
-            ignore_patterns=[*_OTHER_FORMATS, *others, *(_PLAIN if variant else ())],
+            ignore_patterns=_unread(variant),
             local_files_only=local_files_only,
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise _refusal(repo, revision, error) from error
+        raise refusal(repo, revision, error) from error
     except RuntimeError as error:  # the fast transfer does not pass on which error it was
         if "no space left" not in str(error).lower():
             raise
-        raise _refusal(repo, revision, OSError(errno.ENOSPC, str(error))) from error
+        raise refusal(repo, revision, OSError(errno.ENOSPC, str(error))) from error
     return Path(folder)
+
+
+def read_of(names: Iterable[str], subfolder: str) -> list[str]:
+    """The files of a repository that `download` fetches of a subfolder.
+
+    >>> read_of(["vae/config.json", "vae/model.safetensors", "vae/model.bin", "unet/config.json"], "vae")
+    ['vae/config.json', 'vae/model.safetensors']
+    """
+    unread = _unread(variant=None)
+    inside = [name for name in names if name.startswith(f"{subfolder}/")]
+    return [name for name in inside if not any(fnmatchcase(name, one) for one in unread)]
+
+
+def _unread(variant: str | None) -> list[str]:
+    """Patterns of the files that nothing here reads."""
+    others = [f"*.{name}[.-]*" for name in _VARIANTS if name != variant]
+    return [*_OTHER_FORMATS, *others, *(_PLAIN if variant else ())]
 
 
 def upload(
@@ -95,12 +113,22 @@ def upload(
     return str(commit.commit_url)
 
 
-def _refusal(repo: str, revision: str | None, error: Exception) -> ModelFolderError:
-    reason = " ".join(str(error).split()) or type(error).__name__
+def refusal(
+    repo: str, revision: str | None, error: Exception, cache: Path | None = None
+) -> ModelFolderError:
+    """Why a repository cannot be had, in one sentence that says what to do.
+
+    Args:
+        repo: ``owner/name``.
+        revision: Commit, branch or tag.
+        error: What the hub's library, the network or the disk said.
+        cache: Where its files were to go; None is the hub's own cache.
+    """
+    reason = without_secrets(" ".join(str(error).split())) or type(error).__name__
     if isinstance(error, OSError) and error.errno in _FULL:
         return ModelFolderError(
-            f"the disk is full: {repo} does not fit into the cache {constants.HF_HUB_CACHE}; make room, or set HF_HOME "
-            "to a folder on a larger disk, and give the same command again"
+            f"the disk is full: {repo} does not fit into the cache {cache or constants.HF_HUB_CACHE}; make room, or set "
+            "HF_HOME to a folder on a larger disk, and give the same command again"
         )
     match error:
         case GatedRepoError():

@@ -8,6 +8,7 @@ width, E language-model width.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import Origin, Provenance, model_card, origin_of
 from vlv.models.components import check_replaceable
 from vlv.models.encoder import VLVEncoder
-from vlv.models.folder import quiet_loading
+from vlv.models.folder import Reference, quiet_loading
 from vlv.models.official_files import PICKLE_LIMIT, read_tensors
 from vlv.models.official_parts import Components as Components
 from vlv.models.official_parts import (
@@ -92,8 +93,8 @@ class Report:
 class LoadOptions(TypedDict, total=False):
     """How a checkpoint of the authors is loaded."""
 
-    dtype: torch.dtype
-    """Of the weights in memory; float32 by default."""
+    dtype: torch.dtype | None
+    """Of the weights in memory; float32 by default, None that of most weights in the checkpoint."""
     image_size: int | None
     """None is the authors' 384, or the U-Net's own where that is smaller."""
     max_bytes: int
@@ -145,6 +146,9 @@ def convert_official(
     checkpoint: str | Path,
     components: str | Path | Components,
     output: str | Path,
+    *,
+    references: Mapping[str, Reference] | None = None,
+    origins: Mapping[str, Origin] | None = None,
     **options: Unpack[LoadOptions],
 ) -> Report:
     """Write the authors' checkpoint as an ordinary model folder: complete, or not at all.
@@ -153,21 +157,25 @@ def convert_official(
         checkpoint: See `load_official`.
         components: See `load_official`.
         output: New, empty, or an older model that is replaced.
+        references: Components that the folder names instead of holding them.
+        origins: Where each component comes from, for the card; by default what the component folders say.
         **options: See `load_official`; ``dtype`` is also that of the files.
     """
     check_replaceable(Path(output))
     pipe, report = _load(checkpoint, components, **options)
-    pipe.save_pretrained(output, card=_card(Path(output).name, pipe, components))
+    origins = origins or _origins(pipe, components)
+    card = model_card(Path(output).name, pipe.components, Provenance(origins))
+    pipe.save_pretrained(output, card=card, references=references)
     return report
 
 
-def _card(name: str, pipe: VLVPipeline, components: str | Path | Components) -> str:
+def _origins(pipe: VLVPipeline, components: str | Path | Components) -> dict[str, Origin]:
     """What was trained is under the checkpoint's licence, which no file tells; the rest is of the diffusion folder."""
     folders = components if isinstance(components, Components) else Components.at(components)
     origins = {part: origin_of(folders.diffusion, part) for part in pipe.components}
     for part, folder in (("encoder", folders.florence), ("caption_decoder", folders.llm)):
         origins[part] = Origin(origin_of(folder, part).bases) if folder else Origin()
-    return model_card(name, pipe.components, Provenance(origins))
+    return origins
 
 
 def _load(
@@ -179,7 +187,8 @@ def _load(
     folders = components if isinstance(components, Components) else Components.at(components)
     path = Path(checkpoint)
     tensors = read_tensors(path, max_bytes=options.get("max_bytes", PICKLE_LIMIT))
-    assembly = _Assembly(path, tensors, folders, options.get("dtype", torch.float32))
+    dtype = options.get("dtype", torch.float32) or _stored_dtype(tensors)
+    assembly = _Assembly(path, tensors, folders, dtype)
     report = assembly.report
     if stage is not None and report.stage != stage:
         raise CheckpointError(
@@ -190,6 +199,15 @@ def _load(
     level = logging.WARNING if report.unexpected or report.misshaped else logging.INFO
     logger.log(level, "%s: %s", path, "; ".join(line.strip() for line in report.lines()))
     return pipe, report
+
+
+def _stored_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype of most numbers."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0] if counts else torch.float32
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -66,7 +66,22 @@ def read_tensors(path: Path, *, max_bytes: int = PICKLE_LIMIT) -> dict[str, Tens
 
 def find_weights(folder: Path) -> Path | None:
     """The weights file in a folder by its usual names; None where there is none."""
-    return next((folder / name for name in _NAMES if (folder / name).is_file()), None)
+    name = usual_weights({path.name for path in folder.glob("*") if path.is_file()})
+    return None if name is None else folder / name
+
+
+def usual_weights(names: Collection[str]) -> str | None:
+    """The name of the weights, or of their index, among the names of a folder's files; None where there is none.
+
+    >>> usual_weights({"model.pt", "optimizer.pt"}), usual_weights({"checkpoint.pt"})
+    ('model.pt', None)
+    """
+    return next((name for name in _NAMES if name in names), None)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of this name may be one that `read_tensors` reads."""
+    return name.endswith(_SUFFIXES)
 
 
 def _in_folder(folder: Path) -> Path:
@@ -91,17 +106,27 @@ def _raw_deepspeed(folder: Path) -> Path:
     )
 
 
-def _read_shards(index: Path, max_bytes: int) -> dict[str, Tensor]:
+def read_shard_index(index: Path) -> dict[str, str]:
+    """The shard of each tensor in an ``.index.json``.
+
+    Raises:
+        CheckpointError: It is damaged, or names a file that is no shard beside it.
+    """
     try:
-        names = read_json(index)["weight_map"]
-        shards = sorted({str(shard) for shard in names.values()})
+        shards = {str(k): str(shard) for k, shard in read_json(index)["weight_map"].items()}
     except (*_DAMAGED, ModelFolderError) as error:
         raise CheckpointError(f"{index} is no index of shards; name another file") from error
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        path = index.parent / shard
-        if Path(shard).name != shard or path.suffix not in _SUFFIXES:
+    for shard in shards.values():
+        if Path(shard).name != shard or not is_weights(shard):
             raise CheckpointError(f"{index} names the shard {shard!r} outside its folder")
+    return shards
+
+
+def _read_shards(index: Path, max_bytes: int) -> dict[str, Tensor]:
+    names = read_shard_index(index)
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(names.values())):
+        path = index.parent / shard
         if not path.is_file():
             raise CheckpointError(f"{index} names the shard {shard}, which is missing; copy it too")
         tensors |= read_tensors(path, max_bytes=max_bytes)
