@@ -158,7 +158,7 @@ def test_gradient_checkpointing_changes_no_gradient(pixels: torch.Tensor) -> Non
         encoder.trainable("language")
         encoder.train()
         if checkpointing:
-            encoder.gradient_checkpointing_enable()
+            encoder.activation_checkpointing_enable()
         encoder(pixels).square().sum().backward()
         gradients.append(encoder.queries.grad)
     assert torch.allclose(gradients[0], gradients[1], rtol=1e-4, atol=1e-6)

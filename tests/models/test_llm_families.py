@@ -130,7 +130,7 @@ def test_the_loss_is_the_cross_entropy_of_the_whole_sequence(family: str, c: tor
             inputs_embeds=torch.cat([decoder.prefix(row[None]), embedded], 1)
         ).logits
         log_p = logits[0, tiny.NUM_QUERIES - 1 : -1].log_softmax(-1)
-        nats -= float(log_p.gather(1, ids[:, None]).sum())
+        nats -= log_p.gather(1, ids[:, None]).sum().item()
         count += len(ids)
     assert decoder.loss(c, TEXTS).item() == pytest.approx(nats / count, abs=1e-4)
 

@@ -12,7 +12,7 @@ from vlv.curation.engine import Result, Task
 from vlv.errors import ConfigError, DataError, VLVError
 from vlv.storage import Json
 
-_RETRIES = 3  # of a task whose worker or machine is lost
+_RETRIES = 3  # of a task whose worker or machine is lost; Ray Data itself would try without end
 _STORE_BYTES = 100_000_000  # images go from file to file, never through the object store
 
 
@@ -51,7 +51,7 @@ class RayEngine:
         if not rows:
             return
         data = self._ray.data.from_items(rows, override_num_blocks=len(rows))
-        results = data.map(_Runner(function), num_cpus=1, ray_remote_args_fn=_retries)
+        results = data.map(_Runner(function), num_cpus=1, max_retries=_RETRIES)
         try:
             for row in results.iter_rows():
                 yield _opened(row["result"])
@@ -116,11 +116,6 @@ class _Runner:
             return {"result": _Box(self.function(row["task"].content))}
         except VLVError as error:
             return {"result": _Box(error)}
-
-
-def _retries() -> dict[str, int]:
-    """Ray Data would try a task without end, even one that kills its worker each time."""
-    return {"max_retries": _RETRIES}
 
 
 def _opened(box: _Box) -> Any:

@@ -133,9 +133,13 @@ _copies: dict[Location, Path] = {}
 @lru_cache(maxsize=2)
 def _copied(url: Url) -> tempfile._TemporaryFileWrapper[bytes]:
     copy = tempfile.NamedTemporaryFile(prefix="vlv-")  # noqa: SIM115 -- removed when it leaves the cache
-    with url.open() as source:
-        shutil.copyfileobj(source, copy)
-    copy.flush()
+    try:
+        with url.open() as source:
+            shutil.copyfileobj(source, copy)
+        copy.flush()
+    except BaseException:
+        copy.close()
+        raise
     return copy
 
 

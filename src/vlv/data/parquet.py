@@ -179,8 +179,11 @@ def cells_of(path: Location, group: int, column: str) -> Cells:
 def _seekable(url: Url) -> Any:
     if not url.is_command:
         return url.open()
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by the reader
-    with url.open() as source:
+    import pyarrow
+
+    with tempfile.NamedTemporaryFile(prefix="vlv-") as copy, url.open() as source:
         shutil.copyfileobj(source, copy)
-    copy.seek(0)
-    return copy
+        copy.flush()
+        return pyarrow.OSFile(
+            copy.name
+        )  # which closes itself; the file lasts as long, without a name

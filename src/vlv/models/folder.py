@@ -29,7 +29,6 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
-    PreTrainedModel,
     T5EncoderModel,
 )
 from transformers.utils import logging as transformers_logging
@@ -372,10 +371,9 @@ def _load(
         return scheduler_class(config).from_pretrained(folder), {}
     check_variant(folder, variant)
     kind = _model_class(name, read_config(folder / "config.json"))
-    key = "dtype" if issubclass(kind, PreTrainedModel) else "torch_dtype"
     dtype = part_dtype(name, dtype)
     options = {
-        key: dtype,
+        "dtype": dtype,
         "variant": variant,
         "output_loading_info": True,
         "local_files_only": True,

@@ -115,7 +115,7 @@ class DiffusersGenerator:
 
         try:
             self.pipe: Any = AutoPipelineForText2Image.from_pretrained(
-                name, torch_dtype=dtype, use_safetensors=True, trust_remote_code=False
+                name, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
         except (OSError, ValueError) as error:
             raise ModelFolderError(
