@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import SafetensorError
 
@@ -15,8 +18,10 @@ from vlv.errors import CheckpointError, OutputError
 from vlv.storage import (
     Journal,
     check_settings,
+    check_writable,
     differences,
     lock,
+    new_array,
     read_journal,
     read_settings,
     remove_temporaries,
@@ -80,6 +85,52 @@ def test_what_killed_processes_leave_is_removed(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("whole")
     remove_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["deep", "kept"]
+
+
+def test_a_place_is_refused_before_the_work_for_it(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for path in (tmp_path, tmp_path / "file" / "a", tmp_path / ("x" * 256), tmp_path / "no\0name"):
+        with pytest.raises(OutputError, match="cannot be written"):
+            check_writable(tmp_path / "good", path)
+    check_writable(None, tmp_path / "new" / ("x" * 255), tmp_path / "file")
+    assert list((tmp_path / "new").iterdir()) == []
+    assert (tmp_path / "file").read_text() == ""
+
+
+def test_an_array_has_its_room_on_the_disk_before_it_is_written(tmp_path: Path) -> None:
+    """A page of a sparse file that finds no room would end the process by SIGBUS."""
+    path = tmp_path / "new" / "a.npy"
+    array = new_array(path, np.float16, (300, 1000))
+    about = path.stat()
+    assert about.st_blocks * 512 >= about.st_size >= 600_000
+    array[:] = 2
+    array.flush()
+    assert np.load(path).sum(dtype=np.float64) == 600_000
+
+
+def test_an_array_without_room_is_one_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OutputError, match=r"a.npy cannot be written \(No space left"):
+        new_array(tmp_path / "a.npy", np.uint8, (10,))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_is_removed_or_replaced_while_it_is_written(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "rows.jsonl"
+    with Journal(path) as journal:
+        journal.append([{"id": 1}])
+        path.rename(tmp_path / "other")
+        path.write_bytes((tmp_path / "other").read_bytes())
+        for _ in range(2):
+            with pytest.raises(OutputError, match=r"rows.jsonl was removed or replaced while"):
+                journal.append([{"id": 2}])
+            shutil.rmtree(path.parent, ignore_errors=True)
+    assert not path.parent.exists()
 
 
 def test_a_journal_goes_on_after_a_torn_line_without_touching_the_rest(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 Everything that vlv writes and may read again goes through here:
 
 - `replacing`, `replacing_folder`, `write_text`, `write_json`: the old content or the new, never half of it.
+- `new_array`: an array in a file, with room on the disk for all of it.
+- `check_writable`: refuses a place before hours of work for it.
 - `Journal`: JSON lines that are on disk once `append` returns, whatever happens afterwards.
 - `create`: the first of several processes makes a file.
 - `lock`: one process at a time.
@@ -12,11 +14,13 @@ Everything that vlv writes and may read again goes through here:
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import secrets
 import shutil
+import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +31,10 @@ from vlv.errors import OutputError, VLVError
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
+    from typing import IO
+
+    import numpy as np
+    from numpy.typing import DTypeLike
 
 Json = dict[str, Any]
 """A JSON object."""
@@ -172,6 +180,70 @@ def create(path: Path, data: bytes) -> bool:
     return True
 
 
+def check_writable(*paths: Path | None) -> None:
+    """Refuse files that could not be written when their content is there at last; None is passed over.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    for path in paths:
+        if path is None:
+            continue
+        with as_output_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISDIR(path.stat().st_mode):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            temporary = temporary_beside(path)
+            temporary.touch()
+            temporary.unlink()
+
+
+def new_array(path: Path, dtype: DTypeLike, shape: tuple[int, ...]) -> np.memmap[Any, Any]:
+    """An array of zeros in a .npy file, which is written through memory.
+
+    The disk gives it all its room now: where a page of memory finds none later, the system ends the process.
+
+    Raises:
+        OutputError: The disk refuses.
+    """
+    from numpy.lib.format import open_memmap  # what else needs this module does not need numpy
+
+    with as_output_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            array: np.memmap[Any, Any] = open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            _take_room(path)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+    return array
+
+
+def _take_room(path: Path) -> None:
+    """Give every byte of a sparse file its place on the disk."""
+    size = path.stat().st_size
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    elif shutil.disk_usage(path).free < size:  # some systems can only be asked
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def check_in_place(file: IO[bytes], path: Path) -> None:
+    """Refuse to write on to an open file that is no longer found under its name: it, or its folder, was removed.
+
+    Raises:
+        OutputError: It is gone, or another file is in its place.
+    """
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return
+    raise OutputError(
+        f"{path} was removed or replaced while it was written; the same command begins anew"
+    )
+
+
 @contextlib.contextmanager
 def lock(
     path: Path, what: str, mend: str = "wait for it, or name another output"
@@ -227,9 +299,10 @@ class Journal:
         """Add one line for every row, and sync once.
 
         Raises:
-            OutputError: The disk refuses, or another process has written to the file.
+            OutputError: The disk refuses, or another process has written to the file or removed it.
         """
         with as_output_error(self.path):
+            check_in_place(self._file, self.path)
             if self._file.seek(0, os.SEEK_END) != self._end:
                 raise OutputError(
                     f"another process writes to {self.path}; let only one run at a time"

@@ -28,7 +28,9 @@ class CheckOptions:
 def check(given: CheckOptions) -> int:
     """Decode every record, compare it with the index of its shards, and name what is wrong; exit code 2 if anything is."""
     from vlv.curation.check import check as run
+    from vlv.storage import check_writable
 
+    check_writable(given.report)
     with common.Progress(unit="part") as progress, given.engine.make() as runner:
         found = run(given.source.inputs, runner, progress.stage, given.source.image_root)
     typer.echo(found.table())

@@ -57,11 +57,13 @@ def demo(given: DemoOptions) -> int:
     from vlv.demo.page import make_page, save_page
     from vlv.errors import OutputError
     from vlv.models.folder import find_folder
+    from vlv.storage import check_writable
 
     started = time.monotonic()
     model, output = given.model, given.output
     if output.is_dir():
         raise OutputError(f"{output} is a folder; name the page, such as {output / 'demo.html'}")
+    check_writable(output)
     files = [*given.images, *(given.files or [])]
     subjects, num_failed = _subjects(files, given)
     pipe = common.load_pipeline(

@@ -83,6 +83,11 @@ class FigureOptions:
     records: Annotated[Path | None, typer.Option(help="Write one JSON line per scene.")] = None
     sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the first scenes.")] = None
 
+    @property
+    def files(self) -> list[Path]:
+        """What is to be written."""
+        return [x for x in (self.json_file, self.records, self.sheet) if x is not None]
+
     def write(self, results: Results, run: Run) -> None:
         """Write the files that were asked for."""
         from vlv.evaluation.experiments.toyworld_scores import sample_rows
@@ -96,9 +101,8 @@ class FigureOptions:
             write_text(self.records, "".join(json.dumps(row) + "\n" for row in sample_rows(run)))
         if self.sheet is not None:
             write_png(self.sheet, example_sheet(run), results.settings)
-        for path in (self.json_file, self.records, self.sheet):
-            if path is not None:
-                common.say(f"written: {path}")
+        for path in self.files:
+            common.say(f"written: {path}")
 
 
 @options
@@ -138,9 +142,12 @@ def toyworld(given: ToyworldOptions) -> int:
     from vlv.evaluation.experiments.toyworld import evaluate_toyworld
     from vlv.evaluation.experiments.toyworld_scores import SUMMARY
     from vlv.evaluation.results import format_results, format_summary
+    from vlv.storage import check_writable
 
     plan, engine = given.plan(), given.engine.settings()
-    models, file = given.models.load(), given.output.json_file
+    file = given.output.json_file
+    check_writable(*given.output.files)
+    models = given.models.load()
     kept = None if file is None else file.with_name(file.name + ".parts")
     resumable = kept is not None
     with (
@@ -199,12 +206,13 @@ def doubts(given: DoubtsOptions) -> int:
     from vlv.evaluation.experiments.doubts import collect, fit_calibration, measure
     from vlv.evaluation.experiments.scene_plan import ScenePlan
     from vlv.models.calibration import Calibration
-    from vlv.storage import write_json
+    from vlv.storage import check_writable, write_json
 
     if given.fit is not None and given.calibration is not None:
         raise ConfigError("--fit writes a calibration and --calibration reads one; leave one out")
     plan = ScenePlan(given.split, given.num, given.seed, given.batch_size)
     calibration = None if given.calibration is None else Calibration.load(given.calibration)
+    check_writable(given.fit, given.json_file)
     pipe = given.model.load(["caption", "generate"])
     if given.fit is None and (calibration := calibration or pipe.calibration) is None:
         raise ConfigError(f"{given.model.model} has no doubts.json; write one with --fit FILE")
@@ -260,6 +268,7 @@ def best_of(given: BestOfOptions) -> int:
     ... captions; the first is greedy, the others are samples.
     """
     from vlv.evaluation.experiments.best_of import BestOfPlan, collect, measure
+    from vlv.storage import check_writable
 
     plan = BestOfPlan(
         given.split,
@@ -271,6 +280,7 @@ def best_of(given: BestOfOptions) -> int:
         temperature=given.temperature,
         rewards=tuple(given.rewards),
     )
+    check_writable(given.json_file)
     pipe = given.model.load(["caption", "generate"])
     progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
     with tempfile.TemporaryDirectory() as folder, progress:

@@ -185,7 +185,7 @@ def verify(given: VerifyOptions) -> int:
     from vlv.jobs.inputs import BatchSize
     from vlv.jobs.verify import VerifyJob
     from vlv.jobs.verify_page import make_page
-    from vlv.storage import write_text
+    from vlv.storage import check_writable, write_text
     from vlv.toyworld.claims import find_grammar
 
     size, placement = BatchSize.parse(given.batch_size), given.model.placement()
@@ -195,6 +195,7 @@ def verify(given: VerifyOptions) -> int:
     page = given.page
     if page is not None and (page.is_dir() or page.suffix != ".html"):
         raise OutputError(f"{page} must be a file that ends in .html")
+    check_writable(page)
     captions = given.texts.find(given.source)
     settings = given.settings(common.dtype_name(placement))
     job = VerifyJob(captions, settings, output, given.on_existing, find_grammar(settings.claims))

@@ -11,7 +11,7 @@ from vlv.curation.caption_stats import PAPER_MEAN, PAPER_RANGE
 from vlv.curation.stats import RATIO_STEPS, SIDE_STEP, Stats
 from vlv.errors import OutputError
 from vlv.pages import charts, render
-from vlv.storage import Json, write_text
+from vlv.storage import Json, check_writable, write_text
 
 _BINS = 60
 
@@ -152,13 +152,14 @@ def _ratio_chart(stats: Stats) -> str:
 
 
 def check_path(path: Path) -> None:
-    """Refuse a name that is no page's, before anything is counted.
+    """Refuse a name that is no page's, and a place where none can be written, before anything is counted.
 
     Raises:
-        OutputError: It does not end in .html.
+        OutputError: It does not end in .html, or the disk refuses.
     """
     if path.suffix != ".html":
         raise OutputError(f"{path} must end in .html")
+    check_writable(path)
 
 
 def save(path: Path, page: str, figures: str) -> None:

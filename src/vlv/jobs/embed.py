@@ -175,9 +175,12 @@ class EmbedJob:
 
     def _join(self, model_hash: str) -> None:
         """Write the output in the order of the inputs; rows of other inputs follow."""
-        places = [(rows, index) for rows in self._have for index in range(len(rows.files))]
+        # a run that ended before its parts were removed has left the same rows in the output and in them
+        rows_of = {
+            _key(file): (rows, i) for rows in self._have for i, file in enumerate(rows.files)
+        }
         rank = {(r.id, r.name): number for number, r in enumerate(self.records)}
-        places.sort(key=lambda place: rank.get(_key(place[0].files[place[1]]), len(rank)))
+        places = sorted(rows_of.values(), key=lambda x: rank.get(_key(x[0].files[x[1]]), len(rank)))
         files = [rows.files[index] for rows, index in places]
         shape = [len(files), *self._have[0].shape]
         with replacing(self.output) as temporary, temporary.open("wb") as out:

@@ -40,6 +40,7 @@ from vlv.data.source import find_records
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoderConfig
+from vlv.storage import replacing_folder
 from vlv.toyworld import components
 from vlv.toyworld.inspector import Inspector, InspectorConfig
 from vlv.toyworld.objectives import (
@@ -151,6 +152,7 @@ def pretrain(
     Raises:
         ConfigError: The part is unknown or has no sizes, or the data were not rendered here.
         ModelFolderError: A part that this one needs is not in `models` yet.
+        OutputError: The disk refuses.
         Interrupted: As `fit`.
     """
     recipe = recipe or recipe_of(part)
@@ -226,7 +228,7 @@ def _inspector(source: Source) -> Prepared:
     return Prepared(
         InspectorObjective(inspector),
         source.images("pixels", labels=True),
-        lambda: _save(inspector, source.models / "inspector"),
+        lambda: _save(source.models / "inspector", inspector),
     )
 
 
@@ -236,7 +238,7 @@ def _vae(source: Source) -> Prepared:
 
     def save() -> None:
         vae.register_to_config(scaling_factor=round(1 / _latent_std(vae, columns["pixels"]), 4))
-        _save(vae, source.models / "vae")
+        _save(source.models / "vae", vae)
 
     return Prepared(VaeObjective(vae), columns, save)
 
@@ -260,8 +262,8 @@ def _text(source: Source) -> Prepared:
     texts = source.texts(tokenizer, write, 4, components.TEXT_POSITIONS)
 
     def save() -> None:
-        _save(tower, source.models / "text")
-        tokenizer.save_pretrained(source.models / "tokenizer")
+        _save(source.models / "text", tower)
+        _save(source.models / "tokenizer", tokenizer)
 
     return Prepared(
         TextTowerObjective(tower, images, reader),
@@ -285,9 +287,9 @@ def _unet(source: Source) -> Prepared:
     texts = source.texts(tokenizer, write, 8, components.TEXT_POSITIONS)
 
     def save() -> None:
-        _save(unet, models / "unet")
-        _save(tower, models / "text_encoder")
-        scheduler.save_pretrained(models / "scheduler")
+        _save(models / "unet", unet)
+        _save(models / "text_encoder", tower)
+        _save(models / "scheduler", scheduler)
 
     columns |= {"latents_mean": mean, "latents_std": std, "texts": _padded(texts, tokenizer)}
     return Prepared(TeacherObjective(decoder), columns, save, ["texts"])
@@ -314,7 +316,7 @@ def _vision(source: Source) -> Prepared:
     return Prepared(
         InspectorObjective(reader),
         source.images("pixels", labels=True),
-        lambda: _save(florence, source.models / "florence_vision"),
+        lambda: _save(source.models / "florence_vision", florence),
     )
 
 
@@ -336,8 +338,7 @@ def _florence(source: Source) -> Prepared:
         )
 
     def save() -> None:
-        _save(florence, models / "florence")
-        tokenizer.save_pretrained(models / "florence")
+        _save(models / "florence", florence, tokenizer)
 
     return Prepared(
         FlorenceObjective(florence, tokenizer, _normalisation()), columns, save, components.TASKS
@@ -356,11 +357,9 @@ def _llm(source: Source, size: components.LlmSize = "medium") -> Prepared:
     folder = source.models / ("llm" if size == "medium" else f"llm-{size}")
     texts = source.texts(tokenizer, write_at_length, 4, MOST_TOKENS, str(tokenizer.eos_token))
 
-    def save() -> None:
-        _save(llm, folder)
-        tokenizer.save_pretrained(folder)
-
-    return Prepared(LlmObjective(llm), {"texts": texts}, save, ["texts"])
+    return Prepared(
+        LlmObjective(llm), {"texts": texts}, lambda: _save(folder, llm, tokenizer), ["texts"]
+    )
 
 
 _PREPARE: dict[Part, Callable[[Source], Prepared]] = {
@@ -374,8 +373,11 @@ _PREPARE: dict[Part, Callable[[Source], Prepared]] = {
 }
 
 
-def _save(model: Any, folder: Path) -> None:
-    model.save_pretrained(folder, safe_serialization=True)
+def _save(folder: Path, *parts: Any) -> None:
+    """Save what lies in one folder: all of it, or nothing."""
+    with replacing_folder(folder) as temporary:
+        for part in parts:
+            part.save_pretrained(temporary)
 
 
 def _need(models: Path, name: str) -> Path:

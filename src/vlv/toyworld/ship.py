@@ -13,9 +13,9 @@ import torch
 
 from vlv.errors import ModelFolderError
 from vlv.models.card import CARD_NAME, forget_paths
-from vlv.models.components import write_component
+from vlv.models.components import check_replaceable, write_component
 from vlv.models.pipeline import VLVPipeline
-from vlv.storage import Json
+from vlv.storage import Json, replacing_folder
 from vlv.toyworld.inspector import Inspector
 
 LOG_LINES = 200
@@ -25,7 +25,7 @@ LOG_LINES = 200
 def ship(
     model: Path, parts: Path, runs: Path, out: Path, results: Path | None = None, note: str = ""
 ) -> None:
-    """Write the shipped model folder.
+    """Write the shipped model folder: complete, or not at all.
 
     Args:
         model: The model folder that stage 2 saved.
@@ -37,20 +37,24 @@ def ship(
 
     Raises:
         ModelFolderError: The model or the inspector is missing.
+        OutputError: The folder holds something else, or the disk refuses.
     """
     if not (parts / "inspector").is_dir():
         raise ModelFolderError(f"{parts} has no inspector; train it first")
-    pipe = VLVPipeline.from_pretrained(model)
-    pipe.save_pretrained(out, dtype=torch.float16)
-    write_component(
-        Inspector.from_pretrained(parts / "inspector"), out / "inspector", torch.float16
+    check_replaceable(out)
+    pipe, inspector = (
+        VLVPipeline.from_pretrained(model),
+        Inspector.from_pretrained(parts / "inspector"),
     )
-    for log in sorted(runs.glob("*/metrics.jsonl")):
-        _keep_run(log.parent, out / "training" / log.parent.name)
-    if results is not None:
-        _copy_text(results, out / "evaluation.json")
     figures = json.loads(results.read_text("utf-8")) if results is not None else None
-    (out / CARD_NAME).write_text(_card(figures, note), encoding="utf-8")
+    with replacing_folder(out) as folder:
+        pipe.save_pretrained(folder, dtype=torch.float16)
+        write_component(inspector, folder / "inspector", torch.float16)
+        for log in sorted(runs.glob("*/metrics.jsonl")):
+            _keep_run(log.parent, folder / "training" / log.parent.name)
+        if results is not None:
+            _copy_text(results, folder / "evaluation.json")
+        (folder / CARD_NAME).write_text(_card(figures, note), encoding="utf-8")
 
 
 def _keep_run(run: Path, out: Path) -> None:

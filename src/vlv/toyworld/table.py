@@ -8,27 +8,26 @@ columns.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Self
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vlv.data.loader import LoaderSettings, epoch_batches
 from vlv.data.records import Record
 from vlv.data.sampling import fingerprint
-from vlv.errors import DataError
+from vlv.errors import DataError, OutputError
 from vlv.models.draws import mixed_seed
 from vlv.progress import Progress
-from vlv.storage import Json
+from vlv.storage import Json, new_array, temporary_beside
 from vlv.toyworld.inspector import encode_scenes
 from vlv.toyworld.scene import COLUMNS, Scene
 from vlv.toyworld.writing import Write, write_several
@@ -56,26 +55,31 @@ def image_columns(records: Sequence[Record], size: int, folder: Path) -> dict[st
     Returns:
         `pixels` uint8 (N, 3, S, S), `boxes` int16 (N, K, 4) with zeros where there is no object, and for every fact of
         the inspector and its box `label.FACT`, as `encode_scenes` makes it.
+
+    Raises:
+        OutputError: The disk refuses.
     """
     place = folder / fingerprint(f"{r.id} {r.meta_json}" for r in records)[:16]
     if not place.is_dir():
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = Path(mkdtemp(prefix="unfinished-", dir=folder))
-        _write_images(records, size, unfinished)
+        unfinished = temporary_beside(place)
         try:
+            unfinished.mkdir(parents=True)
+            _write_images(records, size, unfinished)
             unfinished.rename(place)
         except OSError as error:
             if not place.is_dir():  # else another process was quicker
-                raise DataError(f"{place} cannot be written: {error}") from error
+                raise OutputError(
+                    f"{place} cannot be written ({error.strerror or error})"
+                ) from error
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
     return {
         file.stem: torch.from_numpy(np.load(file, mmap_mode="c")) for file in place.glob("*.npy")
     }
 
 
 def _write_images(records: Sequence[Record], size: int, folder: Path) -> None:
-    pixels = open_memmap(
-        folder / "pixels.npy", "w+", dtype=np.uint8, shape=(len(records), 3, size, size)
-    )
+    pixels = new_array(folder / "pixels.npy", np.uint8, (len(records), 3, size, size))
     boxes = np.zeros((len(records), len(COLUMNS), 4), np.int16)
     labels: dict[str, list[Tensor]] = {}
     settings = LoaderSettings(

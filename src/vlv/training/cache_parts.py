@@ -14,12 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
-from numpy.lib.format import open_memmap
 
 from vlv.data.loader import LoaderSettings, OnBad, epoch_batches
 from vlv.errors import CacheError, DataError, OutputError
 from vlv.progress import Progress
-from vlv.storage import Json, check_settings, plain, read_settings, replacing, sync, write_json
+from vlv.storage import (
+    Json,
+    check_settings,
+    new_array,
+    plain,
+    read_settings,
+    replacing,
+    sync,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -248,7 +256,7 @@ class _GrowingPart:
 def _create(
     file: Path, example: NDArray[np.float32], count: int
 ) -> np.memmap[Any, np.dtype[np.float16]]:
-    array = open_memmap(file, mode="w+", dtype=np.float16, shape=(count, *example.shape[1:]))
+    array = new_array(file, np.float16, (count, *example.shape[1:]))
     array[:] = np.nan
     return array
 

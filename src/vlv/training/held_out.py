@@ -20,7 +20,7 @@ from vlv.models.encoder import VLVEncoder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.vision_encoder import VisionEncoder
 from vlv.pages import sheet
-from vlv.storage import read_settings, write_json
+from vlv.storage import read_settings, replacing, write_json, write_text
 from vlv.training.objective import Batch, Objective, to_device
 
 _GOLDEN_RATIO = 0.6180339887498949
@@ -219,11 +219,12 @@ class Samples:
             images = [*map(to_pil, pixels), *self.pipe.draw(self.pipe.context(z))]
             factor = -(-_CELL_PX // images[0].width)
             enlarged = [ImageOps.scale(image, factor, resample=0) for image in images]
-            sheet(enlarged, len(ids)).save(folder / f"{step:07d}.png")
+            with replacing(folder / f"{step:07d}.png") as temporary:
+                sheet(enlarged, len(ids)).save(temporary, "PNG")
         if self.pipe.caption_decoder is not None:
             texts = zip(ids, self.pipe.caption(z=z), strict=True)
             lines = [f"{name}: {text}\n" for name, text in texts]
-            (folder / f"{step:07d}.txt").write_text("".join(lines), encoding="utf-8")
+            write_text(folder / f"{step:07d}.txt", "".join(lines))
 
 
 def choose(records: Sequence[Record], file: Path) -> list[Record]:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vlv.errors import OutputError
 from vlv.progress import Progress, say
-from vlv.storage import Json, read_journal, write_text
+from vlv.storage import Json, check_in_place, read_journal, write_text
 from vlv.training.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -243,7 +243,12 @@ class Journal:
             tracker.samples(step, images, texts)
 
     def flush(self) -> None:
-        """Force metrics.jsonl to the disk: a checkpoint must not be ahead of it."""
+        """Force metrics.jsonl to the disk: a checkpoint must not be ahead of it.
+
+        Raises:
+            OutputError: It is gone, and with it perhaps the run folder.
+        """
+        check_in_place(self._stream, self._file)
         os.fsync(self._stream.fileno())
 
 

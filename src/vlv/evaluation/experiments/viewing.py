@@ -6,7 +6,6 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.sources import CAPTION_KEY, Source, parse_source
 from vlv.jobs.table import Row
 from vlv.jobs.tally import Tally
+from vlv.storage import new_array, replacing
 
 IMAGE_KEY = ("id", "source", "guidance")
 ORIGINAL = "original"
@@ -180,10 +180,10 @@ class Features:
     ) -> None:
         """Put features into their rows; they are on disk when this returns."""
         path = self._path(source, guidance)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        mode: Literal["r+", "w+"] = "r+" if path.is_file() else "w+"
-        shape = None if path.is_file() else (self.num, self.width)
-        file = np.lib.format.open_memmap(path, mode, dtype=np.float32, shape=shape)
+        if not path.is_file():
+            with replacing(path) as temporary:
+                new_array(temporary, np.float32, (self.num, self.width))
+        file = np.lib.format.open_memmap(path, "r+")
         file[list(rows)] = values
         file.flush()
 
