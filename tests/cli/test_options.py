@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import io
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_type_hints
 
 import pytest
 import typer
@@ -142,3 +144,53 @@ def test_warnings_of_vlv_are_lines_on_stderr() -> None:
     code = "import logging, vlv.cli; vlv.cli.run([]); logging.getLogger('vlv.x').warning('careful')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == "careful\n"
+
+
+def commands_of(app: typer.Typer, *words: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command with its words."""
+    for command in app.registered_commands:
+        assert command.callback is not None
+        name = command.name or command.callback.__name__.replace("_", "-")
+        yield (*words, name), command.callback
+    for group in app.registered_groups:
+        inner = group.typer_instance
+        assert inner is not None
+        yield from commands_of(inner, *words, str(inner.info.name))
+
+
+def numeric_options() -> Iterator[tuple[tuple[str, ...], list[str], str, str]]:
+    """Each option that is a number: command, what this needs besides, flag and kind."""
+    for words, command in commands_of(vlv.cli.app):
+        parameters = inspect.signature(command).parameters.values()
+        hints = {p.name: p.annotation for p in parameters}
+        if any(isinstance(hint, str) for hint in hints.values()):
+            hints = get_type_hints(command, include_extras=True)
+        infos = {name: get_args(hint) for name, hint in hints.items() if get_args(hint)}
+        flags = {
+            name: next(
+                (x for x in (info.default, *(info.param_decls or ())) if str(x).startswith("--")),
+                f"--{name.replace('_', '-')}",
+            )
+            for name, (_, info) in infos.items()
+            if isinstance(info, typer.models.OptionInfo)
+        }
+        needed: list[str] = []
+        for parameter in parameters:
+            if parameter.default is inspect.Parameter.empty:
+                needed += [*([flags[parameter.name]] if parameter.name in flags else []), "5"]
+        for name in flags:
+            kinds = {infos[name][0], *get_args(infos[name][0])} & {int, float}
+            yield from ((words, needed, flags[name], kind.__name__) for kind in kinds)
+
+
+@pytest.mark.slow
+def test_a_silly_number_of_any_option_is_one_sentence(vlv: Vlv) -> None:
+    """Infinity passes the bounds of Typer, as NaN does, and a whole number may be of any length."""
+    seen = 0
+    for words, needed, flag, kind in numeric_options():
+        for value in ("nan", "inf") if kind == "float" else ("9" * 40,):
+            result = vlv(*words, *needed, flag, value)
+            assert result.code == 1, (words, flag, value)
+            assert flag.strip("-") in result.err.replace("_", "-"), (words, flag, value, result.err)
+            seen += 1
+    assert seen > 100

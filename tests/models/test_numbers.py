@@ -13,6 +13,10 @@ from tests.cli.conftest import write_image
 from vlv import VLVPipeline
 from vlv.cli import run
 from vlv.errors import VLVError
+from vlv.models.calibration import read_calibration
+from vlv.models.decoding import Generation
+from vlv.models.folder import shipped_models
+from vlv.models.verification import Verification
 
 NAN, INF = float("nan"), float("inf")
 EMBEDDINGS: dict[str, Any] = {
@@ -52,7 +56,33 @@ GENERATION: list[dict[str, Any]] = [
     *({"seed": value} for value in (-1, 1.5, NAN, None)),
     *({"batch_size": value} for value in (0, -1, 1.5, None)),
     {"end_token": 5},
+    *({name: value} for name in ("do_sample", "early_stopping", "tidy") for value in ("x", NAN, 1)),
+    {"num_beams": 10**9},
 ]
+SCORING: list[dict[str, Any]] = [
+    *({"timesteps": value} for value in (0, -1, 1.5, NAN, None, "x", True, 10**9)),
+    *({"lowest": value} for value in (NAN, -0.1, 1, 2, INF, "x", None)),
+    *({"highest": value} for value in (NAN, -0.1, 0.1, 1, INF, "x", None)),
+    *({"seed": value} for value in (-1, 1.5, NAN, None, 2**65)),
+    *({"batch_size": value} for value in (0, -1, 1.5, None)),
+]
+CAPTIONS: list[Any] = [
+    None,
+    5,
+    NAN,
+    "",
+    " ",
+    [],
+    [None],
+    [5],
+    [b"a"],
+    {"a": 1},
+    ["a", "b", "c"],
+    [[]],
+    [["a"], []],
+    object(),
+]
+VERIFY: list[Any] = [0, 1, -1, 2.5, NAN, "8", True, [2], 10**9]
 MIXES: list[dict[str, Any]] = [
     *(
         {"weights": value, "mode": "average"}
@@ -117,6 +147,58 @@ def test_decoding_settings_that_make_no_sense_are_refused(
         settings = {"max_new_tokens": 2} | settings
         call = lambda s=settings: getattr(tiny_pipeline, method)(z=torch.zeros(8, 32), **s)  # noqa: E731
         assert_refused(call, settings)
+
+
+@pytest.mark.parametrize("method", ["score", "weigh", "verify"])
+def test_judging_settings_and_captions_that_make_no_sense_are_refused(
+    tiny_pipeline: VLVPipeline, method: str
+) -> None:
+    image, judge = torch.zeros(3, 32, 32), getattr(tiny_pipeline, method)
+    known = (
+        {"calibration": read_calibration(shipped_models()["vlv-tiny"])}
+        if method == "verify"
+        else {}
+    )
+    for settings in SCORING:
+        assert_refused(lambda s=settings: judge(image, "A cube.", **known, **s), settings)
+    for captions in CAPTIONS:
+        if not (method == "score" and captions == ["a", "b", "c"]):
+            assert_refused(lambda c=captions: judge(image, c, **known), captions)
+        assert_refused(lambda c=captions: judge([image, image], c, **known), captions)
+    for strange in (image + NAN, torch.zeros(32), [], None):
+        assert_refused(lambda s=strange: judge(s, "A cube.", **known), strange)
+    if method == "verify":
+        for calibration in (None, 5, {"scale": 1}, NAN):
+            assert_refused(
+                lambda c=calibration: judge(image, "A cube.", calibration=c), calibration
+            )
+
+
+def test_verification_that_makes_no_sense_is_refused(tiny_pipeline: VLVPipeline) -> None:
+    for verify in VERIFY:
+        assert_refused(
+            lambda v=verify: tiny_pipeline.caption(torch.zeros(3, 32, 32), verify=v), verify
+        )
+    for field, values in {
+        "temperature": (0, -1, NAN, INF, "x", None),
+        "enough": (NAN, INF, "x"),
+    }.items():
+        for value in values:
+            assert_refused(lambda f=field, v=value: Verification(**{f: v}), (field, value))
+    captions = tiny_pipeline.describe(
+        [torch.zeros(3, 32, 32)], verify=np.int64(2), seed=np.int64(3), max_new_tokens=2
+    )
+    assert captions[0].check is not None
+
+
+def test_copies_that_make_no_sense_are_refused(tiny_pipeline: VLVPipeline) -> None:
+    captioner, c = (
+        tiny_pipeline.caption_decoder,
+        tiny_pipeline.context(torch.zeros(1, 8, 32)).sequence,
+    )
+    how = Generation(max_new_tokens=2)
+    for copies in (0, -1, 1.5, NAN, None, "2", True):
+        assert_refused(lambda n=copies: captioner.write(c, how, copies=n), copies)
 
 
 def test_mixing_settings_that_make_no_sense_are_refused(tiny_pipeline: VLVPipeline) -> None:

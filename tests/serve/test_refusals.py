@@ -6,6 +6,7 @@ import asyncio
 import struct
 import zlib
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from typing import Any
 
 import httpx
@@ -410,9 +411,22 @@ def test_the_network_is_reached_with_a_key_only() -> None:
         check_access("127.0.0.1", Keys(KEY), no_auth=True)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"batch_size": 0}, {"queue_size": 0}, {"seed": -1}, {"timeout": 0.0}]
-)
-def test_settings_are_checked(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError):
-        ServeSettings(MODEL, **wrong)
+@pytest.mark.parametrize("kind", [ServeSettings, Limits])
+def test_a_silly_value_of_any_setting_is_named(kind: Any) -> None:
+    given = {"model": MODEL} if kind is ServeSettings else {}
+    for name in (x.name for x in fields(kind) if x.type in ("int", "float")):
+        for value in (
+            float("nan"),
+            float("inf"),
+            -1,
+            "x",
+            None,
+            True,
+            1.5 if name == "seed" else [],
+        ):
+            with pytest.raises(ConfigError, match=name) as caught:
+                kind(**given, **{name: value})
+            assert len(str(caught.value)) < 200
+        if name not in ("seed", "linger"):
+            with pytest.raises(ConfigError, match=name):
+                kind(**given, **{name: 0})

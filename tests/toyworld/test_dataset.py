@@ -164,6 +164,7 @@ def test_other_data_are_not_mixed_in(rendered: Path, change: dict[str, Any], mes
     [
         ({"split": "all"}, "unknown split 'all'; choose one of"),
         ({"num": 0}, "num must be at least 1, not 0"),
+        ({"num": 10**12}, "num must be at most 10000000"),
         ({"seed": -1}, "seed must be at least 0, not -1"),
         ({"per_shard": 0}, "per_shard must be at least 1"),
         ({"start": -2}, "start must be at least 0"),

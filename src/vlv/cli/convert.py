@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from vlv.cli import common
+from vlv.cli.options import takes_numbers
 
 app = typer.Typer(
     name="convert", help="Turn checkpoints of other code into models.", no_args_is_help=True
@@ -20,6 +21,7 @@ def _group() -> None:
 
 
 @app.command()
+@takes_numbers
 def official(
     checkpoint: Annotated[
         Path, typer.Argument(help="A .safetensors, .bin or .pt file, an index, or a folder.")

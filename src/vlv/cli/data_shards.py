@@ -63,7 +63,7 @@ class EngineOptions:
     """Who does the work."""
 
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; one per processor by default.")
+        int | None, typer.Option(min=1, max=1024, help="Processes; one per processor by default.")
     ] = None
     engine: Annotated[
         Literal["local", "ray"],

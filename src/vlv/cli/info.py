@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlv.cli import common
+from vlv.cli.options import takes_numbers
 
 if TYPE_CHECKING:
     from vlv.jobs.model_info import Part
 
 
+@takes_numbers
 def info(
     model: Annotated[
         str,

@@ -18,7 +18,9 @@ A field that is itself such a class is a group. Its options appear under the pan
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from copy import copy
 from typing import (
@@ -34,10 +36,14 @@ from typing import (
 
 import typer
 
+from vlv.errors import ConfigError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 T = TypeVar("T")
+
+_LARGEST = 2**63 - 1
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
@@ -71,6 +77,16 @@ def takes_options(command: Callable[[T], int]) -> Callable[..., int]:
     return flat
 
 
+def takes_numbers(command: Callable[..., int]) -> Callable[..., int]:
+    """Refuse NaN, infinity and numbers of any length for a command without an options object, which has it from there."""
+
+    @functools.wraps(command)
+    def call(**values: Any) -> int:
+        return command(**{x: _sane(v, f"--{x.replace('_', '-')}") for x, v in values.items()})
+
+    return call
+
+
 def changed(group: DataclassInstance) -> list[str]:
     """Options of a group that differ from their defaults, as they are written on the command line."""
     hints = get_type_hints(type(group), include_extras=True)
@@ -98,16 +114,26 @@ def _parameters(cls: type, panel: str | None = None) -> Iterator[inspect.Paramet
 
 
 def _build(cls: type[T], values: Mapping[str, Any]) -> T:
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
     return cls(
         **{
             field.name: _build(hints[field.name], values)
             if dataclasses.is_dataclass(hints[field.name])
-            else values[field.name]
+            else _sane(values[field.name], _flag(field.name, hints[field.name]))
             for field in fields
         }
     )
+
+
+def _sane(value: T, flag: str) -> T:
+    """The value of an option; Typer takes NaN and infinity for numbers within any bounds, and integers of any length."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ConfigError(f"{flag} is {number}; give a finite number")
+        if isinstance(number, int) and abs(number) > _LARGEST:
+            raise ConfigError(f"{flag} is {str(number)[:30]}; give a smaller number")
+    return value
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

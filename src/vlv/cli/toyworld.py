@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 import typer
 
 from vlv.cli import common
-from vlv.cli.options import options, takes_options
+from vlv.cli.options import options, takes_numbers, takes_options
 from vlv.storage import Json
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ Num = Annotated[int, typer.Option(min=1, help="Number of scenes.")]
 
 
 @app.command()
+@takes_numbers
 def render(
     out: Annotated[Path, typer.Argument(help="Folder of the tar shards; created.")],
     num: Num,
@@ -38,7 +39,8 @@ def render(
     seed: common.Seed = 0,
     per_shard: Annotated[int, typer.Option(min=1, help="Scenes in a full shard.")] = 1000,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes; one for every processor by default.")
+        int | None,
+        typer.Option(min=1, max=1024, help="Processes; one for every processor by default."),
     ] = None,
     wrong: Annotated[
         float, typer.Option(help="Share of the objects' attributes that captions state wrongly.")
@@ -71,9 +73,10 @@ def render(
 
 
 @app.command()
+@takes_numbers
 def sheet(
     out: Annotated[Path, typer.Argument(help="FILE.png")],
-    num: Num = SHEET_IMAGES,
+    num: Annotated[int, typer.Option(min=1, max=10_000, help="Number of scenes.")] = SHEET_IMAGES,
     split: Split = "train",
     seed: common.Seed = 0,
 ) -> int:
@@ -97,6 +100,7 @@ def _write_sheet(out: Path, num: int, seed: int, split: SplitName) -> None:
 
 
 @app.command()
+@takes_numbers
 def describe(
     index: Annotated[int, typer.Option(min=0, help="Number of the scene.")] = 0,
     split: Split = "train",

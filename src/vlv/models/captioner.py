@@ -25,7 +25,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
-from vlv.models.arguments import named
+from vlv.models.arguments import named, whole_number
 from vlv.models.caption_loss import (
     Batching,
     caption_log_probs,
@@ -321,6 +321,7 @@ class CaptionDecoder(PreTrainedModel):
         Returns:
             B N captions, those of a context one after the other.
         """
+        whole_number("copies", copies, 1)
         max_new_tokens = how.max_new_tokens
         if max_new_tokens is None:
             max_new_tokens = self.longest_caption(c.shape[1])

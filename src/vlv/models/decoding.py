@@ -42,6 +42,7 @@ class Check:
 
 
 _MOST_TOKENS = 2**16
+_MOST_BEAMS = 1000
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ class Generation:
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
             whole_number("max_new_tokens", self.max_new_tokens, 1, _MOST_TOKENS)
-        whole_number("num_beams", self.num_beams, 1)
+        whole_number("num_beams", self.num_beams, 1, _MOST_BEAMS)
+        for name in ("do_sample", "early_stopping", "tidy"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and (value is not None or name != "tidy"):
+                raise ConfigError(f"{name} is {value!r:.40}; give True or False")
         for seed in self.seed if isinstance(self.seed, list | tuple) else [self.seed]:
             whole_number("seed", seed, 0, MAX_SEED)
         for name in ("temperature", "top_p", "repetition_penalty"):
@@ -112,8 +117,8 @@ class Generation:
         Raises:
             ConfigError: As many seeds were not given.
         """
-        if isinstance(self.seed, int):
-            return [mixed_seed(self.seed, row) for row in range(count)]
+        if not isinstance(self.seed, Sequence):
+            return [mixed_seed(int(self.seed), row) for row in range(count)]
         if len(self.seed) != count:
             raise ConfigError(f"{count} captions need as many seeds, got {len(self.seed)}")
         return list(self.seed)

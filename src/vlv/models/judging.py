@@ -59,8 +59,7 @@ class JudgingPipeline(EmbeddingPipeline):
         """
         self._require("generate")
         single = is_single(images)
-        rows = [captions] if single else captions
-        texts = [[x] if isinstance(x, str) else [str(text) for text in x] for x in rows]
+        texts = _texts([captions] if single else captions)
         given, how = as_list(images), Scoring(**scoring)
         c = None if self.encoder is None else self.context(self.embed(given))
         with at_work(self, *self.decoder.components):
@@ -80,7 +79,9 @@ class JudgingPipeline(EmbeddingPipeline):
         """Like `verify`, but the evidence alone: what leaving out and exchanging words changes; no calibration is needed."""
         self._require("generate")
         given, how = as_list(images), Scoring(**scoring)
-        texts = [captions] if isinstance(captions, str) else captions
+        texts = [
+            one for (one,) in _texts([captions] if isinstance(captions, str) else captions, most=1)
+        ]
         c = None if self.encoder is None else self.context(self.embed(given))
         with at_work(self, *self.decoder.components):
             latents = self._latents(given)
@@ -134,10 +135,30 @@ class JudgingPipeline(EmbeddingPipeline):
             DataError: A caption is empty.
         """
         calibration = calibration or self.calibration
-        if calibration is None:
+        if not isinstance(calibration, Calibration):
             raise ConfigError(
                 f"the model {self._name()} has no calibration of doubts; pass another model's as calibration="
             )
         found = self.weigh(images, captions, read_claims=read_claims, **scoring)
         verdicts = [judge(evidence, calibration) for evidence in found]
         return verdicts[0] if is_single(images) else verdicts
+
+
+def _texts(captions: object, most: int | None = None) -> list[list[str]]:
+    """The captions of each image, at least one and at most so many.
+
+    Raises:
+        ConfigError: They are something else.
+    """
+    rows = captions if isinstance(captions, list | tuple) else []
+    lists = [[x] if isinstance(x, str) else x for x in rows]
+    fit = [
+        isinstance(x, list | tuple)
+        and 0 < len(x) <= (most or len(x))
+        and all(isinstance(text, str) for text in x)
+        for x in lists
+    ]
+    if not fit or not all(fit):
+        wanted = "one text for each image" if most == 1 else "one text or several for each image"
+        raise ConfigError(f"captions are {captions!r:.60}; give {wanted}")
+    return [list(x) for x in lists]

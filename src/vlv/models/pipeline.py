@@ -164,8 +164,8 @@ class VLVPipeline(JudgingPipeline):
             **generation: The fields of `Generation`: max_new_tokens, num_beams, do_sample, ...
         """
         settings = Generation(**generation)
-        how = Verification(verify) if isinstance(verify, int) else verify
-        if how is not None:
+        if verify is not None:
+            how = verify if isinstance(verify, Verification) else Verification(verify)
             return self._verified(images, z, settings, how, batch_size, progress)
         self._require("caption", given_z=z is not None)
         captioner = present(self.caption_decoder, "caption_decoder")

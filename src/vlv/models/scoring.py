@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vlv.errors import ConfigError, DataError
-from vlv.models.arguments import finite, present, whole_number
+from vlv.models.arguments import MAX_SEED, finite, present, whole_number
 from vlv.models.context import Context
 from vlv.models.draws import mixed_seed
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 """What stands between two sentences."""
+_MOST_TIMESTEPS = 1000
+"""As many as the schedules of the models that are known."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Scoring:
     """Passes of the denoiser that are computed together."""
 
     def __post_init__(self) -> None:
-        whole_number("timesteps", self.timesteps, 1)
-        whole_number("seed", self.seed, 0)
+        whole_number("timesteps", self.timesteps, 1, _MOST_TIMESTEPS)
+        whole_number("seed", self.seed, 0, MAX_SEED)
         whole_number("batch_size", self.batch_size, 1)
         low, high = finite("lowest", self.lowest), finite("highest", self.highest)
         if not 0 <= low <= high < 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vlv.errors import ConfigError
 from vlv.models.arguments import finite, whole_number
 from vlv.models.decoding import Caption, Check, Generation
 from vlv.models.draws import mixed_seed
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _FIRST_ROUND = 4
 """Candidates of every image before any is settled; each further round doubles them."""
+_MOST_CANDIDATES = 1000
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class Verification:
     """One timestep orders candidates as well as several, at a share of the cost (docs/decisions.md)."""
 
     def __post_init__(self) -> None:
-        whole_number("candidates", self.candidates, 2)
-        finite("temperature", self.temperature)
+        whole_number("candidates", self.candidates, 2, _MOST_CANDIDATES)
+        if finite("temperature", self.temperature) <= 0:
+            raise ConfigError(f"temperature is {self.temperature}; choose more than 0")
         if self.enough is not None:
             finite("enough", self.enough)
 

@@ -23,6 +23,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
+from transformers.modeling_rope_utils import RopeParameters
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlv.data.foreign import decode_text, parse_object, printable, read_file
@@ -149,10 +150,29 @@ def check_values(values: Json, kind: Any, path: Path, where: str = "") -> None:
             raise ModelFolderError(
                 f"{path}: {where}{name} is {_short(values[name])}, but {wanted} is wanted; copy the model again"
             )
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(values.get(name), dict):
+            _check_rope(values[name], path, f"{where}{name}.")
     for name, inner in getattr(kind, "sub_configs", {}).items():
         if isinstance(values.get(name), dict):
             check_values(
                 values[name], _config_class(inner, values[name], path), path, f"{where}{name}."
+            )
+
+
+def _check_rope(values: Json, path: Path, where: str) -> None:
+    """Compare the numbers of rotary positions; a layer type may have some of its own."""
+    hints = get_type_hints(RopeParameters)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_rope(value, path, f"{where}{name}.")
+            continue
+        wanted = _wanted(name, value, hints[name], 1.0) if name in hints else None
+        if value == 0 and name.endswith(("theta", "factor")):
+            wanted = "a number above 0"
+        if wanted:
+            raise ModelFolderError(
+                f"{path}: {where}{name} is {_short(value)}, but {wanted} is wanted; copy the model again"
             )
 
 

@@ -8,7 +8,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Self
 
 from vlv.data.images import DEFAULT_LIMITS, ImageLimits
@@ -21,7 +21,11 @@ SHORTEST_KEY = 16
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused, and how long a client may take."""
+    """What is refused, and how long a client may take.
+
+    Raises:
+        ConfigError: A number is out of its range.
+    """
 
     body_bytes: int = 40_000_000
     """Of one request."""
@@ -45,6 +49,12 @@ class Limits:
     bytes_per_second: int = 100_000
     """Slower bodies are cut off."""
     image: ImageLimits = DEFAULT_LIMITS
+
+    def __post_init__(self) -> None:
+        for name in (x.name for x in fields(self) if x.type == "int"):
+            whole_number(name, getattr(self, name), 1)
+        for name in ("header_seconds", "patience_seconds"):
+            _positive(name, getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -77,10 +87,18 @@ class ServeSettings:
         whole_number("batch_size", self.batch_size, 1)
         whole_number("queue_size", self.queue_size, 1)
         whole_number("seed", self.seed, 0, MAX_SEED)
-        if finite("timeout", self.timeout) <= 0:
-            raise ConfigError(f"timeout is {self.timeout}; choose more than 0")
-        if self.rate is not None and finite("rate", self.rate) <= 0:
-            raise ConfigError(f"rate is {self.rate}; choose more than 0")
+        _positive("timeout", self.timeout)
+        if not 0 <= finite("linger", self.linger) <= self.timeout:
+            raise ConfigError(
+                f"linger is {self.linger}; choose 0 or more, and no more than the timeout"
+            )
+        if self.rate is not None:
+            _positive("rate", self.rate)
+
+
+def _positive(name: str, value: object) -> None:
+    if finite(name, value) <= 0:
+        raise ConfigError(f"{name} is {value}; choose more than 0")
 
 
 class Keys:

@@ -22,7 +22,7 @@ from vlv.progress import Progress
 from vlv.storage import check_settings, read_settings, write_json
 from vlv.toyworld.bad_teacher import Mistakes, mistaken
 from vlv.toyworld.render import image_box, render
-from vlv.toyworld.scene import SPLITS, Split, sample_scene
+from vlv.toyworld.scene import MOST_SCENES, SPLITS, Split, sample_scene
 from vlv.toyworld.writing import describe
 
 MANIFEST = "dataset.json"
@@ -57,6 +57,8 @@ class Layout:
         for name, bound in least.items():
             if getattr(self, name) < bound:
                 raise ConfigError(f"{name} must be at least {bound}, not {getattr(self, name)}")
+        if self.num > MOST_SCENES:
+            raise ConfigError(f"num must be at most {MOST_SCENES}, not {self.num}")
         if not 0 <= self.wrong <= 1:
             raise ConfigError(f"wrong must be a share from 0 to 1, not {self.wrong}")
 

@@ -29,6 +29,8 @@ GROUNDS = ("grass", "sand", "snow")
 TIMES = ("day", "sunset", "night")
 LIGHTS = ("left", "right")
 VIEWS = ("low", "high")
+MOST_SCENES = 10_000_000
+"""That are asked for at once; more is a mistake, and would not fit into memory."""
 SPLITS = ("train", "val", "test", "composition", "any")
 
 COLOURED_STYLES = ("photo", "cartoon")

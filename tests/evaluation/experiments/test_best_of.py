@@ -132,6 +132,20 @@ def test_rewards_choose_too() -> None:
         BestOfPlan(rewards=("beauty",))
 
 
+@pytest.mark.parametrize(
+    "silly",
+    [
+        *({name: value} for name in ("num", "candidates", "timesteps", "batch_size") for value in (0, 1.5, "x", None)),
+        *({"temperature": value} for value in (0, -1, float("nan"), float("inf"), "x")),
+        {"seed": -1}, {"timesteps": 10**9}, {"candidates": 10**9},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_silly_number_of_the_plan_is_named(silly: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(silly))):
+        BestOfPlan(**silly)
+
+
 def test_the_command_writes_the_figures(tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     more = ("--num", "2", "--candidates", "2", "--timesteps", "1", "--json", str(file))

@@ -8,6 +8,7 @@ choosers (the frozen decoder, the captioner's own log-probability, an oracle tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,12 +17,12 @@ import numpy as np
 import torch
 
 from vlv.config import Stage3Config
-from vlv.errors import ConfigError
+from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.evaluation.results import Figure, Results, Section, Target, Unit
 from vlv.evaluation.statistics import Array, Statistic, complement, estimate, f1, mean, ratio
 from vlv.jobs.table import GrowingTable, Row
-from vlv.models.arguments import present
+from vlv.models.arguments import present, whole_number
 from vlv.models.decoding import Generation
 from vlv.models.draws import mixed_seed
 from vlv.models.pixels import as_batch
@@ -43,7 +44,11 @@ OF_THE_ORACLE = Target(0.8, 0.95)
 
 @dataclass(frozen=True, slots=True)
 class BestOfPlan(ScenePlan):
-    """Which scenes, how many captions, and how they are scored."""
+    """Which scenes, how many captions, and how they are scored.
+
+    Raises:
+        ConfigError: A number is out of its range, or there is no such reward.
+    """
 
     candidates: int = 16
     timesteps: int = 3
@@ -53,6 +58,10 @@ class BestOfPlan(ScenePlan):
     """Of stage 3, that choose too; log-probability does in any case."""
 
     def __post_init__(self) -> None:
+        super(BestOfPlan, self).__post_init__()  # slots make another class of this one
+        whole_number("candidates", self.candidates, 1)
+        Verification(max(2, self.candidates), self.temperature)
+        Scoring(timesteps=self.timesteps)
         for name in self.rewards:
             if name not in REWARDS:
                 raise ConfigError(f"there is no reward {name!r}; choose from {', '.join(REWARDS)}")
@@ -89,15 +98,16 @@ def collect(
     about = {**asdict(plan), "model": str(pipe.config.get("_name_or_path"))}
     del about["num"], about["batch_size"]  # more scenes go on from fewer
     table = GrowingTable(folder / "candidates.jsonl", {}, about, "skip", ("index",))
-    table.start()
-    todo = [index for index in range(plan.num) if (index,) not in table]
-    report(plan.num - len(todo))
-    for start in range(0, len(todo), plan.batch_size):
-        rows = list(_rows(pipe, plan, todo[start : start + plan.batch_size]))
-        table.append(rows)
-        report(len(rows))
-    found = [table.get((index,)) for index in range(plan.num)]
-    table.finish()
+    with closing(table):
+        table.start()
+        todo = [index for index in range(plan.num) if (index,) not in table]
+        report(plan.num - len(todo))
+        for start in range(0, len(todo), plan.batch_size):
+            rows = list(_rows(pipe, plan, todo[start : start + plan.batch_size]))
+            table.append(rows)
+            report(len(rows))
+        found = [table.get((index,)) for index in range(plan.num)]
+        table.finish()
     return [row for row in found if row is not None and row["candidates"]]
 
 
@@ -184,7 +194,12 @@ def measure(rows: Sequence[Row], plan: BestOfPlan) -> Results:
     """Every chooser at every number of candidates, and what it gains on the greedy caption.
 
     The losses at all timesteps are one chooser; the middle one alone is another, at a share of the passes.
+
+    Raises:
+        DataError: No caption has a word.
     """
+    if not rows:
+        raise DataError(f"the captions of all {plan.num} scenes are empty; take another model")
     steps = range(len(rows[0]["null"]))
     choosers: dict[str, tuple[str, Chooser]] = {
         "denoising": (f"the decoder (K = {len(steps)})", _by_loss(steps)),

@@ -7,6 +7,7 @@ the decoder once, `fit_calibration` and `measure` use what it said, on scenes of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,15 +76,16 @@ def collect(
     model = str(pipe.config.get("_name_or_path"))
     about = {"split": plan.split, "seed": plan.seed, "model": model}  # more scenes go on from fewer
     table = GrowingTable(folder / "evidence.jsonl", {}, about, "skip", ("index",))
-    table.start()
-    todo = [index for index in range(plan.num) if (index,) not in table]
-    report(plan.num - len(todo))
-    for start in range(0, len(todo), plan.batch_size):
-        rows = list(_judged(pipe, plan, todo[start : start + plan.batch_size]))
-        table.append(rows)
-        report(len(rows))
-    found = [_case(plan, table.get((index,)) or {}) for index in range(plan.num)]
-    table.finish()
+    with closing(table):
+        table.start()
+        todo = [index for index in range(plan.num) if (index,) not in table]
+        report(plan.num - len(todo))
+        for start in range(0, len(todo), plan.batch_size):
+            rows = list(_judged(pipe, plan, todo[start : start + plan.batch_size]))
+            table.append(rows)
+            report(len(rows))
+        found = [_case(plan, table.get((index,)) or {}) for index in range(plan.num)]
+        table.finish()
     return [case for case in found if case is not None]
 
 

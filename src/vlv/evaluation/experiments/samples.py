@@ -19,9 +19,10 @@ from vlv.data.records import Columns, Record
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError
 from vlv.jobs.caption_files import names_of
+from vlv.models.arguments import whole_number
 from vlv.storage import Json
 from vlv.toyworld.render import render
-from vlv.toyworld.scene import Scene, Split, sample_scene
+from vlv.toyworld.scene import MOST_SCENES, Scene, Split, sample_scene
 from vlv.toyworld.writing import describe
 
 _MAX_BYTES = 2**31  # of a file of JSON lines
@@ -87,8 +88,8 @@ class DataSet:
     def __post_init__(self) -> None:
         if (self.split is None) == (not self.inputs):
             raise ConfigError("name either a split of the toy world or files, one of the two")
-        if self.num is not None and self.num < 1:
-            raise ConfigError(f"num is {self.num}; at least one sample is needed")
+        if self.num is not None:
+            whole_number("num", self.num, 1, MOST_SCENES)
 
     def samples(self) -> list[Sample]:
         """The samples; images are rendered or opened when they are asked for.

@@ -36,11 +36,13 @@ from vlv.evaluation.metrics.distances import FEWEST_FOR_KERNEL
 from vlv.evaluation.metrics.features import inspector_features
 from vlv.evaluation.results import Results, Section
 from vlv.jobs.tally import Tally
+from vlv.models.arguments import whole_number
 from vlv.models.folder import COMPONENTS, NEEDED
 from vlv.models.hashing import weights_hash
 from vlv.models.pipeline import VLVPipeline
 from vlv.storage import replacing
 from vlv.toyworld.inspector import Inspector
+from vlv.toyworld.scene import MOST_SCENES
 from vlv.training.journal import versions
 
 NAME = "toyworld"
@@ -113,8 +115,7 @@ class Plan:
         for name in self.sections:
             if name not in SECTIONS:
                 raise ConfigError(f'"{name}" is no section; choose from {", ".join(SECTIONS)}')
-        if self.num < 2:
-            raise ConfigError(f"num is {self.num}; intervals need at least 2 scenes")
+        whole_number("num", self.num, 2, MOST_SCENES)  # intervals need two
 
 
 def evaluate_toyworld(
