@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.engine.server import EngineServer
+from vlv.engine import saved_language_model
+from vlv.models.pipeline import VLVPipeline
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -96,3 +100,33 @@ def test_full_size_with_miniature_models(
         if "stage" in result["use"]:
             assert sum(result["parts"].values()) == pytest.approx(result["seconds"])
             assert ("VAE" in result["parts"]) == (result["use"] == "stage1")
+
+
+@pytest.mark.slow
+def test_engine_with_a_miniature_model(
+    tiny_pipeline: VLVPipeline, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, decoder = tmp_path / "engine.json", tiny_pipeline.caption_decoder
+    assert decoder is not None
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    with EngineServer(decoder, saved_language_model(decoder).name) as server:
+        settings = ["--url", server.url, "--model", str(tiny_folder), "--json", str(file)]
+        settings += [
+            "--equal",
+            "3",
+            "--num",
+            "2",
+            "--tokens",
+            "4",
+            "--repeats",
+            "1",
+            "--threads",
+            "1",
+        ]
+        monkeypatch.setattr("sys.argv", ["engine.py", *settings])
+        runpy.run_path(str(BENCHMARKS / "engine.py"), run_name="__main__")
+    contests = json.loads(file.read_text())["contests"]
+    assert [contest["title"] for contest in contests] == [f"{n} at a time" for n in (1, 4, 16, 64)]
+    assert all(row["seconds"][0] > 0 for contest in contests for row in contest["rows"])
+    assert [row["notes"]["equal of 3"] for row in contests[-1]["rows"]] == [3, 3]
