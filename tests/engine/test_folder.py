@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from vlv.models.captioner import CaptionDecoder
 
 
+@pytest.mark.parametrize("untied", [False, True])
 def test_it_is_a_plain_model_that_reads_prefixes_as_ours_does(
-    decoder: CaptionDecoder, folder: Path, c: torch.Tensor
+    decoder: CaptionDecoder, c: torch.Tensor, untied: bool
 ) -> None:
+    folder = saved_language_model(decoder, untied=untied)
     llm = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    shared = llm.get_input_embeddings().weight is llm.get_output_embeddings().weight
+    assert shared is not untied
     with torch.no_grad():
         prefix = decoder.prefix(c)
         assert torch.equal(

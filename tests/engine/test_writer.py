@@ -15,7 +15,7 @@ import torch
 from tests import tiny
 from tests.endpoint.server import always
 from tests.engine.server import EngineServer
-from vlv.engine import EngineSettings, engine_writes
+from vlv.engine import EngineSettings, engine_writes, saved_language_model
 from vlv.errors import ConfigError, EndpointError, RequestError
 
 if TYPE_CHECKING:
@@ -209,8 +209,9 @@ def test_the_language_model_can_leave_this_process(
         assert light.generate(c, max_new_tokens=LENGTH) == own
 
 
-def test_an_engine_follows_weights_that_train(folder: Path, c: torch.Tensor) -> None:
+def test_an_engine_follows_weights_that_train(c: torch.Tensor) -> None:
     trained = tiny.make_caption_decoder()
+    folder = saved_language_model(trained, untied=True)
     first, moved = trained.generate(c, max_new_tokens=LENGTH), []
     with EngineServer(copy.deepcopy(trained), folder.name) as server:
         with engine_writes(trained, EngineSettings(url=server.url), follow=True):

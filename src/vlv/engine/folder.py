@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
+from safetensors.torch import save_file
 from torch import nn
 
 from vlv.errors import ConfigError, OutputError
@@ -17,6 +18,9 @@ from vlv.models.hashing import weights_hash
 from vlv.storage import sync_tree, temporary_beside
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from vlv.models.captioner import CaptionDecoder
 
 _HASH_LENGTH = 16
@@ -29,7 +33,9 @@ def engine_cache() -> Path:
     return Path(constants.HF_HOME) / "vlv" / "engine"
 
 
-def saved_language_model(decoder: CaptionDecoder, cache: Path | None = None) -> Path:
+def saved_language_model(
+    decoder: CaptionDecoder, cache: Path | None = None, *, untied: bool = False
+) -> Path:
     """The language model with its tokenizer in a folder of the cache, written there once.
 
     The folder's name holds a hash of weights and configuration, and an engine serves the model under this name, so that an
@@ -38,6 +44,7 @@ def saved_language_model(decoder: CaptionDecoder, cache: Path | None = None) -> 
     Args:
         decoder: Whose language model.
         cache: Where the folder is; None is `engine_cache`.
+        untied: See `write_untied`.
 
     Raises:
         ConfigError: The weights are stored in fewer bits.
@@ -47,10 +54,31 @@ def saved_language_model(decoder: CaptionDecoder, cache: Path | None = None) -> 
         raise ConfigError(
             "an engine reads plain weights; leave --llm-bits out, for it has quantisation of its own"
         )
-    folder = (cache or engine_cache()) / f"llm-{_hash(decoder)}"
+    folder = (cache or engine_cache()) / f"llm-{_hash(decoder)}{'-untied' if untied else ''}"
     if not folder.is_dir():
-        _write(decoder, folder)
+        _write(decoder, folder, untied)
     return folder
+
+
+def write_untied(llm: PreTrainedModel, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write weights and configuration so that the head stands for itself, even where it shares the weights of the embedding.
+
+    An engine that is given other weights while it runs (vLLM 0.32) goes on with the old head where the two are tied.
+
+    Args:
+        llm: The language model.
+        folder: That exists.
+        dtype: Of the weights in the file; None is that in memory.
+    """
+    config = llm.config.to_dict() | {
+        "tie_word_embeddings": False,
+        "architectures": [type(llm).__name__],
+    }
+    state = llm.state_dict()
+    weights = {k: v.to(dtype or v.dtype).cpu().clone().contiguous() for k, v in state.items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, sort_keys=True, default=str)
+    (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _hash(decoder: CaptionDecoder) -> str:
@@ -60,13 +88,16 @@ def _hash(decoder: CaptionDecoder) -> str:
     return digest.hexdigest()[:_HASH_LENGTH]
 
 
-def _write(decoder: CaptionDecoder, folder: Path) -> None:
+def _write(decoder: CaptionDecoder, folder: Path, untied: bool) -> None:
     """Write a folder that others may write at the same time: the first one stays."""
     temporary = temporary_beside(folder)
     try:
         temporary.mkdir(parents=True)
         with quiet_loading():
-            decoder.llm.save_pretrained(temporary)
+            if untied:
+                write_untied(decoder.llm, temporary)
+            else:
+                decoder.llm.save_pretrained(temporary)
             decoder.tokenizer.save_pretrained(temporary)
         # what a model recommends for sampling would change what was asked for
         (temporary / "generation_config.json").unlink(missing_ok=True)

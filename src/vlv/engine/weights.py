@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from vlv.models.folder import quiet_loading
+from vlv.engine.folder import write_untied
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +40,8 @@ class FollowedWeights:
     def saved(self) -> Iterator[Path]:
         """A folder with the weights, as long as the block lasts; when it ends well, the engine has them."""
         version = self._version()
-        state = {name: value.to(self._dtype) for name, value in self._llm.state_dict().items()}
-        with TemporaryDirectory(prefix="vlv-engine-") as folder, quiet_loading():
-            self._llm.save_pretrained(folder, state_dict=state)
+        with TemporaryDirectory(prefix="vlv-engine-") as folder:
+            write_untied(self._llm, Path(folder), self._dtype)
             yield Path(folder)
         self._sent = version
 

@@ -283,7 +283,7 @@ def engine_writes(
         ConfigError: It has another model.
         OutputError: The language model cannot be written to the cache.
     """
-    folder, device = saved_language_model(decoder), decoder.llm.device
+    folder, device = saved_language_model(decoder, untied=follow), decoder.llm.device
     if release:
         decoder.llm.to("meta")
         torch.cuda.empty_cache()  # the engine takes what is free

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from vlv.errors import VLVError
+from vlv.errors import EndpointError, RequestError, VLVError
 from vlv.serve.errors import draining, overloaded
 
 if TYPE_CHECKING:
@@ -184,12 +184,15 @@ class Batcher:
         elif isinstance(error, torch.AcceleratorError) and not self.is_lost:
             self.is_lost = True
             self.when_lost()
-        if len(jobs) > 1:
+        # a request that an engine refuses is no fault of the engine
+        is_engine = isinstance(error, EndpointError) and not isinstance(error, RequestError)
+        if len(jobs) > 1 and not is_engine:
             half = len(jobs) // 2
             self._run(jobs[:half])
             self._run(jobs[half:])
             return
-        if not isinstance(error, VLVError):
+        if is_engine or not isinstance(error, VLVError):
             self._failures += 1
             logger.error("the model failed on %s", jobs[0].work.kind, exc_info=error)
-        jobs[0].future.set_exception(error)
+        for job in jobs:
+            job.future.set_exception(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vlv.errors import ConfigError, DataError, MissingPartError
+from vlv.errors import ConfigError, DataError, EndpointError, MissingPartError
 
 _TYPES = {
     401: "authentication_error",
@@ -111,4 +111,8 @@ def as_api_error(error: Exception) -> ApiError:
             )
         case ConfigError() | DataError():
             return ApiError(400, str(error), code="invalid_value")
+        case EndpointError():
+            return ApiError(
+                503, "the engine that writes captions is not there; try again later", code="engine"
+            )
     return internal()
