@@ -217,7 +217,7 @@ def test_no_image_is_opened_for_which_there_is_no_room(
     def broken(*given: object, **more: object) -> None:
         raise AssertionError("an image was opened")
 
-    monkeypatch.setattr("vlv.serve.service.open_image", broken)
+    monkeypatch.setattr("vlv.serve.requests.open_image", broken)
     asked = make(start=False, queue_size=1, timeout=0.2)
     full, refused = asked(("/v1/generate", {"prompt": "a"}), (CHAT, chat()))
     assert_refused(full, 504, "deadline_exceeded")

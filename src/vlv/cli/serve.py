@@ -1,4 +1,4 @@
-"""``vlv serve``."""
+"""``vlv serve`` and ``vlv mcp``."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from vlv.cli.options import option_group, options, takes_options
 from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
+    from vlv.models.pipeline import VLVPipeline
     from vlv.serve.settings import ServeSettings
 
 
@@ -74,9 +75,9 @@ class ServeOptions:
         """How the server works."""
         from vlv.serve.settings import Limits, ServeSettings
 
-        given, name = self.work, self.model.model
+        given = self.work
         return ServeSettings(
-            Path(name).resolve().name if Path(name).is_dir() else name,
+            _shown(self.model.model),
             batch_size=given.batch_size,
             queue_size=given.queue_size,
             timeout=given.timeout,
@@ -93,11 +94,7 @@ def serve(given: ServeOptions) -> int:
 
     Listens on this machine alone unless told otherwise. SIGTERM or SIGINT ends it when the requests in work are answered.
     """
-    for package in ("fastapi", "uvicorn", "prometheus_client"):
-        try:
-            importlib.import_module(package)
-        except ImportError:
-            raise ConfigError(f'a server needs {package}: pip install "vlv[serve]"') from None
+    _need("serve", "fastapi", "uvicorn", "prometheus_client")
     from vlv.serve.server import listen
     from vlv.serve.server import serve as run
     from vlv.serve.settings import Keys, check_access
@@ -120,3 +117,67 @@ def serve(given: ServeOptions) -> int:
         common.say(f"serving {settings.model} on http://{host}:{port}/v1")
         run(pipe, settings, keys, listener)
     return 0
+
+
+@options
+class ToolOptions:
+    """Options of ``vlv mcp``."""
+
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Folder whose images may be named by path (repeatable); without one only base64."
+        ),
+    ] = None
+    timeout: Annotated[float, typer.Option(help="Seconds from a call to its answer.")] = 120.0
+    max_tokens: Annotated[
+        int, typer.Option(min=1, help="Longest caption that may be asked for.")
+    ] = 1024
+    seed: common.Seed = 0
+    model: common.ModelOptions
+
+    def settings(self) -> ServeSettings:
+        """How the calls are worked on."""
+        from vlv.serve.settings import Limits, ServeSettings
+
+        limits = Limits(tokens=self.max_tokens)
+        name = _shown(self.model.model)
+        return ServeSettings(name, timeout=self.timeout, seed=self.seed, limits=limits)
+
+
+@takes_options
+def mcp(given: ToolOptions) -> int:
+    """Offer a model's abilities as tools of the Model Context Protocol, on stdin and stdout.
+
+    A client such as an editor or a chat program starts this command itself. Nothing listens on a network.
+    """
+    _need("mcp", "mcp")
+    import asyncio
+
+    from vlv.serve.tools import Roots, ToolServer
+
+    roots, placement = Roots(given.root or ()), given.model.placement()
+
+    def load() -> VLVPipeline:
+        model = given.model
+        return common.load_pipeline(
+            model.model, None, revision=model.revision, placement=placement, yes=model.yes
+        )
+
+    asyncio.run(ToolServer(load, given.settings(), roots).serve_stdio())
+    return 0
+
+
+def _need(extra: str, *packages: str) -> None:
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ImportError:
+            raise ConfigError(
+                f'this needs the package {package}: pip install "vlv[{extra}]"'
+            ) from None
+
+
+def _shown(model: str) -> str:
+    """The name under which a model is served: of a folder only the last part."""
+    return Path(model).resolve().name if Path(model).is_dir() else model

@@ -89,7 +89,7 @@ def embeddings(model: str, zs: Sequence[Tensor], form: Literal["float", "base64"
 
 def images(model: str, drawn: Sequence[Image.Image], seed: int) -> Answer:
     """Images as PNG files, in the form of OpenAI's images."""
-    data = [{"b64_json": base64.b64encode(_png(image)).decode("ascii")} for image in drawn]
+    data = [{"b64_json": base64.b64encode(png(image)).decode("ascii")} for image in drawn]
     return {"created": int(time.time()), "model": model, "seed": seed, "data": data}
 
 
@@ -144,7 +144,8 @@ def _base64(z: Tensor) -> str:
     return base64.b64encode(z.numpy().astype(np.dtype("<f4")).tobytes()).decode("ascii")
 
 
-def _png(image: Image.Image) -> bytes:
+def png(image: Image.Image) -> bytes:
+    """The bytes of an image's file."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,13 @@ from starlette.exceptions import HTTPException
 
 from vlv.serve.errors import ApiError, internal
 from vlv.serve.guard import Guard
+from vlv.serve.schema import first_fault
 from vlv.serve.service import Service
 
 if TYPE_CHECKING:
     from vlv.serve.settings import Keys
 
 Route = Callable[..., Coroutine[Any, Any, Response]]
-_NAMES = re.compile(r"[\w.\- ]{1,80}")
 
 
 def build_app(service: Service, keys: Keys, *, local_only: bool = True) -> Guard:
@@ -67,18 +66,11 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """What pydantic found first, without what was sent."""
     if not isinstance(error, RequestValidationError):
         raise error
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
-    if first["type"] == "json_invalid":
-        where, said = "", "the body is no JSON"
-    else:
-        said = str(first["msg"])
-    param = where if _NAMES.fullmatch(where) else None
-    message = f"{param}: {said}" if param else said
+    where, message = first_fault(error.errors(), skip=1)
     kind = request.headers.get("content-type", "").partition(";")[0].strip()
     if kind != "application/json":
         message = "the body is not declared as JSON; send Content-Type: application/json"
-    refusal = ApiError(400, message, param=param, code="invalid_request")
+    refusal = ApiError(400, message, param=where or None, code="invalid_request")
     return JSONResponse(refusal.body(), refusal.status)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlv.data.framing import Framing, frame
@@ -20,12 +21,13 @@ _LONGEST_HEADER = 200
 
 
 def open_image(
-    source: str | bytes, name: str, *, limits: ImageLimits, size: int, framing: Framing
+    source: str | bytes | Path, name: str, *, limits: ImageLimits, size: int, framing: Framing
 ) -> Image.Image:
     """An image as a square of the model's size.
 
     Args:
-        source: ``data:image/png;base64,...``, whose type is not believed, as the bytes are looked at; or those bytes.
+        source: ``data:image/png;base64,...``, whose type is not believed, as the bytes are looked at; or those bytes; or
+            the file of them.
         name: The field of the request.
         limits: What is refused.
         size: Side of the square.

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vlv.models.arguments import MAX_SEED
 from vlv.serve.errors import ApiError
+
+
+def first_fault(errors: Sequence[Mapping[str, Any]], skip: int = 0) -> tuple[str, str]:
+    """Where the first thing is wrong that pydantic found, and what, without what was sent.
+
+    Args:
+        errors: Of a ValidationError.
+        skip: Leading parts of a place that mean nothing to who sent it.
+
+    Returns:
+        The place, empty where it is no plain name, and a sentence.
+    """
+    first = errors[0]
+    where = ".".join(str(part) for part in first["loc"][skip:])
+    if first["type"] == "json_invalid":
+        return "", "the body is no JSON"
+    if not _NAMES.fullmatch(where):
+        return "", str(first["msg"])
+    return where, f"{where}: {first['msg']}"
 
 
 def _clean(text: str) -> str:
@@ -20,10 +41,10 @@ def _clean(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_clean)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
-ImageURL = Annotated[
-    str, Field(description="A data: URL, or an address that this server may fetch from.")
-]
+IMAGE = "A data: URL, or an address that this server may fetch from."
+ImageURL = Annotated[str, Field(description=IMAGE)]
 
+_NAMES = re.compile(r"[\w.\- ]{1,80}")
 _IGNORED = frozenset(
     {"metadata", "prompt_cache_key", "safety_identifier", "service_tier", "store", "user"}
 )
@@ -120,6 +141,17 @@ class ChatBody(_Body):
                 )
 
 
+class CaptionBody(_Body):
+    """A request for captions of one image, in our own form."""
+
+    image: ImageURL
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=10)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(None, ge=1)
+    seed: Seed | None = None
+
+
 class EmbedBody(_Body):
     """A request for caption embeddings."""
 
@@ -127,26 +159,28 @@ class EmbedBody(_Body):
     encoding_format: Literal["float", "base64"] = "float"
 
 
-class _DrawBody(_Body):
+class DrawBody(_Body):
+    """How an image is drawn."""
+
     steps: int = Field(20, ge=1)
     guidance: float = Field(2.0, ge=0, le=100)
     sampler: Literal["dpm", "ddim", "ddpm"] = "dpm"
     seed: Seed | None = None
 
 
-class ReconstructBody(_DrawBody):
+class ReconstructBody(DrawBody):
     """A request for an image out of an image's embedding."""
 
     image: ImageURL
 
 
-class GenerateBody(_DrawBody):
+class GenerateBody(DrawBody):
     """A request for an image out of a text."""
 
     prompt: Text = Field(min_length=1)
 
 
-class MixBody(_DrawBody):
+class MixBody(DrawBody):
     """A request for an image out of several images' embeddings."""
 
     images: list[ImageURL] = Field(min_length=2)
