@@ -66,11 +66,10 @@ def image_columns(records: Sequence[Record], size: int, folder: Path) -> dict[st
             unfinished.mkdir(parents=True)
             _write_images(records, size, unfinished)
             unfinished.rename(place)
-        except OSError as error:
+        except (OSError, OutputError) as error:
             if not place.is_dir():  # else another process was quicker
-                raise OutputError(
-                    f"{place} cannot be written ({error.strerror or error})"
-                ) from error
+                reason = getattr(error.__cause__ or error, "strerror", None) or error
+                raise OutputError(f"{place} cannot be written ({reason})") from error
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     return {

@@ -222,7 +222,7 @@ class Journal:
             self._stream.write(f"{json.dumps(line)}\n".encode())
         except OSError as error:
             raise OutputError(
-                f"{self._file} cannot be written ({error}); make room and run the same command again"
+                f"{self._file} cannot be written ({error.strerror or error}); make room and run the same command again"
             ) from error
         self.latest |= line
         for tracker in self._trackers:
