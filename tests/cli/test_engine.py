@@ -46,6 +46,7 @@ def test_the_table_is_that_of_our_own_loop(
     assert found.read_bytes() == own.read_bytes()
 
 
+@pytest.mark.slow
 def test_samples_of_two_writers_are_not_mixed(
     vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, engine: EngineServer
 ) -> None:
@@ -90,6 +91,7 @@ def test_options_that_make_no_sense_are_refused_at_once(
     assert said in result.err
 
 
+@pytest.mark.slow
 def test_an_experiment_is_captioned_by_the_engine(
     vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, engine: EngineServer
 ) -> None:
@@ -100,6 +102,7 @@ def test_an_experiment_is_captioned_by_the_engine(
     assert engine.requests == 10
 
 
+@pytest.mark.slow
 def test_stage3_learns_from_what_the_engine_writes(
     vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path, engine: EngineServer
 ) -> None:

@@ -125,6 +125,7 @@ def test_one_that_dies_is_started_again_and_nothing_is_lost(
     )
 
 
+@pytest.mark.slow
 def test_one_that_dies_again_ends_the_work_and_the_next_work_goes_on(
     decoder: CaptionDecoder, fake: Fake, c: torch.Tensor
 ) -> None:
@@ -140,6 +141,7 @@ def test_one_that_dies_again_ends_the_work_and_the_next_work_goes_on(
     assert all(eventually(lambda pid=pid: is_gone(pid)) for pids in fake.starts for pid in pids)
 
 
+@pytest.mark.slow
 def test_one_that_does_not_start_is_one_sentence(decoder: CaptionDecoder, fake: Fake) -> None:
     (fake.home / "fails").touch()
     with (
@@ -166,6 +168,7 @@ def test_one_that_does_not_start_is_one_sentence(decoder: CaptionDecoder, fake: 
     assert decoder.writer is None
 
 
+@pytest.mark.slow
 def test_one_whose_owner_is_killed_ends_too(fake: Fake) -> None:
     """With all that it has started, and although nobody tells it."""
     start = Path(vlv.engine.__file__).with_name("start.py")
