@@ -28,9 +28,10 @@ from vlv.data.source import find_records
 from vlv.jobs.caption import CaptionJob, CaptionOutput, CaptionSettings
 from vlv.jobs.inputs import BatchSize
 from vlv.models.pipeline import VLVPipeline
-from vlv.serve.server import Server, listen
+from vlv.serve.server import Server
 from vlv.serve.service import Service
 from vlv.serve.settings import Keys, ServeSettings
+from vlv.serve.sockets import listen
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
 

@@ -31,6 +31,7 @@ LAYERS = [
     ("evaluation",),
     ("demo",),
     ("serve",),
+    ("ui",),
     ("cli",),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

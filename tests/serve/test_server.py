@@ -22,9 +22,10 @@ from tests.serve.conftest import KEY, MODEL, chat, image, url
 from vlv.errors import DeviceLostError
 from vlv.jobs.formats import read_rows
 from vlv.models.pipeline import VLVPipeline
-from vlv.serve.server import Server, listen, serve
+from vlv.serve.server import Server, serve
 from vlv.serve.service import Service
 from vlv.serve.settings import Keys, Limits, ServeSettings
+from vlv.serve.sockets import listen
 
 __all__ = ["vlv"]  # a fixture
 

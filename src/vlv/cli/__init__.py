@@ -30,6 +30,7 @@ from vlv.cli import (
     serve,
     toyworld,
     train,
+    ui,
     verify,
 )
 from vlv.errors import VLVError
@@ -67,6 +68,7 @@ app.command()(train.summary)
 app.command()(push.push)
 app.command()(serve.serve)
 app.command()(serve.mcp)
+app.command()(ui.ui)
 app.command()(info.doctor)
 app.add_typer(data.app)
 app.add_typer(evaluate.app)

@@ -346,22 +346,12 @@ class RateOptions:
 @takes_options
 def rate(given: RateOptions) -> int:
     """Judge the captions of an arena yourself, on a page on this machine; every vote is saved at once."""
-    from vlv.errors import ConfigError
-    from vlv.evaluation.experiments import arena as experiment
-    from vlv.evaluation.experiments.rating import Ballot, RatingServer
+    from vlv.evaluation.experiments.rating import RatingServer, open_ballot
     from vlv.evaluation.experiments.run import Run
 
-    if not given.rater.replace("-", "").isalnum():
-        raise ConfigError(
-            f'"{given.rater}" is no name for a rater; use letters, digits and hyphens'
-        )
     run = Run.open(given.run_folder)
-    run.check(experiment.NAME)
-    mode: experiment.Mode = "pairs" if given.pairs else "rating"
-    key = experiment.PAIR_KEY if given.pairs else experiment.RATING_KEY
-    about = {"judge": "human", "mode": mode}
-    with run.filling(f"judgements/{given.rater}", key, about) as table:
-        server = RatingServer(Ballot(run, table, mode, given.rater), given.port)
+    with open_ballot(run, given.rater, "pairs" if given.pairs else "rating") as (ballot, table):
+        server = RatingServer(ballot, given.port)
         common.say(f"open {server.url} in your browser; Ctrl-C ends it, and every vote is kept")
         try:
             server.serve_forever()

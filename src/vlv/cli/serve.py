@@ -95,9 +95,9 @@ def serve(given: ServeOptions) -> int:
     Listens on this machine alone unless told otherwise. SIGTERM or SIGINT ends it when the requests in work are answered.
     """
     _need("serve", "fastapi", "uvicorn", "prometheus_client")
-    from vlv.serve.server import listen
     from vlv.serve.server import serve as run
     from vlv.serve.settings import Keys, check_access
+    from vlv.serve.sockets import listen
 
     settings, keys = given.settings(), Keys.from_environment(os.environ)
     check_access(given.address.host, keys, no_auth=given.address.no_auth)

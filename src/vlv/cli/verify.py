@@ -151,27 +151,17 @@ class VerifyOptions:
         )
 
     def _calibration(self) -> Calibration:
-        from vlv.errors import ConfigError
-        from vlv.models.calibration import CALIBRATION_NAME, Calibration, read_calibration
-        from vlv.models.folder import find_folder
+        from vlv.jobs.verify import find_calibration
 
-        if self.texts.calibration is not None:
-            return Calibration.load(self.texts.calibration)
-        folder = find_folder(
-            self.model.model, tasks=["embed", "generate"], revision=self.model.revision
+        found, note = find_calibration(
+            self.model.model,
+            self.model.revision,
+            self.texts.calibration,
+            shipped=common.SHIPPED_MODEL,
         )
-        if (found := read_calibration(folder)) is not None:
-            return found
-        shipped = read_calibration(find_folder(common.SHIPPED_MODEL))
-        if shipped is None:
-            raise ConfigError(
-                f"{self.model.model} has no {CALIBRATION_NAME}; name one with --calibration"
-            )
-        common.say(
-            f"note: {self.model.model} has no {CALIBRATION_NAME}; with that of {common.SHIPPED_MODEL} doubts rank sentences, "
-            "but their probabilities are not measured for this model"
-        )
-        return replace(shipped, claims=None)
+        if note is not None:
+            common.say(f"note: {note}")
+        return found
 
 
 @takes_options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from vlv.errors import ConfigError, OutputError
@@ -12,6 +12,7 @@ from vlv.jobs.inputs import Reader
 from vlv.jobs.table import GrowingTable
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
+from vlv.models.calibration import CALIBRATION_NAME, Calibration, read_calibration
 from vlv.models.doubts import no_claims
 from vlv.models.scoring import Scoring
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vlv.jobs.formats import Row
     from vlv.jobs.inputs import BatchSize, Opened
     from vlv.jobs.table import OnExisting
-    from vlv.models.calibration import Calibration
     from vlv.models.doubts import ClaimDoubt, Doubt, ReadClaims, Verdict
     from vlv.models.pipeline import VLVPipeline
 
@@ -71,6 +71,40 @@ class VerifySettings:
     def columns(self) -> dict[str, type]:
         """Of the table."""
         return COLUMNS | {"fixed": str} if self.fix else COLUMNS
+
+
+def find_calibration(
+    model: str, revision: str | None, path: Path | None = None, *, shipped: str
+) -> tuple[Calibration, str | None]:
+    """The probabilities of a model's doubts.
+
+    Args:
+        model: Name or folder of the model.
+        revision: On the hub.
+        path: A file that was named; None takes the model's own, or else that of the shipped model.
+        shipped: Name of the shipped model.
+
+    Returns:
+        The calibration, and a note to the user where it was not made for this model.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    from vlv.models.folder import find_folder
+
+    if path is not None:
+        return Calibration.load(path), None
+    folder = find_folder(model, tasks=["embed", "generate"], revision=revision)
+    if (found := read_calibration(folder)) is not None:
+        return found, None
+    other = read_calibration(find_folder(shipped))
+    if other is None:
+        raise ConfigError(f"{model} has no {CALIBRATION_NAME}; name one with --calibration")
+    note = (
+        f"{model} has no {CALIBRATION_NAME}; with that of {shipped} doubts rank sentences, "
+        "but their probabilities are not measured for this model"
+    )
+    return replace(other, claims=None), note
 
 
 class VerifyJob:

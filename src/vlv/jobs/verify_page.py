@@ -58,7 +58,7 @@ def _case(row: Row, image: Image.Image, reconstruction: Image.Image, threshold: 
         "name": row["id"],
         "image": _image(image),
         "reconstruction": _image(reconstruction),
-        "words": list(_words(row["caption"], doubtful_stretches(row, threshold))),
+        "words": list(split_words(row["caption"], doubtful_stretches(row, threshold))),
         "remarks": proposals(row, threshold),
         "fixed": fixed if fixed != row["caption"] else None,
         "score": row["score"],
@@ -91,7 +91,8 @@ def doubtful_stretches(row: Row, threshold: float) -> list[tuple[int, int]]:
     return found
 
 
-def _words(text: str, stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[bool, str]]:
+def split_words(text: str, stretches: Sequence[tuple[int, int]]) -> Iterator[tuple[bool, str]]:
+    """A text in pieces, each with whether it is to be underlined."""
     end = 0
     for start, stop in stretches:
         if start > end:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import uvicorn
 
-from vlv.errors import ConfigError, DeviceLostError
+from vlv.errors import DeviceLostError
 from vlv.serve.app import build_app
 from vlv.serve.connection import limited
 from vlv.serve.logs import json_logs
@@ -16,6 +15,7 @@ from vlv.serve.service import Service
 from vlv.serve.settings import is_loopback
 
 if TYPE_CHECKING:
+    import socket
     from types import FrameType
 
     from vlv.models.pipeline import VLVPipeline
@@ -24,28 +24,6 @@ if TYPE_CHECKING:
 _DRAIN_SECONDS = 5
 """For answers to be sent when all are computed."""
 _HEADER_BYTES = 16_384
-_BACKLOG = 512
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take a port; 0 is any that is free.
-
-    Raises:
-        ConfigError: It is taken, or the host is not of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
-        listener.close()
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"{host}:{port} cannot be served ({reason}); name another --host or --port"
-        ) from error
-    return listener
 
 
 class Server(uvicorn.Server):

@@ -10,8 +10,8 @@ import base64
 import json
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -21,6 +21,7 @@ from vlv.data.foreign import decode_text, parse_object
 from vlv.errors import ConfigError, DataError, VLVError
 from vlv.evaluation.experiments.arena import (
     CRITERIA,
+    NAME,
     PAIR_KEY,
     RATING_KEY,
     SCALE,
@@ -106,6 +107,24 @@ class Ballot:
         with self._lock:
             if self._keys[item] not in self._table:
                 self._table.append([row])
+
+
+@contextmanager
+def open_ballot(run: Run, rater: str, mode: Mode) -> Iterator[tuple[Ballot, GrowingTable]]:
+    """The ballot of a person, and the table of the judgements, which is whole when the block ends.
+
+    Raises:
+        ConfigError: The rater's name is none, or the run is of another experiment.
+        DataError: The run has no captions.
+        OutputError: Somebody else judges under that name.
+    """
+    if not rater.replace("-", "").isalnum():
+        raise ConfigError(f'"{rater}" is no name for a rater; use letters, digits and hyphens')
+    run.check(NAME)
+    key = RATING_KEY if mode == "rating" else PAIR_KEY
+    about = {"judge": "human", "mode": mode}
+    with run.filling(f"judgements/{rater}", key, about) as table:
+        yield Ballot(run, table, mode, rater), table
 
 
 class RatingServer(ThreadingHTTPServer):

@@ -1,0 +1,199 @@
+"""The workbench in a real browser: keys, saving, long work, narrow and dark windows."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.ui.conftest import write_folder
+from vlv.models.pipeline import VLVPipeline
+from vlv.serve.sockets import listen
+from vlv.ui.commands import ModelFlags
+from vlv.ui.desk import Desk
+from vlv.ui.workbench import Workbench
+
+pytest.importorskip("gradio", reason='the workbench needs pip install "vlv[ui]"')
+sync_api = pytest.importorskip("playwright.sync_api", reason="a browser is driven by playwright")
+
+if TYPE_CHECKING:
+    from vlv.ui.server import Server
+
+CHROMIUM = (
+    os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
+]
+WAIT_MS = 60_000  # of a busy machine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("ui") / "images")
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tiny_folder: Path, tiny_pipeline: VLVPipeline) -> Iterator[Server]:
+    import threading
+
+    from vlv.ui.server import Server
+
+    flags = ModelFlags(str(tiny_folder), device="cpu", dtype="float32")
+    bench = Workbench(Desk(lambda: tiny_pipeline), flags, "float32", folder.parent / "work")
+    server = Server(bench, listen("127.0.0.1", 0), str(folder))
+    bench.desk.preload()
+    thread = threading.Thread(target=server.serve_until_signal, daemon=True)
+    thread.start()
+    yield server
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+class Window:
+    """A page, and what must not happen in it."""
+
+    def __init__(self, browser: Any, server: Server, **how: Any) -> None:
+        self.context = browser.new_context(**how)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT_MS)
+        self.outside: list[str] = []
+        self.errors: list[str] = []
+        self.page.on("request", lambda request: self._note(request.url))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(server.url)
+        self.page.wait_for_selector(".vlv-card")
+
+    def _note(self, url: str) -> None:
+        if not url.startswith(("http://127.0.0.1:", "data:", "blob:")):
+            self.outside.append(url)
+
+    def text(self, selector: str) -> str:
+        return str(self.page.inner_text(selector))
+
+    def wait_for(self, selector: str, text: str) -> None:
+        self.page.wait_for_function(
+            "([s, t]) => [...document.querySelectorAll(s)].some(x => (x.value ?? x.innerText).includes(t))",
+            arg=[selector, text],
+        )
+
+    def close(self) -> None:
+        self.context.close()
+        assert not self.outside
+        assert not self.errors
+
+
+@pytest.fixture
+def window(browser: Any, server: Server) -> Iterator[Window]:
+    window = Window(browser, server, viewport={"width": 1280, "height": 900})
+    yield window
+    window.close()
+
+
+def wait_until(holds: Any) -> None:
+    end = time.monotonic() + WAIT_MS / 1000
+    while not holds():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.02)
+
+
+EDITOR = "#vlv-editor textarea"
+
+
+def test_captions_are_edited_and_saved_by_keyboard(window: Window, folder: Path) -> None:
+    keys = window.page.keyboard
+    window.wait_for(EDITOR, "A red cube.")
+    keys.press("j")
+    window.wait_for(".vlv-card.is-current", "b.png")
+    keys.press("e")
+    keys.type("By hand.")
+    window.wait_for(".vlv-counters", "2 words")
+    keys.press("Control+s")
+    wait_until((folder / "b.txt").exists)
+    assert (folder / "b.txt").read_text() == "By hand.\n"
+    window.wait_for(".vlv-message", "saved: b.png")
+    keys.press("End")
+    keys.type(" Twice.")
+    keys.press("Control+Enter")
+    window.wait_for(".vlv-card.is-current", "c.png")
+    assert (folder / "b.txt").read_text() == "By hand. Twice.\n"
+    keys.press("Escape")
+    keys.press("k")
+    window.wait_for(EDITOR, "By hand. Twice.")
+    keys.press("x")
+    window.wait_for(".vlv-where", "1 marked")
+
+
+def test_filter_and_replace(window: Window, folder: Path) -> None:
+    keys, page = window.page.keyboard, window.page
+    keys.press("/")
+    keys.type("red (cube or cone)")
+    keys.press("Enter")
+    window.wait_for(".vlv-where", "2 of 5 images")
+    page.get_by_text("Find and replace").click()
+    page.get_by_label("Find", exact=True).fill("red")
+    page.get_by_label("Replace by").fill("green")
+    page.get_by_role("button", name="Preview").click()
+    window.wait_for(".vlv-changes", "green")
+    assert (folder / "a.txt").read_text() == "A red cube.\n"
+    page.get_by_role("button", name="Replace all").click()
+    wait_until(lambda: (folder / "sub/d.txt").read_text() == "A green cone.\n")
+    assert (folder / "a.txt").read_text() == "A green cube.\n"
+    page.locator("#vlv-filter input, #vlv-filter textarea").fill("(")
+    page.locator("#vlv-filter input, #vlv-filter textarea").press("Enter")
+    window.wait_for(".vlv-message.is-error", "the filter lacks a condition")
+
+
+def test_the_model_writes_captions_and_says_how(window: Window, folder: Path) -> None:
+    page = window.page
+    page.get_by_label("all shown").first.check()
+    window.wait_for(".vlv-command", f"vlv caption {folder} --sidecar .txt")
+    (folder / "sub/e.txt").unlink(missing_ok=True)
+    page.locator("#vlv-write").click()
+    wait_until((folder / "sub/e.txt").exists)
+    window.wait_for(".vlv-message", "done ")
+
+
+def test_reconstruct_and_mix(window: Window, folder: Path) -> None:
+    page = window.page
+    window.wait_for(".vlv-card", "c.png")
+    for name in ("a.png", "c.png"):
+        page.get_by_label(f"mark {name}").click()
+    window.wait_for(".vlv-where", "2 marked")
+    page.get_by_role("tab", name="Reconstruct").click()
+    page.get_by_role("button", name="Take the image of the Caption tab").click()
+    window.wait_for(".vlv-command", "vlv reconstruct")
+    page.locator("#vlv-reconstruct").click()
+    wait_until((folder.parent / "work/reconstructed/a.png").exists)
+    page.wait_for_selector("#vlv-slider img")
+    page.get_by_role("tab", name="Mix").click()
+    page.get_by_role("button", name="Take the marked images").click()
+    page.get_by_label("Frames of a path").fill("3")
+    page.get_by_label("Frames of a path").press("Tab")
+    window.wait_for(".vlv-command", "--weights 0,1")
+    page.locator("#vlv-mix").click()
+    wait_until(lambda: list((folder.parent / "work/mixed").glob("*-strip.png")))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_window_holds_everything(browser: Any, server: Server, scheme: str) -> None:
+    window = Window(browser, server, viewport={"width": 390, "height": 844}, color_scheme=scheme)
+    for tab in ("Caption", "Reconstruct", "Mix", "Arena"):
+        window.page.get_by_role("tab", name=tab).click()
+        wide = window.page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert wide <= 0, tab
+    window.close()
