@@ -33,7 +33,7 @@ def test_before_a_folder_is_open() -> None:
     for action in (lambda: view.opened, lambda: view.apply_filter("x", no_model)):
         with pytest.raises(ConfigError, match="no folder is open"):
             action()
-    assert not view.save("x")
+    assert not view.save("x", "")
 
 
 def test_moving_stays_among_the_images(view: View) -> None:
@@ -60,16 +60,25 @@ def test_a_filter_keeps_the_image_that_is_looked_at(view: View) -> None:
     view.apply_filter("nothing", no_model)
     assert view.number is None
     assert "No image passes" in gallery.cards(view)
-    assert not view.save("lost?")
+    assert not view.save("lost?", view.key)
     view.apply_filter("", no_model)
     assert len(view.shown) == 5
 
 
 def test_saving_what_was_typed_and_nothing_else(view: View, folder: Path) -> None:
-    assert not view.save("A red cube.")
-    assert view.save("A red box.")
+    assert not view.save("A red cube.", view.key)
+    assert view.save("A red box.", view.key)
     assert (folder / "a.txt").read_text() == "A red box.\n"
     assert view.text == "A red box."
+
+
+def test_what_was_typed_for_another_image_is_not_saved(view: View, folder: Path) -> None:
+    """As a browser sends it whose answer to the last key has not come yet."""
+    of = view.key
+    view.go(1)
+    assert not view.save("A red cube.", of)
+    assert not (folder / "b.txt").exists()
+    assert view.save("Mine.", view.key)
 
 
 def test_marks(view: View) -> None:

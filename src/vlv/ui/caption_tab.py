@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from vlv.ui.workbench import Workbench
 
 Values = list[Any]
+_ON_CARDS = """element.addEventListener("click", event => {
+  const card = event.target.closest("[data-vlv]");
+  if (card) trigger("click", {action: card.dataset.vlv});
+});"""
 
 
 class CaptionTab:
@@ -67,7 +71,7 @@ class CaptionTab:
             with gr.Column(scale=5, min_width=300):
                 self.where = gr.HTML(js_on_load=None)
                 self.cards = gr.HTML(
-                    gallery.cards(View()), js_on_load=None, apply_default_css=False
+                    gallery.cards(View()), js_on_load=_ON_CARDS, apply_default_css=False
                 )
                 with gr.Row(elem_classes="vlv-row"):
                     self.page_back = gr.Button(
@@ -84,15 +88,15 @@ class CaptionTab:
                 self._build_editor()
         self.writer = WritingPanel(self, self._bench)
         self.replacer = ReplacePanel(self, self._bench)
-        self.do = gr.Textbox(
-            elem_id="vlv-do", elem_classes="vlv-hidden", show_label=False, container=False
-        )
 
     def _build_editor(self) -> None:
         self.picture = gr.HTML(gallery.picture(View()), js_on_load=None, apply_default_css=False)
         self.editor = gr.Textbox(
             label="Caption (press e)", lines=5, max_lines=12, elem_id="vlv-editor"
         )
+        self.of = gr.Textbox(
+            visible="hidden"
+        )  # the key of the image whose caption the editor holds
         self.counters = gr.HTML(js_on_load=None, apply_default_css=False)
         with gr.Row(elem_classes="vlv-row"):
             self.back = gr.Button("◀ Back (k)", size="sm", elem_id="vlv-back", min_width=90)
@@ -116,24 +120,24 @@ class CaptionTab:
             self.cards,
             self.picture,
             self.editor,
+            self.of,
             self.counters,
             self.doubts,
             self.message,
         ]
+        typed = [view, editor, self.of]
 
         def shows_command(event: Any) -> None:
             event.then(self.writer.show_command, self.writer.given, [self.writer.command], **NOW)
 
         def moves(button: gr.Button, move: Callable[[View], None]) -> None:
-            shows_command(
-                button.click(partial(self._move, move), [view, editor], self.screen, **NOW)
-            )
+            shows_command(button.click(partial(self._move, move), typed, self.screen, **NOW))
 
         opens = [self.open_button.click, self.path.submit]
         shows_command(gr.on(opens, self._open, [view, self.path], self.screen, **NOW))
         dropped = [self.path, self.drop, *self.screen]
         shows_command(self.drop.upload(self._drop, [view, self.drop], dropped, **LATER))
-        shows_command(self.do.input(self._act, [view, self.do, editor], self.screen, **NOW))
+        shows_command(self.cards.click(self._act, typed, self.screen, **NOW))
         moves(self.back, lambda v: v.go(v.position - 1))
         moves(self.next, lambda v: v.go(v.position + 1))
         moves(self.page_back, lambda v: v.turn(-1))
@@ -145,11 +149,9 @@ class CaptionTab:
         editor.input(
             self._count, [view, editor], [self.counters], trigger_mode="always_last", **NOW
         )
-        self.check.click(self._check, [view, editor], [self.writer.progress, *self.screen], **LATER)
+        self.check.click(self._check, typed, [self.writer.progress, *self.screen], **LATER)
         filtered = [self.writer.progress, *self.screen]
-        shows_command(
-            self.filter.submit(self._filter, [view, self.filter, editor], filtered, **LATER)
-        )
+        shows_command(self.filter.submit(self._filter, [*typed, self.filter], filtered, **LATER))
         self.writer.wire()
         self.replacer.wire()
 
@@ -162,6 +164,7 @@ class CaptionTab:
             gallery.cards(view),
             gallery.picture(view),
             view.text,
+            view.key,
             self._count(view, view.text),
             self._marks(view),
             gallery.message(*said),
@@ -202,33 +205,34 @@ class CaptionTab:
         path = str(kept[0]) if kept else ""
         return [path, None, *(self._open(view, path) if kept else self.show(view, said))]
 
-    def _move(self, move: Callable[[View], None], view: View, text: str) -> Values:
+    def _move(self, move: Callable[[View], None], view: View, text: str, of: str) -> Values:
         """Save what was edited, then look elsewhere; where it cannot be saved, stay."""
 
         def action() -> str:
             number = view.number
-            saved = view.save(text)
+            saved = view.save(text, of)
             move(view)
             return f"saved: {view.opened.names[number]}" if saved and number is not None else ""
 
-        said = attempt(action)
-        values = self.show(view, said)
-        if said[1] == "error":  # what was typed is not lost
-            values[3] = text
-        return values
+        with view.lock:
+            said = attempt(action)
+            values = self.show(view, said)
+            if said[1] == "error" and view.is_edited(text, of):  # what was typed is not lost
+                values[3] = text
+            return values
 
-    def _act(self, view: View, action: str, text: str) -> Values:
-        """What a card or a key asks for: `look:NUMBER` or `mark:NUMBER` or `mark:current`, and a counter that nobody reads."""
-        verb, _, rest = action.partition("#")[0].partition(":")
+    def _act(self, view: View, text: str, of: str, event: gr.EventData) -> Values:
+        """What a card asks for: `look:NUMBER`, `mark:NUMBER`, or `mark:current`."""
+        verb, _, rest = str(event.action).partition(":")
         number = view.number if rest == "current" else int(rest) if rest.isdecimal() else None
         if view.album is None or number is None or not 0 <= number < len(view.album):
             return self.show(view)
         move = View.look_at if verb == "look" else View.mark
-        return self._move(lambda v: move(v, number), view, text)
+        return self._move(lambda v: move(v, number), view, text, of)
 
-    def _filter(self, view: View, text: str, typed: str) -> Iterator[Values]:
+    def _filter(self, view: View, typed: str, of: str, text: str) -> Iterator[Values]:
         """Save what was edited, then read all captions that the filter asks for."""
-        said = attempt(lambda: None if not view.save(typed) else "saved")
+        said = attempt(lambda: None if not view.save(typed, of) else "saved")
         if said[1] == "error":
             yield ["", *self.show(view, said)]
             return
@@ -242,12 +246,12 @@ class CaptionTab:
             view, partial(self._bench.reader.start, "reading captions", read, total)
         )
 
-    def _check(self, view: View, text: str) -> Iterator[Values]:
+    def _check(self, view: View, text: str, of: str) -> Iterator[Values]:
         """Have the model judge the caption in the editor, saved first."""
 
         def judge(work: Work) -> str:
             settings = settings_of(self._bench.flags, self._bench.dtype)
-            view.save(text)
+            view.save(text, of)
             number = view.number
             if number is None or view.verdicts is None or not view.text:
                 raise ConfigError("there is no caption to judge; write one first")

@@ -43,7 +43,8 @@ def cards(view: View) -> str:
             f'<button type="button" class="vlv-mark" data-vlv="mark:{number}" aria-pressed="{str(is_marked).lower()}"'
             f' aria-label="mark {name}">{"✓" if is_marked else "+"}</button></div>'
         )
-    return f'<div class="vlv-cards">{"".join(found)}</div>'
+    by_key = '<button type="button" id="vlv-mark-current" data-vlv="mark:current" hidden></button>'
+    return f'<div class="vlv-cards">{"".join(found)}</div>{by_key}'
 
 
 def where(view: View) -> str:

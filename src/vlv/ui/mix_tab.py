@@ -101,7 +101,7 @@ class MixTab:
             event.then(self._fit, [self.images, self.mode], sliders, **NOW).then(
                 self._show_command, given, [self.command], **NOW
             )
-        changing = [x.change for x in given[2:]]  # type: ignore[attr-defined]
+        changing = [x.change for x in given[2:]]
         gr.on(changing, self._show_command, given, [self.command], **NOW)
         self.draw.click(
             self._draw,

@@ -55,7 +55,7 @@ class ReplacePanel:
         tab, given = self._tab, [self.scope, *self.replacing]
         self.preview.click(self._preview, [tab.view, *given], [self.changes], **LATER)
         outputs = [self.changes, *tab.screen]
-        self.replace.click(self._replace, [tab.view, tab.editor, *given], outputs, **LATER)
+        self.replace.click(self._replace, [tab.view, tab.editor, tab.of, *given], outputs, **LATER)
 
     def _preview(self, view: View, scope: str, *given: Any) -> str:
         """The first changes, as they would be."""
@@ -74,12 +74,14 @@ class ReplacePanel:
         said = attempt(action)
         return gallery.message(*said) + f'<ul class="vlv-changes">{"".join(lines)}</ul>'
 
-    def _replace(self, view: View, text: str, scope: str, *given: Any) -> Iterator[list[Any]]:
+    def _replace(
+        self, view: View, text: str, of: str, scope: str, *given: Any
+    ) -> Iterator[list[Any]]:
         """Replace, each caption saved at once; a stop keeps those that are saved."""
 
         def replace(work: Work) -> str:
             how = Replacement(*given)
-            view.save(text)
+            view.save(text, of)
             numbers = view.scope(scope)
             work.total = len(numbers)
             return replace_all(view, numbers, how, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +16,7 @@ from vlv.ui.tokens import count_tokens
 
 if TYPE_CHECKING:
     from vlv.jobs.caption import CaptionSettings
+    from vlv.jobs.formats import Row
     from vlv.models.pipeline import VLVPipeline
     from vlv.ui.replace import Replacement
 
@@ -33,6 +35,7 @@ class View:
         position: Of the image that is looked at, among those shown.
         marks: Numbers of the images that are marked.
         text: Its caption when it was put into the editor.
+        lock: Keys may come faster than they are answered.
     """
 
     def __init__(self) -> None:
@@ -43,6 +46,10 @@ class View:
         self.position = 0
         self.marks: set[int] = set()
         self.text = ""
+        self.lock = threading.RLock()
+
+    def __deepcopy__(self, memo: object) -> View:
+        return View()  # for Gradio, which gives each window a copy of the first one
 
     # --- which images ----------------------------------------------------------------------------
 
@@ -102,7 +109,7 @@ class View:
                 counts = count_tokens(load(), caption) if caption else []
                 return float(counts[0].tokens) if counts else None
             row = self.verdict(number, caption)
-            return None if row is None else float(row[name])
+            return None if row is None else row[name]
 
         self.shown = self.opened.select(wanted, look_up, advance)
         self.filter = text.strip()
@@ -131,7 +138,7 @@ class View:
             return str(error)
         return None
 
-    def verdict(self, number: int, caption: str) -> dict[str, object] | None:
+    def verdict(self, number: int, caption: str) -> Row | None:
         """What `vlv verify` said of a caption of an image."""
         if self.verdicts is None or not caption:
             return None
@@ -151,13 +158,27 @@ class View:
         number = self.number
         self.text = "" if number is None else self.opened.shown_caption(number)
 
-    def save(self, text: str) -> bool:
+    def is_edited(self, text: str, of: str) -> bool:
+        """Whether the editor holds another caption of the image that is looked at."""
+        return of == self.key and text.strip() != self.text.strip()
+
+    @property
+    def key(self) -> str:
+        """A name of the image that is looked at, for what the browser sends back."""
+        return "" if self.number is None else f"{self.opened.key}:{self.number}"
+
+    def save(self, text: str, of: str) -> bool:
         """Save what the editor holds, unless it was not changed; returns whether it was.
+
+        Args:
+            text: What the editor holds.
+            of: The `key` of the image whose caption it is. A browser that is slower than the keys may still hold that of the
+                image before, which was saved when it was left.
 
         Raises:
             VLVError: It cannot be saved; what is on disk stays as it is.
         """
-        if self.number is None or text.strip() == self.text.strip():
+        if self.number is None or not self.is_edited(text, of):
             return False
         saved = self.opened.save(self.number, text)
         self._take_text()

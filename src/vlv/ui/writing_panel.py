@@ -105,11 +105,11 @@ class WritingPanel:
         tab, changes = self._tab, [x.change for x in self.writing]
         self.target.submit(self._keep_in, self.given, tab.screen, **NOW)
         gr.on(changes, self.show_command, self.given, [self.command], **NOW)
-        given = [tab.view, tab.editor, *self.writing]
+        given = [tab.view, tab.editor, tab.of, *self.writing]
         outputs = [self.progress, self.command, *tab.screen]
         for button, work in ((self.write, self._write), (self.judge, self._judge)):
             event = button.click(work, given, outputs, **LATER)
-            event.then(self._settle, [tab.view, tab.editor], tab.screen, **NOW)
+            event.then(self._settle, [tab.view, tab.editor, tab.of], tab.screen, **NOW)
         self.stop.click(self._bench.stop, None, None, **NOW)
 
     def _keep_in(self, view: View, *given: Any) -> Values:
@@ -129,11 +129,11 @@ class WritingPanel:
     def _plan(self, view: View, given: tuple[Any, ...]) -> CaptionPlan:
         return Writing(*given).plan(view, self._bench)
 
-    def _write(self, view: View, text: str, *given: Any) -> Iterator[Values]:
+    def _write(self, view: View, text: str, of: str, *given: Any) -> Iterator[Values]:
         """Have the model write captions."""
 
         def start() -> Work:
-            view.save(text)
+            view.save(text, of)
             wish = Writing(*given)
             view.keep_in(wish.target, wish.settings(self._bench.flags, self._bench.dtype))
             plan = self._plan(view, given)
@@ -142,12 +142,12 @@ class WritingPanel:
 
         yield from self._long(view, start, self.show_command(view, *given))
 
-    def _judge(self, view: View, text: str, *given: Any) -> Iterator[Values]:
+    def _judge(self, view: View, text: str, of: str, *given: Any) -> Iterator[Values]:
         """Have the model judge all captions of the folder."""
         plans: list[VerifyPlan] = []
 
         def start() -> Work:
-            view.save(text)
+            view.save(text, of)
             wish = Writing(*given)
             view.keep_in(wish.target, wish.settings(self._bench.flags, self._bench.dtype))
             plans.append(self._verify_plan(view, wish.target))
@@ -182,9 +182,9 @@ class WritingPanel:
         shown = gallery.progress(started[0]) if started else gallery.message(*said)
         yield [shown, command, *[gr.skip()] * len(self._tab.screen)]
 
-    def _settle(self, view: View, text: str) -> Values:
+    def _settle(self, view: View, text: str, of: str) -> Values:
         """Show what long work has left, without touching what was typed meanwhile."""
-        is_edited = text.strip() != view.text.strip()
+        is_edited = view.is_edited(text, of)
         if view.album is not None:
             view.refresh()
         values = self._tab.show(view)
