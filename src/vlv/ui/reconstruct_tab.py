@@ -97,7 +97,9 @@ class ReconstructTab:
         if not image:
             yield [gr.skip(), gallery.message("no image is chosen; drop one first", "error"), ""]
             return
-        plan, pairs, started = self._plan(image, given), list[Pair](), list[Work]()
+        plan = self._plan(image, given)
+        pairs: list[Pair] = []
+        started: list[Work] = []
 
         def draw(work: Work) -> str:
             pairs.append(plan.run(self._bench.desk, work))
