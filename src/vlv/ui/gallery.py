@@ -39,7 +39,7 @@ def cards(view: View) -> str:
             f'<button type="button" class="vlv-open" data-vlv="look:{number}"'
             f'{" aria-current=true" * is_current} aria-label="{name}">'
             f'<img loading="lazy" alt="" src="/vlv/image/{album.key}/{number}/192">'
-            f'<span class="vlv-name">{name}{badge}</span><span class="vlv-text">{text}</span></button>'
+            f'<span class="vlv-name">{name}</span>{badge}<span class="vlv-text">{text}</span></button>'
             f'<button type="button" class="vlv-mark" data-vlv="mark:{number}" aria-pressed="{str(is_marked).lower()}"'
             f' aria-label="mark {name}">{"✓" if is_marked else "+"}</button></div>'
         )
