@@ -38,7 +38,7 @@ def view(folder: Path) -> View:
 
 def finished(work: Work) -> Work:
     assert work.thread is not None
-    work.thread.join(60)
+    work.thread.join(300)
     assert not work.is_running
     return work
 

@@ -72,10 +72,20 @@ class MixTab:
                 self.message = gr.HTML(js_on_load=None, apply_default_css=False)
             with gr.Column(scale=4, min_width=280):
                 self.drawn = gr.Gallery(
-                    label="Mixes", columns=5, object_fit="contain", format="png", interactive=False
+                    label="Mixes",
+                    columns=5,
+                    object_fit="contain",
+                    format="png",
+                    interactive=False,
+                    buttons=["download", "fullscreen"],  # and none that shares
                 )
                 self.strip = gr.Image(
-                    label="Strip", type="pil", format="png", interactive=False, visible=False
+                    label="Strip",
+                    type="pil",
+                    format="png",
+                    interactive=False,
+                    visible=False,
+                    buttons=["download", "fullscreen"],
                 )
         self.command = gr.HTML(js_on_load=None, apply_default_css=False)
         self._wire(view)
@@ -194,5 +204,10 @@ class MixTab:
             strip = gr.update(
                 value=str(plan.strip) if len(drawn) > 1 else None, visible=len(drawn) > 1
             )
-            named = [(image, path.name) for image, path in zip(drawn, plan.outputs, strict=True)]
+            named = [(image, label(how)) for image, how in zip(drawn, plan.hows, strict=True)]
             yield [named, strip, gr.skip(), gr.skip()]
+
+
+def label(how: MixSettings) -> str:
+    """Shares of the images in a mix: weights, or tokens."""
+    return " : ".join(f"{share:g}" for share in (how.keep or how.weights or ()))
