@@ -17,7 +17,7 @@ from typing import Literal
 
 from vlv.data import embeddings
 from vlv.data.embeddings import EmbeddingFile
-from vlv.data.foreign import printable
+from vlv.data.folders import walk
 from vlv.data.hub_sets import HubRows, is_hub_set, is_saved_set, shards_of, splits_of
 from vlv.data.images import IMAGE_SUFFIXES
 from vlv.data.locations import Location, Url, expand_lists, expand_url, is_remote
@@ -349,40 +349,9 @@ def _is_sidecar(place: Location) -> bool:
 # Folders -----------------------------------------------------------------------------------------
 
 
-def image_names(folder: Path, recursive: bool = True) -> list[str]:
-    """Names of the image files below a folder, relative to it, in the order in which `Source` lists them; nothing is opened.
-
-    Raises:
-        DataError: It is no folder, or cannot be listed.
-    """
-    if not folder.is_dir():
-        raise DataError(f"{printable(folder)}: there is no such folder")
-    skip = len(os.path.join(folder, ""))  # noqa: PTH118 -- fast
-    return [
-        f"{top}/{name}"[skip:]
-        for top, name in _walk_names(folder, recursive)
-        if not name.lower().endswith(".tar")
-    ]
-
-
 def _walk(folder: Path, recursive: bool) -> Iterator[Path]:
     """Images and tar shards below a folder, in sorted order."""
-    yield from (Path(top, name) for top, name in _walk_names(folder, recursive))
-
-
-def _walk_names(folder: Path, recursive: bool) -> Iterator[tuple[str, str]]:
-    """As `_walk`: a folder, and the name of a file in it."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror})") from error
-
-    wanted = IMAGE_SUFFIXES | {".tar"}
-    for top, folders, names in os.walk(str(folder), onerror=fail):
-        shown = sorted(name for name in folders if not name.startswith("."))
-        folders[:] = shown if recursive else []
-        for name in sorted(names):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in wanted:  # noqa: PTH122 -- fast
-                yield top, name
+    yield from (Path(top, name) for top, name in walk(folder, recursive))
 
 
 def _kind(path: Path) -> tuple[bool, Path | None]:

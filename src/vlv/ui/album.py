@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlv.data.folders import image_names
 from vlv.data.foreign import has_control, printable
 from vlv.data.records import Record
-from vlv.data.source import image_names
 from vlv.errors import DataError
 from vlv.ui.stores import Store, TextFiles
 
