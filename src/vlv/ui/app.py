@@ -33,7 +33,7 @@ def build_page(bench: Workbench, folder: str | None = None) -> gr.Blocks:
         folder: Of images, to open at the start.
     """
     with gr.Blocks(title="vlv workbench", analytics_enabled=False, fill_width=True) as page:
-        with gr.Tabs(elem_id="vlv-tabs"):
+        with gr.Tabs(elem_id="vlv-tabs", overflow_behavior="wrap"):
             with gr.Tab("Caption", id="caption"):
                 caption = CaptionTab(bench, folder)
             with gr.Tab("Reconstruct", id="reconstruct"):
