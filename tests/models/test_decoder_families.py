@@ -20,14 +20,15 @@ from tests.models import families
 from tests.models.families import NAMES, make_components, make_decoder
 from vlv.config import PartSource, RunConfig, Stage1Config, parse_run
 from vlv.data.images import to_pil
-from vlv.errors import ConfigError
+from vlv.errors import ConfigError, ModelFolderError
 from vlv.models import two_towers
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.encoder import VLVEncoder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.two_towers import SD3Decoder, SDXLDecoder
 from vlv.models.vision_encoder import VisionEncoder
-from vlv.training.assemble import load_decoder, train
+from vlv.training.assemble import train
+from vlv.training.parts import load_decoder
 from vlv.training.stages import Stage1
 
 TEXT = "a red cube, a big one"
@@ -363,3 +364,24 @@ def test_stage_2_without_drawing_loads_the_towers_alone(name: str, files: Path) 
     ours, whole = decoder.context(z), make_decoder(name).context(z)
     assert torch.allclose(ours.sequence, whole.sequence, atol=1e-6)
     assert torch.allclose(ours.pooled, whole.pooled, atol=1e-6)
+
+
+def test_a_decoder_is_found_where_the_index_of_its_folder_says(
+    tiny_folder: Path, tiny_pipeline: VLVPipeline, tmp_path: Path
+) -> None:
+    """A model that was trained on a shipped one names its decoder, and can be gone on from like any other."""
+    parts = ("text_encoder", "tokenizer", "unet", "vae", "scheduler")
+    tiny_pipeline.save_pretrained(
+        tmp_path / "trained",
+        references={x: {"repo": str(tiny_folder), "subfolder": x} for x in parts},
+    )
+    assert not (tmp_path / "trained" / "unet").exists()
+    for draws in (True, False):
+        found = load_decoder(PartSource(path=str(tmp_path / "trained")), draws=draws)
+        whole = load_decoder(PartSource(path=str(tiny_folder)), draws=draws)
+        assert found.components == whole.components
+        z = random_z(whole)
+        assert torch.equal(found.context(z).sequence, whole.context(z).sequence)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelFolderError, match="text_encoder"):
+        load_decoder(PartSource(path=str(tmp_path / "empty")))

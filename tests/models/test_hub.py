@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from vlv.config import PartSource
 from vlv.errors import ModelFolderError
 from vlv.models import hub
-from vlv.training.assemble import load_decoder
+from vlv.training.parts import load_decoder
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -42,18 +41,11 @@ from vlv.models.card import Provenance, model_card
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import (
-    COMPONENTS,
     INDEX_NAME,
-    MORE_COMPONENTS,
-    ModelIndex,
-    find_folder,
     load_components,
     read_index,
 )
-from vlv.models.hub import check_variant
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.two_towers import decoder_class, make_diffusion_decoder
-from vlv.models.vetting import naming
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.caption_meter import CaptionMeter
 from vlv.training.distributed import World, join_world
@@ -63,6 +55,14 @@ from vlv.training.held_out import DenoisingMeter, HeldOutLoss, Samples
 from vlv.training.loop import fit
 from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 from vlv.training.parallel import check_sharding
+from vlv.training.parts import (
+    decoder_index,
+    load_component,
+    load_decoder,
+    load_pretrained,
+    model_around,
+    part_folder,
+)
 from vlv.training.precision import fast_products, store_frozen, warn_of_slow_products
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
@@ -191,7 +191,7 @@ def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | V
     model = config.model
     if not isinstance(model, TrainedEncoder):
         return _fresh_encoder(config, model, decoder)
-    encoder: VLVEncoder | VisionEncoder = _component(model.encoder, "encoder", ["embed"])
+    encoder: VLVEncoder | VisionEncoder = load_component(model.encoder, "encoder", ["embed"])
     _check_width(encoder, model.encoder, decoder)
     if encoder.bottleneck is not None:
         encoder.bottleneck.is_annealed = True
@@ -219,21 +219,21 @@ def framing_of(config: RunConfig) -> Framing:
 def encoder_folder(config: RunConfig) -> Path | None:
     """The model folder whose encoder learns on; None for a fresh encoder."""
     source = config.model.encoder
-    return None if source is None else _model_around(_folder(source, ["embed"]), "encoder")
+    return None if source is None else model_around(part_folder(source, ["embed"]), "encoder")
 
 
 def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> CaptionDecoder:
     """A trained caption decoder where the configuration names one, or else a language model with a fresh projector."""
     trained, source = config.model.caption_decoder, config.model.llm
     if trained is not None:
-        caption_decoder: CaptionDecoder = _component(trained, "caption_decoder", None)
+        caption_decoder: CaptionDecoder = load_component(trained, "caption_decoder", None)
         _check_width(caption_decoder, trained, decoder)
         return caption_decoder
     if source is None:
         raise ConfigError("stage2 needs model.llm or model.caption_decoder; set one of them")
     return CaptionDecoder.from_llm(
-        _pretrained(AutoModelForCausalLM, source, "llm"),
-        _pretrained(AutoTokenizer, source, "tokenizer of the llm"),
+        load_pretrained(AutoModelForCausalLM, source, "llm"),
+        load_pretrained(AutoTokenizer, source, "tokenizer of the llm"),
         text_width=decoder.text_width,
         seed=config.loop.seed,
     )
@@ -266,7 +266,7 @@ def _florence_encoder(
 ) -> VLVEncoder:
     """Florence-2 with fresh queries and projector for the text tower of a decoder."""
     return VLVEncoder.from_florence(
-        _pretrained(Florence2ForConditionalGeneration, model.florence, "florence"),
+        load_pretrained(Florence2ForConditionalGeneration, model.florence, "florence"),
         _florence_tokenizer(model.florence),
         num_queries=model.num_queries or decoder.num_positions,
         text_width=decoder.text_width,
@@ -277,7 +277,9 @@ def _florence_encoder(
 
 
 def _florence_tokenizer(source: PartSource) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase = _pretrained(AutoTokenizer, source, "tokenizer of florence")
+    tokenizer: PreTrainedTokenizerBase = load_pretrained(
+        AutoTokenizer, source, "tokenizer of florence"
+    )
     return tokenizer
 
 
@@ -292,8 +294,8 @@ def _backbone_encoder(
     config: RunConfig, model: BackboneEncoder, decoder: DiffusionDecoder
 ) -> VisionEncoder:
     """A vision backbone with fresh queries, transformer and projector for the text tower of a decoder."""
-    backbone = _pretrained(AutoModel, model.backbone, "backbone")
-    size, mean, std = read_image_statistics(_folder(model.backbone, None))
+    backbone = load_pretrained(AutoModel, model.backbone, "backbone")
+    size, mean, std = read_image_statistics(part_folder(model.backbone, None))
     return VisionEncoder.from_backbone(
         backbone,
         num_queries=model.num_queries or decoder.num_positions,
@@ -306,43 +308,6 @@ def _backbone_encoder(
     )
 
 
-def load_decoder(
-    source: PartSource, *, draws: bool = True, encodes: bool = False
-) -> DiffusionDecoder:
-    """The diffusion decoder in a folder of the diffusers layout, of the family that its parts show.
-
-    Where it need not draw, the text towers and their tokenizers are enough, with the VAE where it encodes. What a family may do
-    without (the T5 tower, which z never enters) is left out.
-    """
-    folder = _folder(source, ["generate"])
-    known = (*COMPONENTS, *MORE_COMPONENTS)
-    present = [name for name in known if (folder / name).is_dir()]
-    family = decoder_class(present)
-    names = family.components
-    if not draws:
-        needed = ("text_encoder", "tokenizer", *(("vae",) if encodes else ()))
-        names = tuple(name for name in names if name.startswith(needed))
-    index = _decoder_index(source, names)
-    return make_diffusion_decoder(load_components(index, names, torch.float32))
-
-
-def _decoder_index(source: PartSource, names: Sequence[str]) -> ModelIndex:
-    folder = _folder(source, ["generate"])
-    here: dict[str, str | None] = {"repo": str(folder.absolute()), "variant": source.variant}
-    return ModelIndex(folder, {name: here | {"subfolder": name} for name in names})
-
-
-def _component(source: PartSource, name: str, tasks: Sequence[Literal["embed"]] | None) -> Any:
-    """One component in float32, from a model folder or from its own folder."""
-    folder = _model_around(_folder(source, tasks), name)
-    return load_components(ModelIndex(folder, {name: None}), [name], torch.float32)[name]
-
-
-def _model_around(folder: Path, name: str) -> Path:
-    """The model folder, where a component's own folder was named."""
-    return folder.parent if folder.name == name and not (folder / name).is_dir() else folder
-
-
 def _check_width(
     part: VLVEncoder | VisionEncoder | CaptionDecoder, source: PartSource, decoder: DiffusionDecoder
 ) -> None:
@@ -351,31 +316,6 @@ def _check_width(
         raise ModelFolderError(
             f"{source.path} was trained for a text tower of width {width}, but that of the diffusion decoder has "
             f"{wanted}; name the decoder it was trained with"
-        )
-
-
-def _folder(source: PartSource, tasks: Sequence[Literal["generate", "embed"]] | None) -> Path:
-    """The folder of a part; one on the hub is downloaded, as far as the tasks need it."""
-    folder = find_folder(
-        source.path,
-        tasks=tasks,
-        revision=source.revision,
-        subfolder=source.subfolder,
-        variant=source.variant,
-    )
-    return folder / (source.subfolder or ".")
-
-
-def _pretrained(kind: Any, source: PartSource, what: str) -> Any:
-    """Load a model (in float32) or tokenizer of transformers."""
-    folder = _folder(source, None)
-    options: dict[str, object] = {}
-    if kind is not AutoTokenizer:
-        check_variant(folder, source.variant)
-        options = {"dtype": torch.float32, "variant": source.variant, "use_safetensors": True}
-    with naming(what, folder):
-        return kind.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, **options
         )
 
 
@@ -477,7 +417,7 @@ def export_model(config: RunConfig, parts: Parts, folder: Path, known: Provenanc
     source = config.model.decoder
     names = parts.decoder.components
     if Path(source.path).is_dir():
-        index = _decoder_index(source, names)
+        index = decoder_index(source, names)
         copied = load_components(index, names, torch.float32)
         pipe = make_pipeline(config, parts, **copied)
         pipe.save_pretrained(folder, card=model_card(folder.name, pipe.components, known))
