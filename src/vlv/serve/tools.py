@@ -267,5 +267,5 @@ def _said(text: str, values: Mapping[str, Any]) -> types.CallToolResult:
 
 
 def _failed(text: str) -> types.CallToolResult:
-    content = [types.TextContent(type="text", text=" ".join(text.split()))]
-    return types.CallToolResult(content=content, is_error=True)
+    said = types.TextContent(type="text", text=" ".join(text.split()))
+    return types.CallToolResult(content=[said], is_error=True)
