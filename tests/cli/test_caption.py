@@ -501,4 +501,4 @@ def test_embeddings_alone_cannot_be_verified(
     assert result.code == 1
     assert "is a caption embedding; verification compares captions with images" in result.err
     assert "enough has no effect without verify" in vlv("caption", photos, "--enough", 1).err
-    assert "candidates is 1; choose 2 or more" in vlv("caption", photos, "--verify", 1).err
+    assert "candidates is 1; choose between 2 and 1000" in vlv("caption", photos, "--verify", 1).err

@@ -142,7 +142,7 @@ def test_the_pipeline_scores_one_image_or_several(
     [
         (slice(0, 2), [RED], {}, "2 images need as many lists of captions, got 1"),
         (0, "  ", {}, "the caption is empty"),
-        (0, RED, {"timesteps": 0}, "timesteps is 0; choose 1 or more"),
+        (0, RED, {"timesteps": 0}, "timesteps is 0; choose between 1 and 1000"),
         (0, RED, {"lowest": 0.5, "highest": 0.4}, "choose 0 <= lowest <= highest < 1"),
         (0, RED, {"highest": float("nan")}, "highest is nan"),
         (0, RED, {"steps": 4}, "score has no steps; did you mean timesteps?"),

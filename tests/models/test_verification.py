@@ -87,7 +87,7 @@ def test_what_cannot_be_verified(tiny_pipeline: VLVPipeline, pixels: torch.Tenso
         tiny_pipeline.caption(z=z, verify=2)
     with pytest.raises(ConfigError, match="3 images need as many caption embeddings, got 2"):
         tiny_pipeline.describe(list(pixels), z=z[:2], verify=2)
-    with pytest.raises(ConfigError, match="candidates is 1; choose 2 or more"):
+    with pytest.raises(ConfigError, match="candidates is 1; choose between 2 and 1000"):
         tiny_pipeline.caption(pixels[0], verify=1)
     with pytest.raises(ConfigError, match="enough is nan"):
         Verification(4, enough=float("nan"))
