@@ -164,7 +164,7 @@ def _check_rope(values: Json, path: Path, where: str) -> None:
     """Compare the numbers of rotary positions; a layer type may have some of its own."""
     hints = get_type_hints(RopeParameters)
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and name not in hints:
             _check_rope(value, path, f"{where}{name}.")
             continue
         wanted = _wanted(name, value, hints[name], 1.0) if name in hints else None
