@@ -476,7 +476,9 @@ def test_unknown_names_say_how_to_name_a_model(
     monkeypatch.setattr(folders, "files", lambda package: tmp_path)
     shutil.copytree(tiny_folder, tmp_path / "weights" / "small")
     assert VLVPipeline.from_pretrained("vlv-small", parts=["embed"]).image_size == tiny.IMAGE_SIZE
-    with pytest.raises(ModelFolderError, match=r'no model "vlv-big".*\(vlv-small, vlv-3b\).*owner/name'):
+    with pytest.raises(
+        ModelFolderError, match=r'no model "vlv-big".*\(vlv-small, vlv-3b\).*owner/name'
+    ):
         VLVPipeline.from_pretrained("vlv-big")
     (tmp_path / "weights.bin").touch()
     with pytest.raises(ModelFolderError, match="is a file"):
