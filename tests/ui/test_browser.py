@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 from tests.ui.conftest import write_folder
 from vlv.models.pipeline import VLVPipeline
@@ -166,6 +167,8 @@ def test_the_model_writes_captions_and_says_how(window: Window, folder: Path) ->
     page.locator("#vlv-write").click()
     wait_until((folder / "sub/e.txt").exists)
     window.wait_for(".vlv-message", "done ")
+    assert (folder / "sub/e.txt").read_text().endswith("\n")
+    assert (folder / "a.txt").read_text() == "A green cube.\n", "a caption that exists is kept"
 
 
 def test_reconstruct_and_mix(window: Window, folder: Path) -> None:
@@ -187,6 +190,10 @@ def test_reconstruct_and_mix(window: Window, folder: Path) -> None:
     window.wait_for(".vlv-command", "--weights 0,1")
     page.locator("#vlv-mix").click()
     wait_until(lambda: list((folder.parent / "work/mixed").glob("*-strip.png")))
+    (strip,) = (folder.parent / "work/mixed").glob("*-strip.png")
+    with Image.open(strip) as path, Image.open(folder.parent / "work/reconstructed/a.png") as one:
+        assert path.width >= 3 * one.width
+        assert path.height >= one.height
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
