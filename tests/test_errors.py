@@ -8,7 +8,7 @@ from vlv import errors
 
 def test_every_error_is_a_vlv_error_with_a_docstring():
     classes = [item for item in vars(errors).values() if inspect.isclass(item)]
-    assert len(classes) == 13
+    assert len(classes) == 14
     for item in classes:
         assert issubclass(item, errors.VLVError)
         assert item.__doc__

@@ -29,7 +29,7 @@ from transformers import (
 
 from tests import tiny
 from vlv.errors import ConfigError
-from vlv.models import captioner
+from vlv.models import writers
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.decoding import Generation
 
@@ -156,13 +156,13 @@ def test_captions_of_one_reading_are_those_of_many(
     how = Generation(do_sample=True, temperature=2.0, seed=seeds, max_new_tokens=12)
     expected = decoder.write(c.repeat_interleave(3, 0), how)
     lengths: list[int] = []
-    read = captioner.read_once
+    read = writers.read_once
 
     def watched(llm: PreTrainedModel, prefix: torch.Tensor, copies: int) -> Any:
         lengths.append(len(prefix))
         return read(llm, prefix, copies)
 
-    monkeypatch.setattr(captioner, "read_once", watched)
+    monkeypatch.setattr(writers, "read_once", watched)
     assert decoder.write(c, how, copies=3) == expected
     assert lengths == ([] if family in ("gemma2", "gemma3") else [2])  # sliding windows forget
     greedy = Generation(max_new_tokens=12)
