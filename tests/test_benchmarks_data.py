@@ -25,6 +25,7 @@ def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_filter_speeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module = load("filter", monkeypatch)
     monkeypatch.setattr(module, "measure_memory", lambda folder, jpegs, count: _memory(count))

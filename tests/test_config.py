@@ -373,6 +373,7 @@ def fields_of(kind: type[Settings]) -> list[str]:
     return list(kind.model_fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", RUNS)
 def test_a_silly_value_of_any_setting_is_named_or_harmless(stage: str) -> None:
     """What is accepted is an ordinary value: finite, no truth as a number, within limits, no empty text."""

@@ -33,6 +33,7 @@ def test_resizing(
     assert "| 24 | 48 |" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_verifying(
     tiny_folder: Path,
     tmp_path: Path,

@@ -28,6 +28,7 @@ def test_notebook_is_committed_without_outputs(notebook: Path) -> None:
         assert cell["execution_count"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs(notebook: Path) -> None:
     names: dict[str, Any] = {}

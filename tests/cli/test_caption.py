@@ -78,6 +78,7 @@ def test_rerun_is_a_no_op(
     assert output.read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 def test_interrupted_run_loses_nothing(
     vlv: Vlv, args: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
@@ -151,6 +152,7 @@ def test_bad_files_are_named_and_tried_again(
     assert sum(row["error"] is None for row in rows(output)) == 4
 
 
+@pytest.mark.slow
 def test_sidecars_resume_and_never_replace(
     vlv: Vlv, args: tuple[object, ...], photos: Path
 ) -> None:
@@ -246,12 +248,14 @@ def test_append_adds_a_second_caption(vlv: Vlv, args: tuple[object, ...], tmp_pa
     assert [row["caption"] for row in table[:5]] != [row["caption"] for row in table[5:]]
 
 
+@pytest.mark.slow
 def test_drawn_captions_follow_the_seed(vlv: Vlv, args: tuple[object, ...]) -> None:
     drawn = (*args, "--temperature", 1.5)
     assert vlv(*drawn, "--seed", 1).out == vlv(*drawn, "--seed", 1).out
     assert vlv(*drawn, "--seed", 1).out != vlv(*drawn, "--seed", 2).out
 
 
+@pytest.mark.slow
 def test_batches_do_not_change_captions(vlv: Vlv, args: tuple[object, ...]) -> None:
     for how in ((), ("--temperature", 2)):
         assert vlv(*args, *how, "--batch-size", 1).out == vlv(*args, *how, "--batch-size", 5).out
@@ -307,6 +311,7 @@ def test_wrong_options(
     assert message in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["caption", "reconstruct", "embed"])
 def test_parts_are_compiled_if_asked_for(
     vlv: Vlv,
@@ -358,6 +363,7 @@ def test_the_packages_for_fewer_bits_keep_quiet(
 # Words, formats, changed images ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_words_around_captions(
     vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path
 ) -> None:
@@ -422,6 +428,7 @@ def test_imagefolder(vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path:
     assert (result.code, "was not written by vlv and is kept" in result.err) == (1, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 def test_changed_images(
     vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path, name: str
@@ -473,6 +480,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved(
     assert sizes == [4, 2, 2, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["out.jsonl", "out.parquet", "out.csv"])
 def test_verified_captions(vlv: Vlv, args: tuple[object, ...], tmp_path: Path, name: str) -> None:
     output = tmp_path / name

@@ -30,6 +30,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_converted_model_writes_the_recorded_captions(
     vlv: Vlv, tmp_path: Path, pictures: Path
 ) -> None:
@@ -47,6 +48,7 @@ def test_a_converted_model_writes_the_recorded_captions(
     assert [line.split("\t")[1] for line in untidy] == raw
 
 
+@pytest.mark.slow
 def test_stage_1_needs_no_language_model(vlv: Vlv, tmp_path: Path, pictures: Path) -> None:
     out = tmp_path / "out"
     result = vlv("convert", "official", STAGE1, out, *PARTS, "--dtype", "float16")

@@ -277,6 +277,7 @@ def test_a_budget_stops_cleanly(vlv: Vlv, many: Path, tmp_path: Path) -> None:
     assert len(rows_of(tmp_path / "out")) == 40
 
 
+@pytest.mark.slow
 def test_faults_end_in_the_same_files_whatever_the_order(
     vlv: Vlv, many: Path, tmp_path: Path
 ) -> None:

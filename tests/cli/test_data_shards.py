@@ -61,6 +61,7 @@ def test_damage_gives_exit_code_2(vlv: Vlv, tmp_path: Path) -> None:
     assert dropped_of(tmp_path / "out") == {"x.jpg": "unreadable"}
 
 
+@pytest.mark.slow
 def test_pack_by_number_and_bytes(vlv: Vlv, tmp_path: Path) -> None:
     write_folder(tmp_path / "in", range(7))
     pack = ("data", "pack", tmp_path / "in", "--workers", 1)

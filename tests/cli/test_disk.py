@@ -193,6 +193,7 @@ def test_a_full_disk_is_one_sentence_and_a_rerun_goes_on(
         assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n in _LOAD_FIRST)) for n in COMMANDS]
 )
@@ -231,6 +232,7 @@ def test_a_folder_that_vanishes_is_one_sentence_and_a_rerun_begins_anew(
     assert {p.name for p in out.parent.iterdir()} == {p.name for p in whole.parent.iterdir()}
 
 
+@pytest.mark.slow
 def test_text_files_beside_images_keep_what_was_written(
     vlv: Vlv, photos: Path, tiny_folder: Path
 ) -> None:
@@ -243,6 +245,7 @@ def test_text_files_beside_images_keep_what_was_written(
     assert len(list(photos.rglob("*.txt"))) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_behind_stdout_is_one_sentence() -> None:
     with Path("/dev/full").open("wb") as full:

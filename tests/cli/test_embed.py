@@ -157,6 +157,7 @@ def test_info_of_a_preset_downloads_nothing(vlv: Vlv, monkeypatch: pytest.Monkey
     assert "CreativeML Open RAIL++-M" in result.out
 
 
+@pytest.mark.slow
 def test_info_of_what_cannot_be(vlv: Vlv) -> None:
     result = vlv("info", "paper", "--set", "model.llm=some/model")
     assert result.code == 1
@@ -191,6 +192,7 @@ def test_embeddings_are_captioned_like_their_images(
         assert json.loads(one)["id"] == json.loads(other)["id"]
 
 
+@pytest.mark.slow
 def test_embeddings_are_reconstructed_and_mixed_like_their_images(
     vlv: Vlv, stored: Path, photos: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -32,6 +32,7 @@ def engine(tiny_pipeline: VLVPipeline) -> Iterator[EngineServer]:
         yield server
 
 
+@pytest.mark.slow
 def test_the_table_is_that_of_our_own_loop(
     vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, engine: EngineServer
 ) -> None:

@@ -45,6 +45,7 @@ def test_reconstruct(vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path:
         assert (image.size, image.mode) == ((IMAGE_SIZE, IMAGE_SIZE), "RGB")
 
 
+@pytest.mark.slow
 def test_seed_decides_and_batches_do_not(
     vlv: Vlv, args: tuple[object, ...], tmp_path: Path
 ) -> None:
@@ -60,6 +61,7 @@ def test_seed_decides_and_batches_do_not(
     assert list(a) == list(b)
 
 
+@pytest.mark.slow
 def test_resume_after_an_interruption(
     vlv: Vlv, args: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_resume_after_an_interruption(
     assert "done 0, skipped 5" in vlv(*args, "-o", folder).err
 
 
+@pytest.mark.slow
 def test_existing_images_are_kept(
     vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path
 ) -> None:
@@ -121,6 +124,7 @@ def test_wrong_sampling(
     assert message in result.err
 
 
+@pytest.mark.slow
 def test_generate(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     args = ("generate", "A red cube", "word " * 40, "-o", tmp_path, "--model", tiny_folder, *QUICK)
     result = vlv(*args)
@@ -146,6 +150,7 @@ def test_generate(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     assert (empty.code, "text number 1 is empty" in empty.err) == (1, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [(), ("--keep", "5,3"), ("--weights", ".3,.7"), ("--mode", "slerp"), ("--mode", "average")],
@@ -162,6 +167,7 @@ def test_mix(
     assert settings["sources"] == [str(path) for path in inputs]
 
 
+@pytest.mark.slow
 def test_mix_of_one_image_with_itself_is_its_reconstruction(
     vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +189,7 @@ def test_mix_of_one_image_with_itself_is_its_reconstruction(
         assert max(abs(x - y) for x, y in zip(a.tobytes(), b.tobytes(), strict=True)) <= 1
 
 
+@pytest.mark.slow
 def test_mix_never_overwrites_silently(
     vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

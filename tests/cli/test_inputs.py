@@ -118,6 +118,7 @@ def _on_white(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([colours, alpha], 2).astype(np.uint8))
 
 
+@pytest.mark.slow
 def test_16_bits_are_scaled(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     grey = flat_pixels()[..., 0]
     folder = tmp_path / "in"
@@ -146,6 +147,7 @@ def test_folder_that_is_no_model(vlv: Vlv, photos: Path) -> None:
         assert "model_index.json is missing" in result.err
 
 
+@pytest.mark.slow
 def test_model_without_the_part(vlv: Vlv, photos: Path, tiny_folder: Path, tmp_path: Path) -> None:
     from vlv.models.pipeline import VLVPipeline
 
@@ -200,6 +202,7 @@ def test_help(vlv: Vlv, command: str) -> None:
 # --- tables with names of their own ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_columns_of_other_names(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     """A table whose columns have other names gives what the image gives by itself."""
     photo, table = write_image(tmp_path / "a.png"), tmp_path / "a.parquet"

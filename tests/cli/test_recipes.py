@@ -143,6 +143,7 @@ def test_a_plan_reads_no_weights_and_writes_nothing(
     assert re.search(r"at 30% of the GPU's peak; .* GPU hours; about .* USD", hours)
 
 
+@pytest.mark.slow
 def test_a_plan_of_stage2_from_finished_parts(
     vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_a_plan_of_stage2_from_finished_parts(
     assert "hours: not known before the run has begun" in result.out
 
 
+@pytest.mark.slow
 def test_a_plan_counts_one_share_of_what_is_dealt_out(
     ingredients: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:

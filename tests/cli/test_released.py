@@ -64,6 +64,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.slow
 def test_one_command_to_captions(
     vlv: Vlv, hub: Hub, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

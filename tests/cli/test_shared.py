@@ -22,6 +22,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {name: data for name, data in contents(folder).items() if not name.startswith(".")}
 
 
+@pytest.mark.slow
 def test_captions(vlv: Vlv, photos: Path, tiny_folder: Path, tmp_path: Path) -> None:
     (photos / "bad.png").write_bytes(b"none")
     how = (photos, "--model", tiny_folder, "--max-new-tokens", 3)
@@ -59,6 +60,7 @@ def test_embeddings(
     }
 
 
+@pytest.mark.slow
 def test_verdicts(vlv: Vlv, photos: Path, tiny_folder: Path, tmp_path: Path) -> None:
     for path in sorted(photos.glob("*.png"))[1:]:
         path.with_suffix(".txt").write_text("A red cube.")

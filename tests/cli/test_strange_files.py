@@ -119,6 +119,7 @@ def pack(folder: Path, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_tables_from_elsewhere(vlv: Vlv, tiny_folder: Path, tmp_path: Path) -> None:
     """Deep and damaged lines are named; images outside are left out; vlv's own lines are read whatever they hold."""
     folder, model = tmp_path / "set", ("--model", tiny_folder, "--max-new-tokens", 3)
@@ -158,6 +159,7 @@ ON_TABLES: dict[str, Callable[[Path, Path], list[object]]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("command", ON_TABLES)
 def test_every_command_follows_paths_only_below_a_root_that_was_named(

@@ -65,6 +65,7 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line["kind"] == "eval"]
 
 
+@pytest.mark.slow
 def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1")
     run = tmp_path / "stage1"
@@ -103,6 +104,7 @@ def test_both_stages(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     assert drawn.code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["rejection", "dpo", "rloo"])
 def test_stage3_needs_images_alone(
     vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path, method: str
@@ -200,6 +202,7 @@ def test_stage2_without_stage1_starts_from_florence(
         assert not torch.equal(start[name], end[name]), name
 
 
+@pytest.mark.slow
 def test_interrupted_equals_uninterrupted(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED)
     args = ("train", config, "--seed", 5)
@@ -254,6 +257,7 @@ def test_a_caption_decoder_of_another_width(vlv: Vlv, ingredients: Path, tmp_pat
     assert "was trained for a text tower of width 99" in result.err
 
 
+@pytest.mark.slow
 def test_warm_start_from_the_own_captions(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(
         tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED, stage1={"warm_start_steps": 2}
@@ -287,6 +291,7 @@ def test_wrong_settings(
     assert message in result.err
 
 
+@pytest.mark.slow
 def test_run_of_another_configuration(vlv: Vlv, ingredients: Path, tmp_path: Path) -> None:
     config = write_config(tmp_path / "1.yaml", ingredients, "stage1", data=UNWATCHED)
     args = ("train", config, "--run-dir", tmp_path / "run")
@@ -377,6 +382,7 @@ def test_training_frames_images_as_its_encoder_has_seen_them(
     assert f'data.framing is "{other}", but the encoder in' in result.err
 
 
+@pytest.mark.slow
 def test_a_fresh_encoder_may_be_trained_with_the_authors_framing(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:

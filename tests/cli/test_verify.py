@@ -42,6 +42,7 @@ def rows(path: Path) -> dict[str, Row]:
     return {row["id"]: row for row in read_rows(path, COLUMNS)}
 
 
+@pytest.mark.slow
 def test_the_rest_is_judged(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> None:
     output, page = tmp_path / "out.jsonl", tmp_path / "page.html"
     result = vlv(*args, "--output", output, "--fix", "--page", page)
@@ -73,6 +74,7 @@ def test_the_rest_is_judged(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) 
     assert 'name="viewport"' in html
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped(
     vlv: Vlv, args: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +95,7 @@ def test_it_goes_on_where_it_stopped(
     assert "seed" in other.err
 
 
+@pytest.mark.slow
 def test_captions_beside_the_images(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> None:
     image = write_image(tmp_path / "own" / "1.png")
     image.with_suffix(".txt").write_text("A red cube.")

@@ -32,6 +32,7 @@ def some_hashes(count: int, seed: int) -> np.ndarray:
     return np.unique(np.concatenate([base, base[::2] ^ flips[::2]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("radius", [0, 1, 4, 7, 16])
 def test_pairs_are_those_of_comparing_all(radius: int) -> None:
     hashes = some_hashes(150, radius)

@@ -46,6 +46,7 @@ def make_job(shards: Path, output: Path, **changes: Any) -> ShardJob:
     return ShardJob([str(shards)], output, config=RULES, limits=ShardLimits(4), **changes)
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(shards: Path, tmp_path: Path) -> None:
     run(make_job(shards, tmp_path / "one"))
     run(make_job(shards, tmp_path / "two"), workers=2)
@@ -59,6 +60,7 @@ class Killed(BaseException):
     """What no code catches."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(0, 15, 2))
 def test_killed_anywhere_and_resumed(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
@@ -196,6 +198,7 @@ def _always_dies(task: Any) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_dead_worker_costs_nothing(tmp_path: Path) -> None:
     tasks = [tmp_path / f"{number}" for number in range(2)]
     with LocalEngine(2) as engine:

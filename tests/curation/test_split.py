@@ -31,6 +31,7 @@ def split(inputs: Path, output: Path, seed: int = 0) -> dict[str, str]:
     return where
 
 
+@pytest.mark.slow
 def test_near_duplicates_stay_together(tmp_path: Path) -> None:
     members = []
     for seed in range(60):

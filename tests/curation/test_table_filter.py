@@ -46,6 +46,7 @@ def read(folder: Path, name: str) -> list[dict[str, Any]]:
     return [row for path in sorted(folder.glob(name)) for row in pq.read_table(path).to_pylist()]
 
 
+@pytest.mark.slow
 def test_same_verdicts_as_the_rules_on_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

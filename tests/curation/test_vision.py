@@ -129,6 +129,7 @@ def test_pairs_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(cosines, [products[a, b] for a, b in pairs], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_captions_that_explain_nothing(
     tiny_pipeline: VLVPipeline, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -129,6 +129,7 @@ def test_a_jpeg_file_that_would_need_too_much_memory_is_decoded_smaller() -> Non
     assert load_image(gradual, limits=more).size == (300, 200)
 
 
+@pytest.mark.slow
 def test_ordinary_large_photographs_are_read_as_they_are() -> None:
     """Of 24 megapixels, with a profile and lying on their side."""
     image = Image.new("RGB", (6000, 4000), (10, 200, 30))

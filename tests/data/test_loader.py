@@ -130,6 +130,7 @@ def test_no_record_comes_twice_in_an_epoch(count, batch_size, num_ranks, seed, n
         assert sorted(epoch) == sorted(f"{i}" for i in order[: per_epoch * global_batch])
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     splits=st.permutations([(1, 12), (2, 6), (3, 4), (4, 3), (12, 1)]),
@@ -570,6 +571,7 @@ class Hanging(Record):
         return super().load(limits=limits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_hung_read_is_a_bad_record(tmp_path, records, num_workers):
     Hanging.go.clear()

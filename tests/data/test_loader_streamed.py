@@ -127,6 +127,7 @@ def test_shuffling_moves_records_and_shards(shards):
 # Every record once
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     counts=st.lists(st.integers(0, 25), min_size=1, max_size=9),
@@ -172,6 +173,7 @@ def test_an_epoch_over_all_partitions_holds_every_record_once():
 # Resume
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     counts=st.lists(st.integers(1, 25), min_size=1, max_size=9),
@@ -339,6 +341,7 @@ def test_shards_without_a_readable_record():
         next(streamed([Bad("1")], 1, None, seed=0, max_bad_share=1))
 
 
+@pytest.mark.slow
 def test_a_hung_shard_is_a_bad_record(tmp_path):
     go = threading.Event()
 
@@ -379,6 +382,7 @@ class Many(Given):
             yield Record(f"{i}", Counted())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_memory_does_not_grow_with_the_number_of_records(num_workers):
     def most(count: int) -> int:

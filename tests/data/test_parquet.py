@@ -91,6 +91,7 @@ def test_a_page_that_is_only_large_when_it_is_unpacked_is_refused(
     assert re.search(reason, refused.reason)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not IS_MEASURED, reason="the system does not say how much memory is used")
 def test_one_large_cell_many_times_is_never_there_many_times(tmp_path: Path) -> None:
     """8 MB on the disk that stand for 320."""

@@ -64,6 +64,7 @@ def test_what_is_no_key_stays_as_it_is() -> None:
     assert Endpoint("http://host/v1", "m", extra={"max_completion_tokens": 3}).extra
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["retries=1.5", "retries=true", "timeout=" + "[" * 5000])
 def test_a_number_is_not_cut_to_fit(change: str) -> None:
     with pytest.raises(ConfigError, match="this is no"):
@@ -94,6 +95,7 @@ def typed(folder: Path) -> list[list[str]]:
     return [[str(argument) for argument in arguments] for arguments in found]
 
 
+@pytest.mark.slow
 def test_no_key_is_written_or_echoed_wherever_it_was_typed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

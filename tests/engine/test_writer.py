@@ -111,6 +111,7 @@ def test_what_an_engine_would_answer_with_nonsense_is_not_sent(
         decoder.generate(c, max_new_tokens=13)
 
 
+@pytest.mark.slow
 def test_errors_that_pass_are_borne(decoder: CaptionDecoder, folder: Path, c: torch.Tensor) -> None:
     own = decoder.generate(c, max_new_tokens=LENGTH)
     faults = [
@@ -132,6 +133,7 @@ def test_errors_that_pass_are_borne(decoder: CaptionDecoder, folder: Path, c: to
             assert server.requests == (5 if fault == "slow" else 10), fault
 
 
+@pytest.mark.slow
 def test_errors_that_do_not_pass_are_one_sentence(
     decoder: CaptionDecoder, folder: Path, c: torch.Tensor
 ) -> None:

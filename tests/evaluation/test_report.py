@@ -90,6 +90,7 @@ def test_the_paper_is_cited_and_complete() -> None:
     assert vlv_row[1:] == [11.47, 6.64, 8.56, 9.90]
 
 
+@pytest.mark.slow
 def test_a_page_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
     folder = tmp_path / "first"

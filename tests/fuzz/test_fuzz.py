@@ -67,6 +67,7 @@ def misbehave(data: bytes, folder: Path) -> None:
             assert len(bytearray(b"x") * (runner.MAX_GROWTH + 2**24))
 
 
+@pytest.mark.slow
 def test_the_fuzzer_sees_what_goes_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each letter is a case, and what it does."""
     letters = "rtlhcwmr"
@@ -105,6 +106,7 @@ objects = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(objects)
 def test_any_metadata_is_read_alike_from_a_table_and_from_a_tar(

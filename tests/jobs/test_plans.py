@@ -80,6 +80,7 @@ class Captions:
         return str(ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "precision", "loop"),
     [

@@ -143,6 +143,7 @@ def test_a_resumed_run_appends_and_rewrites_nothing(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(before)
 
 
+@pytest.mark.slow
 def test_a_long_table_is_an_index_in_memory(tmp_path: Path) -> None:
     path, number = tmp_path / "out.jsonl", 20_000
     table = open_table(path)

@@ -123,6 +123,7 @@ def test_gumbel_draws_belong_to_rows_and_have_the_distribution() -> None:
     assert torch.equal(normal, randn_like(normal, torch.Generator().manual_seed(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_saved_and_loaded_it_is_the_same(
     kind: BottleneckKind, pixels: torch.Tensor, tmp_path: Path

@@ -140,6 +140,7 @@ def test_another_name() -> None:
     assert rename_card("no heading", "x") == "no heading"
 
 
+@pytest.mark.slow
 def test_a_loaded_model_keeps_its_card(tiny_pipeline: VLVPipeline, tmp_path: Path) -> None:
     tiny_pipeline.save_pretrained(tmp_path / "one", card="# one\n\nmy words\n")
     loaded = VLVPipeline.from_pretrained(tmp_path / "one")

@@ -32,6 +32,7 @@ def test_rotary_frequencies_keep_their_precision(tiny_folder: Path) -> None:
     assert pipe.caption_decoder.llm.model.rotary_emb.inv_freq.dtype == torch.float32
 
 
+@pytest.mark.slow
 def test_half_precision_agrees_with_single(tiny_folder: Path, pixels: torch.Tensor) -> None:
     images = list(pixels)
     half, full = (

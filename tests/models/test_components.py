@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from vlv.models.folder import MODELS
 from vlv.models.pipeline import VLVPipeline
 
 
+@pytest.mark.slow
 def test_a_model_that_was_loaded_small_is_loaded_large_again(
     tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -73,6 +73,7 @@ def random_z(decoder: Any, batch: int = 2) -> torch.Tensor:
 # --- against diffusers ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_texts_have_the_context_of_the_diffusers_pipeline(name: str) -> None:
     decoder, pipe = make_decoder(name), reference(name)
@@ -228,6 +229,7 @@ def backbone_encoder_for(decoder: Any) -> VisionEncoder:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_encoder", [encoder_for, backbone_encoder_for])
 @pytest.mark.parametrize("name", NAMES)
 def test_the_encoder_learns_through_the_frozen_decoder(name: str, make_encoder: Any) -> None:
@@ -254,6 +256,7 @@ def test_the_encoder_learns_through_the_frozen_decoder(name: str, make_encoder: 
     assert all(torch.equal(v, before[k]) for k, v in decoder.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_saved_loaded_rebuilds_and_captions(name: str, tmp_path: Path) -> None:
     decoder = make_decoder(name)

@@ -192,6 +192,7 @@ def test_calibration_travels_with_the_model(tiny_pipeline: VLVPipeline, tmp_path
             VLVPipeline.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_the_shipped_decoder_knows_a_wrong_claim() -> None:
     """Of each scene a true caption, and one with the colour or style exchanged."""
     pipe = VLVPipeline.from_pretrained(shipped_models()["vlv-tiny"], parts=["embed", "generate"])

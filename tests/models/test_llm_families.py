@@ -96,6 +96,7 @@ def c(generator: torch.Generator) -> torch.Tensor:
     return torch.randn(2, tiny.NUM_QUERIES, tiny.TEXT_WIDTH, generator=generator)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_it_learns_two_captions_by_heart_and_writes_them(
     family: str, c: torch.Tensor, tmp_path: Path

@@ -230,6 +230,7 @@ def test_broken_indices(tmp_path: Path, index: Any, message: str) -> None:
 # --- components -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

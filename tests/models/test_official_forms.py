@@ -55,6 +55,7 @@ def same(ours: VLVPipeline, theirs: VLVPipeline) -> bool:
     return all(torch.equal(found[key], expected[key]) for key in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(1, len(world.SIZES)))
 @pytest.mark.parametrize("stage", [1, 2])
 def test_other_widths_depths_and_seeds(number: int, stage: int, tmp_path: Path) -> None:
@@ -66,12 +67,14 @@ def test_other_widths_depths_and_seeds(number: int, stage: int, tmp_path: Path) 
     assert same(pipe, other.pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", world.FORMS, ids=lambda form: form.__name__)
 def test_every_form_of_stage_1(made: World, form: Any, tmp_path: Path) -> None:
     path = form(tmp_path, world.official_state(made.pipe, 1))
     assert same(load_stage1(path, made.parts), made.pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("prefix", "stage"),
     [("module.", 1), ("model.", 1), ("model.", 2), ("module.model.", 2), ("_orig_mod.", 1)],
@@ -97,6 +100,7 @@ def test_smaller_types(made: World, dtype: torch.dtype, tmp_path: Path) -> None:
     assert {low.encoder.dtype, low.text_encoder.dtype, low.caption_decoder.dtype} == {dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_frozen_parts_come_from_the_components(made: World, stage: int, tmp_path: Path) -> None:
     parts = Components.at(_copy(made.parts, tmp_path))
@@ -121,6 +125,7 @@ def _copy(parts: Components, folder: Path) -> Path:
     return Path(shutil.copytree(parts.florence.parent, folder / "components"))
 
 
+@pytest.mark.slow
 def test_a_native_florence_folder_will_do(made: World, tmp_path: Path) -> None:
     """Configuration and weights as `save_pretrained` of transformers writes them."""
     parts = Components.at(_copy(made.parts, tmp_path))
@@ -143,6 +148,7 @@ def test_only_one_copy_of_the_token_embedding_is_needed(made: World, tmp_path: P
     assert same(load_stage2(world.single(tmp_path, state), made.parts), made.pipe)
 
 
+@pytest.mark.slow
 def test_a_converted_model_is_an_ordinary_folder(made: World, tmp_path: Path) -> None:
     path = world.single(tmp_path, world.official_state(made.pipe, 1))
     report = convert_official(path, made.parts, tmp_path / "out")
@@ -158,6 +164,7 @@ def test_a_converted_model_is_an_ordinary_folder(made: World, tmp_path: Path) ->
     assert not [text for text in written if str(tmp_path) in text or str(COMPONENTS) in text]
 
 
+@pytest.mark.slow
 def test_what_is_unknown_or_contradicts_is_reported(made: World, tmp_path: Path) -> None:
     state = world.official_state(made.pipe, 1)
     state["query_embed_ema"] = torch.zeros(2)

@@ -275,6 +275,7 @@ def test_device_and_dtype_are_chosen_when_loading(tiny_folder: Path) -> None:
 # --- loading --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_it_is_the_same(
     tiny_pipeline: VLVPipeline, tiny_folder: Path, pixels: torch.Tensor
 ) -> None:
@@ -330,6 +331,7 @@ def test_loading_and_saving_are_silent(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_a_model_without_the_part_is_refused_on_loading(
     copy_of: Path, tiny_pipeline: VLVPipeline
 ) -> None:
@@ -639,6 +641,7 @@ def test_a_saved_model_does_not_tell_where_it_was_loaded_from(
     assert not [text for text in written if str(tiny_folder) in text]
 
 
+@pytest.mark.slow
 def test_diffusers_loads_a_model_folder(tiny_folder: Path, tiny_pipeline: VLVPipeline) -> None:
     loaded = DiffusionPipeline.from_pretrained(tiny_folder)
     assert isinstance(loaded, VLVPipeline)

@@ -164,6 +164,7 @@ def test_a_missing_package(
         place(pipe, Placement(device="cpu", llm_bits=bits))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif("vlv-tiny" not in shipped_models(), reason="the model is not shipped")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -119,6 +119,7 @@ def assert_refused(match: str, kind: type[VLVError] = ModelFolderError, **settin
 # --- what works -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_checkpoint(
     form: Any, hub: Hub, expected: VLVPipeline, tmp_path: Path
@@ -231,6 +232,7 @@ def test_a_connection_that_breaks_is_taken_up_again(
     assert starts == [0, 5 * PIECE, 10 * PIECE]
 
 
+@pytest.mark.slow
 def test_one_that_breaks_for_good_is_taken_up_by_the_next_process(
     hub: Hub, expected: VLVPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +334,7 @@ def test_a_shard_that_is_gone(hub: Hub, tmp_path: Path) -> None:
     assert not hub.sent("of-00003.safetensors")
 
 
+@pytest.mark.slow
 def test_a_wrong_hash(hub: Hub, expected: VLVPipeline) -> None:
     for repo, name in (
         (MODEL.checkpoint.path, "model.safetensors"),

@@ -97,6 +97,7 @@ def test_pixels_become_a_caption_embedding(family: str, pixels: torch.Tensor) ->
     assert torch.allclose(encoder(eight_bit), encoder(eight_bit.float() / 255), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_and_loaded_it_is_the_same(family: str, pixels: torch.Tensor, tmp_path: Path) -> None:
     pipe = tiny.make_pipeline()
@@ -264,6 +265,7 @@ def run_settings(tmp_path: Path) -> list[str]:
     return [str(tmp_path / "run.yaml"), str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_stage_1_trains_on_a_backbone(run_settings: list[str]) -> None:
     file, folder = run_settings
     train(load_config(file), Path(folder, "run"))

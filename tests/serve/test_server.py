@@ -156,6 +156,7 @@ class Large:
         return [image(0, (2500, 2500)) for _ in texts]
 
 
+@pytest.mark.slow
 def test_who_does_not_read_the_answer_is_cut_off() -> None:
     running = Running(Large(), limits=Limits(patience_seconds=0.3))
     body = b'{"prompt": "a"}'
@@ -208,6 +209,7 @@ def test_the_end_finishes_what_runs_and_refuses_what_comes() -> None:
         httpx.get(f"{running.url}/health")
 
 
+@pytest.mark.slow
 def test_our_own_client_captions_a_folder(vlv: Vlv, tmp_path: Path) -> None:
     assert vlv("toyworld", "render", tmp_path / "scenes", "--num", 3, "--split", "test").code == 0
     pipe = VLVPipeline.from_pretrained("vlv-tiny", parts=["caption"])
@@ -233,6 +235,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
+@pytest.mark.slow
 def test_a_signal_ends_the_command_well(tiny_folder: Path) -> None:
     port = free_port()
     process = start("serve", "--model", tiny_folder, "--port", port, "--device", "cpu")

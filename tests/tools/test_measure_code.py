@@ -62,6 +62,7 @@ def test_the_table_has_a_column_for_each_tree(tree: Path) -> None:
     assert "| functions with 10 parameters or more (max) | 1 (10) | 1 (10) |" in lines
 
 
+@pytest.mark.slow
 def test_the_working_tree(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["."]

@@ -183,6 +183,7 @@ def test_tensor_table() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

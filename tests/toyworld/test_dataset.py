@@ -66,6 +66,7 @@ def test_a_folder_that_knows_no_mistakes_is_gone_on_with(rendered: Path, tmp_pat
         render_shards(tmp_path, replace(SMALL, wrong=0.2), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistakes", ["random", "systematic"])
 def test_a_bad_teacher_errs_as_often_as_said_and_the_truth_stays(
     tmp_path: Path, mistakes: Mistakes

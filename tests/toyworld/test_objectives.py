@@ -105,11 +105,13 @@ def assert_falls(objective: Objective, batch: Batch) -> None:
     assert torch.equal(before, torch.get_rng_state()), "every draw comes from the generator"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["inspector", "vae", "text", "vision", "llm"])
 def test_the_loss_goes_down_on_one_batch(part: Part, source: Source) -> None:
     assert_falls(*first_batch(source, part))
 
 
+@pytest.mark.slow
 def test_the_loss_of_the_teacher_goes_down(source: Source, text_tokenizer: CLIPTokenizer) -> None:
     assert_falls(*teacher_batch(source, text_tokenizer))
 

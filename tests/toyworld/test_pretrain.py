@@ -60,6 +60,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(file)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_weights(shards: Path, tmp_path: Path) -> None:
     two = short("inspector", steps=2)
     with pytest.raises(Interrupted, match="at step 1 of 2"):
@@ -95,6 +96,7 @@ def test_every_part_trains_in_order_and_is_saved_in_the_real_layout(
     assert scheduler.config.prediction_type == "v_prediction"
 
 
+@pytest.mark.slow
 def test_language_models_have_sizes(shards: Path, models: Path, tmp_path: Path) -> None:
     widths = {}
     for size, name in (("small", "llm-small"), ("large", "llm-large")):

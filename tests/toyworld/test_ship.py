@@ -43,6 +43,7 @@ def parts(tmp_path: Path) -> Path:
     return tmp_path / "parts"
 
 
+@pytest.mark.slow
 def test_ships_everything(tiny_folder: Path, parts: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "vae"
     run.mkdir(parents=True)

@@ -64,6 +64,7 @@ def test_texts_depend_on_seed_and_number_alone(scenes: list[Scene]) -> None:
     assert all(compare(parse(text), scene).precision == 1 for text, scene in pairs)
 
 
+@pytest.mark.slow
 def test_processes_write_the_same_texts(scenes: list[Scene]) -> None:
     many = scenes * 9
     write = partial(write_mixed, shares={"short": 1.0})

@@ -43,6 +43,7 @@ def test_the_gradient_reaches_the_whole_encoder(kind: BottleneckKind) -> None:
             assert parameter.grad.abs().sum() > 0 or name.endswith("k_proj.bias"), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_discrete_tokens_falls(kind: BottleneckKind) -> None:
     encoder = discrete_encoder(kind, steps=80)
@@ -60,6 +61,7 @@ def test_the_loss_of_discrete_tokens_falls(kind: BottleneckKind) -> None:
         assert objective.loss(batch, generator()).total.item() < 0.8 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_draws_do_not_depend_on_how_the_batch_is_cut(kind: BottleneckKind) -> None:
     objective, batch = stage1(kind), make_batch()

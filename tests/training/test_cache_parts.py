@@ -161,6 +161,7 @@ def test_missing_file_is_named(records: list[Record], tmp_path: Path) -> None:
         cache_latents(decoder, records, folder)
 
 
+@pytest.mark.slow
 def test_another_framing_is_refused(records: list[Record], tmp_path: Path) -> None:
     decoder, folder = tiny.make_decoder(), tmp_path / "cache"
     cache_latents(decoder, records, folder)

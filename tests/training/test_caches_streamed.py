@@ -81,6 +81,7 @@ def draws(batch: dict[str, Any], seed: int = 0) -> Tensor:
     return latents_of(decoder, batch, torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_stream_draws_from_its_cache_as_it_does_live(made: Path, num_workers: int) -> None:
     """Three epochs: the records are the same, and so are the draws to half precision."""
@@ -132,6 +133,7 @@ def test_features_and_latents_come_together(made: Path, tmp_path: Path) -> None:
     assert batch["latents_mean"].shape == (4, *tiny.LATENT_SHAPE)
 
 
+@pytest.mark.slow
 def test_what_does_not_match_is_refused_before_the_run(folder: Path, tmp_path: Path) -> None:
     decoder = tiny.make_decoder()
     with torch.no_grad():

@@ -56,6 +56,7 @@ def in_and_out(rank: int) -> tuple[float, bool, float, int]:
     return before, is_kept, within, kept - resident()
 
 
+@pytest.mark.slow
 @on_linux
 def test_freed_memory_is_found_again_within_and_given_back_afterwards() -> None:
     """In a process of its own: one that has done much may have found large places before."""
@@ -84,6 +85,7 @@ def trained(rank: int, run_dir: Path) -> tuple[float, float]:
     return before, objective.found
 
 
+@pytest.mark.slow
 @on_linux
 def test_the_training_loop_keeps_memory(tmp_path: Path) -> None:
     [(before, within)] = run_ranks(1, trained, tmp_path, fresh=True)

@@ -60,6 +60,7 @@ def evaluate(step: int) -> dict[str, float]:
     return {"global_draw": float(torch.rand(1)) * 0 + step, "python_draw": random.random() * 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"ema": 0.9}, {"ema": 0.9, "accumulate": 3}])
 def test_interrupted_run_equals_uninterrupted(tmp_path: Path, options: dict[str, Any]) -> None:
     objective, loader = Denoiser(), RepeatableLoader()

@@ -81,6 +81,7 @@ def test_a_step_moves_the_master_weights(
         assert moved == parameter.requires_grad or name.endswith("k_proj.bias"), name
 
 
+@pytest.mark.slow
 def test_the_loss_is_nearly_that_of_single_precision() -> None:
     losses = []
     for precision in ("fp32", "bf16"):

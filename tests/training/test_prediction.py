@@ -65,6 +65,7 @@ def test_the_count_leaves_the_objective_alone(counted: Counted) -> None:
         assert parameter.grad is None
 
 
+@pytest.mark.slow
 def test_cached_latents_save_the_vae_and_nothing_else(counted: Counted) -> None:
     objective, batch = stage1(), make_batch()
     posterior = objective.decoder.posterior(batch["pixels"])
@@ -75,6 +76,7 @@ def test_cached_latents_save_the_vae_and_nothing_else(counted: Counted) -> None:
     assert saved == counter.get_total_flops()
 
 
+@pytest.mark.slow
 def test_recomputation_does_not_count(counted: Counted) -> None:
     objective = stage1()
     objective.decoder.unet.enable_gradient_checkpointing()
@@ -82,6 +84,7 @@ def test_recomputation_does_not_count(counted: Counted) -> None:
     assert flops_per_image(objective, make_batch()) == counted.flops
 
 
+@pytest.mark.slow
 def test_each_phase_has_its_own_count() -> None:
     meter = FlopMeter(stage2(trainable="mlp+llm+encoder", frozen_encoder_steps=3))
     frozen, late = (meter.per_image(make_batch(step=step)) for step in (0, 3))

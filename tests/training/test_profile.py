@@ -36,6 +36,7 @@ def test_a_timeline_books_all_time() -> None:
     assert 0 < sum(found.values()) <= time.perf_counter() - start
 
 
+@pytest.mark.slow
 def test_stage1(tmp_path: Path) -> None:
     found = profile(stage1(), tmp_path / "run", peak_tflops=1.0)
     assert set(found.seconds) == {
@@ -59,6 +60,7 @@ def test_stage1(tmp_path: Path) -> None:
     assert [file.name for file in (tmp_path / "run").iterdir()] == ["profile.json"]
 
 
+@pytest.mark.slow
 def test_stage2_with_accumulation(tmp_path: Path) -> None:
     found = profile(stage2(), tmp_path / "run", accumulate=2)
     assert {"LLM forward", "LLM backward", "encoder backward"} <= set(found.seconds)
@@ -67,6 +69,7 @@ def test_stage2_with_accumulation(tmp_path: Path) -> None:
     assert found.mfu is None  # nobody knows the peak of this CPU
 
 
+@pytest.mark.slow
 def test_a_trace_on_request(tmp_path: Path) -> None:
     loop = loop_config(batch_size=BATCH_SIZE)
     profile_training(stage1(), OneBatch(), loop, optim_config(lr_scale={}), tmp_path, 1, trace=True)

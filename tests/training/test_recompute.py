@@ -141,6 +141,7 @@ def test_attention_on_a_cpu_is_exchanged_within_a_step(mask: torch.Tensor | None
     assert (out.float() - expected).norm() < 0.01 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_memory_is_predicted_with_the_attention_of_a_gpu(precision: str) -> None:
     kinds = set()
@@ -160,6 +161,7 @@ def test_memory_is_predicted_with_the_attention_of_a_gpu(precision: str) -> None
     assert (torch.bfloat16 in kinds) == half
 
 
+@pytest.mark.slow
 def test_memory_is_predicted_where_the_process_has_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(0, 1, torch.device("cuda"))
     monkeypatch.setattr("vlv.training.loop.join_world", lambda: world)
@@ -189,6 +191,7 @@ def test_tf32_is_set_for_the_time_being() -> None:
     assert torch.backends.cuda.matmul.allow_tf32 is before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "expected"), [("auto", False), (True, True), (False, False)])
 def test_channels_last(setting: Any, expected: bool) -> None:
     decoder = tiny.make_decoder()
@@ -214,6 +217,7 @@ def test_nothing_is_compiled_on_a_cpu_unless_told_to(monkeypatch: pytest.MonkeyP
     assert compiled == [florence.vision_tower, decoder.vae.encoder, decoder.unet, *layers]
 
 
+@pytest.mark.slow
 def test_like_layers_share_a_translation_and_captions_are_written_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -223,6 +223,7 @@ def test_dpo_prefers_the_best_to_the_worst() -> None:
     torch.testing.assert_close(loss, -F.logsigmoid(torch.tensor([0.5 * (1.0 - -1.0)])))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_only_clear_winners_teach(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rewards = torch.tensor([[0.5, 0.5, 0.5], [0.9, 0.0, 0.0]])
@@ -250,6 +251,7 @@ def test_min_margin_leaves_out_what_is_not_clear(monkeypatch: pytest.MonkeyPatch
     assert prepared(stage3(method="rejection", min_margin=0.1))["weights"].tolist() == [0.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_what_earns_more_becomes_likelier(method: str, counted: None, tmp_path: Path) -> None:
     objective = stage3(method=method, max_caption_tokens=8, candidates=6)
@@ -297,6 +299,7 @@ def train(objective: Stage3, run_dir: Path, steps: int, **kwargs: Any) -> Any:
     return fit(objective, OneBatch(), loop, optim, run_dir, max_seconds=max_seconds)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path) -> None:
     whole, halved = stage3(kl=0.1), stage3(kl=0.1)
     train(whole, tmp_path / "whole", steps=3)

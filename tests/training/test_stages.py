@@ -148,6 +148,7 @@ def test_stage1_freezes_what_it_says(tmp_path: Path, trainable: str, frozen_visi
     assert after[2] != before[2]
 
 
+@pytest.mark.slow
 def test_stage1_learns_one_batch(tmp_path: Path) -> None:
     objective = stage1()
     before = objective.loss(make_batch(), generator(9)).total.detach()
@@ -368,6 +369,7 @@ def test_stage2_needs_only_the_text_tower_without_denoising() -> None:
     assert objective.loss(make_batch(), generator()).total.isfinite()
 
 
+@pytest.mark.slow
 def test_stage2_overfits_one_batch_and_loads_by_part(tmp_path: Path) -> None:
     objective, batch = stage2(), make_batch()
     first = float(objective.loss(batch, generator()).total.detach())
@@ -381,6 +383,7 @@ def test_stage2_overfits_one_batch_and_loads_by_part(tmp_path: Path) -> None:
     torch.testing.assert_close(again.loss(batch, generator()).total.detach(), last)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, ""])
 def test_stage2_names_a_record_without_caption(missing: str | None) -> None:
     with pytest.raises(DataError, match="b has no caption"):

@@ -112,6 +112,7 @@ def test_edits_of_a_table_are_rows_that_caption_goes_on_with(
     assert album.caption(4) == "Written by hand."
 
 
+@pytest.mark.slow
 def test_a_table_is_begun_by_the_first_edit(folder: Path, tiny_folder: Path, vlv: Vlv) -> None:
     album = Album(folder)
     settings = CaptionSettings(str(tiny_folder), dtype="float32")

@@ -47,6 +47,7 @@ def texts(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): p.read_text() for p in sorted(folder.rglob("*.txt"))}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loads_once")
 @pytest.mark.parametrize(
     ("scope", "given"),
@@ -117,6 +118,7 @@ def test_a_table_holds_the_whole_folder(view: View, make_bench: Make) -> None:
         Writing("this image", "skip", ".txt", temperature=-1).settings(bench.flags, "float32")
 
 
+@pytest.mark.slow
 def test_a_stop_keeps_what_is_finished(
     view: View, folder: Path, tiny_folder: Path, tiny_pipeline: VLVPipeline, make_bench: Make
 ) -> None:

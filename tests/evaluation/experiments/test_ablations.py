@@ -110,6 +110,7 @@ def test_trained_measured_scored_and_never_twice(
     assert "with and without stage 1 (Table 7)" in page.read_text()
 
 
+@pytest.mark.slow
 def test_stage3_goes_on_from_a_finished_model_beside_as_many_steps_on_true_captions(
     bench: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ def figures(run: Run) -> dict[str, float]:
     return {f.key: f.estimate.value for f in score_experiment(run, seed=0).figures}
 
 
+@pytest.mark.slow
 def test_the_exact_judge_knows_the_truth(run: Run, make_backends: Callable[..., Backends]) -> None:
     assert judge(run, "exact", make_backends()).done == 18
     assert judge(run, "exact", make_backends()).done == 0
@@ -60,6 +61,7 @@ def test_the_exact_judge_knows_the_truth(run: Run, make_backends: Callable[..., 
     assert found["true.exact.strength"] > found["other.exact.strength"]
 
 
+@pytest.mark.slow
 def test_ratings_of_an_endpoint(run: Run, make_backends: Callable[..., Backends]) -> None:
     """A judge who counts words, falters and sometimes babbles; what failed is asked again."""
 
@@ -173,6 +175,7 @@ def with_page(run: Run, mode: arena.Mode, rater: str, work: Callable[[Browser], 
             thread.join(20)
 
 
+@pytest.mark.slow
 def test_people_rate_blindly_and_every_vote_is_kept(run: Run) -> None:
     seen: list[int] = []
 
@@ -283,6 +286,7 @@ def test_every_answer_keeps_the_page_to_itself(run: Run) -> None:
     with_page(run, "rating", "eve", work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "request_",
     [
@@ -321,6 +325,7 @@ def is_cut_off(connection: socket.socket) -> bool:
         return True
 
 
+@pytest.mark.slow
 def test_slow_and_many_connections_do_not_stop_the_page(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -101,6 +101,7 @@ def test_targets_are_those_of_eight_and_sixteen() -> None:
     }
 
 
+@pytest.mark.slow
 def test_what_was_written_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"num": 3, "candidates": 3, "timesteps": 2, "batch_size": 2}
     pipe, plan = tiny.make_pipeline(), BestOfPlan(**sizes, rewards=("context",))  # type: ignore[arg-type]
@@ -146,6 +147,7 @@ def test_a_silly_number_of_the_plan_is_named(silly: dict[str, Any]) -> None:
         BestOfPlan(**silly)
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_figures(tiny_folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     more = ("--num", "2", "--candidates", "2", "--timesteps", "1", "--json", str(file))

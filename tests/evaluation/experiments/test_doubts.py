@@ -42,6 +42,7 @@ def case(index: int) -> Case:
     return Case(index, scene, Evidence(text, 0.9, 1, (known,)), Evidence(text, 0.9, 1, (plain,)))
 
 
+@pytest.mark.slow
 def test_the_fit_tells_wrong_from_right() -> None:
     cases = [case(index) for index in range(PLAN.num)]
     calibration = fit_calibration(cases, PLAN)

@@ -337,6 +337,7 @@ def test_what_measures_nothing_is_refused(run: Run, make_backends: Callable[...,
 # --- commands --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_commands_and_the_pages(
     tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

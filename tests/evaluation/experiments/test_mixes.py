@@ -42,6 +42,7 @@ def test_mixes_are_made_as_they_are_called() -> None:
     assert torch.equal(a[2], torch.full((2,), 1.2))  # nothing was changed in place
 
 
+@pytest.mark.slow
 def test_the_dtype_is_that_of_the_drawing(tmp_path: Path, tiny_folder: Path) -> None:
     command = [
         "eval",
@@ -94,6 +95,7 @@ def test_a_mix_that_takes_the_second(run: Run) -> None:
     assert [row["tokens"] for row in table["rows"]] == ["0:2", "2:4", "4:6", "6:8"]
 
 
+@pytest.mark.slow
 def test_from_nothing_to_figures(
     tmp_path: Path,
     tiny_folder: Path,

@@ -49,6 +49,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_from_nothing_to_figures(
     tmp_path: Path,
     tiny_folder: Path,
@@ -86,6 +87,7 @@ def test_from_nothing_to_figures(
     assert any("only 7 samples" in note for note in content["notes"])
 
 
+@pytest.mark.slow
 def test_the_generator_is_that_of_the_model_and_of_the_seed(
     tmp_path: Path, tiny_folder: Path, make_backends: Callable[..., Backends]
 ) -> None:
@@ -129,6 +131,7 @@ def test_pictures_in_bfloat16_are_nearly_those_in_float32(
     assert (pipe.unet.dtype, pipe.encoder.dtype, pipe.vae.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_interrupted_prediction_goes_on(
     tmp_path: Path,
     tiny_folder: Path,
@@ -194,6 +197,7 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_captions_of_a_file_and_missing_ones(
     tmp_path: Path, tiny_folder: Path, pictures: Path, make_backends: Callable[..., Backends]
 ) -> None:
@@ -296,6 +300,7 @@ def diffusers_folder(tiny_parts: tiny.TinyParts, tmp_path_factory: pytest.TempPa
     return folder
 
 
+@pytest.mark.slow
 def test_any_pipeline_of_diffusers_draws(
     tmp_path: Path, diffusers_folder: Path, make_backends: Callable[..., Backends]
 ) -> None:
@@ -316,6 +321,7 @@ def test_any_pipeline_of_diffusers_draws(
     assert 0 < np.abs(np.asarray(rough, int) - first).mean() < 4, "of 255 levels"
 
 
+@pytest.mark.slow
 def test_inception_looks_at_a_run(
     tmp_path: Path,
     tiny_folder: Path,
@@ -346,6 +352,7 @@ def test_what_is_no_instrument_is_refused() -> None:
 # --- the command line ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_three_commands_and_a_baseline(
     tmp_path: Path, tiny_folder: Path, inspector_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -367,6 +374,7 @@ def test_the_three_commands_and_a_baseline(
     assert (compared["difference"], compared["p"], compared["n"]) == (0, 1, 5)
 
 
+@pytest.mark.slow
 def test_the_dtype_is_stated_and_not_mixed(
     tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -285,6 +285,7 @@ def test_an_interrupted_evaluation_goes_on(
     assert sum(drawn) == 6, "the images of another seed are no use"
 
 
+@pytest.mark.slow
 def test_missing_parts_are_named(tiny_pipeline: VLVPipeline, tmp_path: Path) -> None:
     parts = {n: getattr(tiny_pipeline, n) for n in ("encoder", "text_encoder", "caption_decoder")}
     results, _ = evaluate(VLVPipeline(**parts, image_size=32), tmp_path)
@@ -330,6 +331,7 @@ class FewFeatures(Features):
         return super().read(source, guidance)[:, :4]
 
 
+@pytest.mark.slow
 def test_references_are_renders_that_nothing_else_looks_at(
     tiny_pipeline: VLVPipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,6 +357,7 @@ def test_wrong_arguments() -> None:
 # --- the command ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_inspector().save_pretrained(tmp_path / "inspector")
     command = ["eval", "toyworld", "--model", str(tiny_folder), "--num", "4", "--seed", "1"]

@@ -64,6 +64,7 @@ def test_features_of_a_vision_backbone(kind: str, clip: Path, tmp_path: Path) ->
     assert cosine(found, found) == pytest.approx([1, 1, 1])
 
 
+@pytest.mark.slow
 def test_features_of_inception(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = FIDInception().eval()

@@ -184,6 +184,7 @@ def test_the_whole_is_its_blocks_in_order(model: FIDInception) -> None:
     assert_close(found, F.adaptive_avg_pool2d(y, 1).flatten(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_published_weights_are_read(model: FIDInception, tmp_path: Path, suffix: str) -> None:
     state = {k: v.clone() for k, v in model.state_dict().items() if not k.endswith("tracked")}
