@@ -6,18 +6,23 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.curation.files import contents, run, write_shard
+from tests.curation.files import contents, run, write_folder, write_shard
+from tests.jobs.shared.test_worker import Lister, files_of, no_model
 from vlv.curation.engine import make_engine
 from vlv.curation.job import ShardJob
 from vlv.curation.settings import load_filter
 from vlv.curation.shards import ShardLimits
+from vlv.data.source import Source
 from vlv.errors import ConfigError, DataError
+from vlv.jobs.shared.worker import ShardMaker, SharedWork, Worker
 
 pytestmark = pytest.mark.slow
 
@@ -76,3 +81,23 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "vlv\[scale\]"'):
         make_engine("ray")
+
+
+def test_shards_that_workers_share(engine: Any, tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", range(9))
+    (tmp_path / "in" / "bad.png").write_bytes(b"none")
+    work = SharedWork(str(tmp_path / "ray"), Source([tmp_path / "in"]), Lister(), per_shard=2)
+    Worker(replace(work, output=str(tmp_path / "alone")), no_model).run()
+    driver = Worker(work, no_model)
+    driver.begin()
+    made = list(engine.run_in_actors(partial(ShardMaker, work, no_model), driver.missing()))
+    assert sum(tally.done for tally, _ in made) == 9
+    assert sum(error is not None for _, errors in made for error in errors) == 1
+    assert driver.run()[1]["failed"] == 1
+    assert files_of(tmp_path / "ray") == files_of(tmp_path / "alone")
+    assert list(engine.run_in_actors(_Dying, [tmp_path / "b"])) == [{"length": 1}]
+
+
+class _Dying:
+    def __call__(self, marker: Path) -> dict[str, int]:
+        return _dies_once(marker)

@@ -46,6 +46,13 @@ class WorkerOptions:
             help="One worker on each of these devices; auto takes all GPUs.",
         ),
     ] = None
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|auto|ADDRESS",
+            help=r"Work on Ray Data (vlv\[scale]): local starts Ray on this machine, auto or ray://HOST:10001 is a cluster.",
+        ),
+    ] = None
 
 
 def is_shared(output: str | Path | None, options: WorkerOptions) -> bool:
@@ -106,6 +113,10 @@ def work_on(
     if dry_run:
         return _list(work)
     placement = replace(placement, dtype=dtype)  # the same wherever it is loaded
+    if options.ray_address is not None:
+        if attach is not None:
+            raise ConfigError("--engine serves one worker; leave --ray-address out")
+        return _run_on_ray(work, partial(_load, model, tuple(tasks), placement), options)
     loads = [
         (device, partial(_load, model, tuple(tasks), replace(placement, device=device)))
         for device in _devices(options, model)
@@ -152,6 +163,26 @@ def _run(work: SharedWork, loads: Sequence[tuple[str, Load]]) -> int:
             tally, summary = Worker(work, loads[0][1], progress.report).run()
         else:
             tally, summary = run_on(work, loads, progress.report)
+    return _close(work, tally, summary)
+
+
+def _run_on_ray(work: SharedWork, load: Load, options: WorkerOptions) -> int:
+    from vlv.curation.ray_engine import RayEngine
+    from vlv.errors import ConfigError
+    from vlv.jobs.shared.worker import ShardMaker, Worker
+    from vlv.jobs.tally import Tally
+
+    if options.devices is not None:
+        raise ConfigError("--devices has no effect with --ray-address; remove one of them")
+    address = None if options.ray_address == "local" else options.ray_address
+    worker, tally = Worker(work, _no_model), Tally()
+    worker.begin()
+    with RayEngine(address=address) as engine, common.Progress(resumable=False) as progress:
+        make = partial(ShardMaker, work, load)
+        for made, errors in engine.run_in_actors(make, worker.missing()):
+            tally += made
+            progress.report(errors)
+    _, summary = worker.run()
     return _close(work, tally, summary)
 
 

@@ -47,12 +47,42 @@ class RayEngine:
             DataError: The worker of a task died again and again.
         """
         self._start()
+        yield from self._results(
+            tasks,
+            lambda data: data.map(_Runner(function), num_cpus=1, max_retries=_RETRIES),
+        )
+
+    def run_in_actors(
+        self, make: Callable[[], Callable[[Task], Result]], tasks: Sequence[Task]
+    ) -> Iterator[Result]:
+        """As `run`, with workers that keep what `make` gives them, such as a model: one on each GPU, or processor.
+
+        Raises:
+            DataError: A worker died again and again.
+        """
+        self._start()
+        have = self._ray.cluster_resources()
+        kind = "GPU" if have.get("GPU") else "CPU"
+        size = max(1, min(int(have.get(kind, 1)), len(tasks)))
+        yield from self._results(
+            tasks,
+            lambda data: data.map(
+                _Keeper,
+                fn_constructor_args=(make,),
+                concurrency=size,
+                num_gpus=float(kind == "GPU"),
+                num_cpus=float(kind == "CPU"),
+                ray_remote_args_fn=_restarts,
+            ),
+        )
+
+    def _results(self, tasks: Sequence[Task], operate: Callable[[Any], Any]) -> Iterator[Any]:
         rows = [{"task": _Box(task)} for task in tasks]
         if not rows:
             return
         data = self._ray.data.from_items(rows, override_num_blocks=len(rows))
-        results = data.map(_Runner(function), num_cpus=1, max_retries=_RETRIES)
         try:
+            results = operate(data)
             for row in results.iter_rows():
                 yield _opened(row["result"])
         except self._ray.exceptions.RayError as error:
@@ -116,6 +146,21 @@ class _Runner:
             return {"result": _Box(self.function(row["task"].content))}
         except VLVError as error:
             return {"result": _Box(error)}
+
+
+class _Keeper:
+    """An actor, which makes its function once."""
+
+    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
+        self._run = _Runner(make())
+
+    def __call__(self, row: Json) -> Json:
+        return self._run(row)
+
+
+def _restarts() -> dict[str, int]:
+    """Ray Data would start an actor again without end, even one that dies each time."""
+    return {"max_restarts": _RETRIES, "max_task_retries": _RETRIES}
 
 
 def _opened(box: _Box) -> Any:

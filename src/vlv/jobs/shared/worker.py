@@ -159,6 +159,15 @@ class Worker:
         self._leases.clear()  # what killed workers left behind
         return self._tally, self._read(SUMMARY)
 
+    def complete(self, number: int) -> Tally:
+        """Make one shard, or wait until another worker has; what this one did, which is nothing where it was done."""
+        before, self._tally = self._tally, Tally()
+        while not self._folder.exists(_stem(number) + MARK):
+            if not self._take(number, self._leases.standing()):
+                self._sleep()
+        made, self._tally = self._tally, before
+        return made
+
     def missing(self) -> list[int]:
         """Numbers of the shards that are not done."""
         return self._missing(self._folder.names())
@@ -258,6 +267,24 @@ class Worker:
         if data is None:
             raise OutputError(f"{where} is gone; give the same command again")
         return parse_object(data.decode("utf-8", "replace"), where)
+
+
+class ShardMaker:
+    """A worker that is told which shards to make, as one on Ray is; it keeps its model.
+
+    Args:
+        work: See `Worker`.
+        load: See `Worker`.
+    """
+
+    def __init__(self, work: SharedWork, load: Load) -> None:
+        self._errors: list[str | None] = []
+        self._worker = Worker(work, load, self._errors.extend)
+
+    def __call__(self, number: int) -> tuple[Tally, list[str | None]]:
+        """Make a shard; the counts, and the error of each image."""
+        self._errors.clear()
+        return self._worker.complete(number), list(self._errors)
 
 
 def _stem(number: int) -> str:
