@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlv.errors import BudgetError, RequestError
@@ -70,6 +70,17 @@ def stream(
     asyncio.run(_stream(client, items, work, client.endpoint.concurrency + ahead))
 
 
+async def run_together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all; the first that raises, or a cancellation, ends the others, and they are waited for."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _stream(
     client: Client, items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int
 ) -> None:
@@ -92,12 +103,6 @@ async def _stream(
                 stopped.append(error)
 
     async with client:
-        tasks = [asyncio.create_task(worker()) for _ in range(workers)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await run_together(worker() for _ in range(workers))
     if stopped:
         raise stopped[0]

@@ -11,6 +11,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlv.endpoint.pace import backoff
+from vlv.endpoint.run import run_together
 from vlv.endpoint.transport import PassingError, Transport
 from vlv.engine.requests import CaptionRequest, Served, read_models
 from vlv.errors import EndpointError
@@ -122,13 +123,7 @@ class Connection:
         async def one(number: int, request: CaptionRequest) -> None:
             keep(number, await self._ask_one(request))
 
-        tasks = [asyncio.create_task(one(*item)) for item in requests.items()]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await run_together(one(*item) for item in requests.items())
 
     async def _ask_one(self, request: CaptionRequest) -> list[int]:
         """Try until the caption is there, or no hope for it."""

@@ -8,7 +8,6 @@ choosers (the frozen decoder, the captioner's own log-probability, an oracle tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from vlv.errors import ConfigError, DataError
 from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.evaluation.results import Figure, Results, Section, Target, Unit
 from vlv.evaluation.statistics import Array, Statistic, complement, estimate, f1, mean, ratio
-from vlv.jobs.table import GrowingTable, Row
+from vlv.jobs.table import Row
 from vlv.models.arguments import present, whole_number
 from vlv.models.decoding import Generation
 from vlv.models.draws import mixed_seed
@@ -97,18 +96,10 @@ def collect(
     """
     about = {**asdict(plan), "model": str(pipe.config.get("_name_or_path"))}
     del about["num"], about["batch_size"]  # more scenes go on from fewer
-    table = GrowingTable(folder / "candidates.jsonl", {}, about, "skip", ("index",))
-    with closing(table):
-        table.start()
-        todo = [index for index in range(plan.num) if (index,) not in table]
-        report(plan.num - len(todo))
-        for start in range(0, len(todo), plan.batch_size):
-            rows = list(_rows(pipe, plan, todo[start : start + plan.batch_size]))
-            table.append(rows)
-            report(len(rows))
-        found = [table.get((index,)) for index in range(plan.num)]
-        table.finish()
-    return [row for row in found if row is not None and row["candidates"]]
+    rows = plan.collect(
+        folder / "candidates.jsonl", about, lambda indices: _rows(pipe, plan, indices), report
+    )
+    return [row for row in rows if row["candidates"]]
 
 
 @torch.no_grad()

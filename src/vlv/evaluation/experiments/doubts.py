@@ -7,7 +7,6 @@ the decoder once, `fit_calibration` and `measure` use what it said, on scenes of
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +25,7 @@ from vlv.evaluation.metrics.doubts import (
 )
 from vlv.evaluation.results import Figure, Results, Section, Target
 from vlv.evaluation.statistics import Array, complement, estimate, f1, ratio
-from vlv.jobs.table import GrowingTable, Row
+from vlv.jobs.table import Row
 from vlv.models.calibration import Calibration, Logistic
 from vlv.models.doubts import Claim, ClaimEvidence, Evidence, SentenceEvidence, judge
 from vlv.models.draws import mixed_seed
@@ -75,18 +74,10 @@ def collect(
     """
     model = str(pipe.config.get("_name_or_path"))
     about = {"split": plan.split, "seed": plan.seed, "model": model}  # more scenes go on from fewer
-    table = GrowingTable(folder / "evidence.jsonl", {}, about, "skip", ("index",))
-    with closing(table):
-        table.start()
-        todo = [index for index in range(plan.num) if (index,) not in table]
-        report(plan.num - len(todo))
-        for start in range(0, len(todo), plan.batch_size):
-            rows = list(_judged(pipe, plan, todo[start : start + plan.batch_size]))
-            table.append(rows)
-            report(len(rows))
-        found = [_case(plan, table.get((index,)) or {}) for index in range(plan.num)]
-        table.finish()
-    return [case for case in found if case is not None]
+    rows = plan.collect(
+        folder / "evidence.jsonl", about, lambda indices: _judged(pipe, plan, indices), report
+    )
+    return [case for case in (_case(plan, row) for row in rows) if case is not None]
 
 
 def _judged(pipe: VLVPipeline, plan: ScenePlan, indices: Sequence[int]) -> Iterator[Row]:
