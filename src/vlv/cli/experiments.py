@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from vlv.cli import common
 from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
 from vlv.cli.toyworld import SplitName
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.backends import Backends
@@ -124,7 +125,7 @@ class PredictOptions:
     def predict(
         self,
         experiment: Experiment,
-        settings: dict[str, Any],
+        settings: Json,
         asking: common.EndpointOptions | None = None,
         references: Path | None = None,
     ) -> int:

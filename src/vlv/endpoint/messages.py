@@ -9,11 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlv.errors import OutputError
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from vlv.endpoint.settings import Endpoint
 
-Message = dict[str, Any]
+Message = Json
 
 IMAGE_TOKENS = 1000
 """What an image is taken to cost, in tokens, before the endpoint has said what it does cost."""
@@ -41,7 +42,7 @@ class ChatRequest:
 
     def payload(self, endpoint: Endpoint) -> bytes:
         """The body as it is sent: the same request gives the same bytes."""
-        body: dict[str, Any] = {"model": endpoint.model, "messages": list(self.messages)}
+        body: Json = {"model": endpoint.model, "messages": list(self.messages)}
         given = {
             endpoint.token_field: self.max_tokens,
             "temperature": self.temperature,
@@ -70,7 +71,7 @@ def user(text: str, *images: bytes) -> Message:
     return {"role": "user", "content": [*parts, {"type": "text", "text": text}]}
 
 
-def image_part(data: bytes) -> dict[str, Any]:
+def image_part(data: bytes) -> Json:
     """An image file as a data URL; nothing is ever fetched by the server.
 
     Raises:

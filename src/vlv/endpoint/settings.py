@@ -14,6 +14,7 @@ import yaml
 
 from vlv.endpoint.secrets import check_address, check_fields, shown_variable, without_secrets
 from vlv.errors import ConfigError
+from vlv.storage import Json
 
 logger = logging.getLogger(__name__)
 
@@ -126,13 +127,13 @@ CHANGEABLE: dict[str, type] = {
 """The settings of an `Endpoint` that `read_changes` takes."""
 
 
-def read_changes(changes: Sequence[str]) -> dict[str, Any]:
+def read_changes(changes: Sequence[str]) -> Json:
     """Further settings of an `Endpoint` from texts such as ``timeout=60``.
 
     Raises:
         ConfigError: A name is none of `CHANGEABLE`, or its value has the wrong type.
     """
-    values: dict[str, Any] = {}
+    values: Json = {}
     for change in changes:
         name, equals, text = change.partition("=")
         if not equals or name not in CHANGEABLE:

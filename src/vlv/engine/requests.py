@@ -6,9 +6,11 @@ import base64
 import io
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +41,7 @@ class CaptionRequest:
     def payload(self, model: str) -> bytes:
         """The body of the request."""
         writing, how = self.writing, self.writing.how
-        body: dict[str, Any] = {
+        body: Json = {
             "model": model,
             "prompt_embeds": self.prefix,
             "max_tokens": writing.max_new_tokens,
@@ -76,7 +78,7 @@ class CaptionRequest:
         return ids
 
 
-def _only_choice(raw: bytes) -> dict[str, Any]:
+def _only_choice(raw: bytes) -> Json:
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError):
@@ -85,7 +87,7 @@ def _only_choice(raw: bytes) -> dict[str, Any]:
     if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
         count = len(choices) if isinstance(choices, list) else "no"
         raise ValueError(f"the engine's answer has {count} choices, and one was asked for")
-    choice: dict[str, Any] = choices[0]
+    choice: Json = choices[0]
     return choice
 
 

@@ -8,11 +8,12 @@ import time
 import uuid
 from collections.abc import Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from vlv.jobs.verify import verdict_columns
+from vlv.storage import Json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from vlv.models.doubts import Verdict
     from vlv.models.scoring import Scores
 
-Answer = dict[str, Any]
+Answer = Json
 TEXT_IS_UNUSED = "the text was not used: this model describes the image and takes no instruction"
 
 

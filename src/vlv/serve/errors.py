@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from vlv.errors import ConfigError, DataError, EndpointError, MissingPartError
+from vlv.storage import Json
 
 _TYPES = {
     401: "authentication_error",
@@ -42,7 +42,7 @@ class ApiError(Exception):
         self.message, self.param = _sendable(message), param and _sendable(param)
         self.headers = dict(headers or {})
 
-    def body(self) -> dict[str, Any]:
+    def body(self) -> Json:
         """What is sent."""
         default = "invalid_request_error" if self.status < 500 else "server_error"
         error = {

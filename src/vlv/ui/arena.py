@@ -7,11 +7,12 @@ import threading
 from contextlib import ExitStack
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlv.errors import ConfigError
 from vlv.evaluation.experiments.rating import Ballot, open_ballot
 from vlv.evaluation.experiments.run import Run
+from vlv.storage import Json
 from vlv.ui.commands import command
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Arena:
     def __init__(self) -> None:
         self.mode: Mode = "pairs"
         self.rater = ""
-        self.item: dict[str, Any] | None = None
+        self.item: Json | None = None
         self.run: Run | None = None
         self._ballot: Ballot | None = None
         self._table: GrowingTable | None = None

@@ -13,7 +13,7 @@ from vlv.ui.workbench import NOW, attempt
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.arena import Mode
-    from vlv.ui.workbench import Workbench
+    from vlv.ui.workbench import Values, Workbench
 
 MODES = [("choose between two", "pairs"), ("rate each from 0 to 6", "rating")]
 
@@ -73,13 +73,13 @@ class ArenaTab:
         for button, value in self.votes:
             button.click(self._voter(value), None, self.screen, **NOW)
 
-    def _start(self, folder: str, rater: str, mode: Mode) -> list[Any]:
+    def _start(self, folder: str, rater: str, mode: Mode) -> Values:
         return self._screen(attempt(lambda: self._arena.start(folder, rater, mode)))
 
     def _voter(self, value: int | str | None) -> Any:
         return lambda: self._screen(attempt(lambda: self._arena.vote(value)))
 
-    def _screen(self, said: tuple[str, str]) -> list[Any]:
+    def _screen(self, said: tuple[str, str]) -> Values:
         arena = self._arena
         is_open = arena.item is not None and "item" in arena.item
         pairs = arena.mode == "pairs"

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vlv.ui.desk import Work
-    from vlv.ui.workbench import Workbench
+    from vlv.ui.workbench import Values, Workbench
 
-Values = list[Any]
 _ON_CARDS = """element.addEventListener("click", event => {
   const card = event.target.closest("[data-vlv]");
   if (card) trigger("click", {action: card.dataset.vlv});

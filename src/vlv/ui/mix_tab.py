@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlv.jobs.images import MixSettings
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Workbench
+    from vlv.ui.workbench import Values, Workbench
 
 MODES = [
     ("average: blend by weights", "average"),
@@ -143,7 +143,7 @@ class MixTab:
         said = attempt(lambda: kept.extend(view.opened.path(n) for n in view.scope("marked")))
         return self._choose(kept, said)
 
-    def _fit(self, images: list[str], mode: str) -> list[Any]:
+    def _fit(self, images: list[str], mode: str) -> Values:
         """One slider for each image, of the kind that the mode reads."""
         count = max(2, len(images))
         pipe = self._bench.desk.ready
@@ -178,7 +178,7 @@ class MixTab:
         said = attempt(lambda: plans.append(self._plan(images, mode, frames, rest)))
         return gallery.commands(*plans[0].commands) if plans else gallery.message(*said)
 
-    def _draw(self, images: list[str], mode: Any, frames: Any, *rest: Any) -> Iterator[list[Any]]:
+    def _draw(self, images: list[str], mode: Any, frames: Any, *rest: Any) -> Iterator[Values]:
         """Draw, and show the mixes and their strip."""
         plans: list[MixPlan] = []
         drawn: list[Image.Image] = []

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Workbench
+    from vlv.ui.workbench import Values, Workbench
 
 Pair = tuple["Image.Image", "Image.Image"]
 
@@ -92,7 +92,7 @@ class ReconstructTab:
     def _show_command(self, image: str, *given: Any) -> str:
         return gallery.commands(self._plan(image, given).command) if image else ""
 
-    def _draw(self, image: str, *given: Any) -> Iterator[list[Any]]:
+    def _draw(self, image: str, *given: Any) -> Iterator[Values]:
         """Draw, and show both."""
         if not image:
             yield [gr.skip(), gallery.message("no image is chosen; drop one first", "error"), ""]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vlv.ui.caption_tab import CaptionTab
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Workbench
+    from vlv.ui.workbench import Values, Workbench
 
 MOST_PREVIEWED = 50
 
@@ -74,9 +74,7 @@ class ReplacePanel:
         said = attempt(action)
         return gallery.message(*said) + f'<ul class="vlv-changes">{"".join(lines)}</ul>'
 
-    def _replace(
-        self, view: View, text: str, of: str, scope: str, *given: Any
-    ) -> Iterator[list[Any]]:
+    def _replace(self, view: View, text: str, of: str, scope: str, *given: Any) -> Iterator[Values]:
         """Replace, each caption saved at once; a stop keeps those that are saved."""
 
         def replace(work: Work) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlv.errors import ConfigError, VLVError
-from vlv.storage import replacing
+from vlv.storage import Json, replacing
 from vlv.ui.commands import ModelFlags
 from vlv.ui.desk import Desk
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from vlv.ui.album import Album
     from vlv.ui.desk import Work
 
-NOW: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+NOW: Json = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How Gradio handles events that are answered at once, in the thread of the request."""
-LATER: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+LATER: Json = {"show_progress": "hidden", "api_visibility": "private"}
 """And those whose answer comes in pieces."""
+Values = list[Any]
+"""What the components of a page hold, or are to show; each of a kind of its own."""
 SCOPES = ["this image", "marked", "all shown"]
 POLL = 0.25
 """Seconds between two looks at work that runs."""

@@ -18,14 +18,13 @@ if TYPE_CHECKING:
     from vlv.ui.caption_tab import CaptionTab
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Workbench
+    from vlv.ui.workbench import Values, Workbench
 
 ON_EXISTING = [
     ("keep captions that exist", "skip"),
     ("replace them", "overwrite"),
     ("add a line", "append"),
 ]
-Values = list[Any]
 
 
 class WritingPanel:
@@ -96,7 +95,7 @@ class WritingPanel:
         ]
 
     @property
-    def given(self) -> list[Any]:
+    def given(self) -> Values:
         """What a command depends on: the view and the form."""
         return [self._tab.view, *self.writing]
 

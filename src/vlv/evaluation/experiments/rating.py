@@ -35,6 +35,7 @@ from vlv.evaluation.experiments.sources import png
 from vlv.evaluation.experiments.viewing import texts_of
 from vlv.jobs.table import GrowingTable, Row
 from vlv.pages import render
+from vlv.storage import Json
 
 MAX_BODY = 10_000
 MAX_CONNECTIONS = 32
@@ -75,7 +76,7 @@ class Ballot:
         self._keys = [keys[i] for i in order]
         self._lock = threading.Lock()
 
-    def next(self) -> dict[str, Any]:
+    def next(self) -> Json:
         """The next item for the page: no name of a source, no id."""
         with self._lock:
             left = [n for n, key in enumerate(self._keys) if key not in self._table]
@@ -221,7 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_error(403)
         return True
 
-    def _guarded(self, make: Callable[[], dict[str, Any]]) -> None:
+    def _guarded(self, make: Callable[[], Json]) -> None:
         try:
             content, status = make(), 200
         except (ValueError, KeyError, DataError) as error:
@@ -252,7 +253,7 @@ def _cut_off(connection: socket.socket) -> None:
         connection.shutdown(socket.SHUT_RDWR)
 
 
-def _vote(ballot: Ballot, body: bytes) -> dict[str, Any]:
+def _vote(ballot: Ballot, body: bytes) -> Json:
     vote = parse_object(decode_text(body, "the vote"), "the vote")
     if type(vote["item"]) is not int:
         raise ValueError("there is no such item")
