@@ -168,6 +168,33 @@ def test_mix(
 
 
 @pytest.mark.slow
+def test_a_negative_changes_the_image_and_is_recorded(
+    vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path
+) -> None:
+    one, two = photos / "0.png", photos / "1.png"
+    common = ("--model", tiny_folder, *QUICK)
+    drawn = []
+    for name, given in (("plain", ()), ("away", ("--negative", two))):
+        output = tmp_path / f"{name}.png"
+        assert vlv("mix", one, one, "-o", output, *common, *given).code == 0
+        settings = read_settings(output)
+        assert settings is not None
+        assert settings["negative"] == (str(two) if given else None)
+        with Image.open(output) as image:
+            drawn.append(image.tobytes())
+    assert drawn[0] != drawn[1]
+    again = vlv("mix", one, one, "-o", tmp_path / "plain.png", *common, "--negative", two)
+    assert (again.code, "was not made with these settings" in again.err) == (1, True)
+    many = vlv("mix", one, one, "-o", tmp_path / "x.png", *common, "--negative", photos)
+    assert (many.code, "name one as negative" in many.err) == (1, True)
+
+    texts = ("generate", "a red cube", "-o", tmp_path / "drawn", *common)
+    assert vlv(*texts).code == vlv(*texts, "--negative", "a blue cone").code == 0
+    first, second = sorted((tmp_path / "drawn").iterdir())
+    assert first.read_bytes() != second.read_bytes()
+
+
+@pytest.mark.slow
 def test_mix_of_one_image_with_itself_is_its_reconstruction(
     vlv: Vlv, tiny_folder: Path, photos: Path, tmp_path: Path
 ) -> None:

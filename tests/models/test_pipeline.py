@@ -100,6 +100,24 @@ def test_images_and_embeddings_are_mixed(tiny_pipeline: VLVPipeline, pixels: tor
     assert isinstance(tiny_pipeline.caption(z=mixed, **SHORT), str)
 
 
+def test_guidance_leads_away_from_a_negative(
+    tiny_pipeline: VLVPipeline, pixels: torch.Tensor
+) -> None:
+    c = tiny_pipeline.context(tiny_pipeline.embed(pixels))
+    one, other = c[:1], c[1:2]
+    plain = tiny_pipeline.draw(one, **FAST)[0]
+    empty = tiny_pipeline.decoder.null_context()
+    assert alike(tiny_pipeline.draw(one, negative=empty, **FAST)[0], plain)
+    away = tiny_pipeline.reconstruct(pixels[0], negative=other, **FAST)
+    assert not alike(away, plain)
+    unguided = tiny_pipeline.draw(one, guidance=1, **FAST)[0]
+    assert alike(tiny_pipeline.draw(one, negative=one, **FAST)[0], unguided)
+    with pytest.raises(ConfigError, match="guidance 1 leads away from nothing"):
+        tiny_pipeline.draw(one, negative=other, guidance=1, **FAST)
+    with pytest.raises(ConfigError, match=f"one context, got {len(c)}"):
+        tiny_pipeline.draw(one, negative=c, **FAST)
+
+
 def test_details_of_captions_are_available(
     tiny_pipeline: VLVPipeline, pixels: torch.Tensor
 ) -> None:

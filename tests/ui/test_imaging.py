@@ -62,7 +62,8 @@ def test_a_path_of_mixes_is_that_of_its_commands(
     bench = make_bench(lambda: tiny_pipeline, tiny_folder)
     hows = path_of(mode, 3, tiny_pipeline.encoder.num_queries)  # type: ignore[arg-type,union-attr]
     images = (folder / "a.png", folder / "c.png")
-    plan = MixPlan(images, hows, sampling(tiny_folder), bench.folder / "m", bench.flags)
+    away = folder / "c.png" if mode == "slerp" else None
+    plan = MixPlan(images, hows, sampling(tiny_folder), bench.folder / "m", bench.flags, away)
     drawn = plan.run(bench.desk, Work("mixing"))
     assert (len(drawn), plan.strip.exists()) == (3, True)
     assert len({image.tobytes() for image in drawn}) == 3

@@ -58,6 +58,9 @@ class GenerateOptions:
 
     texts: Annotated[list[str], typer.Argument(help="Texts, each of which becomes an image.")]
     output: Folder
+    negative: Annotated[str | None, typer.Option(help="Text of what the images must not show.")] = (
+        None
+    )
     on_existing: common.OnExisting = "skip"
     sampling: common.SamplingOptions
     model: common.ModelOptions
@@ -76,6 +79,7 @@ def generate(given: GenerateOptions) -> int:
         given.output,
         settings,
         given.on_existing,
+        given.negative,
     )
     for path in paths:
         typer.echo(path)
@@ -105,6 +109,10 @@ class MixOptions:
         Literal["concat", "average", "slerp"] | None,
         typer.Option(help="concat joins vectors; average and slerp blend them."),
     ] = None
+    negative: Annotated[
+        str | None,
+        typer.Option(help="An image, or an embedding, that the result must not resemble."),
+    ] = None
     on_existing: common.OnExisting = "skip"
     image_root: common.ImageRoot = None
     sampling: common.SamplingOptions
@@ -120,10 +128,15 @@ def mix(given: MixOptions) -> int:
     """
     from vlv.data.records import Columns
     from vlv.data.source import find_records
+    from vlv.errors import ConfigError
     from vlv.jobs.images import MixSettings, mix_files
 
     columns = Columns(image_root=given.image_root)
     records = [r for name in given.inputs for r in find_records([name], columns=columns)]
+    unwanted = [] if given.negative is None else [given.negative]
+    negative = [r for name in unwanted for r in find_records([name], columns=columns)]
+    if len(negative) > 1:
+        raise ConfigError(f"{given.negative} holds {len(negative)} images; name one as negative")
     how = MixSettings.parse(len(records), given.keep, given.weights, given.mode)
     placement = given.model.placement(given.sampling.vae)
     made = mix_files(
@@ -133,6 +146,7 @@ def mix(given: MixOptions) -> int:
         how,
         given.sampling.settings(given.model),
         given.on_existing,
+        next(iter(negative), None),
     )
     if not made:
         common.say("the same mix is there already; --on-existing overwrite makes it again")

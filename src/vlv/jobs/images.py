@@ -50,7 +50,9 @@ class SampleSettings:
     seed: int = 0
 
 
-def draw(pipe: VLVPipeline, context: Context, settings: SampleSettings) -> list[Image.Image]:
+def draw(
+    pipe: VLVPipeline, context: Context, settings: SampleSettings, negative: Context | None = None
+) -> list[Image.Image]:
     """Sample one image per context, all from the same first noise, so that batches do not matter."""
     return pipe.draw(
         context,
@@ -58,6 +60,7 @@ def draw(pipe: VLVPipeline, context: Context, settings: SampleSettings) -> list[
         steps=settings.steps,
         guidance=settings.guidance,
         sampler=settings.sampler,
+        negative=negative,
     )
 
 
@@ -207,6 +210,7 @@ def generate_files(
     folder: Path,
     settings: SampleSettings,
     on_existing: OnExisting = "skip",
+    negative: str | None = None,
 ) -> tuple[list[Path], Tally]:
     """Generate one image per text into ``folder``, in files that are named after the texts.
 
@@ -217,6 +221,7 @@ def generate_files(
         settings: How.
         on_existing: A file of the same text and settings is kept, replaced or refused; one of others gets a
             neighbour with a number, unless files are replaced or refused.
+        negative: What the images must not show.
 
     Returns:
         The files, and the counts: ``truncated`` texts were longer than the decoder reads.
@@ -226,7 +231,7 @@ def generate_files(
     tally, paths = Tally(), []
     pipe: VLVPipeline | None = None
     for text in texts:
-        about = {**asdict(settings), "text": text}
+        about = {**asdict(settings), "text": text, "negative": negative}
         path, there = _place(folder, slug(text), about, on_existing)
         paths.append(path)
         if there:
@@ -236,7 +241,8 @@ def generate_files(
             pipe = load()
             tally.restart()
         context = pipe.decoder.encode_text([text])
-        (image,) = draw(pipe, context.c, settings)
+        away = None if negative is None else pipe.decoder.encode_text([negative]).c
+        (image,) = draw(pipe, context.c, settings, away)
         write_png(path, image, about)
         tally.done += 1
         tally.truncated += int(context.num_truncated)
@@ -317,8 +323,18 @@ def mix_files(
     how: MixSettings,
     settings: SampleSettings,
     on_existing: OnExisting = "skip",
+    negative: Record | None = None,
 ) -> bool:
     """Mix the embeddings of images, or embeddings themselves, and make an image of the result, a PNG file.
+
+    Args:
+        load: Loads the model; called only when there is something to do.
+        records: Two or more.
+        output: The PNG file.
+        how: How the embeddings are put together.
+        settings: How the image is sampled.
+        on_existing: What to do with a file that is there.
+        negative: An image, or an embedding, that the result must not resemble.
 
     Returns:
         Whether it was made; False where it was there.
@@ -329,16 +345,22 @@ def mix_files(
     """
     if output.suffix.lower() != ".png":
         raise OutputError(f"{output} must end in .png")
-    files = {record.source.resolve() for record in records if isinstance(record.source, Path)}
+    given = [*records, *([negative] if negative is not None else [])]
+    files = {record.source.resolve() for record in given if isinstance(record.source, Path)}
     if output.resolve() in files:
         raise OutputError(f"{output} is an input and would be overwritten; name another file")
     about = {**asdict(settings), **asdict(how), "sources": [record.name for record in records]}
-    items = [r.embedding() if r.is_embedding else r.load() for r in records]
+    about["negative"] = None if negative is None else negative.name
+    items = [r.embedding() if r.is_embedding else r.load() for r in given]
     if is_made(output, about, on_existing):
         return False
     pipe = load()
-    check_embeddings(pipe, records)
+    check_embeddings(pipe, given)
+    away = None
+    if negative is not None:
+        unwanted = items.pop()
+        away = pipe.context(unwanted if negative.is_embedding else pipe.embed(unwanted))
     z = pipe.mix(items, keep=how.keep, weights=how.weights, mode=how.mode)
-    (image,) = draw(pipe, pipe.context(z), settings)
+    (image,) = draw(pipe, pipe.context(z), settings, away)
     write_png(output, image, about)
     return True

@@ -50,6 +50,8 @@ class Drawing:
     """Classifier-free guidance; 1 is none."""
     sampler: Sampler = "dpm"
     """"dpm", "ddim" or "ddpm"."""
+    negative: Context | None = None
+    """What guidance leads away from instead of the empty text: one context, of a text or an image."""
     batch_size: int = 16
     """Images sampled together."""
     progress: bool = False
@@ -63,6 +65,7 @@ class DrawingOptions(TypedDict, total=False):
     steps: int
     guidance: float
     sampler: Sampler
+    negative: Context | None
     batch_size: int
     progress: bool
 
@@ -241,7 +244,7 @@ class VLVPipeline(JudgingPipeline):
         Args:
             images: One image or several.
             z: Instead of images, (Q, D) or (B, Q, D).
-            **drawing: The fields of `Drawing`: seed, steps, guidance, sampler, batch_size, progress.
+            **drawing: The fields of `Drawing`: seed, steps, guidance, sampler, negative, batch_size, progress.
 
         Returns:
             A PIL image for one, a list for several.
@@ -265,7 +268,7 @@ class VLVPipeline(JudgingPipeline):
 
         Args:
             texts: One text or several. Text beyond the text tower's length is cut, with a warning.
-            **drawing: The fields of `Drawing`: seed, steps, guidance, sampler, batch_size, progress.
+            **drawing: The fields of `Drawing`: seed, steps, guidance, sampler, negative, batch_size, progress.
 
         Returns:
             A PIL image for one text, a list for several.
@@ -293,12 +296,13 @@ class VLVPipeline(JudgingPipeline):
 
         Args:
             c: B contexts.
-            **drawing: The fields of `Drawing`: seed, steps, guidance, sampler, batch_size, progress.
+            **drawing: The fields of `Drawing`: seed, steps, guidance, sampler, negative, batch_size, progress.
 
         Returns:
             B images of `image_size`.
         """
         how = Drawing(**drawing)
+        _check_negative(how)
         given = list(how.seed) if isinstance(how.seed, Sequence) else [how.seed] * len(c)
         seeds = [whole_number("seed", value, 0, MAX_SEED) for value in given]
         if len(seeds) != len(c):
@@ -316,9 +320,19 @@ class VLVPipeline(JudgingPipeline):
                     sampler=how.sampler,
                     height=size,
                     width=size,
+                    null=how.negative,
                 )
                 images += [to_pil(image) for image in pixels]
         return images
+
+
+def _check_negative(how: Drawing) -> None:
+    if how.negative is None:
+        return
+    if how.guidance == 1:
+        raise ConfigError("guidance 1 leads away from nothing; raise it, or leave the negative out")
+    if len(how.negative) != 1:
+        raise ConfigError(f"the negative is one context, got {len(how.negative)}")
 
 
 def _is_single(images: ImageLike | Sequence[ImageLike] | None, z: Embeddings | None) -> bool:

@@ -93,6 +93,7 @@ class MixPlan:
         settings: How images are sampled.
         folder: Where they go.
         flags: Which model.
+        negative: An image that no mix must resemble.
     """
 
     images: tuple[Path, ...]
@@ -100,6 +101,7 @@ class MixPlan:
     settings: SampleSettings
     folder: Path
     flags: ModelFlags
+    negative: Path | None = None
     stem: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +109,7 @@ class MixPlan:
             raise ConfigError(
                 f"{len(self.images)} images are chosen; a mix takes 2 to {MOST_MIXED}"
             )
-        names = "\0".join(map(str, self.images))
+        names = "\0".join(str(path) for path in (*self.images, self.negative) if path)
         stem = f"mix-{hashlib.sha256(names.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
         object.__setattr__(self, "stem", stem)
 
@@ -132,6 +134,7 @@ class MixPlan:
                 "mix",
                 *commands.inputs([str(path) for path in self.images]),
                 *commands.mixing(how),
+                *commands.options([("--negative", self.negative, None)]),
                 *("--output", str(output), "--on-existing", "overwrite"),
                 *commands.sampling(self.settings),
                 *self.flags.words(),
@@ -146,11 +149,12 @@ class MixPlan:
             VLVError: An image cannot be read, the settings contradict each other, or the model lacks a part.
         """
         records = _records(self.images)
+        negative = None if self.negative is None else _records([self.negative])[0]
         work.total, work.message = len(self.hows), "loading the model"
         desk.pipe()
         drawn: list[Image.Image] = []
         for how, output in zip(self.hows, self.outputs, strict=True):
-            mix_files(desk.pipe, records, output, how, self.settings, "overwrite")
+            mix_files(desk.pipe, records, output, how, self.settings, "overwrite", negative)
             drawn.append(load_image(output))
             work.advance()
         if len(drawn) > 1:

@@ -41,6 +41,7 @@ class MixTab:
     def __init__(self, bench: Workbench, view: gr.State) -> None:
         self._bench = bench
         self.images: gr.State = gr.State([])
+        self.negative: gr.State = gr.State("")
         with gr.Row(elem_classes="vlv-main"):
             with gr.Column(scale=3, min_width=280):
                 self.drop = gr.File(
@@ -62,6 +63,11 @@ class MixTab:
                     precision=0,
                     minimum=1,
                     maximum=MOST_FRAMES,
+                )
+                self.drop_negative = gr.File(
+                    file_types=["image"],
+                    label="Negative image, which no mix must resemble (optional)",
+                    height=110,
                 )
                 self.sampling = sampling_fields()
                 with gr.Row(elem_classes="vlv-row"):
@@ -100,9 +106,9 @@ class MixTab:
         return gr.Slider(0, MOST_TOKENS, 32, step=1, label=label, visible=False, min_width=150)
 
     def _wire(self, view: gr.State) -> None:
-        given = [self.images, self.mode, self.frames, *self.weights, *self.keep, *self.sampling]
-        chosen = [self.images, self.chosen, self.message]
         sliders = [*self.weights, *self.keep]
+        given = [self.images, self.mode, self.frames, self.negative, *sliders, *self.sampling]
+        chosen = [self.images, self.chosen, self.message]
         for event in (
             self.drop.upload(self._drop, [self.drop], chosen, **NOW),
             self.take.click(self._take, [view], chosen, **NOW),
@@ -111,7 +117,11 @@ class MixTab:
             event.then(self._fit, [self.images, self.mode], sliders, **NOW).then(
                 self._show_command, given, [self.command], **NOW
             )
-        changing = [x.change for x in given[2:]]
+        for event in (self.drop_negative.upload, self.drop_negative.clear):
+            event(
+                self._drop_negative, [self.drop_negative], [self.negative, self.message], **NOW
+            ).then(self._show_command, given, [self.command], **NOW)
+        changing = [x.change for x in (self.frames, *sliders, *self.sampling)]
         gr.on(changing, self._show_command, given, [self.command], **NOW)
         self.draw.click(
             self._draw,
@@ -138,6 +148,16 @@ class MixTab:
         said = attempt(action)
         return self._choose(kept, said)
 
+    def _drop_negative(self, file: str | None) -> tuple[str, str]:
+        kept: list[Path] = []
+
+        def action() -> None:
+            if file:
+                kept.extend(self._bench.keep_dropped([file]).iterdir())
+
+        said = attempt(action)
+        return str(kept[0]) if kept else "", gallery.message(*said)
+
     def _take(self, view: View) -> tuple[list[str], str, str]:
         kept: list[Path] = []
         said = attempt(lambda: kept.extend(view.opened.path(n) for n in view.scope("marked")))
@@ -158,7 +178,8 @@ class MixTab:
         return updates
 
     def _plan(self, images: list[str], mode: Any, frames: Any, rest: tuple[Any, ...]) -> MixPlan:
-        weights, keep = rest[:MOST_MIXED], rest[MOST_MIXED : 2 * MOST_MIXED]
+        negative, *values = rest
+        weights, keep = values[:MOST_MIXED], values[MOST_MIXED : 2 * MOST_MIXED]
         hows: tuple[MixSettings, ...] = (mix_of(mode, len(images), weights, keep),)
         if int(frames or 1) > 1:
             if len(images) != 2:
@@ -167,9 +188,10 @@ class MixTab:
                 )
             total = int(sum(keep[:2])) if mode == "concat" else 0
             hows = path_of(mode, int(frames), total)
-        settings = sample_settings(self._bench, *rest[2 * MOST_MIXED :])
-        paths = tuple(map(Path, images))
-        return MixPlan(paths, hows, settings, self._bench.folder / FOLDERS[1], self._bench.flags)
+        settings = sample_settings(self._bench, *values[2 * MOST_MIXED :])
+        folder, flags = self._bench.folder / FOLDERS[1], self._bench.flags
+        away = Path(negative) if negative else None
+        return MixPlan(tuple(map(Path, images)), hows, settings, folder, flags, away)
 
     def _show_command(self, images: list[str], mode: Any, frames: Any, *rest: Any) -> str:
         if not images:
