@@ -61,7 +61,7 @@ class RayEngine:
             DataError: A worker died again and again.
         """
         self._start()
-        have = self._ray.cluster_resources()
+        have = self._ray.cluster_resources()  # type: ignore[no-untyped-call]
         kind = "GPU" if have.get("GPU") else "CPU"
         size = max(1, min(int(have.get(kind, 1)), len(tasks)))
         yield from self._results(

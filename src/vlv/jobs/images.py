@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 from PIL import Image
+from torch import Tensor
 
 from vlv.errors import ConfigError, OutputError
 from vlv.jobs.inputs import check_embeddings, embeddings, good_items, open_batches, open_record
@@ -351,16 +352,20 @@ def mix_files(
         raise OutputError(f"{output} is an input and would be overwritten; name another file")
     about = {**asdict(settings), **asdict(how), "sources": [record.name for record in records]}
     about["negative"] = None if negative is None else negative.name
-    items = [r.embedding() if r.is_embedding else r.load() for r in given]
+    items = [_content(record) for record in records]
+    unwanted = None if negative is None else _content(negative)
     if is_made(output, about, on_existing):
         return False
     pipe = load()
     check_embeddings(pipe, given)
     away = None
-    if negative is not None:
-        unwanted = items.pop()
-        away = pipe.context(unwanted if negative.is_embedding else pipe.embed(unwanted))
+    if unwanted is not None:
+        away = pipe.context(unwanted if isinstance(unwanted, Tensor) else pipe.embed(unwanted))
     z = pipe.mix(items, keep=how.keep, weights=how.weights, mode=how.mode)
     (image,) = draw(pipe, pipe.context(z), settings, away)
     write_png(output, image, about)
     return True
+
+
+def _content(record: Record) -> Tensor | Image.Image:
+    return record.embedding() if record.is_embedding else record.load()
