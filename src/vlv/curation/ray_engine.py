@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -72,7 +73,8 @@ class RayEngine:
                 concurrency=size,
                 num_gpus=float(kind == "GPU"),
                 num_cpus=float(kind == "CPU"),
-                ray_remote_args_fn=_restarts,
+                max_restarts=_RETRIES,  # Ray Data would start an actor again without end
+                max_task_retries=_RETRIES,
             ),
         )
 
@@ -82,7 +84,11 @@ class RayEngine:
             return
         data = self._ray.data.from_items(rows, override_num_blocks=len(rows))
         try:
-            results = operate(data)
+            with (
+                warnings.catch_warnings()
+            ):  # the number of retries is deprecated and has no other name yet
+                warnings.simplefilter("ignore", DeprecationWarning)
+                results = operate(data)
             for row in results.iter_rows():
                 yield _opened(row["result"])
         except self._ray.exceptions.RayError as error:
@@ -156,11 +162,6 @@ class _Keeper:
 
     def __call__(self, row: Json) -> Json:
         return self._run(row)
-
-
-def _restarts() -> dict[str, int]:
-    """Ray Data would start an actor again without end, even one that dies each time."""
-    return {"max_restarts": _RETRIES, "max_task_retries": _RETRIES}
 
 
 def _opened(box: _Box) -> Any:
