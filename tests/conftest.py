@@ -114,6 +114,24 @@ def tiny_folder(tiny_pipeline: VLVPipeline, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="session")
+def instructed_pipeline() -> VLVPipeline:
+    """A pipeline that knows `tests.instructed` by heart, whatever the image; do not train or change it."""
+    from tests import instructed
+
+    return instructed.make_pipeline()
+
+
+@pytest.fixture(scope="session")
+def instructed_folder(
+    instructed_pipeline: VLVPipeline, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A model folder that holds it."""
+    folder = tmp_path_factory.mktemp("instructed") / "vlv-instructed"
+    instructed_pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_models(tiny_parts: tiny.TinyParts, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A ModelPreset of miniature models in local folders, as a user would write it."""
     from vlv.config import ModelPreset

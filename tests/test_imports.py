@@ -19,6 +19,7 @@ LAYERS = [
     ("pages",),
     ("config_files",),
     ("config_sections",),
+    ("config_stages",),
     ("config",),
     ("data",),
     ("endpoint",),

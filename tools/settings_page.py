@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 _HEAD = """\
-<!-- Written by `make pages`. Do not edit: change the docstrings in src/vlv/config_sections.py and run the command again. -->
+<!-- Written by `make pages`. Do not edit: change the docstrings in src/vlv/config_sections.py and config_stages.py, and run the command again. -->
 
 # Settings of a training run
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         RequestError,
         VLVError,
     )
+    from vlv.models.asking import Answer
     from vlv.models.captioner import CaptionDecoder
     from vlv.models.captioning import CaptioningPipeline
     from vlv.models.decoding import Caption
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Answer",
     "BudgetError",
     "CacheError",
     "Caption",
@@ -69,6 +71,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Answer": "vlv.models.asking",
     "Caption": "vlv.models.decoding",
     "CaptionDecoder": "vlv.models.captioner",
     "CaptioningPipeline": "vlv.models.captioning",

@@ -1,6 +1,6 @@
 """The settings of a training run: typed, checked, frozen, and saved with every run.
 
-The sections are in `config_sections`; what belongs together is checked here. A preset (`presets/*.yaml`) is one complete configuration; on the
+The sections are in `config_sections` and `config_stages`; what belongs together is checked here. A preset (`presets/*.yaml`) is one complete configuration; on the
 command line `--set optim.lr=1e-4` changes one value.
 """
 
@@ -27,11 +27,9 @@ from vlv.config_sections import (
     OptimConfig,
     PartSource,
     Settings,
-    Stage1Config,
-    Stage2Config,
-    Stage3Config,
     TrainedEncoder,
 )
+from vlv.config_stages import Stage1Config, Stage2Config, Stage3Config
 from vlv.errors import ConfigError
 from vlv.storage import Json
 

@@ -211,6 +211,20 @@ def test_the_language_model_can_leave_this_process(
         assert light.generate(c, max_new_tokens=LENGTH) == own
 
 
+def test_instructions_are_embedded_here(
+    decoder: CaptionDecoder, folder: Path, c: torch.Tensor
+) -> None:
+    light = copy.deepcopy(decoder)
+    light.tokenizer, light.config.answers_questions = decoder.tokenizer, True
+    prompts = ["How many?", None, "Short.", "How many?", None]
+    own = light.generate(c, prompt=prompts, max_new_tokens=LENGTH)
+    with (
+        EngineServer(decoder, folder.name) as server,
+        engine_writes(light, EngineSettings(url=server.url), release=True),
+    ):
+        assert light.generate(c, prompt=prompts, max_new_tokens=LENGTH) == own
+
+
 def test_an_engine_follows_weights_that_train(c: torch.Tensor) -> None:
     trained = tiny.make_caption_decoder()
     folder = saved_language_model(trained, untied=True)

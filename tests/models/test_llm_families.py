@@ -168,3 +168,40 @@ def test_captions_of_one_reading_are_those_of_many(
     assert lengths == ([] if family in ("gemma2", "gemma3") else [2])  # sliding windows forget
     greedy = Generation(max_new_tokens=12)
     assert decoder.write(c, greedy, copies=2)[::2] == decoder.write(c, greedy)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_instruction_is_read_and_not_predicted(family: str, c: torch.Tensor) -> None:
+    """Against the logits of single, unpadded sequences."""
+    decoder, instructions = make(family), ["What is it?", None]
+    nats, count = 0.0, 0
+    for row, text, asked in zip(c, TEXTS, instructions, strict=True):
+        before = [] if asked is None else decoder.tokenizer(f"{asked}\n").input_ids
+        ids = torch.tensor([*before, *decoder.tokenizer(text).input_ids, 0])
+        embedded = decoder.llm.get_input_embeddings()(ids)[None]
+        inputs = torch.cat([decoder.prefix(row[None]), embedded], 1)
+        log_p = decoder.llm(inputs_embeds=inputs).logits[0, tiny.NUM_QUERIES - 1 : -1]
+        own = log_p.log_softmax(-1).gather(1, ids[:, None])[len(before) :]
+        nats, count = nats - own.sum().item(), count + len(own)
+    ways: list[Any] = ["auto", "bucketed", "padded"]
+    for batching in ways:
+        loss = decoder.loss(c, TEXTS, instructions=instructions, batching=batching)
+        assert loss.item() == pytest.approx(nats / count, abs=1e-4), batching
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_to_an_instruction_depends_on_no_other(
+    family: str, c: torch.Tensor
+) -> None:
+    decoder = make(family)
+    decoder.config.answers_questions = True
+    prompts = ["How many?", None, "Short.", "How many?"]
+    rows = torch.cat([c, c])
+    written = decoder.generate(rows, prompt=prompts, max_new_tokens=10)
+    singles = [
+        decoder.generate(row[None], prompt=prompt, max_new_tokens=10)[0]
+        for row, prompt in zip(rows, prompts, strict=True)
+    ]
+    assert written == singles
+    assert len({caption.ids for caption in written}) > 2
+    assert written[1] == decoder.generate(c[1:], max_new_tokens=10)[0]

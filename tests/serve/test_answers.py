@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.cli.conftest import Vlv, vlv
+from tests.instructed import PLAIN
 from tests.serve.conftest import MODEL, Asked, Make, assert_refused, chat, image, png, url
 from vlv.models.calibration import Calibration, Logistic
 from vlv.models.pipeline import VLVPipeline
@@ -112,6 +113,34 @@ def test_a_chat_completion_counts_and_says_what_was_not_used(asked: Asked) -> No
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert "takes no instruction" in answer["warnings"][0]
     assert "warnings" not in asked.one(CHAT, chat()).json()
+
+
+def test_instructions_are_followed_each_by_itself(
+    make: Make, instructed_pipeline: VLVPipeline
+) -> None:
+    asked = make(pipe=instructed_pipeline, start=False)
+
+    def wanted(text: str | None = None, **more: Any) -> tuple[str, Any]:
+        body = chat(max_tokens=20, **more)
+        if text is not None:
+            body["messages"][0]["content"].append({"type": "text", "text": text})
+        return CHAT, body
+
+    found = asyncio.run(
+        together(asked, wanted(), wanted("is it a cube?"), wanted(style="short"), wanted("Short:"))
+    )
+    assert [text_of(answer) for answer in found] == [PLAIN, "yes", "A cube.", "A cube."]
+    assert not any("warnings" in answer.json() for answer in found)
+    refused = asked.one(*wanted(style="shrot"))
+    assert "did you mean short?" in assert_refused(refused, 400, "invalid_value")
+    both = asked.one(*wanted("is it a cube?", style="short"))
+    assert text_of(both) == "A cube."
+    assert "was not used" in both.json()["warnings"][0]
+
+
+def test_a_plain_model_takes_no_style(asked: Asked) -> None:
+    answer = asked.one(CHAT, chat(style="short"))
+    assert "knows no styles" in assert_refused(answer, 400, "invalid_value")
 
 
 def test_a_stream_holds_the_same_caption(asked: Asked) -> None:

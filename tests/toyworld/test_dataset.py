@@ -55,6 +55,7 @@ def test_the_folder_says_what_it_holds(rendered: Path) -> None:
         "start": 0,
         "wrong": 0.0,
         "mistakes": "random",
+        "instruct": False,
     }
 
 

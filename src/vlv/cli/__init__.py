@@ -17,6 +17,7 @@ import typer
 
 from vlv import __version__
 from vlv.cli import (
+    ask,
     caption,
     common,
     convert,
@@ -56,6 +57,7 @@ def _show_version(wanted: bool) -> None:
 
 
 app.command()(caption.caption)
+app.command()(ask.ask)
 app.command()(verify.verify)
 app.command()(images.reconstruct)
 app.command()(images.generate)

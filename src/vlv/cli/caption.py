@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -68,6 +69,22 @@ class OutputOptions:
 
         path = None if self.output in {None, "-"} else Path(str(self.output))
         return CaptionOutput(path, self.format, self.sidecar, self.on_existing, self.on_changed)
+
+
+@option_group("Instruction")
+class InstructionOptions:
+    """What kind of captions is wanted of a model that was taught several."""
+
+    style: Annotated[
+        list[str],
+        typer.Option(
+            metavar="NAME",
+            help="Style of the captions, of those that vlv info lists (repeatable: a column for each).",
+        ),
+    ] = field(default_factory=list)
+    prompt: Annotated[
+        str | None, typer.Option(help="What is wanted instead, in words of your own.")
+    ] = None
 
 
 @option_group("Decoding")
@@ -138,6 +155,7 @@ class CaptionOptions:
             rich_help_panel=common.WORDING,
         ),
     ] = None
+    wanted: InstructionOptions
     text: DecodingOptions
     check: VerifyOptions
     model: common.ModelOptions
@@ -171,6 +189,8 @@ class CaptionOptions:
             verify=self.check.verify,
             enough=self.check.enough,
             engine=self.engine.engine,
+            styles=tuple(self.wanted.style),
+            prompt=self.wanted.prompt,
             wording=self.wording.wording(self.max_words),
         )
 
@@ -255,6 +275,8 @@ class _Printer:
     def __init__(self, job: CaptionJob, *, as_json: bool, silent: bool) -> None:
         self._as_json, self._silent = as_json, silent and not as_json
         self._single = len(job.todo) == 1
+        styles = job.settings.style_columns.items()
+        self._columns = [([style], column) for style, column in styles] or [([], "caption")]
         self.num_candidates = 0
         self.progress = common.Progress(len(job.todo) + len(job.refused), resumable=silent)
 
@@ -268,5 +290,6 @@ class _Printer:
         if self._as_json:
             typer.echo(json.dumps(row, ensure_ascii=False))
         elif row["error"] is None:
-            text = " ".join(row["caption"].split())
-            typer.echo(text if self._single else f"{row['file_name']}\t{text}")
+            name = [] if self._single else [row["file_name"]]
+            for label, column in self._columns:
+                typer.echo("\t".join([*name, *label, " ".join(row[column].split())]))

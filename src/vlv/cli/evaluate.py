@@ -290,6 +290,55 @@ def best_of(given: BestOfOptions) -> int:
     return 0
 
 
+@options
+class InstructOptions:
+    """``vlv eval instruct``."""
+
+    model: common.ModelOptions
+    before: Annotated[
+        str | None,
+        typer.Option(help="A model whose plain captions are compared: that before the training."),
+    ] = None
+    split: Annotated[SplitName, typer.Option(help="Of the toy world.")] = "test"
+    num: Annotated[int, typer.Option(min=2, help="Scenes.")] = 2000
+    seed: common.Seed = 1
+    batch_size: common.BatchSize = 16
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="Folder that keeps every text, so that an interrupted run goes on."),
+    ] = None
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write all figures to this file.")
+    ] = None
+
+
+@app.command()
+@takes_options
+def instruct(given: InstructOptions) -> int:
+    """Ask a model about rendered scenes for every style of captions and many answers, and measure how well it follows.
+
+    Prints the share of captions in the style that was asked for, how many of their claims are right, the accuracy of answers
+    by kind of question, and F1 of plain captions, with --before against those of another model.
+    """
+    from vlv.evaluation.experiments.instruct import collect, measure
+    from vlv.evaluation.experiments.scene_plan import ScenePlan
+    from vlv.storage import check_writable
+
+    plan = ScenePlan(given.split, given.num, given.seed, given.batch_size)
+    check_writable(given.json_file)
+    pipe = given.model.load(["caption"])
+    before = None
+    if given.before is not None:
+        before = common.load_pipeline(
+            given.before, ["caption"], placement=given.model.placement(), yes=given.model.yes
+        )
+    progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
+    with tempfile.TemporaryDirectory() as folder, progress:
+        rows = collect(pipe, before, plan, given.evidence or Path(folder), progress.advance)
+    _show(measure(rows, plan), given.json_file)
+    return 0
+
+
 def _show(results: Results, file: Path | None) -> None:
     """Print the figures, and write them to a file where one is named."""
     from vlv.evaluation.results import format_results

@@ -106,6 +106,10 @@ def _folder(model: str, revision: str | None) -> int:
     typer.echo(f"licence: {about.licence or 'the model card names none'}")
     typer.echo(f"knows:   {about.knows or 'the model card does not say'}")
     typer.echo(f"can:     {', '.join(about.commands) or 'nothing: parts are missing'}")
+    if about.styles:
+        typer.echo(f"styles:  {', '.join(about.styles)}  (vlv caption --style NAME)")
+    if about.answers_questions:
+        typer.echo("answers: questions about images  (vlv ask)")
     return 0
 
 

@@ -49,6 +49,13 @@ def render(
         Literal["random", "systematic"],
         typer.Option(help="Of --wrong: any other value, or always the same one for a value."),
     ] = "random",
+    instruct: Annotated[
+        bool,
+        typer.Option(
+            "--instruct",
+            help="Also write captions in several styles, and questions with their answers, into the .json of each image.",
+        ),
+    ] = False,
     sheet: Annotated[
         Path | None, typer.Option(help="Also lay the first images out in this FILE.png.")
     ] = None,
@@ -59,10 +66,9 @@ def render(
     """
     from vlv.toyworld.dataset import Layout, render_shards
 
+    layout = Layout(split, num, seed, per_shard, wrong=wrong, mistakes=mistakes, instruct=instruct)
     try:
-        paths = render_shards(
-            out, Layout(split, num, seed, per_shard, wrong=wrong, mistakes=mistakes), workers
-        )
+        paths = render_shards(out, layout, workers)
     except KeyboardInterrupt:
         common.say(f"the whole shards in {out} are kept; the same command goes on from there")
         raise

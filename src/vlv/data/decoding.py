@@ -81,13 +81,14 @@ class Decoder:
         known = self._known_bad.get(record.id)
         if known is not None:
             return Decoded(index, record, reason=known.reason)
-        if self._settings.need_captions and not record.caption:
-            reason = f"{record.source}: the record {record.id} has no caption"
-            return Decoded(index, record, reason=reason)
+        texts = self._settings.texts
         try:
-            pixels = self._pixels(index, record)  # first: its errors tell best what is wrong
+            meta = record.meta
+            if texts is not None:
+                texts.of(f"{record.source}: the record {record.id}", record.caption, meta)
+            pixels = self._pixels(index, record)  # before the arrays: its errors tell more
             arrays = self._rows_of(index, record) if self._rows_of is not None else {}
-            return Decoded(index, record, pixels, record.meta, arrays)
+            return Decoded(index, record, pixels, meta, arrays)
         except CacheError:
             raise
         except DataError as error:

@@ -27,6 +27,7 @@ from vlv.data.positions import check_identity, check_rows, load_counts
 from vlv.data.quarantine import Quarantine
 from vlv.data.records import BadRecord, Record
 from vlv.data.sampling import MAX_EMPTY_EPOCHS, ListSampler, Partition, Sampler, ShardSampler
+from vlv.data.texts import TextMix
 from vlv.data.workers import Pool, Task
 from vlv.errors import DataError
 from vlv.storage import Json
@@ -49,7 +50,7 @@ class LoaderSettings:
         shuffle: False keeps the order of the data.
         framing: How an image becomes a square, see `frame`.
         limits: What `load_image` refuses.
-        need_captions: Whether a record without a caption is bad.
+        texts: A record without any of these texts is bad; None needs none.
         num_workers: Threads that decode ahead, beside one that makes batches and (of a stream) one per partition that
             reads; 0 does everything when a batch is asked for.
         prefetch: Batches that the threads may be ahead.
@@ -65,7 +66,7 @@ class LoaderSettings:
     shuffle: bool = True
     framing: Framing = DEFAULT_FRAMING
     limits: ImageLimits = DEFAULT_LIMITS
-    need_captions: bool = False
+    texts: TextMix | None = None
     num_workers: int = 0
     prefetch: int = 3
     pin_memory: bool = False

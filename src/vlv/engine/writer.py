@@ -5,6 +5,7 @@ Shapes: B prefixes, N captions of each, Q positions, E language-model width.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -285,7 +286,11 @@ def engine_writes(
     """
     folder, device = saved_language_model(decoder, untied=follow), decoder.llm.device
     if release:
+        embeddings = copy.deepcopy(decoder.llm.get_input_embeddings())
         decoder.llm.to("meta")
+        if decoder.styles or decoder.config.answers_questions:  # instructions are embedded here
+            decoder.llm.set_input_embeddings(embeddings)
+        del embeddings
         torch.cuda.empty_cache()  # the engine takes what is free
     with EngineWriter(decoder, folder, settings, device, dtype=dtype, follow=follow) as writer:
         decoder.writer = writer

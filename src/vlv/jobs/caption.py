@@ -78,6 +78,8 @@ class CaptionSettings:
         verify: Candidates of each image among which the frozen decoder chooses; None writes one caption.
         enough: Share of what z explains at which an image needs no further candidate; None always writes all.
         engine: Who writes, where it is not this process. Only samples depend on it: a greedy caption is the same.
+        styles: Styles of the captions, each of one embedding of the image; empty writes the plain caption.
+        prompt: What is asked instead of a style, in the user's words.
         wording: What is done to the text.
     """
 
@@ -95,9 +97,12 @@ class CaptionSettings:
     verify: int | None = None
     enough: float | None = None
     engine: str | None = None
+    styles: tuple[str, ...] = ()
+    prompt: str | None = None
     wording: Wording = field(default_factory=Wording)
 
     def __post_init__(self) -> None:
+        self._check_instructions()
         if self.verify is None and self.enough is not None:
             raise ConfigError("enough has no effect without verify; name the number of candidates")
         if self.early_stopping and self.num_beams == 1:
@@ -116,6 +121,19 @@ class CaptionSettings:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must lie in (0, 1]")
 
+    def _check_instructions(self) -> None:
+        if self.styles and self.prompt is not None:
+            raise ConfigError("--style and --prompt both say what is wanted; leave one out")
+        if len(set(self.styles)) < len(self.styles):
+            raise ConfigError("a style is named twice; name each once")
+        if (self.styles or self.prompt is not None) and self.verify is not None:
+            raise ConfigError(
+                "plain captions are verified; leave --style and --prompt out, or --verify"
+            )
+        for name, text in (*(("style", style) for style in self.styles), ("prompt", self.prompt)):
+            if text is not None and not text.strip():
+                raise ConfigError(f"--{name} is empty; give a text, or leave it out")
+
     @property
     def samples(self) -> bool:
         """Whether chance has a part in the caption that is written first."""
@@ -124,7 +142,13 @@ class CaptionSettings:
     @property
     def columns(self) -> dict[str, type]:
         """Of the table."""
-        return COLUMNS if self.verify is None else COLUMNS | CHECK_COLUMNS
+        styles = dict.fromkeys(self.style_columns.values(), str)
+        return COLUMNS | styles | ({} if self.verify is None else CHECK_COLUMNS)
+
+    @property
+    def style_columns(self) -> dict[str, str]:
+        """By style, the column of its captions; one style alone is the caption."""
+        return {} if len(self.styles) < 2 else {name: f"caption_{name}" for name in self.styles}
 
     def lasting(self) -> Json:
         """What the rows of a table depend on: one that is greedy may go on with another writer."""
@@ -268,6 +292,7 @@ class CaptionJob:
         Returns:
             The counts. An interruption leaves everything that was reported on disk.
         """
+        load = self._checking(load)
         redone = len(self._old)
         tally = Tally(skipped=self.skipped, changed=self.changed - redone, redone=redone)
         try:
@@ -287,6 +312,23 @@ class CaptionJob:
         self._export()
         return tally
 
+    def _checking(self, load: Callable[[], VLVPipeline]) -> Callable[[], VLVPipeline]:
+        """Load at once a model that must know a style or take a prompt: one that does not leaves no table behind.
+
+        Raises:
+            ConfigError: The model was not taught it.
+        """
+        from vlv.models.decoding import Generation
+
+        styles, prompt = self.settings.styles, self.settings.prompt
+        if not self.todo or not (styles or prompt):
+            return load
+        pipe = load()
+        captioner = present(pipe.caption_decoder, "caption_decoder")
+        for style in styles or (None,):
+            captioner.instructions(Generation(style=style, prompt=prompt), 1)
+        return lambda: pipe
+
     def _missing_sidecars(self) -> Iterator[Text]:
         """Captions that stand in the table but perhaps not yet beside their image."""
         for record in self._records:
@@ -295,7 +337,7 @@ class CaptionJob:
                 yield Text(record, [row["caption"]])
 
     def _refuse(self, tally: Tally) -> list[Row]:
-        rows = [self._row(Opened(record, error=why), None) for record, why in self.refused]
+        rows = [self._row(Opened(record, error=why), ()) for record, why in self.refused]
         tally.failed += len(rows)
         if self._table is not None:
             self._table.append(rows)
@@ -310,37 +352,42 @@ class CaptionJob:
         with Reader(self.todo, pipe.image_size, pipe.framing) as reader:
             while batch := reader.take(size.now):
                 began = time.monotonic()
-                captions = iter(caption_images(pipe, batch, self.settings, size))
-                pairs = [(item, next(captions) if item.error is None else None) for item in batch]
+                found = iter(caption_images(pipe, batch, self.settings, size))
+                captions = [next(found) if item.error is None else () for item in batch]
                 size.measured(len(batch), time.monotonic() - began)
-                rows = [self._row(item, caption) for item, caption in pairs]
-                self._save(pairs, rows)
-                for _, caption in pairs:
-                    tally.failed += caption is None
-                    tally.done += caption is not None
-                    tally.truncated += caption is not None and not caption.finished
+                rows = [self._row(*pair) for pair in zip(batch, captions, strict=True)]
+                self._save(batch, rows)
+                for several in captions:
+                    tally.failed += not several
+                    tally.done += bool(several)
+                    tally.truncated += not all(caption.finished for caption in several)
                 yield rows
 
-    def _save(self, pairs: Sequence[tuple[Opened, Caption | None]], rows: Sequence[Row]) -> None:
+    def _save(self, batch: Sequence[Opened], rows: Sequence[Row]) -> None:
         """Text files first: what the table holds is done."""
         if self._sidecars is not None:
             self._sidecars.write(
                 Text(item.record, [row["caption"]], self._old.get(item.record.id))
-                for (item, _), row in zip(pairs, rows, strict=True)
+                for item, row in zip(batch, rows, strict=True)
                 if row["caption"] is not None
             )
         if self._table is not None:
             self._table.append(rows)
 
-    def _row(self, item: Opened, caption: Caption | None) -> Row:
+    def _row(self, item: Opened, captions: Sequence[Caption]) -> Row:
+        """The row of an image with its captions, one for each style; without any, of what failed."""
+        caption = captions[0] if captions else None
+        finished, wording = all(x.finished for x in captions), self.settings.wording
+        texts = [wording.apply(x.text) for x in captions] or [None] * len(self.settings.styles)
+        columns = self.settings.style_columns.values()
         width, height = item.size or (None, None)
         file_size, mtime = item.stat or (None, None)
         return {
             "id": item.record.id,
             "file_name": item.record.name,
-            "caption": caption and self.settings.wording.apply(caption.text),
+            "caption": texts[0] if captions else None,
             "n_tokens": caption and caption.num_tokens,
-            "finish_reason": caption and ("stop" if caption.finished else "length"),
+            "finish_reason": caption and ("stop" if finished else "length"),
             "model": self.settings.model,
             "seed": self.settings.seed,
             "width": width,
@@ -348,6 +395,7 @@ class CaptionJob:
             "sha256": item.sha256,
             "file_size": file_size,
             "mtime_ns": mtime,
+            **(dict(zip(columns, texts, strict=True)) if columns else {}),
             **(self._check(caption) if self.settings.verify is not None else {}),
             "error": item.error,
         }
@@ -395,8 +443,8 @@ def has_changed(record: Record, row: Row) -> bool:
 
 def caption_images(
     pipe: VLVPipeline, batch: Sequence[Opened], settings: CaptionSettings, batch_size: BatchSize
-) -> list[Caption]:
-    """Captions of the good inputs of a batch, in order.
+) -> list[tuple[Caption, ...]]:
+    """Captions of the good inputs of a batch, in order, one for each style.
 
     A sampled caption has draws of its own, made of the given seed and of its image's id.
     """
@@ -409,18 +457,25 @@ def caption_images(
         }
     how = settings.verification()
 
-    def describe(items: Sequence[Opened]) -> list[Caption]:
-        return pipe.describe(
-            images=None if how is None else [present(item.image, "image") for item in items],
-            z=embeddings(pipe, items),
-            verify=how,
-            batch_size=len(items),
-            max_new_tokens=settings.max_new_tokens,
-            num_beams=settings.num_beams,
-            early_stopping=settings.early_stopping,
-            tidy=settings.tidy,
-            seed=[mixed_seed(settings.seed, item.record.id) for item in items],
-            **options,
-        )
+    def describe(items: Sequence[Opened]) -> list[tuple[Caption, ...]]:
+        z = embeddings(pipe, items)
+        written = [
+            pipe.describe(
+                images=None if how is None else [present(item.image, "image") for item in items],
+                z=z,
+                verify=how,
+                batch_size=len(items),
+                max_new_tokens=settings.max_new_tokens,
+                num_beams=settings.num_beams,
+                early_stopping=settings.early_stopping,
+                tidy=settings.tidy,
+                seed=[mixed_seed(settings.seed, item.record.id) for item in items],
+                style=style,
+                prompt=settings.prompt,
+                **options,
+            )
+            for style in settings.styles or (None,)
+        ]
+        return list(zip(*written, strict=True))
 
     return batch_size.run(describe, good_items(batch))

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from vlv.errors import ModelFolderError
 from vlv.models.card import CARD_NAME, read_front_matter
 from vlv.models.folder import INDEX_NAME, NEEDED, Reference, needed, read_index
+from vlv.storage import read_settings
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class ModelInfo:
     parts: list[Part] = field(default_factory=list)
     licence: str = ""
     knows: str = ""
+    styles: dict[str, str] = field(default_factory=dict)
+    """Instruction of each style that its captions may have."""
+    answers_questions: bool = False
 
     @property
     def commands(self) -> list[str]:
@@ -70,7 +74,17 @@ def describe_model(folder: Path) -> ModelInfo:
         else _read_part(folder / name, index.classes[name], str(licences.get(name, "")))
         for name, reference in index.components.items()
     ]
-    return ModelInfo(folder, parts, str(card.get("license", "")), str(card.get("knows", "")))
+    file = folder / "caption_decoder" / "config.json"
+    taught = read_settings(file, mend="copy the model again") or {}
+    styles = taught.get("styles")
+    return ModelInfo(
+        folder,
+        parts,
+        str(card.get("license", "")),
+        str(card.get("knows", "")),
+        styles if isinstance(styles, dict) else {},
+        bool(taught.get("answers_questions")),
+    )
 
 
 def _referred(name: str, reference: Reference, licence: str) -> Part:

@@ -2,8 +2,9 @@
 
 Sequences of different lengths share a pass: packed into one row, each attending to itself, or grouped by length; the
 logits of a large vocabulary exist for a few positions at a time. Shapes: B captions, Q prefix positions, T_b tokens of
-caption b with its end token (the last is predicted and never read, so caption b takes Q + T_b - 1 positions), E width of
-the language model, V vocabulary; N positions in all.
+caption b with its end token (the last is predicted and never read, so caption b takes Q + T_b - 1 positions), I_b tokens
+of the instruction that may stand before it, which is read and never predicted, E width of the language model, V vocabulary;
+N positions in all.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ def caption_loss(
     prefix: Tensor,
     rows: Sequence[Sequence[int]],
     *,
+    instructions: Sequence[Sequence[int]] = (),
     batching: Batching = "auto",
     head: nn.Linear | None = None,
 ) -> Tensor:
@@ -165,7 +167,8 @@ def caption_loss(
     Args:
         llm: Any causal language model of transformers.
         prefix: e, (B, Q, E).
-        rows: The tokens of each caption, with the end token.
+        rows: The tokens of each caption, with the end token; M captions of each prefix, one after the other.
+        instructions: The tokens between the prefix and each caption, which carry no loss; empty is none at all.
         batching: "packed" puts all captions into one row, "bucketed" reads captions of about the same length together,
             "padded" pads all to the longest. "auto" packs where the model can.
         head: What makes logits of the last states where that is all that happens, see `plain_head`; with None the
@@ -178,7 +181,7 @@ def caption_loss(
         ConfigError: Captions shall be packed, but the model's attention cannot be exchanged.
     """
     total = torch.stack([
-        _cross_entropy(part, head) for part in _read(llm, prefix, rows, batching, head)
+        _cross_entropy(part, head) for part in _read(llm, prefix, rows, instructions, batching, head)
     ]).sum()  # fmt: skip
     return total / sum(map(len, rows))
 
@@ -188,6 +191,7 @@ def caption_log_probs(
     prefix: Tensor,
     rows: Sequence[Sequence[int]],
     *,
+    instructions: Sequence[Sequence[int]] = (),
     batching: Batching = "auto",
     head: nn.Linear | None = None,
 ) -> Tensor:
@@ -198,6 +202,7 @@ def caption_log_probs(
         prefix: e, (B, Q, E).
         rows: The tokens of each caption, with the end token where the model wrote it; M captions of each prefix, one after the
             other. Packed captions share the reading of their prefix.
+        instructions: As of `caption_loss`.
         batching: As of `caption_loss`.
         head: As of `caption_loss`.
 
@@ -205,11 +210,25 @@ def caption_log_probs(
         (B M,), float32.
     """
     found: dict[int, Tensor] = {}
-    for part in _read(llm, prefix, rows, batching, head):
+    for part in _read(llm, prefix, rows, instructions, batching, head):
         lengths = [len(rows[index]) for index in part.captions]
         sums = [x.sum() for x in torch.split(_token_log_probs(part, head), lengths)]
         found |= zip(part.captions, sums, strict=True)
     return torch.stack([found[index] for index in range(len(rows))])
+
+
+class _Text(NamedTuple):
+    """What stands behind a prefix."""
+
+    instruction: Sequence[int]
+    """Tokens that are only read."""
+    caption: Sequence[int]
+    """Tokens that are predicted."""
+
+    @property
+    def read(self) -> list[int]:
+        """Tokens that are read, I_b + T_b - 1; the last of the caption is not."""
+        return [*self.instruction, *self.caption[:-1]]
 
 
 class _Read(NamedTuple):
@@ -227,10 +246,11 @@ def _read(
     llm: PreTrainedModel,
     prefix: Tensor,
     rows: Sequence[Sequence[int]],
+    instructions: Sequence[Sequence[int]],
     batching: Batching,
     head: nn.Linear | None,
 ) -> Iterator[_Read]:
-    """Read captions behind their prefixes, the same number for each, in as many passes as `batching` takes.
+    """Read captions behind prefixes and instructions, M for each prefix, in as many passes as `batching` takes.
 
     Raises:
         ConfigError: Captions shall be packed, but the model's attention cannot be exchanged.
@@ -240,12 +260,14 @@ def _read(
             f"{type(llm).__name__} cannot read packed captions, for its attention cannot be exchanged; "
             "set stage2.batching to auto or bucketed"
         )
+    before = instructions or [()] * len(rows)
+    texts = [_Text(i, row) for i, row in zip(before, rows, strict=True)]
     if batching == "packed" or (batching == "auto" and can_pack(llm)):
-        yield _Read(list(range(len(rows))), *_packed(llm, prefix, rows, head))
+        yield _Read(list(range(len(rows))), *_packed(llm, prefix, texts, head))
         return
     prefix = prefix.repeat_interleave(len(rows) // len(prefix), 0)
-    for group in _groups([prefix.shape[1] + len(row) - 1 for row in rows], batching):
-        yield _Read(group, *_padded(llm, prefix[group], [rows[i] for i in group], head))
+    for group in _groups([prefix.shape[1] + len(text.read) for text in texts], batching):
+        yield _Read(group, *_padded(llm, prefix[group], [texts[i] for i in group], head))
 
 
 def _cross_entropy(part: _Read, head: nn.Linear | None) -> Tensor:
@@ -281,7 +303,7 @@ def padding_share(
     Args:
         llm: The language model.
         num_prefix: Q.
-        rows: The tokens of each caption.
+        rows: The tokens behind each prefix, those of an instruction included.
         batching: As of `caption_loss`.
     """
     if batching == "packed" or (batching == "auto" and can_pack(llm)):
@@ -297,25 +319,26 @@ def _groups(lengths: Sequence[int], batching: Batching) -> list[list[int]]:
 
 
 def _packed(
-    llm: PreTrainedModel, prefix: Tensor, rows: Sequence[Sequence[int]], head: nn.Linear | None
+    llm: PreTrainedModel, prefix: Tensor, texts: Sequence[_Text], head: nn.Linear | None
 ) -> tuple[Tensor, Tensor]:
     """Outputs and targets (see `_Read`), all captions in one row without padding, each prefix once."""
     enable_packing(llm)
-    num_prefix, device, copies = prefix.shape[1], prefix.device, len(rows) // len(prefix)
-    read = [len(row) - 1 for row in rows]
-    ids = _on(device, list(chain.from_iterable(row[:-1] for row in rows)))
-    texts = llm.get_input_embeddings()(ids).split(read)
-    firsts = range(0, len(rows), copies)
-    parts = [[e, *texts[i : i + copies]] for e, i in zip(prefix, firsts, strict=True)]
+    num_prefix, device, copies = prefix.shape[1], prefix.device, len(texts) // len(prefix)
+    read = [len(text.read) for text in texts]
+    ids = _on(device, list(chain.from_iterable(text.read for text in texts)))
+    embedded = llm.get_input_embeddings()(ids).split(read)
+    firsts = range(0, len(texts), copies)
+    parts = [[e, *embedded[i : i + copies]] for e, i in zip(prefix, firsts, strict=True)]
     inputs = torch.cat(list(chain.from_iterable(parts)))[None]
     packing = Packed.of(num_prefix, [read[i : i + copies] for i in firsts], device)
     wanted: list[int] = []
     start = 0
-    for index, count in enumerate(read):
+    for index, (text, count) in enumerate(zip(texts, read, strict=True)):
         if index % copies == 0:
             start += num_prefix
             end_of_prefix = start - 1
-        wanted += [end_of_prefix, *range(start, start + count)]  # which predicts the first token
+        positions = [end_of_prefix, *range(start, start + count)]
+        wanted += positions[len(text.instruction) :]  # the first of them predicts the first token
         start += count
     arguments = {
         "inputs_embeds": inputs,  # (1, N, E)
@@ -324,7 +347,7 @@ def _packed(
         "use_cache": False,
         "packing": packing,
     }
-    targets = _on(device, list(chain.from_iterable(rows)))
+    targets = _on(device, list(chain.from_iterable(text.caption for text in texts)))
     if head is None:
         return llm(**arguments, logits_to_keep=_on(device, wanted)).logits[0], targets
     states = llm.base_model(**arguments).last_hidden_state[0]
@@ -332,18 +355,21 @@ def _packed(
 
 
 def _padded(
-    llm: PreTrainedModel, prefix: Tensor, rows: Sequence[Sequence[int]], head: nn.Linear | None
+    llm: PreTrainedModel, prefix: Tensor, texts: Sequence[_Text], head: nn.Linear | None
 ) -> tuple[Tensor, Tensor]:
-    """Outputs and targets (see `_Read`), each caption padded to the longest.
+    """Outputs and targets (see `_Read`), each text padded to the longest.
 
     Padding is on the right, so no supervised token can see it and no attention mask is needed.
     """
-    device, longest = prefix.device, max(map(len, rows))
-    ids = _on(device, [[*row[:-1], *[row[0]] * (longest - len(row))] for row in rows])
+    device, reads = prefix.device, [text.read for text in texts]
+    longest = 1 + max(map(len, reads))  # T
+    padding = [[text.caption[0]] * (longest - 1 - len(text.read)) for text in texts]
+    ids = _on(device, [[*read, *rest] for read, rest in zip(reads, padding, strict=True)])
     embedded = llm.get_input_embeddings()(ids.long())  # (B, T - 1, E)
     arguments = {"inputs_embeds": torch.cat([prefix, embedded], dim=1), "use_cache": False}
-    wanted = _on(device, [b * longest + t for b, row in enumerate(rows) for t in range(len(row))])
-    targets = _on(device, list(chain.from_iterable(rows)))
+    places = [range(len(text.instruction), len(text.read) + 1) for text in texts]
+    wanted = _on(device, [b * longest + t for b, place in enumerate(places) for t in place])
+    targets = _on(device, list(chain.from_iterable(text.caption for text in texts)))
     # The last T positions predict the T tokens; the first of them is the end of the prefix.
     if head is None:
         outputs = llm(**arguments, logits_to_keep=longest).logits.flatten(0, 1)  # (B T, V)

@@ -1,14 +1,15 @@
 """CaptionDecoder: context c in, caption out.
 
 A projector psi takes c to the language model's width; the result stands before the caption as a
-prefix. Shapes: B batch, Q queries, D text width, E language-model width, T caption tokens with the
-end token, V vocabulary.
+prefix. An instruction, such as a question, may stand between the two. Shapes: B batch, Q queries, D text width, E
+language-model width, T caption tokens with the end token, I instruction tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack, cast
 
@@ -36,6 +37,7 @@ from vlv.models.caption_loss import (
 )
 from vlv.models.decoding import Caption, Generation, GenerationOptions, tidy_caption
 from vlv.models.encoder import Projector
+from vlv.models.instructions import instructions_of
 from vlv.models.writers import OwnWriter, Writer, Writing
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
@@ -52,6 +54,8 @@ class CaptionDecoderConfig(PreTrainedConfig):
         text_width: D, the width of the context.
         ends_by_itself: Whether it was taught to end its captions. Where it was not, as the VLV
             authors' models, captions are tidied by default.
+        styles: Instruction for each style of captions that it was taught, by the style's name.
+        answers_questions: Whether it was taught to answer questions.
     """
 
     model_type = "vlv_caption_decoder"
@@ -62,6 +66,8 @@ class CaptionDecoderConfig(PreTrainedConfig):
     llm_config: dict[str, Any] | PreTrainedConfig | None = None
     text_width: int = 1024
     ends_by_itself: bool = True
+    styles: dict[str, str] | None = None
+    answers_questions: bool = False
 
 
 class CaptionTokens(NamedTuple):
@@ -229,17 +235,19 @@ class CaptionDecoder(PreTrainedModel):
         c: Tensor,
         captions: Sequence[str],
         *,
+        instructions: Sequence[str | None] = (),
         max_tokens: int | None = None,
         with_end: bool = True,
         batching: Batching = "auto",
     ) -> Tensor:
         """Cross-entropy of the captions given c (paper, equation 2).
 
-        Only caption tokens and the end token are predicted; prefix and padding carry no loss.
+        Only caption tokens and the end token are predicted; prefix, instruction and padding carry no loss.
 
         Args:
             c: Context, (B, Q, D).
             captions: B texts.
+            instructions: B texts that the captions answer, None for a plain one; empty is none at all.
             max_tokens: See `tokenize`.
             with_end: See `tokenize`.
             batching: How captions of different lengths share a pass, see `caption_loss`; the loss is the same.
@@ -249,40 +257,86 @@ class CaptionDecoder(PreTrainedModel):
         """
         if len(captions) != len(c):
             raise ValueError(f"{len(c)} contexts need as many captions, got {len(captions)}")
-        rows = self.token_rows(captions, with_end=with_end)
-        return self.loss_of_tokens(c, [row[:max_tokens] for row in rows], batching=batching)
+        rows = [row[:max_tokens] for row in self.token_rows(captions, with_end=with_end)]
+        before = self.instruction_rows(instructions)
+        return self.loss_of_tokens(c, rows, instructions=before, batching=batching)
 
     def loss_of_tokens(
-        self, c: Tensor, rows: Sequence[Sequence[int]], *, batching: Batching = "auto"
+        self,
+        c: Tensor,
+        rows: Sequence[Sequence[int]],
+        *,
+        instructions: Sequence[Sequence[int]] = (),
+        batching: Batching = "auto",
     ) -> Tensor:
-        """`loss` of captions that are tokens already, one row for each c."""
-        self._check_length(c.shape[1], max(map(len, rows)), "max_caption_tokens")
+        """`loss` of captions that are tokens already, M rows for each c; `instructions` has as many, or none."""
+        self._check_texts(c, rows, instructions)
         head = self.find_head()
-        return caption_loss(self.llm, self.prefix(c), rows, batching=batching, head=head)
+        return caption_loss(
+            self.llm,
+            self.prefix(c),
+            rows,
+            instructions=instructions,
+            batching=batching,
+            head=head,
+        )
 
     def log_probs_of_tokens(
-        self, c: Tensor, rows: Sequence[Sequence[Sequence[int]]], *, batching: Batching = "auto"
+        self,
+        c: Tensor,
+        rows: Sequence[Sequence[Sequence[int]]],
+        *,
+        instructions: Sequence[Sequence[int]] = (),
+        batching: Batching = "auto",
     ) -> Tensor:
         """Log-probability of several captions of each context, with gradients.
 
         Args:
             c: Context, (B, Q, D).
             rows: The tokens of M captions for each context, with the end token where there is one.
+            instructions: The tokens of one instruction for each context, as of `instruction_rows`; empty is none at all.
             batching: See `loss`.
 
         Returns:
             Sums over the tokens, (B, M), float32.
         """
         each = [row for captions in rows for row in captions]
-        self._check_length(c.shape[1], max(map(len, each)), "max_caption_tokens")
-        head = self.find_head()
-        found = caption_log_probs(self.llm, self.prefix(c), each, batching=batching, head=head)
+        before = [
+            row
+            for row, captions in zip(instructions, rows, strict=bool(instructions))
+            for _ in captions
+        ]
+        self._check_texts(c, each, before)
+        found = caption_log_probs(
+            self.llm,
+            self.prefix(c),
+            each,
+            instructions=before,
+            batching=batching,
+            head=self.find_head(),
+        )
         return found.view(len(rows), -1)
+
+    def instruction_rows(self, instructions: Sequence[str | None]) -> list[list[int]]:
+        """The tokens of each instruction, which a line break ends; none for None."""
+        texts = [f"{text}\n" for text in instructions if text is not None]
+        rows = iter(self.token_rows(texts, with_end=False) if texts else ())
+        return [[] if text is None else next(rows) for text in instructions]
+
+    def _check_texts(
+        self, c: Tensor, rows: Sequence[Sequence[int]], instructions: Sequence[Sequence[int]]
+    ) -> None:
+        before = instructions or [()]
+        longest = max(len(i) + len(row) for i, row in zip(cycle(before), rows, strict=False))
+        self._check_length(c.shape[1], longest, "max_caption_tokens")
 
     def padding_share(
         self, num_prefix: int, rows: Sequence[Sequence[int]], *, batching: Batching = "auto"
     ) -> float:
-        """Share of padding among the positions that `loss_of_tokens` reads, behind prefixes of Q positions each."""
+        """Share of padding among the positions that `loss_of_tokens` reads, behind prefixes of Q positions each.
+
+        The tokens of an instruction count as part of the row.
+        """
         return padding_share(self.llm, num_prefix, rows, batching)
 
     def find_head(self) -> nn.Linear | None:
@@ -315,25 +369,64 @@ class CaptionDecoder(PreTrainedModel):
 
         Args:
             c: Context.
-            how: How they are written; its seeds are those of the captions.
+            how: How they are written; its seeds are those of the captions, its prompts those of the contexts.
             copies: N captions of each context, which is read once where the language model allows it.
 
         Returns:
             B N captions, those of a context one after the other.
+
+        Raises:
+            ConfigError: The model does not know the style, or takes no instructions.
         """
         whole_number("copies", copies, 1)
+        instructions = self.instruction_rows(self.instructions(how, len(c)))
+        lengths = sorted(set(map(len, instructions)))
+        if len(lengths) < 2:
+            return self._written(self.prefix(c), instructions, how, copies)
+        # Contexts whose instructions have the same length share a pass: no padding, so nothing depends on the batch.
+        seeds, e = how.seeds(len(c) * copies), self.prefix(c)
+        captions: dict[int, list[Caption]] = {}
+        for length in lengths:
+            rows = [row for row, tokens in enumerate(instructions) if len(tokens) == length]
+            own = [seed for row in rows for seed in seeds[row * copies : (row + 1) * copies]]
+            found = self._written(
+                e[rows], [instructions[row] for row in rows], replace(how, seed=own), copies
+            )
+            captions |= {row: found[i * copies : (i + 1) * copies] for i, row in enumerate(rows)}
+        return [caption for row in range(len(c)) for caption in captions[row]]
+
+    def _written(
+        self, e: Tensor, instructions: Sequence[Sequence[int]], how: Generation, copies: int
+    ) -> list[Caption]:
+        """Captions behind prefixes (B, Q, E) and B instructions of one length."""
+        if instructions and instructions[0]:
+            ids = torch.tensor(instructions, device=e.device)
+            e = torch.cat([e, self.llm.get_input_embeddings()(ids).to(e.dtype)], 1)  # (B, Q + I, E)
         max_new_tokens = how.max_new_tokens
         if max_new_tokens is None:
-            max_new_tokens = self.longest_caption(c.shape[1])
-        self._check_length(c.shape[1], max_new_tokens, "max_new_tokens")
+            max_new_tokens = self.longest_caption(e.shape[1])
+        self._check_length(e.shape[1], max_new_tokens, "max_new_tokens")
         end, tokenizer = self._end_id(how.end_token), self._tokenizer()
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         writer = self.writer or OwnWriter(self.llm, records_steps=self.records_steps)
-        rows = writer.write(self.prefix(c), Writing(how, max_new_tokens, end, int(pad)), copies)
+        rows = writer.write(e, Writing(how, max_new_tokens, end, int(pad)), copies)
         captions = [self._caption(row, end) for row in rows]
         if how.tidy if how.tidy is not None else not self.config.ends_by_itself:
             captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
         return captions
+
+    def instructions(self, how: Generation, count: int) -> list[str | None]:
+        """What is asked for each of `count` contexts; None is the plain caption.
+
+        Raises:
+            ConfigError: The model does not know the style, or takes no instructions.
+        """
+        return instructions_of(how, count, self.styles, answers=self.config.answers_questions)
+
+    @property
+    def styles(self) -> dict[str, str]:
+        """Instruction of each style that it was taught, by name."""
+        return self.config.styles or {}
 
     def longest_caption(self, num_prefix: int) -> int:
         """Tokens that fit after a prefix, 300 at most: a model is not asked for positions it was not made for."""

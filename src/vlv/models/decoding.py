@@ -90,6 +90,10 @@ class Generation:
     seed: int | Sequence[int] = 0
     """Of sampling: one for all captions, each of which then has draws of its own, or one per caption. So a sampled caption
     does not depend on its batch, and the global generator is left as it was."""
+    style: str | None = None
+    """Name of a style that the model was taught; None is the plain caption."""
+    prompt: str | Sequence[str | None] | None = None
+    """Instead of a style, the instruction in your own words: one for all captions, or one per image, None for a plain one."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -110,6 +114,29 @@ class Generation:
             raise ConfigError("temperature and top_p have no effect without do_sample; set it")
         if self.early_stopping and self.num_beams == 1:
             raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
+        self._check_instruction()
+
+    def _check_instruction(self) -> None:
+        if self.style is not None and self.prompt is not None:
+            raise ConfigError("style and prompt are two ways to say what is wanted; leave one out")
+        prompts = self.prompt if isinstance(self.prompt, list | tuple) else [self.prompt]
+        for name, given in (("style", [self.style]), ("prompt", prompts)):
+            if not all(text is None or (isinstance(text, str) and text.strip()) for text in given):
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)!r:.40}; give a text, not only spaces"
+                )
+
+    def prompts(self, count: int) -> list[str | None]:
+        """The prompt of each of `count` images.
+
+        Raises:
+            ConfigError: As many prompts were not given.
+        """
+        if self.prompt is None or isinstance(self.prompt, str):
+            return [self.prompt] * count
+        if len(self.prompt) != count:
+            raise ConfigError(f"{count} images need as many prompts, got {len(self.prompt)}")
+        return list(self.prompt)
 
     def seeds(self, count: int) -> list[int]:
         """The seed of each of `count` captions.
@@ -137,6 +164,8 @@ class GenerationOptions(TypedDict, total=False):
     end_token: str | None
     tidy: bool | None
     seed: int | Sequence[int]
+    style: str | None
+    prompt: str | Sequence[str | None] | None
 
 
 class RowSampling(LogitsProcessor):

@@ -13,6 +13,7 @@ from typing import TypedDict, TypeVar, Unpack, overload
 import diffusers
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vlv.data.images import to_pil
 from vlv.errors import ConfigError
@@ -24,6 +25,7 @@ from vlv.models.arguments import (
     present,
     whole_number,
 )
+from vlv.models.asking import Answer, answer, check_answers
 from vlv.models.batching import chunks
 from vlv.models.context import Context
 from vlv.models.decoding import Caption, Generation, GenerationOptions
@@ -133,7 +135,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Write this many candidates, and keep the one that explains the image best to the frozen decoder.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, max_new_tokens, num_beams, do_sample, ...
 
         Returns:
             A str for one image, a list of str for several.
@@ -164,7 +166,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Candidates of each image among which the frozen decoder chooses, or how; None writes one caption.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, max_new_tokens, num_beams, do_sample, ...
         """
         settings = Generation(**generation)
         if verify is not None:
@@ -173,14 +175,90 @@ class VLVPipeline(JudgingPipeline):
         self._require("caption", given_z=z is not None)
         captioner = present(self.caption_decoder, "caption_decoder")
         z = self._embedding(images, z, batch_size)
-        c = torch.cat([self.context(chunk).sequence for chunk in chunks(z, batch_size, False, "")])
+        c = self._sequence(z, batch_size)
         seeds = settings.seeds(len(c))
+        prompts = None if settings.prompt is None else settings.prompts(len(c))
         captions: list[Caption] = []
         with at_work(self, "caption_decoder"):
             for rows in chunks(range(len(c)), batch_size, progress, "captioning"):
                 part = slice(rows.start, rows.stop)
-                captions += captioner.write(c[part], replace(settings, seed=seeds[part]))
+                own = replace(
+                    settings, seed=seeds[part], prompt=None if prompts is None else prompts[part]
+                )
+                captions += captioner.write(c[part], own)
         return captions
+
+    def _sequence(self, z: Tensor, batch_size: int) -> Tensor:
+        """What the caption decoder reads of caption embeddings (B, Q, D)."""
+        parts = [self.context(chunk).sequence for chunk in chunks(z, batch_size, False, "")]
+        return torch.cat(parts)
+
+    @overload
+    def ask(
+        self,
+        images: OneImage,
+        questions: str,
+        *,
+        max_new_tokens: int | None = None,
+        batch_size: int = 16,
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None = None,
+        questions: str | Sequence[str] = (),
+        *,
+        z: Embeddings | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int = 16,
+    ) -> Answer | list[Answer]: ...
+    @named()
+    @torch.no_grad()
+    def ask(
+        self,
+        images: ImageLike | Sequence[ImageLike] | None = None,
+        questions: str | Sequence[str] = (),
+        *,
+        z: Embeddings | None = None,
+        max_new_tokens: int | None = None,
+        batch_size: int = 16,
+    ) -> Answer | list[Answer]:
+        """Answer questions about images, or about caption embeddings.
+
+        Args:
+            images: One image, which all questions are about, or as many as there are questions.
+            questions: One question, about every image, or several.
+            z: Instead of images, (Q, D) or (B, Q, D).
+            max_new_tokens: Longest answer, in tokens.
+            batch_size: Questions answered together.
+
+        Returns:
+            An answer, with the probability of yes where it is yes or no; a list where there are several questions or images.
+
+        Raises:
+            ConfigError: The model was not taught to answer, or there are as many questions as neither one nor the images.
+        """
+        self._require("caption", given_z=z is not None)
+        captioner = present(self.caption_decoder, "caption_decoder")
+        check_answers(captioner)
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        if not asked:
+            raise ConfigError("no question was given; ask one, or a list of them")
+        c = self._sequence(self._embedding(images, z, batch_size), batch_size)
+        if len(asked) == 1:
+            asked *= len(c)
+        if len(c) not in (1, len(asked)):
+            raise ConfigError(
+                f"{len(asked)} questions are about one image or as many, got {len(c)}; repeat the images"
+            )
+        c = c.expand(len(asked), *c.shape[1:])
+        answers: list[Answer] = []
+        with at_work(self, "caption_decoder"):
+            for rows in chunks(range(len(asked)), batch_size, False, ""):
+                part = slice(rows.start, rows.stop)
+                answers += answer(captioner, c[part], asked[part], max_new_tokens=max_new_tokens)
+        single = isinstance(questions, str) and _is_single(images, z)
+        return answers[0] if single else answers
 
     def _verified(
         self,
@@ -193,6 +271,8 @@ class VLVPipeline(JudgingPipeline):
     ) -> list[Caption]:
         if images is None:
             raise ConfigError("verification compares captions with their images; give the images")
+        if settings.style is not None or settings.prompt is not None:
+            raise ConfigError("plain captions are verified; leave style and prompt out, or verify")
         self._require("caption", given_z=z is not None)
         self._require("generate")
         captioner = present(self.caption_decoder, "caption_decoder")

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from vlv.models.scoring import Scores
 
 Answer = Json
-TEXT_IS_UNUSED = "the text was not used: this model describes the image and takes no instruction"
+TEXT_IS_UNUSED = "the text was not used: this model describes the image and takes no instruction beside its style"
 
 
 def completion(
-    model: str, captions: Sequence[Caption], usage: Answer, *, text_given: bool
+    model: str, captions: Sequence[Caption], usage: Answer, *, text_unused: bool
 ) -> Answer:
     """The captions of an image as a chat completion."""
     choices = [
@@ -41,7 +41,7 @@ def completion(
         for index, caption in enumerate(captions)
     ]
     answer = {**_head("chat.completion", model), "choices": choices, "usage": usage}
-    return answer | ({"warnings": [TEXT_IS_UNUSED]} if text_given else {})
+    return answer | ({"warnings": [TEXT_IS_UNUSED]} if text_unused else {})
 
 
 def stream(model: str, captions: Sequence[Caption], usage: Answer, *, include_usage: bool) -> bytes:

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from vlv.errors import ConfigError
+from vlv.models.decoding import Generation
 from vlv.models.draws import mixed_seed
 from vlv.serve.batching import Batcher
 from vlv.serve.errors import ApiError, ClientLeftError, as_api_error
@@ -82,6 +84,7 @@ class Requests:
         self._fetcher = Fetcher(settings.fetch_from, settings.limits.image.max_bytes)
         self._find_image = find_image or self._fetched
         self._size, self._framing = pipe.image_size, pipe.framing
+        self._captioner = pipe.caption_decoder
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="vlv-images")
 
     def close(self) -> None:
@@ -103,11 +106,12 @@ class Requests:
         """
         deadline = self.begin(body.model)
         work, count = self._caption_work(body), body.n or 1
+        prompt = self._instruction(body)
         self._check_count("n", count, self.settings.limits.texts)
         (image,) = await self._open([body.image], [name], deadline)
         seed = self.seed(body.seed)
         seeded = [
-            (image, mixed_seed(seed, choice)) for choice in range(count)
+            (image, mixed_seed(seed, choice), prompt) for choice in range(count)
         ]  # as `VLVPipeline.caption`
         if work.temperature is None:  # all choices are the same caption
             return await self._compute(left, work, seeded[:1], deadline) * count
@@ -180,6 +184,28 @@ class Requests:
     def seed(self, given: int | None) -> int:
         """The seed of a request."""
         return self.settings.seed if given is None else given
+
+    @property
+    def takes_instructions(self) -> bool:
+        """Whether the model was taught to follow any."""
+        captioner = self._captioner
+        return captioner is not None and bool(
+            captioner.styles or captioner.config.answers_questions
+        )
+
+    def _instruction(self, body: CaptionBody) -> str | None:
+        """What is wanted of an image; None is the plain caption."""
+        if body.prompt is not None:
+            self._check_text("prompt", body.prompt)
+        if self._captioner is None or (body.style is None and body.prompt is None):
+            return None
+        try:
+            how = Generation(style=body.style, prompt=body.prompt)
+            (prompt,) = self._captioner.instructions(how, 1)
+        except ConfigError as error:
+            name = "style" if body.style is not None else "prompt"
+            raise ApiError(400, str(error), param=name, code="invalid_value") from error
+        return prompt
 
     def _caption_work(self, body: CaptionBody) -> Describe:
         longest = body.max_tokens

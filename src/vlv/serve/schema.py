@@ -109,6 +109,7 @@ class ChatBody(_Body):
     seed: Seed | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+    style: Text | None = Field(None, min_length=1)
 
     @property
     def parts(self) -> list[ImagePart | TextPart]:
@@ -145,6 +146,10 @@ class CaptionBody(_Body):
     """A request for captions of one image, in our own form."""
 
     image: ImageURL
+    style: Text | None = Field(None, min_length=1, description="A style that the model was taught.")
+    prompt: Text | None = Field(
+        None, min_length=1, description="Instead of a style: what is wanted, or a question."
+    )
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, gt=0, le=1)

@@ -85,7 +85,7 @@ class Service:
         self._requests.begin(body.model)
         body.refuse_unknown()
         urls = [part.image_url.url for part in body.parts if isinstance(part, ImagePart)]
-        texts = [part for part in body.parts if not isinstance(part, ImagePart) and part.text]
+        texts = [p for p in body.parts if not isinstance(p, ImagePart) and p.text.strip()]
         if len(urls) != 1:
             raise ApiError(
                 400,
@@ -93,8 +93,12 @@ class Service:
                 param="messages",
                 code="image_count",
             )
+        reads_text = self._requests.takes_instructions and body.style is None
+        prompt = "\n".join(part.text for part in texts) if texts and reads_text else None
         asked = CaptionBody(
             image=urls[0],
+            style=body.style,
+            prompt=prompt,
             max_tokens=body.longest,
             temperature=body.temperature,
             top_p=body.top_p,
@@ -110,7 +114,8 @@ class Service:
             wanted = body.stream_options is not None and body.stream_options.include_usage
             events = answers.stream(model, captions, usage, include_usage=wanted)
             return Response(events, media_type="text/event-stream")
-        return JSONResponse(answers.completion(model, captions, usage, text_given=bool(texts)))
+        unused = bool(texts) and prompt is None
+        return JSONResponse(answers.completion(model, captions, usage, text_unused=unused))
 
     # --- the other abilities ---------------------------------------------------------------------
 

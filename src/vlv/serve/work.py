@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
 Seeded = tuple["Image.Image", int]
+Asked = tuple["Image.Image", int, str | None]
+"""An image, a seed, and what is wanted of it: None is the plain caption."""
 
 
 class Work(Protocol[Item, Result]):
@@ -43,7 +45,7 @@ class Work(Protocol[Item, Result]):
 
 @dataclass(frozen=True)
 class Describe:
-    """Captions of images, each with its seed, and the number of tokens that they were read from."""
+    """Captions of images, each with its seed and its instruction, and the number of tokens that they were read from."""
 
     max_new_tokens: int | None = None
     temperature: float | None = None
@@ -51,13 +53,14 @@ class Describe:
     top_p: float = 1.0
     kind = "caption"
 
-    def run(self, pipe: VLVPipeline, items: Sequence[Seeded]) -> list[tuple[Caption, int]]:
+    def run(self, pipe: VLVPipeline, items: Sequence[Asked]) -> list[tuple[Caption, int]]:
         """Write them."""
         size = len(items)
-        z = pipe.embed([image for image, _ in items], batch_size=size)
+        z = pipe.embed([image for image, *_ in items], batch_size=size)
         options: GenerationOptions = {
             "max_new_tokens": self.max_new_tokens,
-            "seed": [seed for _, seed in items],
+            "seed": [seed for _, seed, _ in items],
+            "prompt": [prompt for *_, prompt in items],
         }
         if self.temperature is not None:
             options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}

@@ -1,7 +1,8 @@
 """Rendered data sets: tar shards that the ordinary data path reads.
 
 A record holds the image (`.png`), a detailed caption (`.txt`), which a bad teacher may have written, and, in `.json`, the true scene and the
-pixel box (left, top, right, bottom) of every solid.
+pixel box (left, top, right, bottom) of every solid. Where instructions are to be learnt, the `.json` also holds captions in
+several styles and questions with their answers.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from vlv.curation.engine import LocalEngine
 from vlv.data.shards import TarShardWriter, shard_path
 from vlv.errors import ConfigError, OutputError
 from vlv.progress import Progress
-from vlv.storage import check_settings, read_settings, write_json
+from vlv.storage import Json, check_settings, read_settings, write_json
 from vlv.toyworld.bad_teacher import Mistakes, mistaken
 from vlv.toyworld.render import image_box, render
 from vlv.toyworld.scene import MOST_SCENES, SPLITS, Split, sample_scene
+from vlv.toyworld.styles import texts_of
 from vlv.toyworld.writing import describe
 
 MANIFEST = "dataset.json"
@@ -30,6 +32,8 @@ MANIFEST = "dataset.json"
 
 CAPTION_STREAM = 7
 """Last part of the seed of a record's caption, after the seed and the index of its scene."""
+TEXTS_STREAM = 8
+"""Likewise of its captions in several styles and its questions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,8 @@ class Layout:
     wrong: float = 0.0
     """Share of the objects' attributes that captions state wrongly, see `vlv.toyworld.bad_teacher`."""
     mistakes: Mistakes = "random"
+    instruct: bool = False
+    """Whether records also hold captions in several styles, and questions, see `vlv.toyworld.styles`."""
 
     def check(self) -> None:
         """Refuse what cannot be rendered.
@@ -106,7 +112,11 @@ def _claim(out: Path, layout: Layout) -> None:
     found = read_settings(out / MANIFEST, mend="delete the folder")
     if found is not None:
         mend = "name another folder, or delete this one"
-        right = {"wrong": 0.0, "mistakes": "random"}  # of folders that know no mistakes
+        right = {
+            "wrong": 0.0,
+            "mistakes": "random",
+            "instruct": False,
+        }  # of folders that know of neither
         check_settings(out, found, asdict(layout), mend=mend, defaults=right)
         return
     if any(out.glob("*.tar")):
@@ -128,14 +138,20 @@ def _render_shard(out: Path, layout: Layout, number: int) -> int:
 def _record(layout: Layout, index: int) -> dict[str, bytes | str]:
     scene = sample_scene(layout.seed, index, layout.split)
     rng = np.random.default_rng([layout.seed, index, CAPTION_STREAM])
-    meta = {"scene": scene.to_dict(), "boxes": [image_box(scene, solid) for solid in scene.solids]}
+    meta: Json = {
+        "scene": scene.to_dict(),
+        "boxes": [image_box(scene, solid) for solid in scene.solids],
+    }
     told = scene
     if layout.wrong:
         told = mistaken(scene, layout.wrong, layout.mistakes, rng)
+    caption = describe(told, "detailed", rng)
+    if layout.instruct:
+        meta |= texts_of(told, np.random.default_rng([layout.seed, index, TEXTS_STREAM]))
     png = io.BytesIO()
     Image.fromarray(render(scene).image).save(png, "png")
     return {
         "png": png.getvalue(),
-        "txt": describe(told, "detailed", rng),
+        "txt": caption,
         "json": json.dumps(meta),
     }

@@ -8,8 +8,8 @@ from typing import Literal
 
 import numpy as np
 
-from vlv.toyworld.language import true_claims
-from vlv.toyworld.scene import COLOURED_STYLES, COLOURS, COLUMNS, SHAPES, Scene
+from vlv.toyworld.language import holds, true_claims
+from vlv.toyworld.scene import COLOURED_STYLES, COLOURS, COLUMNS, SHAPES, Scene, Solid
 
 Kind = Literal["existence", "count", "colour", "shape", "material", "relation", "style"]
 
@@ -50,6 +50,67 @@ def ask(scene: Scene, rng: np.random.Generator) -> list[Question]:
     if len(unique) > 1:
         questions.append(_relation(unique, rng))
     return questions
+
+
+def ask_at_length(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """More questions, in more words: what teaches and tests a model that answers.
+
+    Beside those of `ask` it counts shapes and asks for a yes or no to relations and colours; half of the questions begin
+    with a capital letter.
+    """
+    questions = [*ask(scene, rng), _count_of(scene, rng)]
+    if scene.style in COLOURED_STYLES:
+        questions.append(_colour_at_all(scene, rng))
+    shapes = [solid.shape for solid in scene.solids]
+    unique = [solid for solid in scene.solids if shapes.count(solid.shape) == 1]
+    if len(unique) > 1:
+        questions.append(_confirmed(unique, rng))
+    return [_reworded(question, rng) for question in questions]
+
+
+def _count_of(scene: Scene, rng: np.random.Generator) -> Question:
+    """How often there is a shape; half of the time one that is there, or the answer would mostly be zero."""
+    shapes = [solid.shape for solid in scene.solids]
+    known = shapes if rng.random() < 0.5 else SHAPES
+    shape = known[int(rng.integers(len(known)))]
+    return Question("count", f"how many {shape}s are there?", _NUMBERS[shapes.count(shape)])
+
+
+def _colour_at_all(scene: Scene, rng: np.random.Generator) -> Question:
+    colours = [solid.colour for solid in scene.solids]
+    known = colours if rng.random() < 0.4 else COLOURS
+    colour = known[int(rng.integers(len(known)))]
+    return Question("existence", f"is anything {colour}?", "yes" if colour in colours else "no")
+
+
+def _confirmed(unique: list[Solid], rng: np.random.Generator) -> Question:
+    """Whether one of two objects, each the only one of its shape, stands on a side of the other; yes as often as no."""
+    first, second = (unique[i] for i in rng.permutation(len(unique))[:2])
+    kinds = ("left", "right") if first.row == second.row else tuple(_SIDES)
+    kind = kinds[int(rng.integers(len(kinds)))]
+    text = f"is the {first.shape} {_SIDES[kind]} the {second.shape}?"
+    return Question("relation", text, "yes" if holds(kind, first, second) else "no")
+
+
+_SIDES = {"left": "left of", "right": "right of", "front": "in front of", "behind": "behind"}
+_OTHER_WORDS = {
+    "is there a ": "do you see a ",
+    "how many objects are there?": "how many objects?",
+    "what colour is ": "which colour is ",
+    "what kind of picture is it?": "what kind of image is this?",
+}
+"""Parts of questions, and what may stand in their place."""
+
+
+def _reworded(question: Question, rng: np.random.Generator) -> Question:
+    text = question.question
+    if rng.random() < 0.3:
+        for usual, other in _OTHER_WORDS.items():
+            text = text.replace(usual, other)
+        text = text.replace("s are there?", "s?") if text.startswith("how many ") else text
+    if rng.random() < 0.5:
+        text = text[0].upper() + text[1:]
+    return Question(question.kind, text, question.answer)
 
 
 def _existence(shapes: list[str], scene: Scene, rng: np.random.Generator) -> Question:

@@ -39,6 +39,7 @@ from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.card import Provenance, model_card
 from vlv.models.diffusion import DiffusionDecoder
+from vlv.models.draws import RowGenerator
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.folder import (
     INDEX_NAME,
@@ -366,10 +367,19 @@ def make_evaluation(
         pixels = torch.cat([batch["pixels"] for batch in batches])
         meters.append(DenoisingMeter(parts.encoder, parts.decoder, pixels, captions))
     if isinstance(objective, Stage2):
-        meters.append(HeldOutLoss(objective, batches))
+        meters.append(HeldOutLoss(objective, list(_with_texts(objective, batches))))
     if isinstance(objective, Stage3):
         meters.append(CaptionMeter(objective, batches))
     return lambda step: {k: v for meter in meters for k, v in meter(step).items()}
+
+
+def _with_texts(objective: Stage2, batches: Sequence[Batch]) -> Iterator[Batch]:
+    """Held-out batches with their texts, the same at every look."""
+    start = 0
+    for batch in batches:
+        rows = range(start, start + len(batch["ids"]))
+        yield objective.prepare(batch, RowGenerator(0, 0, rows))
+        start = rows.stop
 
 
 def _held_out_batches(

@@ -13,6 +13,7 @@ from vlv.models.arguments import present
 from vlv.models.encoder import VLVEncoder
 from vlv.training.caches import Cache, ShardRows, features_cache, fill_cache, latents_cache
 from vlv.training.own_captions import own_caption_ids
+from vlv.training.texts import text_mix
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,7 +121,7 @@ def _loader_settings(config: RunConfig, framing: Framing, *, pin_memory: bool) -
         image_size=data.image_size if _needs_pixels(config) else None,
         seed=config.loop.seed,
         framing=framing,
-        need_captions=config.stage == "stage2",
+        texts=None if config.stage2 is None else text_mix(config.stage2),
         num_workers=data.num_workers,
         prefetch=data.prefetch,
         pin_memory=pin_memory,

@@ -5,13 +5,16 @@ Shapes: B batch, R draws per image, Q queries, D text width, h w latents, L toke
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlv.config import LoopConfig, Stage1Config, Stage2Config
+from vlv.data.texts import Text
 from vlv.errors import DataError
 from vlv.models.bottleneck import Draw
 from vlv.models.captioner import CaptionDecoder
@@ -22,6 +25,7 @@ from vlv.models.encoder import VLVEncoder
 from vlv.models.vision_encoder import VisionEncoder
 from vlv.training.objective import Batch, Losses
 from vlv.training.precision import compile_parts
+from vlv.training.texts import captions_of, draw_texts, text_mix
 
 
 class Stage1:
@@ -67,6 +71,15 @@ class Stage1:
         return Losses(total, parts)
 
 
+class TextTokens(NamedTuple):
+    """A text that is taught, as tokens."""
+
+    instruction: list[int]
+    """Empty for a plain caption."""
+    answer: list[int]
+    """With the end token where that is learnt."""
+
+
 class Stage2:
     """Captions teach the caption decoder to read z (paper, equation 2), and the encoder if it trains.
 
@@ -96,7 +109,10 @@ class Stage2:
         caption_decoder.find_head()
         decoder.freeze()
         self.encoder, self.decoder, self.caption_decoder = encoder, decoder, caption_decoder
-        self.config = config
+        self.config, self.mix = config, text_mix(config)
+        if not self.mix.is_plain:
+            caption_decoder.config.styles = dict(self.mix.instructions)
+            caption_decoder.config.answers_questions = self.mix.questions > 0
         self.module = nn.ModuleDict(
             {"encoder": encoder, "decoder": decoder, "caption_decoder": caption_decoder}
         )
@@ -114,21 +130,26 @@ class Stage2:
         return "frozen: " + ", ".join(name for name, steps in until.items() if step < steps)
 
     def loss(self, batch: Batch, generator: torch.Generator) -> Losses:
-        """Cross-entropy of `batch["captions"]` given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
+        """Cross-entropy of the batch's texts given `batch["pixels"]` (B, 3, H, W), and the denoising loss."""
         self._freeze_llm(batch["step"] < self.config.frozen_llm_steps)
         frozen = batch["step"] < self.config.frozen_encoder_steps
         with torch.no_grad() if frozen else nullcontext():
             z = z_of(self.encoder, batch, generator)  # (B, Q, D)
             c = self.decoder.context(z)
-        tokens = self._tokens(batch)
-        cut = [row[: self.config.max_caption_tokens] for row in tokens]
+        texts = [text for row in self._texts(batch) for text in row]  # M for each image
+        cut = [self._cut(text.answer) for text in texts]
+        before = [text.instruction for text in texts]
         how = self.config.batching
-        caption = self.caption_decoder.loss_of_tokens(c.sequence, cut, batching=how)  # (B, Q, D)
+        caption = self.caption_decoder.loss_of_tokens(
+            c.sequence, cut, instructions=before, batching=how
+        )
         total = caption = caption * batch.get("target_weight", 1.0)
+        read = [[*i, *row] for i, row in zip(before, cut, strict=True)]
         shares = {
-            "truncated_share": sum(map(_is_longer, tokens, cut)) / len(tokens),
+            "truncated_share": sum(len(x.answer) > len(y) for x, y in zip(texts, cut, strict=True))
+            / len(texts),
             "padding_share": self.caption_decoder.padding_share(
-                c.sequence.shape[1], cut, batching=how
+                c.sequence.shape[1], read, batching=how
             ),
         }
         parts = {"caption": caption} | {k: caption.new_full((), v) for k, v in shares.items()}
@@ -137,20 +158,34 @@ class Stage2:
             total = total + self.config.denoising_weight * parts["denoising"]
         return Losses(total, parts)
 
-    def prepare(self, batch: Batch, _: RowGenerator) -> Batch:
-        """The batch with its captions as `tokens`, a list of ids for each: they are made once for all passes."""
-        return batch | {"tokens": self._tokens(batch)}
+    def prepare(self, batch: Batch, generator: RowGenerator) -> Batch:
+        """The batch with `texts`, the tokens of M texts for each image: drawn, and made once for all passes."""
+        return batch | {"texts": self._texts(batch, generator.row_seeds)}
 
     def num_targets(self, batch: Batch) -> list[int]:
-        """Supervised tokens of each caption: the cross-entropy is a mean over all of a step, not of each pass."""
-        return [len(row[: self.config.max_caption_tokens]) for row in self._tokens(batch)]
+        """Supervised tokens of each image: the cross-entropy is a mean over all of a step, not of each pass."""
+        return [sum(len(self._cut(text.answer)) for text in row) for row in self._texts(batch)]
 
-    def _tokens(self, batch: Batch) -> list[list[int]]:
-        if "tokens" in batch:
-            tokens: list[list[int]] = batch["tokens"]
-            return tokens
-        captions, with_end = captions_of(batch), self.config.supervise_end
-        return self.caption_decoder.token_rows(captions, with_end=with_end)
+    def _texts(self, batch: Batch, row_seeds: Sequence[int] = ()) -> list[list[TextTokens]]:
+        """(B, M); where nothing was drawn, plain captions."""
+        if "texts" in batch:
+            known: list[list[TextTokens]] = batch["texts"]
+            return known
+        count = self.config.texts_per_image
+        if row_seeds:
+            rows = draw_texts(batch, self.mix, count, row_seeds)
+        else:
+            rows = [[Text(None, caption)] * count for caption in captions_of(batch)]
+        texts = [text for row in rows for text in row]
+        answers = self.caption_decoder.token_rows(
+            [text.answer for text in texts], with_end=self.config.supervise_end
+        )
+        before = self.caption_decoder.instruction_rows([text.instruction for text in texts])
+        tokens = [TextTokens(*pair) for pair in zip(before, answers, strict=True)]
+        return [tokens[start : start + count] for start in range(0, len(tokens), count)]
+
+    def _cut(self, answer: list[int]) -> list[int]:
+        return answer[: self.config.max_caption_tokens]
 
     def _freeze_llm(self, frozen: bool) -> None:
         """Let the gradient pass through the language model to psi, and leave none in it."""
@@ -214,19 +249,3 @@ def warm_start_loss(decoder: DiffusionDecoder, z: Tensor, batch: Batch) -> Tenso
         )
     target = decoder.token_embeddings(batch["own_ids"])  # (B, L, D)
     return F.mse_loss(z[:, : target.shape[1]], target) / target.square().mean()
-
-
-def captions_of(batch: Batch) -> list[str]:
-    """The captions of a batch.
-
-    Raises:
-        DataError: A record has none.
-    """
-    for record, caption in zip(batch["ids"], batch["captions"], strict=True):
-        if not caption:
-            raise DataError(f"{record} has no caption, but stage 2 needs one for every image")
-    return list(batch["captions"])
-
-
-def _is_longer(row: list[int], other: list[int]) -> bool:
-    return len(row) > len(other)

@@ -1,0 +1,78 @@
+"""What a caption decoder that takes instructions learns of the world: captions in several styles, and questions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlv.toyworld.language import parse
+from vlv.toyworld.questions import ask_at_length
+from vlv.toyworld.words import WORDS
+from vlv.toyworld.writing import describe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vlv.storage import Json
+    from vlv.toyworld.language import Claims
+    from vlv.toyworld.scene import Scene
+    from vlv.toyworld.writing import Form
+
+STYLES: dict[str, Form] = {
+    "detailed": "detailed",
+    "short": "short",
+    "tags": "tags",
+    "prompt": "plain",
+}
+"""The form of each style: a prompt is what people type."""
+
+
+def texts_of(scene: Scene, rng: np.random.Generator) -> Json:
+    """The fields of a record that teach instructions: `captions` and `questions`, all true."""
+    asked = ask_at_length(scene, rng)
+    return {
+        "captions": {style: describe(scene, form, rng) for style, form in STYLES.items()},
+        "questions": [{"question": one.question, "answer": one.answer} for one in asked],
+    }
+
+
+def is_written_as(style: str, text: str) -> bool:
+    """Whether a text has the form of a style, true or not; a prompt may look like a short caption.
+
+    >>> is_written_as("short", "A photo of a red cube."), is_written_as("tags", "A photo of a red cube.")
+    (True, False)
+    """
+    claims, is_list = parse(text), _is_list(text)
+    if not claims.objects or is_list != (style == "tags"):
+        return False
+    if style == "detailed":
+        return _is_detailed(text, claims)
+    if style == "short":
+        return _is_short(text, claims)
+    return style == "tags" or (not _is_detailed(text, claims) and _num_sentences(text) <= 1)
+
+
+def _is_list(text: str) -> bool:
+    """A list of tags: the style in one word, then light and view, then the objects."""
+    tags = [tag.strip() for tag in text.lower().split(",")]
+    sides = [f"{side} light" for side in WORDS["light"]]
+    return "." not in text and tags[0] in WORDS["style"] and any(tag in sides for tag in tags)
+
+
+def _is_detailed(text: str, claims: Claims) -> bool:
+    placed = all({"column", "row"} <= facts.keys() for facts in claims.objects)
+    return {"style", "light", "view"} <= claims.scene.keys() and placed and text.endswith(".")
+
+
+def _is_short(text: str, claims: Claims) -> bool:
+    named = all(facts.keys() <= {"colour", "shape"} for facts in claims.objects)
+    return (
+        claims.scene.keys() == {"style"}
+        and named
+        and not claims.relations
+        and _num_sentences(text) == 1
+    )
+
+
+def _num_sentences(text: str) -> int:
+    """Full stops, one of which may end the text."""
+    return text.count(".")

@@ -1,0 +1,67 @@
+"""Which texts of the records a step of stage 2 learns from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from vlv.data.texts import Text, TextMix, choose
+from vlv.errors import DataError
+from vlv.models.draws import mixed_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vlv.config import Stage2Config
+    from vlv.training.objective import Batch
+
+
+def text_mix(config: Stage2Config) -> TextMix:
+    """What the settings of stage 2 want to be taught."""
+    asked = {name: f"Style: {name}." for name in config.style_weights}
+    return TextMix(
+        config.caption_weight,
+        config.style_weights,
+        asked | config.style_instructions,
+        config.question_weight,
+    )
+
+
+def draw_texts(
+    batch: Batch, mix: TextMix, count: int, row_seeds: Sequence[int]
+) -> list[list[Text]]:
+    """Some texts of each record of a batch, drawn by the mix.
+
+    Args:
+        batch: With `ids`, `captions` and `meta`; where there is no metadata, plain captions are all that there is.
+        mix: What is wanted.
+        count: Texts of each.
+        row_seeds: A seed for each row; its texts depend on nothing else.
+
+    Raises:
+        DataError: A record has none.
+    """
+    if mix.is_plain or "meta" not in batch:
+        return [[Text(None, caption)] * count for caption in captions_of(batch)]
+    rows = zip(batch["ids"], batch["captions"], batch["meta"], row_seeds, strict=True)
+    return [_drawn(mix.of(id, caption, meta), count, seed) for id, caption, meta, seed in rows]
+
+
+def captions_of(batch: Batch) -> list[str]:
+    """The captions of a batch.
+
+    Raises:
+        DataError: A record has none.
+    """
+    for record, caption in zip(batch["ids"], batch["captions"], strict=True):
+        if not caption:
+            raise DataError(f"{record} has no caption, but stage 2 needs one for every image")
+    return list(batch["captions"])
+
+
+def _drawn(texts: list[tuple[Text, float]], count: int, seed: int) -> list[Text]:
+    if len(texts) == 1:
+        return [texts[0][0]] * count
+    generator = torch.Generator().manual_seed(mixed_seed(seed, "texts"))
+    return choose(texts, count, torch.rand(len(texts), generator=generator).tolist())
