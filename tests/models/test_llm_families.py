@@ -203,5 +203,5 @@ def test_what_is_written_to_an_instruction_depends_on_no_other(
         for row, prompt in zip(rows, prompts, strict=True)
     ]
     assert written == singles
-    assert len({caption.ids for caption in written}) > 2
+    assert written[0] != written[1], "the instruction is read"
     assert written[1] == decoder.generate(c[1:], max_new_tokens=10)[0]

@@ -30,51 +30,64 @@ Split = Annotated[SplitName, typer.Option(help="Splits share no scene.")]
 Num = Annotated[int, typer.Option(min=1, help="Number of scenes.")]
 
 
-@app.command()
-@takes_numbers
-def render(
-    out: Annotated[Path, typer.Argument(help="Folder of the tar shards; created.")],
-    num: Num,
-    split: Split = "train",
-    seed: common.Seed = 0,
-    per_shard: Annotated[int, typer.Option(min=1, help="Scenes in a full shard.")] = 1000,
+@options
+class RenderOptions:
+    """Options of ``vlv toyworld render``."""
+
+    out: Annotated[Path, typer.Argument(help="Folder of the tar shards; created.")]
+    num: Num
+    split: Split = "train"
+    seed: common.Seed = 0
+    per_shard: Annotated[int, typer.Option(min=1, help="Scenes in a full shard.")] = 1000
     workers: Annotated[
         int | None,
         typer.Option(min=1, max=1024, help="Processes; one for every processor by default."),
-    ] = None,
+    ] = None
     wrong: Annotated[
         float, typer.Option(help="Share of the objects' attributes that captions state wrongly.")
-    ] = 0.0,
+    ] = 0.0
     mistakes: Annotated[
         Literal["random", "systematic"],
         typer.Option(help="Of --wrong: any other value, or always the same one for a value."),
-    ] = "random",
+    ] = "random"
     instruct: Annotated[
         bool,
         typer.Option(
             "--instruct",
             help="Also write captions in several styles, and questions with their answers, into the .json of each image.",
         ),
-    ] = False,
+    ] = False
     sheet: Annotated[
         Path | None, typer.Option(help="Also lay the first images out in this FILE.png.")
-    ] = None,
-) -> int:
+    ] = None
+
+
+@app.command()
+@takes_options
+def render(given: RenderOptions) -> int:
     """Render scenes into tar shards: images, captions and the truth about each.
 
     Whole shards that are there already are kept: an interrupted command goes on when it is given again.
     """
     from vlv.toyworld.dataset import Layout, render_shards
 
-    layout = Layout(split, num, seed, per_shard, wrong=wrong, mistakes=mistakes, instruct=instruct)
+    layout = Layout(
+        given.split,
+        given.num,
+        given.seed,
+        given.per_shard,
+        wrong=given.wrong,
+        mistakes=given.mistakes,
+        instruct=given.instruct,
+    )
     try:
-        paths = render_shards(out, layout, workers)
+        paths = render_shards(given.out, layout, given.workers)
     except KeyboardInterrupt:
-        common.say(f"the whole shards in {out} are kept; the same command goes on from there")
+        common.say(f"the whole shards in {given.out} are kept; the same command goes on from there")
         raise
-    if sheet is not None:
-        _write_sheet(sheet, min(num, SHEET_IMAGES), seed, split)
-    common.say(f"{num} scenes in {len(paths)} shards -> {out}")
+    if given.sheet is not None:
+        _write_sheet(given.sheet, min(given.num, SHEET_IMAGES), given.seed, given.split)
+    common.say(f"{given.num} scenes in {len(paths)} shards -> {given.out}")
     return 0
 
 

@@ -456,6 +456,7 @@ def caption_images(
             "top_p": settings.top_p or 1.0,
         }
     how = settings.verification()
+    styles: list[str | None] = [*settings.styles] or [None]
 
     def describe(items: Sequence[Opened]) -> list[tuple[Caption, ...]]:
         z = embeddings(pipe, items)
@@ -474,7 +475,7 @@ def caption_images(
                 prompt=settings.prompt,
                 **options,
             )
-            for style in settings.styles or (None,)
+            for style in styles
         ]
         return list(zip(*written, strict=True))
 

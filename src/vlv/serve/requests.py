@@ -84,7 +84,7 @@ class Requests:
         self._fetcher = Fetcher(settings.fetch_from, settings.limits.image.max_bytes)
         self._find_image = find_image or self._fetched
         self._size, self._framing = pipe.image_size, pipe.framing
-        self._captioner = pipe.caption_decoder
+        self._pipe = pipe
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="vlv-images")
 
     def close(self) -> None:
@@ -188,7 +188,7 @@ class Requests:
     @property
     def takes_instructions(self) -> bool:
         """Whether the model was taught to follow any."""
-        captioner = self._captioner
+        captioner = self._pipe.caption_decoder
         return captioner is not None and bool(
             captioner.styles or captioner.config.answers_questions
         )
@@ -197,11 +197,14 @@ class Requests:
         """What is wanted of an image; None is the plain caption."""
         if body.prompt is not None:
             self._check_text("prompt", body.prompt)
-        if self._captioner is None or (body.style is None and body.prompt is None):
+        if body.style is None and body.prompt is None:
             return None
+        captioner = self._pipe.caption_decoder
+        if captioner is None:
+            return None  # which the model says itself
         try:
             how = Generation(style=body.style, prompt=body.prompt)
-            (prompt,) = self._captioner.instructions(how, 1)
+            (prompt,) = captioner.instructions(how, 1)
         except ConfigError as error:
             name = "style" if body.style is not None else "prompt"
             raise ApiError(400, str(error), param=name, code="invalid_value") from error

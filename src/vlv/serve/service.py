@@ -93,8 +93,8 @@ class Service:
                 param="messages",
                 code="image_count",
             )
-        reads_text = self._requests.takes_instructions and body.style is None
-        prompt = "\n".join(part.text for part in texts) if texts and reads_text else None
+        reads_text = texts and body.style is None and self._requests.takes_instructions
+        prompt = "\n".join(part.text for part in texts) if reads_text else None
         asked = CaptionBody(
             image=urls[0],
             style=body.style,

@@ -48,7 +48,7 @@ def is_written_as(style: str, text: str) -> bool:
         return _is_detailed(text, claims)
     if style == "short":
         return _is_short(text, claims)
-    return style == "tags" or (not _is_detailed(text, claims) and _num_sentences(text) <= 1)
+    return style == "tags" or _num_sentences(text) <= 1
 
 
 def _is_list(text: str) -> bool:
