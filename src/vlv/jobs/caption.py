@@ -378,7 +378,8 @@ class CaptionJob:
         """The row of an image with its captions, one for each style; without any, of what failed."""
         caption = captions[0] if captions else None
         finished, wording = all(x.finished for x in captions), self.settings.wording
-        texts = [wording.apply(x.text) for x in captions] or [None] * len(self.settings.styles)
+        texts: list[str | None] = [wording.apply(x.text) for x in captions]
+        texts = texts or [None] * len(self.settings.styles)
         columns = self.settings.style_columns.values()
         width, height = item.size or (None, None)
         file_size, mtime = item.stat or (None, None)
