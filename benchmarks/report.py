@@ -86,8 +86,13 @@ def _line(row: dict[str, Any], more: list[str]) -> str:
     seconds, ratio = (statistics.median(row[key]) for key in ("seconds", "ratios"))
     figures = [f"{seconds:.3f}", f"{ratio:.2f}"]
     figures += [f"{bound(row['ratios']):.2f}" for bound in (min, max)]
-    figures += [f"{row['notes'][name]:.3g}" for name in more]
+    figures += [_short(row["notes"][name]) for name in more]
     return f"| {row['name']} | {' | '.join(figures)} |"
+
+
+def _short(value: float) -> str:
+    """Three digits, and all of a whole number's."""
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def page(text: str) -> str:
