@@ -27,6 +27,7 @@ LAYERS = [
     ("engine",),
     ("training",),
     ("jobs",),
+    ("search",),
     ("curation",),
     ("toyworld",),
     ("evaluation",),

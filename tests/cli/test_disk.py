@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[str, Callable[..., list[object]]]] = {
     "caption parquet": ("c.parquet", lambda photos, out: ["caption", photos, "-o", out]),
     "caption csv": ("c.csv", lambda photos, out: ["caption", photos, "-o", out]),
     "embed": ("z.safetensors", lambda photos, out: ["embed", photos, "-o", out]),
+    "index build": ("index", lambda photos, out: ["index", "build", photos, "-o", out]),
     "reconstruct": ("pictures", lambda photos, out: ["reconstruct", photos / "1.png", "-o", out, "--steps", 1]),
     "generate": ("pictures", lambda photos, out: ["generate", "a cube", "-o", out, "--steps", 1]),
     "mix": ("m.png", lambda photos, out: ["mix", photos / "1.png", photos / "2.png", "-o", out, "--steps", 1]),
@@ -54,11 +55,12 @@ COMMANDS: dict[str, tuple[str, Callable[..., list[object]]]] = {
     "eval results": ("r.md", lambda photos, out: ["eval", "results", photos.parent / "made/scored", "-o", out]),
     "eval toyworld": ("f.json", lambda photos, out: ["eval", "toyworld", "--num", 2, "--sections", "vae", "--inspector", photos.parent / "made/inspector", "--json", out]),
     "eval best-of": ("f.json", lambda _, out: ["eval", "best-of", "--num", 2, "--candidates", 2, "--timesteps", 1, "--json", out, "--evidence", out.parent / "kept"]),
+    "eval search": ("f.json", lambda _, out: ["eval", "search", "--num", 2, "--queries", 1, "--no-captions", "--json", out, "--evidence", out.parent / "kept"]),
     "eval doubts": ("f.json", lambda _, out: ["eval", "doubts", "--num", 4, "--json", out, "--evidence", out.parent / "kept"]),
 }  # fmt: skip
 _MODELS = {
     "caption", "embed", "reconstruct", "generate", "mix", "data caption", "demo", "verify",
-    "toyworld ship", "eval toyworld",
+    "toyworld ship", "eval toyworld", "index build",
 }  # fmt: skip
 _IN_PLACE = {"eval judge", "eval score"}
 """They write into the run that they read."""

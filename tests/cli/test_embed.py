@@ -116,7 +116,7 @@ def test_info(vlv: Vlv, tiny_folder: Path, tiny_pipeline: VLVPipeline) -> None:
     num = sum(p.numel() for p in tiny_pipeline.vae.parameters())
     assert f"{num / 1e6:.2f} M" in lines["vae"]
     assert "F32" in lines["unet"]
-    assert lines["can:"].split(None, 1)[1] == "embed, caption, reconstruct, generate"
+    assert lines["can:"].split(None, 1)[1] == "embed, caption, reconstruct, generate, search"
 
 
 def test_info_reads_the_model_card(vlv: Vlv, tiny_pipeline: VLVPipeline, tmp_path: Path) -> None:

@@ -36,7 +36,17 @@ SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 UNREADY = 99  # a signal came before the command had begun
 PATIENCE = 120.0  # seconds: training that draws samples obeys when they are drawn
 CLOCKS = (0.0, -4e7, 4e7)  # seconds that the clock of a process is off by, about a year
-NAMES = ("caption", "embed", "verify", "filter", "teacher", "stage 1", "stage 2", "evaluation")
+NAMES = (
+    "caption",
+    "embed",
+    "index",
+    "verify",
+    "filter",
+    "teacher",
+    "stage 1",
+    "stage 2",
+    "evaluation",
+)
 
 Arguments = Sequence[object]
 
@@ -50,7 +60,10 @@ class Job:
 
 
 @pytest.fixture
-def jobs(tmp_path: Path, tiny_folder: Path, ingredients: Path) -> Iterator[dict[str, Job]]:
+def jobs(
+    tmp_path: Path, tiny_folder: Path, ingredients: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[dict[str, Job]]:
+    monkeypatch.setattr("vlv.search.build.rows_of_part", lambda batch_size: 2 * batch_size)
     photos, shards, inspector = tmp_path / "photos", tmp_path / "shards", tmp_path / "inspector"
     for number in range(12):
         write_image(photos / f"{number:02d}.png", number)
@@ -74,6 +87,10 @@ def jobs(tmp_path: Path, tiny_folder: Path, ingredients: Path) -> Iterator[dict[
             "embed": Job(
                 lambda out: [("embed", photos, *model, "-o", out / "x.safetensors")],
                 lambda out: (out / "x.safetensors").read_bytes(),
+            ),
+            "index": Job(
+                lambda out: [("index", "build", photos, *model, "-o", out)],
+                lambda out: {name: data for name, data in contents(out).items() if name != ".lock"},
             ),
             "verify": Job(
                 lambda out: [("verify", tmp_path / "told", *model, "--timesteps", 1, "--claims", "none", "-o", out / "x.jsonl")],

@@ -126,7 +126,9 @@ def test_stage3_needs_images_alone(
     assert {"held_out_reward", "held_out_loss", "held_out_tokens"} <= figures.keys()
     logged = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert {"reward", "best_reward", "clear_share", "distinct_share", "tokens"} <= logged.keys()
-    assert "can:     embed, caption, reconstruct, generate" in vlv("info", run / "model").out
+    assert (
+        "can:     embed, caption, reconstruct, generate, search" in vlv("info", run / "model").out
+    )
     assert past_trainings(run / "model")[-1].stage == "stage3"
     planned = vlv(*args[:-1], "loop.steps=3", "--dry-run")
     assert planned.code == 0
@@ -178,7 +180,7 @@ def test_stage2_on_captions_alone_exports_a_whole_model(
     export = tmp_path / "exported"
     args = ("train", config, "--run-dir", tmp_path / "run", "--export", export)
     assert vlv(*args, "--set", "stage2.trainable=mlp").code == 0
-    assert "can:     embed, caption, reconstruct, generate" in vlv("info", export).out
+    assert "can:     embed, caption, reconstruct, generate, search" in vlv("info", export).out
     assert all(torch.equal(v, weights(export)[k]) for k, v in weights(tiny_folder).items()), (
         "frozen"
     )

@@ -317,6 +317,7 @@ def test_saved_and_loaded_it_is_the_same(
     ("task", "expected"),
     [
         ("embed", {"encoder"}),
+        ("search", {"encoder", "text_encoder", "tokenizer"}),
         ("caption", {"encoder", "text_encoder", "caption_decoder"}),
         ("generate", {"text_encoder", "tokenizer", "unet", "vae", "scheduler"}),
         ("reconstruct", {"encoder", "text_encoder", "tokenizer", "unet", "vae", "scheduler"}),

@@ -89,6 +89,35 @@ def assert_refused(result: Any, words: str) -> None:
     assert "secret" not in content.text
 
 
+def test_search_is_a_tool_where_there_is_an_index(
+    tiny_pipeline: VLVPipeline, folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("usearch", reason="search needs the package usearch")
+    from tests.search.support import telling_space
+    from vlv.search.index import Index
+
+    space = telling_space(tiny_pipeline, [folder / "a.png", folder / "more" / "b.png"])
+    Index.build([folder], tmp_path / "index", tiny_pipeline, space=space)
+    server = ToolServer(
+        lambda: tiny_pipeline,
+        ServeSettings(MODEL),
+        Roots([folder]),
+        lambda pipe: Index.open(tmp_path / "index", pipe),
+    )
+
+    async def work(client: Client) -> Any:
+        listed = await client.list_tools()
+        found = await client.call_tool("search", {"image": "a.png", "k": 2})
+        return listed, found, await client.call_tool("search", {"text": " "})
+
+    listed, found, refused = session(server, work)
+    assert "search" in {tool.name for tool in listed.tools}
+    first, _ = found.structured_content["data"]
+    assert first["id"] == "a.png"
+    assert str(folder / "a.png") in found.content[0].text
+    assert_refused(refused, "not only spaces")
+
+
 def test_what_there_is(tiny_pipeline: VLVPipeline) -> None:
     server = ToolServer(lambda: tiny_pipeline, ServeSettings(MODEL), Roots())
     listed = session(server, lambda client: client.list_tools())

@@ -28,6 +28,7 @@ from vlv.cli import (
     images,
     info,
     push,
+    search,
     serve,
     toyworld,
     train,
@@ -63,6 +64,7 @@ app.command()(images.reconstruct)
 app.command()(images.generate)
 app.command()(images.mix)
 app.command()(embed.embed)
+app.command()(search.search)
 app.command()(demo.demo)
 app.command()(info.info)
 app.command()(train.train)
@@ -72,6 +74,7 @@ app.command()(serve.serve)
 app.command()(serve.mcp)
 app.command()(ui.ui)
 app.command()(info.doctor)
+app.add_typer(search.app)
 app.add_typer(data.app)
 app.add_typer(evaluate.app)
 app.add_typer(toyworld.app)

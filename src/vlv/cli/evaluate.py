@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlv.cli import ablation, common, experiments
+from vlv.cli import ablation, common, eval_search, experiments
 from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
 from vlv.cli.toyworld import SplitName
@@ -27,6 +27,7 @@ app.command()(experiments.judge)
 app.command()(experiments.score)
 app.command()(experiments.rate)
 app.command()(ablation.ablation)
+app.command()(eval_search.search)
 app.command()(experiments.report)
 app.command()(experiments.results)
 
@@ -225,7 +226,7 @@ def doubts(given: DoubtsOptions) -> int:
         common.say(f"written: {given.fit}")
     assert calibration is not None
     results = measure(cases, calibration, plan)
-    _show(results, given.json_file)
+    show(results, given.json_file)
     return 0
 
 
@@ -286,7 +287,7 @@ def best_of(given: BestOfOptions) -> int:
     with tempfile.TemporaryDirectory() as folder, progress:
         rows = collect(pipe, plan, given.evidence or Path(folder), progress.advance)
     results = measure(rows, plan)
-    _show(results, given.json_file)
+    show(results, given.json_file)
     return 0
 
 
@@ -335,11 +336,11 @@ def instruct(given: InstructOptions) -> int:
     progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
     with tempfile.TemporaryDirectory() as folder, progress:
         rows = collect(pipe, before, plan, given.evidence or Path(folder), progress.advance)
-    _show(measure(rows, plan), given.json_file)
+    show(measure(rows, plan), given.json_file)
     return 0
 
 
-def _show(results: Results, file: Path | None) -> None:
+def show(results: Results, file: Path | None) -> None:
     """Print the figures, and write them to a file where one is named."""
     from vlv.evaluation.results import format_results
     from vlv.storage import write_json

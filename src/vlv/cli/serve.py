@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from dataclasses import field
@@ -16,8 +17,17 @@ from vlv.cli.options import option_group, options, takes_options
 from vlv.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vlv.models.pipeline import VLVPipeline
+    from vlv.search.index import Index
     from vlv.serve.settings import ServeSettings
+
+
+IndexFolder = Annotated[
+    Path | None,
+    typer.Option(metavar="INDEX", help="Folder of vlv index build, of this model, to be searched."),
+]
 
 
 @option_group("Address")
@@ -69,6 +79,7 @@ class ServeOptions:
     address: AddressOptions
     work: WorkOptions
     model: common.ModelOptions
+    index: IndexFolder = None
     engine: EngineOptions
 
     def settings(self) -> ServeSettings:
@@ -103,6 +114,7 @@ def serve(given: ServeOptions) -> int:
     check_access(given.address.host, keys, no_auth=given.address.no_auth)
     placement = given.model.placement()
     given.engine.settings()  # complain now
+    open_index = _open_index(given.index)
     listener = listen(given.address.host, given.address.port)
     pipe = common.load_pipeline(
         given.model.model,
@@ -114,8 +126,9 @@ def serve(given: ServeOptions) -> int:
     host, port = listener.getsockname()[:2]
     with given.engine.running() as attach:
         attach(pipe)
+        index = None if open_index is None else open_index(pipe)
         common.say(f"serving {settings.model} on http://{host}:{port}/v1")
-        run(pipe, settings, keys, listener)
+        run(pipe, settings, keys, listener, index)
     return 0
 
 
@@ -134,6 +147,7 @@ class ToolOptions:
         int, typer.Option(min=1, help="Longest caption that may be asked for.")
     ] = 1024
     seed: common.Seed = 0
+    index: IndexFolder = None
     model: common.ModelOptions
 
     def settings(self) -> ServeSettings:
@@ -157,6 +171,7 @@ def mcp(given: ToolOptions) -> int:
     from vlv.serve.tools import Roots, ToolServer
 
     roots, placement = Roots(given.root or ()), given.model.placement()
+    open_index = _open_index(given.index)
 
     def load() -> VLVPipeline:
         model = given.model
@@ -164,8 +179,20 @@ def mcp(given: ToolOptions) -> int:
             model.model, None, revision=model.revision, placement=placement, yes=model.yes
         )
 
-    asyncio.run(ToolServer(load, given.settings(), roots).serve_stdio())
+    asyncio.run(ToolServer(load, given.settings(), roots, open_index).serve_stdio())
     return 0
+
+
+def _open_index(folder: Path | None) -> Callable[[VLVPipeline], Index] | None:
+    """What opens an index once its model is loaded; a folder that is none is refused now."""
+    if folder is None:
+        return None
+    _need("search", "usearch")
+    from vlv.search.index import Index
+    from vlv.search.store import check_finished
+
+    check_finished(folder)
+    return functools.partial(Index.open, folder)
 
 
 def _need(extra: str, *packages: str) -> None:

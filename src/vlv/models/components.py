@@ -228,8 +228,8 @@ class VLVComponents(DiffusionPipeline):
 
         Args:
             name_or_folder: A model folder, the name of a shipped model, or ``owner/name`` on the hub (the network is used).
-            parts: What it is for, any of "caption", "reconstruct", "generate", "embed": only the components that these
-                need are loaded. None loads all that the model has.
+            parts: What it is for, any of "caption", "reconstruct", "generate", "embed", "search": only the components
+                that these need are loaded. None loads all that the model has.
             revision: Of a model on the hub.
             device: Where it works; "auto" is CUDA, else MPS, else the CPU.
             dtype: Of the weights in memory, whatever the files hold, as a torch dtype or its name; "auto" is bfloat16

@@ -55,7 +55,7 @@ from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-Task = Literal["caption", "reconstruct", "generate", "embed"]
+Task = Literal["caption", "reconstruct", "generate", "embed", "search"]
 Reference: TypeAlias = dict[str, str | None]
 """Where a component lies that is not copied: repo (hub id or folder), subfolder, revision, variant."""
 
@@ -99,7 +99,13 @@ def _needed_of(family: type[DiffusionDecoder]) -> dict[str, tuple[str, ...]]:
         "caption": ("encoder", *family.towers, "caption_decoder"),
         "reconstruct": ("encoder", *family.components),
         "generate": family.components,
+        "search": ("encoder", *_text_parts(family)),
     }
+
+
+def _text_parts(family: type[DiffusionDecoder]) -> tuple[str, ...]:
+    """The text towers that z enters, and their tokenizers."""
+    return tuple(x for x in family.components if x.startswith(("text_encoder", "tokenizer")))
 
 
 NEEDED = _needed_of(DiffusionDecoder)

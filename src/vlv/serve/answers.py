@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlv.models.decoding import Caption
     from vlv.models.doubts import Verdict
     from vlv.models.scoring import Scores
+    from vlv.search.index import Hit
 
 Answer = Json
 TEXT_IS_UNUSED = "the text was not used: this model describes the image and takes no instruction beside its style"
@@ -118,6 +119,21 @@ def verdicts(model: str, found: Sequence[Verdict]) -> Answer:
             "fixed": verdict.fixed,
         }
         for index, verdict in enumerate(found)
+    ]
+    return {"object": "list", "model": model, "data": data}
+
+
+def hits(model: str, found: Sequence[Hit]) -> Answer:
+    """Images of an index; where their files lie on the server is nobody's business."""
+    data = [
+        {
+            "object": "hit",
+            "index": hit.rank - 1,
+            "id": hit.id,
+            "score": hit.score,
+            "sha256": hit.sha256,
+        }
+        for hit in found
     ]
     return {"object": "list", "model": model, "data": data}
 

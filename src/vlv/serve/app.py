@@ -43,6 +43,7 @@ def build_app(service: Service, keys: Keys, *, local_only: bool = True) -> Guard
         "/v1/generate": service.generate,
         "/v1/mix": service.mix,
         "/v1/verify": service.verify,
+        "/v1/search": service.search,
     }
     for path, read in gets.items():
         app.add_api_route(path, read, methods=["GET"])

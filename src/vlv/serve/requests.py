@@ -27,9 +27,20 @@ from vlv.serve.schema import (
     GenerateBody,
     MixBody,
     ReconstructBody,
+    SearchBody,
     VerifyBody,
 )
-from vlv.serve.work import Describe, Doubt, Embed, Generate, Mix, Reconstruct, Sampling, Verify
+from vlv.serve.work import (
+    Describe,
+    Doubt,
+    Embed,
+    Generate,
+    Mix,
+    Reconstruct,
+    Sampling,
+    Search,
+    Verify,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,6 +50,7 @@ if TYPE_CHECKING:
     from vlv.models.doubts import Verdict
     from vlv.models.pipeline import VLVPipeline
     from vlv.models.scoring import Scores
+    from vlv.search.index import Hit, Index
     from vlv.serve.settings import ServeSettings
     from vlv.serve.work import Work
 
@@ -59,6 +71,7 @@ class Requests:
         pipe: The model.
         settings: How it is served.
         find_image: Finds the images of requests; by default data URLs, and addresses of allowed hosts.
+        index: What can be searched, of this model.
         report: Receives kind, items and seconds of every batch.
 
     Attributes:
@@ -71,9 +84,10 @@ class Requests:
         settings: ServeSettings,
         *,
         find_image: Finder | None = None,
+        index: Index | None = None,
         report: Callable[[str, int, float], None] = lambda kind, count, seconds: None,
     ) -> None:
-        self.settings = settings
+        self.settings, self._index = settings, index
         self.batcher = Batcher(
             pipe,
             batch_size=settings.batch_size,
@@ -158,6 +172,26 @@ class Requests:
         image, deadline = await self._to_judge(body)
         items = [(image, text) for text in body.captions]
         return await self._compute(left, Doubt(), items, deadline)
+
+    async def search(self, body: SearchBody, left: Leaving | None = None) -> list[Hit]:
+        """The images of the index that are nearest to a text or to an image."""
+        deadline = self.begin(body.model)
+        if self._index is None:
+            raise ApiError(
+                404, "this server has no index; it is started with --index", code="no_index"
+            )
+        if (body.text is None) == (body.image is None):
+            raise ApiError(
+                400, "give one query, a text or an image", param="text", code="invalid_request"
+            )
+        query: str | Image.Image
+        if body.image is not None:
+            (query,) = await self._open([body.image], ["image"], deadline)
+        else:
+            query = body.text or ""
+            self._check_text("text", query)
+        (found,) = await self._compute(left, Search(self._index, body.k), [query], deadline)
+        return found
 
     async def _to_judge(self, body: VerifyBody) -> tuple[Image.Image, float]:
         deadline = self.begin(body.model)

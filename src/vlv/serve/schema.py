@@ -201,3 +201,11 @@ class VerifyBody(_Body):
     captions: list[Text] = Field(min_length=1)
     doubts: bool = False
     """Which sentences and claims are doubtful, too; it takes many passes."""
+
+
+class SearchBody(_Body):
+    """A request for the images of an index that are nearest to a text or to an image; one of the two."""
+
+    text: Text | None = None
+    image: ImageURL | None = None
+    k: int = Field(10, ge=1, le=1000)

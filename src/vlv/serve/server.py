@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from vlv.models.pipeline import VLVPipeline
+    from vlv.search.index import Index
     from vlv.serve.settings import Keys, ServeSettings
 
 _DRAIN_SECONDS = 5
@@ -81,13 +82,19 @@ class Server(uvicorn.Server):
             self._service.close()
 
 
-def serve(pipe: VLVPipeline, settings: ServeSettings, keys: Keys, listener: socket.socket) -> None:
-    """Serve a model until a signal ends it.
+def serve(
+    pipe: VLVPipeline,
+    settings: ServeSettings,
+    keys: Keys,
+    listener: socket.socket,
+    index: Index | None = None,
+) -> None:
+    """Serve a model, and an index of it, until a signal ends it.
 
     Raises:
         DeviceLostError: The device failed.
     """
-    service = Service(pipe, settings)
+    service = Service(pipe, settings, index)
     with json_logs():
         Server(service, keys, listener).serve_until_signal()
     if service.batcher.is_lost:

@@ -21,6 +21,7 @@ from vlv.serve.schema import (
     ImagePart,
     MixBody,
     ReconstructBody,
+    SearchBody,
     VerifyBody,
 )
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlv.models.pipeline import VLVPipeline
+    from vlv.search.index import Index
     from vlv.serve.requests import Leaving
     from vlv.serve.settings import ServeSettings
 
@@ -38,15 +40,18 @@ class Service:
     Args:
         pipe: The model.
         settings: How it is served.
+        index: What can be searched, of this model.
 
     Attributes:
         batcher: Who asks the model.
         draining: Whether the server is about to end.
     """
 
-    def __init__(self, pipe: VLVPipeline, settings: ServeSettings) -> None:
+    def __init__(
+        self, pipe: VLVPipeline, settings: ServeSettings, index: Index | None = None
+    ) -> None:
         self.settings, self.metrics, self.draining = settings, Metrics(), False
-        self._requests = Requests(pipe, settings, report=self.metrics.batch)
+        self._requests = Requests(pipe, settings, index=index, report=self.metrics.batch)
         self.batcher = self._requests.batcher
         self.metrics.watch_queue(lambda: self.batcher.num_waiting)
         self._created = int(time.time())
@@ -143,6 +148,11 @@ class Service:
             return JSONResponse(answers.verdicts(self.settings.model, verdicts))
         found = await self._requests.verify(body, _leaving(request))
         return JSONResponse(answers.scores(self.settings.model, found))
+
+    async def search(self, body: SearchBody, request: Request) -> Response:
+        """Find the images of the index that are nearest to a text or to an image."""
+        found = await self._requests.search(body, _leaving(request))
+        return JSONResponse(answers.hits(self.settings.model, found))
 
     def _drawn(self, body: DrawBody, image: Image.Image) -> Response:
         seed = self._requests.seed(body.seed)

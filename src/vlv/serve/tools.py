@@ -35,12 +35,14 @@ from vlv.serve.schema import (
     GenerateBody,
     MixBody,
     ReconstructBody,
+    SearchBody,
     VerifyBody,
     first_fault,
 )
 
 if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
+    from vlv.search.index import Index
     from vlv.serve.settings import ServeSettings
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
@@ -141,6 +143,12 @@ async def _verify(requests: Requests, body: VerifyBody) -> types.CallToolResult:
     return _said("\n".join(lines), found)
 
 
+async def _search(requests: Requests, body: SearchBody) -> types.CallToolResult:
+    hits = await requests.search(body)
+    found = answers.hits(requests.settings.model, hits)
+    return _said("\n".join(f"{hit.score:.3f}  {hit.file_name}" for hit in hits), found)
+
+
 def _drawing(name: str) -> Callable[[Requests, Any], Awaitable[types.CallToolResult]]:
     async def draw(requests: Requests, body: Any) -> types.CallToolResult:
         image = await getattr(requests, name)(body)
@@ -184,6 +192,15 @@ TOOLS = (
 )
 
 
+SEARCH = Tool(
+    "search",
+    "Find the images of the index that are nearest to a text or to an image; the score is a mean cosine.",
+    SearchBody,
+    _search,
+)
+"""Where there is an index."""
+
+
 class ToolServer:
     """The tools of one model, which is loaded while clients already ask what there is.
 
@@ -191,13 +208,20 @@ class ToolServer:
         load: Loads the model.
         settings: How it is served, with the limits of `vlv serve`.
         roots: The folders whose images may be read.
+        open_index: Opens the index that can be searched, once the model is loaded.
     """
 
     def __init__(
-        self, load: Callable[[], VLVPipeline], settings: ServeSettings, roots: Roots
+        self,
+        load: Callable[[], VLVPipeline],
+        settings: ServeSettings,
+        roots: Roots,
+        open_index: Callable[[VLVPipeline], Index] | None = None,
     ) -> None:
         self._load, self._settings, self._roots = load, settings, roots
-        self._tools = {tool.name: tool for tool in TOOLS}
+        self._open_index = open_index
+        tools = TOOLS if open_index is None else (*TOOLS, SEARCH)
+        self._tools = {tool.name: tool for tool in tools}
         self._loading: asyncio.Future[Requests] | None = None
         self.server: Server[Any] = Server(
             "vlv",
@@ -230,7 +254,10 @@ class ToolServer:
 
     def _start(self) -> Requests:
         try:
-            requests = Requests(self._load(), self._settings, find_image=self._roots.find)
+            pipe = self._load()
+            index = None if self._open_index is None else self._open_index(pipe)
+            find = self._roots.find
+            requests = Requests(pipe, self._settings, find_image=find, index=index)
         except VLVError as error:
             say(f"vlv: {error}")
             raise

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlv.models.doubts import Verdict
     from vlv.models.pipeline import DrawingOptions, VLVPipeline
     from vlv.models.scoring import Scores
+    from vlv.search.index import Hit, Index
 
 Item = TypeVar("Item", contravariant=True)
 Result = TypeVar("Result", covariant=True)
@@ -174,3 +175,21 @@ class Verify:
     ) -> list[Scores]:
         """Score them."""
         return pipe.score([image for image, _ in items], [texts for _, texts in items])
+
+
+@dataclass(frozen=True)
+class Search:
+    """The images of an index that are nearest to texts and images."""
+
+    index: Index
+    k: int
+    kind = "search"
+
+    def run(self, pipe: VLVPipeline, items: Sequence[str | Image.Image]) -> list[list[Hit]]:
+        """Find them."""
+        return [
+            self.index.search(item, k=self.k)
+            if isinstance(item, str)
+            else self.index.search(image=item, k=self.k)
+            for item in items
+        ]

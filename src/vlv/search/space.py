@@ -1,0 +1,149 @@
+"""Where texts and images meet: tokens of their contexts, centred, projected, of unit length; and how alike two sets of them are.
+
+Shapes: B images or texts, L tokens of an image, T tokens of a query, D text width, d width of the space, K candidates.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from vlv.errors import DataError
+from vlv.models.arguments import present
+from vlv.models.placement import at_work
+from vlv.storage import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from vlv.models.pipeline import VLVPipeline
+
+SPACE_NAME = "search.safetensors"
+"""In a model folder: the space that was fitted to the model. In an index: the one that it was built with."""
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """Two affine maps, one of contexts of images and one of contexts of texts."""
+
+    image_centre: Tensor
+    """(D,)."""
+    image_matrix: Tensor
+    """(D, d)."""
+    text_centre: Tensor
+    """(D,)."""
+    text_matrix: Tensor
+    """(D, d)."""
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a space.
+
+        Raises:
+            DataError: The file is damaged, or holds something else.
+        """
+        names = [field.name for field in fields(cls)]
+        try:
+            with safe_open(path, "pt") as file:
+                space = cls(*(file.get_tensor(name).float() for name in names))
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} is no search space, or is damaged ({error})") from error
+        D, d = space.image_matrix.shape if space.image_matrix.ndim == 2 else (0, 0)
+        shapes = [tuple(getattr(space, name).shape) for name in names]
+        if (
+            not d
+            or shapes != [(D,), (D, d)] * 2
+            or not all(x.isfinite().all() for x in space.tensors)
+        ):
+            raise DataError(f"{path} is no search space: its tensors do not fit together")
+        return space
+
+    def save(self, path: Path) -> None:
+        """Write the space, atomically.
+
+        Raises:
+            OutputError: The disk refuses.
+        """
+        tensors = {
+            field.name: getattr(self, field.name).clone(memory_format=torch.contiguous_format)
+            for field in fields(self)
+        }
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those of both maps."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    @property
+    def text_width(self) -> int:
+        """Numbers of a token of a context, D."""
+        return len(self.image_matrix)
+
+    @property
+    def width(self) -> int:
+        """Numbers of a token, d."""
+        return self.image_matrix.shape[1]
+
+    def hash(self) -> str:
+        """SHA-256 of its numbers."""
+        digest = hashlib.sha256()
+        for tensor in self.tensors:
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def images(self, c: Tensor) -> Tensor:
+        """Tokens (B, L, d) of the contexts of images (B, L, D)."""
+        return F.normalize((c.cpu().float() - self.image_centre) @ self.image_matrix, dim=-1)
+
+    def texts(self, c: Tensor) -> Tensor:
+        """Tokens (T, d) of the context of one text (T, D)."""
+        return F.normalize((c.cpu().float() - self.text_centre) @ self.text_matrix, dim=-1)
+
+
+def plain_space(pipe: VLVPipeline) -> Space:
+    """The space of a model to which none was fitted: contexts as they are, without what the empty text has in common with all."""
+    with at_work(pipe, *pipe.decoder.towers):
+        centre = pipe.decoder.null_context().sequence[0].mean(0).cpu().float()
+    same = torch.eye(len(centre))
+    return Space(centre, same, centre, same)
+
+
+def read_texts(pipe: VLVPipeline, texts: Sequence[str]) -> list[Tensor]:
+    """Contexts of texts, (T, D) each: the tokens of the text and its end, without the start and the padding."""
+    tokenizer, decoder = present(pipe.tokenizer, "tokenizer"), pipe.decoder
+    with at_work(pipe, *decoder.towers):
+        c = decoder.encode_text(list(texts)).c.sequence
+    ids = tokenizer(list(texts), truncation=True, max_length=decoder.num_positions).input_ids
+    return [row[1 : max(2, len(found))] for row, found in zip(c, ids, strict=True)]
+
+
+def pool(tokens: Tensor) -> Tensor:
+    """One vector of unit length for the tokens (..., L, d) of an image or a query, (..., d): what the first stage compares."""
+    return F.normalize(tokens.mean(-2), dim=-1)
+
+
+def max_sim(query: Tensor, images: Tensor, *, both_ways: bool = False) -> Tensor:
+    """Late interaction (Khattab and Zaharia 2020): each token of the query is held against its nearest token of the image.
+
+    Args:
+        query: (T, d).
+        images: (K, L, d).
+        both_ways: Add what the image's tokens find in the query, for queries that are images themselves.
+
+    Returns:
+        The mean cosine over the tokens, (K,), from -1 to 1.
+    """
+    K, L, d = images.shape
+    cosines = (query @ images.reshape(K * L, d).T).view(len(query), K, L)
+    found = cosines.amax(-1).mean(0)
+    return (found + cosines.amax(0).mean(-1)) / 2 if both_ways else found
