@@ -22,7 +22,7 @@ from vlv.search.build import ModelName, begin_index
 from vlv.search.engine import update_graph
 from vlv.search.index import Index, Query
 from vlv.search.parts import MOST_ROWS, Row, read_parts, write_part
-from vlv.search.space import Space, pool
+from vlv.search.space import Space
 from vlv.storage import Json, write_json
 
 CLUSTERS = 1000
@@ -36,6 +36,11 @@ def tokens_of(number: int, shape: tuple[int, int], centres: torch.Tensor) -> tor
     return F.normalize(own + NOISE * torch.randn(shape, generator=rng) / shape[1] ** 0.5, dim=-1)
 
 
+def pooled(tokens: torch.Tensor) -> torch.Tensor:
+    """Their direction, (d,)."""
+    return F.normalize(tokens.mean(0), dim=-1)
+
+
 def fill(folder: Path, num: int, shape: tuple[int, int], centres: torch.Tensor) -> None:
     """Write the parts."""
     for first in range(0, num, MOST_ROWS):
@@ -43,7 +48,7 @@ def fill(folder: Path, num: int, shape: tuple[int, int], centres: torch.Tensor) 
         for number in range(first, min(num, first + MOST_ROWS)):
             tokens = tokens_of(number, shape, centres)
             about = {"id": str(number), "file_name": f"{number}.png", "sha256": None}
-            rows.append(Row(about, tokens.half(), pool(tokens).half(), b""))
+            rows.append(Row(about, tokens.half(), pooled(tokens).half(), b""))
         write_part(folder / "parts" / f"{first // MOST_ROWS:06d}.safetensors", rows)
 
 
@@ -55,7 +60,8 @@ def measure(index: Index, given: argparse.Namespace, centres: torch.Tensor) -> J
     for number in rng.integers(len(index), size=given.queries).tolist():
         tokens = tokens_of(number, shape, centres)[: given.query_tokens]
         noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(number + 1))
-        query = Query(F.normalize(tokens + 0.3 * noise / given.width**0.5, dim=-1))
+        tokens = F.normalize(tokens + 0.3 * noise / given.width**0.5, dim=-1)
+        query = Query(tokens, pooled(tokens))
         began = time.perf_counter()
         near = index.first_stage(query, min(len(index), given.candidates))
         first_seconds.append(time.perf_counter() - began)
@@ -88,7 +94,8 @@ def main() -> None:
     given = parser.parse_args()
     pipe = VLVPipeline.from_pretrained("vlv-tiny", parts=["search"])
     D = pipe.decoder.text_width
-    space = Space(torch.zeros(D), torch.zeros(D, given.width), torch.zeros(D), torch.zeros(D, given.width))  # fmt: skip
+    centre, matrix = torch.zeros(D), torch.zeros(D, given.width)
+    space = Space(centre, matrix, centre, matrix, matrix, matrix)
     centres = torch.randn(CLUSTERS, given.width, generator=torch.Generator().manual_seed(0))
     centres = F.normalize(centres, dim=-1)
     with tempfile.TemporaryDirectory() as temporary:

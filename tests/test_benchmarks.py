@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed.py"
-TEACHER = SPEED.with_name("teacher.py")
+SEARCH, TEACHER = (SPEED.with_name(f"{name}.py") for name in ("search", "teacher"))
 
 
 @pytest.mark.slow
@@ -48,3 +48,19 @@ def test_teacher_through_600_faulty_requests(
     assert {run["server"]["most_delivered"] for run in runs} == {1}
     assert set(runs[0]["server"]["behaviours"]) > {"500", "hang", "429", "malformed"}
     assert result["faults"]["same_files"]
+
+
+@pytest.mark.slow
+def test_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("usearch", reason="search needs the package usearch")
+    file = tmp_path / "search.json"
+    settings = ["--num", "300", "--tokens", "8", "--width", "16", "--queries", "5"]
+    monkeypatch.setattr("sys.argv", [str(SEARCH), *settings, "--json", str(file)])
+    runpy.run_path(str(SEARCH), run_name="__main__")
+    found = json.loads(file.read_text())
+    assert found["num"] == 300
+    assert found["queries_per_second"] > 0
+    assert found["found_first"] == found["among_candidates"] == 1
+    assert "p99_ms" in capsys.readouterr().out

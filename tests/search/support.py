@@ -21,4 +21,4 @@ def telling_space(pipe: VLVPipeline, paths: Sequence[Path]) -> Space:
     centre = c.mean((0, 1))
     positions = c.mean(0) - centre  # (L, D), of rank L - 1
     others = torch.linalg.svd(positions).Vh[len(positions) - 1 :].T  # (D, D - L + 1)
-    return Space(centre, others.contiguous(), centre, others.contiguous())
+    return Space(centre, others, centre, others, others, others)

@@ -75,7 +75,7 @@ def test_an_embedding_finds_what_its_image_finds(index: Index, photos: Path) -> 
 def test_scores_of_a_text_are_those_of_late_interaction(index: Index, photos: Path) -> None:
     hits = index.search("a red cube")
     z = index.pipe.embed([photos / hit.id for hit in hits])
-    tokens = index.space.images(index.pipe.context(z).sequence)
+    tokens = index.space.images(index.pipe.context(z).sequence).tokens
     (query,) = index.text_queries(["a red cube"])
     expected = (tokens @ query.tokens.T).amax(1).mean(1)  # (7,)
     np.testing.assert_allclose([hit.score for hit in hits], expected, atol=2e-3)
@@ -247,7 +247,7 @@ def test_another_space_is_another_index(
     (part,), _ = read_parts(tmp_path / "small" / "parts")
     assert part.tokens([0, 7]).shape == (2, tiny.NUM_QUERIES, 5)
     assert small.search(image=photos / "new.png", k=1)[0].id == "new.png"
-    wide = Space(torch.zeros(9), torch.eye(9), torch.zeros(9), torch.eye(9))
+    wide = Space(torch.zeros(9), torch.eye(9), torch.zeros(9), *[torch.eye(9)] * 3)
     with pytest.raises(DataError, match="contexts of width 9"):
         Index.build([photos], tmp_path / "wide", tiny_pipeline, space=wide)
 
@@ -259,7 +259,7 @@ def test_rows_of_a_part(index: Index, photos: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(part.tokens([2, 3, 6, 0]), tokens[[2, 3, 6, 0]])
     assert part.pooled().shape == (7, index.space.width)
     made = index.pipe.context(index.pipe.embed(photos / "4.png")).sequence
-    np.testing.assert_allclose(tokens[4], index.space.images(made)[0], atol=1e-3)
+    np.testing.assert_allclose(tokens[4], index.space.images(made).tokens[0], atol=1e-3)
 
 
 def test_two_builds_at_once_are_refused(

@@ -10,11 +10,12 @@ from safetensors.torch import save_file
 
 from vlv.errors import DataError
 from vlv.models.pipeline import VLVPipeline
-from vlv.search.space import Space, max_sim, plain_space, pool, read_texts
+from vlv.search.space import Space, max_sim, plain_space, read_texts
 
 
 def some_space(D: int = 6, d: int = 4) -> Space:
-    return Space(torch.randn(D), torch.randn(D, d), torch.randn(D), torch.randn(D, d))
+    matrices = torch.randn(4, D, d)
+    return Space(torch.randn(D), matrices[0], torch.randn(D), *matrices[1:])
 
 
 def test_late_interaction_is_the_mean_of_each_token_s_best() -> None:
@@ -34,16 +35,13 @@ def test_an_image_is_most_like_itself() -> None:
     torch.testing.assert_close(scores, scores.T)
 
 
-def test_pooled_vectors_have_unit_length() -> None:
-    torch.testing.assert_close(pool(torch.randn(3, 7, 4)).norm(dim=-1), torch.ones(3))
-
-
-def test_tokens_have_unit_length_and_their_shapes() -> None:
+def test_tokens_and_pooled_vectors_have_unit_length_and_their_shapes() -> None:
     space = some_space()
     assert (space.text_width, space.width) == (6, 4)
-    images, text = space.images(torch.randn(2, 5, 6)), space.texts(torch.randn(3, 6))
-    assert (images.shape, text.shape) == ((2, 5, 4), (3, 4))
-    torch.testing.assert_close(images.norm(dim=-1), torch.ones(2, 5))
+    images, text = space.images(torch.randn(2, 5, 6)), space.text(torch.randn(3, 6))
+    assert [x.shape for x in (*images, *text)] == [(2, 5, 4), (2, 4), (3, 4), (4,)]
+    for tensor in (*images, *text):
+        torch.testing.assert_close(tensor.norm(dim=-1), torch.ones(tensor.shape[:-1]))
 
 
 def test_a_space_is_kept(tmp_path: Path) -> None:
@@ -59,7 +57,7 @@ def test_what_is_no_space_is_refused(tmp_path: Path, kind: str) -> None:
     if kind == "another":
         save_file({"z": torch.zeros(1, 2, 3)}, path)
     elif kind == "shapes":
-        Space(space.image_centre[:3], space.image_matrix, *some_space(6, 4).tensors[2:]).save(path)
+        Space(space.image_centre[:3], *space.tensors[1:]).save(path)
     elif kind == "nan":
         Space(space.image_centre / 0, *space.tensors[1:]).save(path)
     elif kind == "cut":
@@ -77,4 +75,4 @@ def test_texts_are_read_without_start_and_padding(tiny_pipeline: VLVPipeline) ->
     count = len(tiny_pipeline.tokenizer(texts[0]).input_ids)
     torch.testing.assert_close(short, whole[0, 1:count])
     assert len(long) == whole.shape[1] - 1, "the longer one is cut to the tower's length"
-    assert plain_space(tiny_pipeline).texts(short).shape == short.shape
+    assert plain_space(tiny_pipeline).text(short).tokens.shape == short.shape

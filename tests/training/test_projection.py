@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vlv.errors import ConfigError, DataError
 from vlv.training.projection import FitPlan, Maps, fit_projection
 
-PLAN = FitPlan(width=12, steps=200, batch_size=16, lr=0.03)
+PLAN = FitPlan(width=12, steps=500, batch_size=16, lr=0.03)
 N, L, D = 40, 3, 12
 
 

@@ -22,7 +22,7 @@ from vlv.models.hashing import weights_hash
 from vlv.progress import say
 from vlv.search.engine import STATE_NAME, load_usearch, update_graph
 from vlv.search.parts import Row, read_parts, rows_of_part, write_part
-from vlv.search.space import SPACE_NAME, Space, plain_space, pool
+from vlv.search.space import SPACE_NAME, Space, plain_space
 from vlv.storage import (
     Json,
     check_writable,
@@ -309,6 +309,6 @@ def _good_batches(
 
 
 def _rows(pipe: VLVPipeline, space: Space, items: Sequence[Opened], z: Tensor) -> Iterator[Row]:
-    tokens = space.images(pipe.context(z).sequence)  # (B, L, d)
-    for item, row, vector in zip(items, tokens, pool(tokens), strict=True):
-        yield Row.of(item, row, vector)
+    found = space.images(pipe.context(z).sequence)
+    for item, tokens, pooled in zip(items, found.tokens, found.pooled, strict=True):
+        yield Row.of(item, tokens, pooled)

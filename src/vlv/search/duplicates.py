@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 NEIGHBOURS = 32
 """Of each image, that are compared with it."""
-_SLACK = 0.05
-"""How much lower than the tokens' the cosine of the pooled vectors may be."""
 
 
 def near_duplicates(
@@ -48,8 +46,8 @@ def near_duplicates(
         return key
 
     for key, pooled in store.pooled():
-        keys, cosines = store.nearest(pooled, NEIGHBOURS)
-        near = np.sort(keys[(cosines >= at_least - _SLACK) & (keys > key)])
+        keys, _ = store.nearest(pooled, NEIGHBOURS)
+        near = np.sort(keys[keys > key])
         if len(near):
             own = store.tokens(np.array([key], np.uint64))[0]
             scores = max_sim(own, store.tokens(near), both_ways=True).numpy()

@@ -12,7 +12,7 @@ from vlv.data.source import Source
 from vlv.errors import ConfigError
 from vlv.models.arguments import as_embeddings, whole_number
 from vlv.search.build import IndexJob, ModelName, check_model
-from vlv.search.space import max_sim, pool, read_texts
+from vlv.search.space import max_sim, read_texts
 from vlv.search.store import Store
 from vlv.storage import Json
 
@@ -58,9 +58,12 @@ class Hit:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What is searched for: tokens (T, d) of unit length."""
+    """What is searched for, in the search space."""
 
     tokens: Tensor
+    """(T, d)."""
+    pooled: Tensor
+    """(d,)."""
     is_image: bool = False
 
 
@@ -173,11 +176,12 @@ class Index:
         for text in texts:
             if not isinstance(text, str) or not text.strip():
                 raise ConfigError("the query is empty; describe in words what to find")
-        return [Query(self.space.texts(c)) for c in read_texts(self.pipe, texts)]
+        return [Query(*self.space.text(c)) for c in read_texts(self.pipe, texts)]
 
     def image_queries(self, z: Embeddings) -> list[Query]:
         """Queries of caption embeddings (B, Q, D)."""
-        return [Query(x, is_image=True) for x in self.space.images(self.pipe.context(z).sequence)]
+        found = self.space.images(self.pipe.context(z).sequence)
+        return [Query(x, pooled, is_image=True) for x, pooled in zip(*found, strict=True)]
 
     def rank(self, query: Query, k: int = 10, candidates: int = CANDIDATES) -> list[Hit]:
         """The images nearest to a query, best first."""
@@ -198,7 +202,7 @@ class Index:
         return self.store.picture(hit.key)
 
     def _nearest(self, query: Query, count: int) -> tuple[Keys, NDArray[np.float32]]:
-        return self.store.nearest(pool(query.tokens).numpy(), count)
+        return self.store.nearest(query.pooled.numpy(), count)
 
     def _hits(self, keys: Keys, scores: NDArray[np.float32]) -> list[Hit]:
         found = zip(keys.tolist(), scores.tolist(), strict=True)

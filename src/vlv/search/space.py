@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -32,7 +32,7 @@ SPACE_NAME = "search.safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Space:
-    """Two affine maps, one of contexts of images and one of contexts of texts."""
+    """Affine maps of contexts: one of images and one of texts for late interaction, and two for the vectors of the first stage."""
 
     image_centre: Tensor
     """(D,)."""
@@ -42,6 +42,10 @@ class Space:
     """(D,)."""
     text_matrix: Tensor
     """(D, d)."""
+    image_pool: Tensor
+    """Of the mean of an image's tokens, (D, d)."""
+    text_pool: Tensor
+    """Of the mean of a text's tokens, (D, d)."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -60,7 +64,7 @@ class Space:
         shapes = [tuple(getattr(space, name).shape) for name in names]
         if (
             not d
-            or shapes != [(D,), (D, d)] * 2
+            or shapes != [(D,), (D, d), (D,), *[(D, d)] * 3]
             or not all(x.isfinite().all() for x in space.tensors)
         ):
             raise DataError(f"{path} is no search space: its tensors do not fit together")
@@ -101,13 +105,28 @@ class Space:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def images(self, c: Tensor) -> Tensor:
-        """Tokens (B, L, d) of the contexts of images (B, L, D)."""
-        return F.normalize((c.cpu().float() - self.image_centre) @ self.image_matrix, dim=-1)
+    def images(self, c: Tensor) -> Embedded:
+        """Contexts of images, (B, L, D)."""
+        c = c.cpu().float() - self.image_centre
+        return _embedded(c, self.image_matrix, self.image_pool)
 
-    def texts(self, c: Tensor) -> Tensor:
-        """Tokens (T, d) of the context of one text (T, D)."""
-        return F.normalize((c.cpu().float() - self.text_centre) @ self.text_matrix, dim=-1)
+    def text(self, c: Tensor) -> Embedded:
+        """The context of one text, (T, D)."""
+        c = c.cpu().float() - self.text_centre
+        return _embedded(c, self.text_matrix, self.text_pool)
+
+
+class Embedded(NamedTuple):
+    """Images or a text in the space, of unit length."""
+
+    tokens: Tensor
+    """For late interaction, (..., L, d)."""
+    pooled: Tensor
+    """For the first stage, (..., d)."""
+
+
+def _embedded(c: Tensor, matrix: Tensor, pool: Tensor) -> Embedded:
+    return Embedded(F.normalize(c @ matrix, dim=-1), F.normalize(c.mean(-2) @ pool, dim=-1))
 
 
 def plain_space(pipe: VLVPipeline) -> Space:
@@ -115,7 +134,7 @@ def plain_space(pipe: VLVPipeline) -> Space:
     with at_work(pipe, *pipe.decoder.towers):
         centre = pipe.decoder.null_context().sequence[0].mean(0).cpu().float()
     same = torch.eye(len(centre))
-    return Space(centre, same, centre, same)
+    return Space(centre, same, centre, same, same, same)
 
 
 def read_texts(pipe: VLVPipeline, texts: Sequence[str]) -> list[Tensor]:
@@ -125,11 +144,6 @@ def read_texts(pipe: VLVPipeline, texts: Sequence[str]) -> list[Tensor]:
         c = decoder.encode_text(list(texts)).c.sequence
     ids = tokenizer(list(texts), truncation=True, max_length=decoder.num_positions).input_ids
     return [row[1 : max(2, len(found))] for row, found in zip(c, ids, strict=True)]
-
-
-def pool(tokens: Tensor) -> Tensor:
-    """One vector of unit length for the tokens (..., L, d) of an image or a query, (..., d): what the first stage compares."""
-    return F.normalize(tokens.mean(-2), dim=-1)
 
 
 def max_sim(query: Tensor, images: Tensor, *, both_ways: bool = False) -> Tensor:

@@ -1,4 +1,4 @@
-"""Fit two affine maps under which images meet their texts: contrastive, by late interaction.
+"""Fit two affine maps under which images meet their texts: contrastive, by late interaction and by pooled vectors.
 
 The context of an image and the context of its caption steer the same decoder, but they are not made of the same tokens: an image says
 everything at every position, a caption a word at a time. Linear maps of both, learnt from pairs, close most of the gap.
@@ -21,6 +21,8 @@ from vlv.models.arguments import finite, whole_number
 
 _SCALE = 20.0
 """Of the cosines, at the beginning; it is learnt."""
+_MOST_TOKENS = 24
+"""Of a text, drawn anew at each step: long texts would make every batch slow."""
 _LEAST = 8
 """Pairs from which anything can be learnt."""
 
@@ -60,6 +62,10 @@ class Maps(NamedTuple):
     """(D,)."""
     text_matrix: Tensor
     """(D, d)."""
+    image_pool: Tensor
+    """Of the mean of the tokens, (D, d)."""
+    text_pool: Tensor
+    """Likewise."""
 
 
 class _Projection(nn.Module):
@@ -73,20 +79,25 @@ class _Projection(nn.Module):
         self.text_centre = nn.Parameter(texts.mean(0))
         self.image_matrix = nn.Parameter(directions.clone())
         self.text_matrix = nn.Parameter(directions.clone())
-        self.log_scale = nn.Parameter(torch.tensor(_SCALE).log())
+        self.image_pool = nn.Parameter(directions.clone())
+        self.text_pool = nn.Parameter(directions.clone())
+        self.log_scales = nn.Parameter(torch.full((2,), _SCALE).log())
 
     def forward(self, images: Tensor, texts: Tensor, is_token: Tensor) -> Tensor:
-        """Scaled scores (B, B), a row for each text."""
-        x = F.normalize((images - self.image_centre) @ self.image_matrix, dim=-1)  # (B, L, d)
-        y = F.normalize((texts - self.text_centre) @ self.text_matrix, dim=-1)  # (B, T, d)
+        """Scaled scores of late interaction and of pooled vectors, (2, B, B), a row for each text."""
+        images, texts = images - self.image_centre, texts - self.text_centre
+        x = F.normalize(images @ self.image_matrix, dim=-1)  # (B, L, d)
+        y = F.normalize(texts @ self.text_matrix, dim=-1)  # (B, T, d)
         best = (y.flatten(0, 1) @ x.flatten(0, 1).T).view(*y.shape[:2], *x.shape[:2]).amax(-1)
-        scores = (best * is_token[..., None]).sum(1) / is_token.sum(1)[:, None]
-        return self.log_scale.exp() * scores
+        late = (best * is_token[..., None]).sum(1) / is_token.sum(1)[:, None]
+        pooled_x = F.normalize(images.mean(1) @ self.image_pool, dim=-1)  # (B, d)
+        pooled_y = F.normalize((texts * is_token[..., None]).sum(1) @ self.text_pool, dim=-1)
+        scales = self.log_scales.exp()[:, None, None]
+        return scales * torch.stack([late, pooled_y @ pooled_x.T])
 
     def maps(self) -> Maps:
         """What was fitted."""
-        found = (self.image_centre, self.image_matrix, self.text_centre, self.text_matrix)
-        return Maps(*(parameter.detach().clone() for parameter in found))
+        return Maps(*(getattr(self, name).detach().clone() for name in Maps._fields))
 
 
 def fit_projection(
@@ -95,7 +106,7 @@ def fit_projection(
     plan: FitPlan,
     report: Callable[[float], None] = lambda loss: None,
 ) -> Maps:
-    """Fit the maps by InfoNCE in both directions (van den Oord et al. 2018) within batches.
+    """Fit the maps by InfoNCE in both directions (van den Oord et al. 2018) within batches, for both stages of a search at once.
 
     Args:
         images: Contexts of images, (N, L, D), in any precision.
@@ -125,15 +136,21 @@ def fit_projection(
         if len(order) < size:
             order = torch.randperm(len(images), generator=rng).tolist()
         batch, order = order[:size], order[size:]
-        drawn = [texts[i][int(torch.randint(len(texts[i]), (), generator=rng))] for i in batch]
+        drawn = [_draw(texts[i], rng) for i in batch]
         y = pad_sequence([text.float() for text in drawn], batch_first=True)
         is_token = pad_sequence([torch.ones(len(text)) for text in drawn], batch_first=True)
         scores = model(images[batch].float(), y, is_token)
-        own = torch.arange(size)
-        loss = (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own)) / 2
+        own = torch.arange(size).expand(2, size)
+        loss = (F.cross_entropy(scores, own) + F.cross_entropy(scores.mT, own)) / 2
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         report(float(loss.detach()))
     return model.maps()
+
+
+def _draw(texts: Sequence[Tensor], rng: torch.Generator) -> Tensor:
+    """One of the texts, or some tokens of it."""
+    text = texts[int(torch.randint(len(texts), (), generator=rng))]
+    return text[torch.randperm(len(text), generator=rng)[:_MOST_TOKENS]]

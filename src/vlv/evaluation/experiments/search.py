@@ -30,7 +30,7 @@ from vlv.models.draws import mixed_seed
 from vlv.search.build import IndexJob, ModelName
 from vlv.search.fit import fit_space
 from vlv.search.index import CANDIDATES, Hit, Index, Query
-from vlv.search.space import max_sim, pool, read_texts
+from vlv.search.space import max_sim, read_texts
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import COLOURED_STYLES, STYLES
@@ -166,17 +166,17 @@ class CaptionSearch:
     """
 
     def __init__(self, index: Index, captions: Sequence[str]) -> None:
-        self._texts: list[Tensor] = []
+        self._found = []
         for start in range(0, len(captions), 64):
             some = [text or "nothing" for text in captions[start : start + 64]]
-            self._texts += [index.space.texts(c).half() for c in read_texts(index.pipe, some)]
-        self._pooled = torch.stack([pool(tokens.float()) for tokens in self._texts])  # (N, d)
+            self._found += [index.space.text(c) for c in read_texts(index.pipe, some)]
+        self._pooled = torch.stack([found.pooled for found in self._found])  # (N, d)
 
     def first(self, query: Query, candidates: int) -> int:
         """The number of the caption that is nearest to a text."""
-        cosines = self._pooled @ pool(query.tokens)
+        cosines = self._pooled @ query.pooled
         best = cosines.topk(min(candidates, len(cosines))).indices.tolist()
-        scores = [float(max_sim(query.tokens, self._texts[i].float()[None])) for i in best]
+        scores = [float(max_sim(query.tokens, self._found[i].tokens[None])) for i in best]
         return int(best[int(np.argmax(scores))])
 
 
