@@ -122,6 +122,7 @@ def test_an_image_is_encoded_once_for_all_styles(
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

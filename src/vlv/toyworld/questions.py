@@ -92,7 +92,12 @@ def _confirmed(unique: list[Solid], rng: np.random.Generator) -> Question:
     return Question("relation", text, "yes" if holds(kind, first, second) else "no")
 
 
-_SIDES = {"left": "left of", "right": "right of", "front": "in front of", "behind": "behind"}
+_SIDES: dict[str, str] = {
+    "left": "left of",
+    "right": "right of",
+    "front": "in front of",
+    "behind": "behind",
+}
 _OTHER_WORDS = {
     "is there a ": "do you see a ",
     "how many objects are there?": "how many objects?",
@@ -100,6 +105,20 @@ _OTHER_WORDS = {
     "what kind of picture is it?": "what kind of image is this?",
 }
 """Parts of questions, and what may stand in their place."""
+
+
+def in_usual_words(question: str) -> str:
+    """A question of `ask_at_length` as it was before it was reworded.
+
+    >>> in_usual_words("How many cubes?"), in_usual_words("Do you see a cone?")
+    ('how many cubes are there?', 'is there a cone?')
+    """
+    text = question[:1].lower() + question[1:]
+    for usual, other in _OTHER_WORDS.items():
+        text = text.replace(other, usual)
+    if text.startswith("how many ") and not text.endswith(" are there?"):
+        text = text.removesuffix("?") + " are there?"
+    return text
 
 
 def _reworded(question: Question, rng: np.random.Generator) -> Question:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from vlv.cli import run
 from vlv.errors import ConfigError
 from vlv.evaluation.experiments.instruct import collect, measure, questions
 from vlv.evaluation.experiments.scene_plan import ScenePlan
@@ -32,6 +34,7 @@ def test_a_perfect_model_reaches_every_goal() -> None:
     for style in ("detailed", "short", "tags", "prompt"):
         assert figures[f"instruct.style.{style}"] == figures[f"instruct.precision.{style}"] == 1
     assert figures["instruct.answers"] == figures["instruct.answers.yes_or_no"] == 1
+    assert figures["instruct.answers_of_caption"] == 1, "the parser needs no instruction"
     assert figures["instruct.plain.f1"] == 1 > figures["instruct.before.f1"]
     gain = figures["instruct.plain.gain"]
     assert gain == pytest.approx(1 - figures["instruct.before.f1"])
@@ -70,3 +73,16 @@ def test_a_plain_model_is_refused(tiny_pipeline: VLVPipeline, tmp_path: Path) ->
 
     with pytest.raises(ConfigError, match="takes no instructions"):
         collect(tiny_pipeline, None, PLAN, tmp_path, report)
+
+
+def test_the_command_prints_and_writes_the_figures(
+    instructed_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, kept = tmp_path / "figures.json", tmp_path / "kept"
+    options = ["--num", "2", "--batch-size", "2", "--json", str(file), "--evidence", str(kept)]
+    model = str(instructed_folder)
+    assert run(["eval", "instruct", "--model", model, "--before", model, *options]) == 0
+    assert "asked for short, written so" in capsys.readouterr().out
+    figures = json.loads(file.read_text())["sections"]["instruct"]["figures"]
+    assert figures["instruct.plain.gain"]["value"] == 0
+    assert (kept / "texts.jsonl").exists()

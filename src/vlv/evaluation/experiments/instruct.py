@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vlv.errors import ConfigError
+from vlv.evaluation.experiments.vqa import answer_from_claims
 from vlv.evaluation.metrics.answers import normalise_answer
 from vlv.evaluation.results import Figure, Results, Section, Table, Target
 from vlv.evaluation.statistics import Array, estimate, f1, mean, ratio
 from vlv.jobs.table import GrowingTable, Row
 from vlv.models.arguments import present
 from vlv.toyworld.language import compare, parse
-from vlv.toyworld.questions import Question, ask_at_length
+from vlv.toyworld.questions import Question, ask_at_length, in_usual_words
 from vlv.toyworld.render import render
 from vlv.toyworld.styles import STYLES, is_written_as
 
@@ -170,8 +171,14 @@ def _answered(rows: Sequence[Row], plan: ScenePlan) -> tuple[list[Figure], Table
             kind = "yes or no" if asked.answer in ("yes", "no") else asked.kind
             kinds.setdefault(kind, []).append((float(truth == said), truth, index))
     everything = [one for found in kinds.values() for one in found]
+    read = [
+        (float(_read(row["captions"][_PLAIN], asked.question) == asked.answer), "", index)
+        for index, row in enumerate(rows)
+        for asked in questions(plan, index)
+    ]
     figures = [
         _accuracy("answers", "answers that are right", everything, plan, ANSWERS),
+        _accuracy("answers_of_caption", "of the plain caption, by the parser", read, plan),
         *(
             _accuracy(f"answers.{kind.replace(' ', '_')}", f"answers about {kind}", found, plan)
             for kind, found in sorted(kinds.items())
@@ -181,6 +188,11 @@ def _answered(rows: Sequence[Row], plan: ScenePlan) -> tuple[list[Figure], Table
     return figures, Table(
         "Share of the most frequent answer", ("kind", "questions", "share"), usual
     )
+
+
+def _read(caption: str, question: str) -> str:
+    """What the parser answers from the plain caption alone, the competitor of answers from z."""
+    return answer_from_claims(in_usual_words(question), parse(caption))
 
 
 def _accuracy(

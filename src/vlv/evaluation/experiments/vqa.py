@@ -248,11 +248,14 @@ def answer_from_claims(question: str, claims: Claims) -> str:
     patterns: list[tuple[str, Callable[..., str]]] = [
         (r"is there an? (?:(\w+) )?(\w+)\?", _exists),
         (r"how many objects are there\?", _count),
+        (r"how many (\w+)s are there\?", _count),
+        (r"is anything (\w+)\?", _anything),
         (r"what kind of picture is it\?", lambda claims: claims.scene.get("style", UNKNOWN)),
         (r"what colour is the (\w+)\?", lambda c, shape: _fact(c, "shape", shape, "colour")),
         (r"what is the surface of the (\w+) like\?", lambda c, shape: _fact(c, "shape", shape, "material")),
         (r"what shape is the object on the (\w+)\?", lambda c, column: _fact(c, "column", column, "shape")),
         (r"is the (\w+) to the left or to the right of the (\w+)\?", _side),
+        (r"is the (\w+) (left|right|in front)? ?(?:of|behind) the (\w+)\?", _stands),
     ]  # fmt: skip
     for pattern, answer in patterns:
         if match := re.fullmatch(pattern, question):
@@ -265,8 +268,23 @@ def _exists(claims: Claims, colour: str | None, shape: str) -> str:
     return "yes" if any(colour in (None, o.get("colour")) for o in stated) else "no"
 
 
-def _count(claims: Claims) -> str:
-    number = len(claims.objects)
+def _anything(claims: Claims, colour: str) -> str:
+    return "yes" if any(o.get("colour") == colour for o in claims.objects) else "no"
+
+
+def _stands(claims: Claims, first: str, side: str | None, second: str) -> str:
+    """Whether the first shape is on a side of the second; no side is behind."""
+    if side in ("left", "right"):
+        found = _side(claims, first, second)
+        return found if found == UNKNOWN else ("no", "yes")[found == side]
+    rows = tuple(_fact(claims, "shape", shape, "row") for shape in (first, second))
+    if UNKNOWN in rows:
+        return UNKNOWN
+    return "yes" if rows == (("front", "back") if side else ("back", "front")) else "no"
+
+
+def _count(claims: Claims, shape: str | None = None) -> str:
+    number = len([o for o in claims.objects if shape in (None, o.get("shape"))])
     return _NUMBERS[number] if number < len(_NUMBERS) else str(number)
 
 
