@@ -32,6 +32,7 @@ def index(vlv: Vlv, build: Build, tmp_path: Path) -> Path:
     return tmp_path / "index"
 
 
+@pytest.mark.slow
 def test_build_again_and_add(vlv: Vlv, build: Build, photos: Path) -> None:
     (photos / "bad.png").write_bytes(b"no image")
     first = vlv(*build, "--batch-size", 2)
@@ -66,6 +67,7 @@ def test_search_by_text_image_and_embedding(
     assert all(row["query"] == row["id"] for row in found)
 
 
+@pytest.mark.slow
 def test_embeddings_are_indexed_as_their_images_are(
     vlv: Vlv, build: Build, index: Path, photos: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -90,6 +92,7 @@ def test_the_contact_sheet(vlv: Vlv, index: Path, tmp_path: Path) -> None:
     assert "more/4.jpg" in text
 
 
+@pytest.mark.slow
 def test_near_duplicates(vlv: Vlv, build: Build, index: Path, photos: Path, tmp_path: Path) -> None:
     for copy in ("again.png", "more/again.png"):
         (photos / copy).write_bytes((photos / "2.png").read_bytes())
@@ -107,6 +110,7 @@ def test_near_duplicates(vlv: Vlv, build: Build, index: Path, photos: Path, tmp_
     assert vlv("index", "duplicates", photos).code == 1
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(
     vlv: Vlv, index: Path, photos: Path, tmp_path: Path, tiny_folder: Path
 ) -> None:
@@ -147,6 +151,7 @@ def test_without_the_package(vlv: Vlv, build: Build, monkeypatch: pytest.MonkeyP
     assert 'pip install "vlv[search]"' in vlv(*build).err
 
 
+@pytest.mark.slow
 def test_a_space_is_fitted_to_images_with_captions(
     vlv: Vlv, tiny_folder: Path, tmp_path: Path
 ) -> None:

@@ -33,6 +33,7 @@ def recall(maps: Maps, images: torch.Tensor, texts: list[list[torch.Tensor]]) ->
     return right / len(texts)
 
 
+@pytest.mark.slow
 def test_texts_find_their_images_after_fitting() -> None:
     images, texts = pairs()
     losses: list[float] = []

@@ -98,6 +98,7 @@ def write_part(path: Path, rows: Sequence[Row]) -> None:
     about = json.dumps([row.about for row in rows], ensure_ascii=False)
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"images": about})
+        temporary.chmod(0o644)  # it is born private
 
 
 class Part:

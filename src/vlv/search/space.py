@@ -82,6 +82,7 @@ class Space:
         }
         with replacing(path) as temporary:
             save_file(tensors, temporary)
+            temporary.chmod(0o644)  # it is born private
 
     @property
     def tensors(self) -> list[Tensor]:

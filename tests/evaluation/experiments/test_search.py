@@ -79,6 +79,7 @@ def test_a_plan_that_makes_no_sense() -> None:
         SearchPlan(num=20)
 
 
+@pytest.mark.slow
 def test_the_command_measures_and_fits(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
