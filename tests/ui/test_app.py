@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import warnings
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -47,6 +48,13 @@ def bench(make_bench: Callable[..., Workbench]) -> Workbench:
 @pytest.fixture
 def page(bench: Workbench) -> Page:
     return Page(bench)
+
+
+def test_every_event_gets_what_its_function_takes(bench: Workbench) -> None:
+    """Gradio only warns where it does not, and the event then fails in the browser."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        Page(bench)
 
 
 def test_images_of_open_folders_are_served_small_and_no_other_file(

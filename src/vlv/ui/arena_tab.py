@@ -9,11 +9,11 @@ import gradio as gr
 from vlv.evaluation.experiments.arena import CRITERIA, SCALE, TOP
 from vlv.ui import gallery
 from vlv.ui.arena import Arena
-from vlv.ui.workbench import NOW, attempt
+from vlv.ui.workbench import NOW, Values, attempt
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.arena import Mode
-    from vlv.ui.workbench import Values, Workbench
+    from vlv.ui.workbench import Workbench
 
 MODES = [("choose between two", "pairs"), ("rate each from 0 to 6", "rating")]
 

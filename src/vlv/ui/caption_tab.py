@@ -15,14 +15,14 @@ from vlv.ui.doubts import judge_one, marked, settings_of
 from vlv.ui.replace_panel import ReplacePanel
 from vlv.ui.tokens import count_tokens
 from vlv.ui.view import View
-from vlv.ui.workbench import LATER, NOW, attempt
+from vlv.ui.workbench import LATER, NOW, Values, attempt
 from vlv.ui.writing_panel import WritingPanel
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vlv.ui.desk import Work
-    from vlv.ui.workbench import Values, Workbench
+    from vlv.ui.workbench import Workbench
 
 _ON_CARDS = """element.addEventListener("click", event => {
   const card = event.target.closest("[data-vlv]");

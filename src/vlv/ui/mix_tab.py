@@ -12,7 +12,7 @@ from vlv.errors import ConfigError
 from vlv.ui import gallery
 from vlv.ui.imaging import FOLDERS, MOST_FRAMES, MOST_MIXED, MixPlan, mix_of, path_of
 from vlv.ui.reconstruct_tab import sample_settings, sampling_fields
-from vlv.ui.workbench import LATER, NOW, attempt
+from vlv.ui.workbench import LATER, NOW, Values, attempt
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vlv.jobs.images import MixSettings
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Values, Workbench
+    from vlv.ui.workbench import Workbench
 
 MODES = [
     ("average: blend by weights", "average"),

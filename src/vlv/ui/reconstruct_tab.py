@@ -11,14 +11,14 @@ import gradio as gr
 from vlv.jobs.images import SampleSettings
 from vlv.ui import gallery
 from vlv.ui.imaging import FOLDERS, ReconstructPlan
-from vlv.ui.workbench import LATER, NOW, attempt
+from vlv.ui.workbench import LATER, NOW, Values, attempt
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Values, Workbench
+    from vlv.ui.workbench import Workbench
 
 Pair = tuple["Image.Image", "Image.Image"]
 

@@ -12,13 +12,13 @@ import gradio as gr
 from vlv.ui import gallery
 from vlv.ui.captioning import replace_all
 from vlv.ui.replace import Replacement
-from vlv.ui.workbench import LATER, SCOPES, attempt
+from vlv.ui.workbench import LATER, SCOPES, Values, attempt
 
 if TYPE_CHECKING:
     from vlv.ui.caption_tab import CaptionTab
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Values, Workbench
+    from vlv.ui.workbench import Workbench
 
 MOST_PREVIEWED = 50
 

@@ -12,13 +12,13 @@ from vlv.errors import ConfigError
 from vlv.ui import gallery
 from vlv.ui.captioning import CaptionPlan, Writing
 from vlv.ui.doubts import VerifyPlan, settings_of
-from vlv.ui.workbench import LATER, NOW, SCOPES, attempt
+from vlv.ui.workbench import LATER, NOW, SCOPES, Values, attempt
 
 if TYPE_CHECKING:
     from vlv.ui.caption_tab import CaptionTab
     from vlv.ui.desk import Work
     from vlv.ui.view import View
-    from vlv.ui.workbench import Values, Workbench
+    from vlv.ui.workbench import Workbench
 
 ON_EXISTING = [
     ("keep captions that exist", "skip"),
