@@ -115,6 +115,32 @@ def wait_until(holds: Any) -> None:
 EDITOR = "#vlv-editor textarea"
 
 
+def test_what_is_typed_while_it_is_saved_stays(window: Window, folder: Path) -> None:
+    keys, page = window.page.keyboard, window.page
+    window.wait_for(EDITOR, "A red cube.")
+    before = (folder / "a.txt").read_text()
+    page.evaluate(
+        """() => {
+            const fetch = window.fetch;
+            window.fetch = async (...given) => {
+                await new Promise(done => setTimeout(done, 1500));
+                return fetch(...given);
+            };
+        }"""
+    )
+    keys.press("e")
+    keys.press("Control+End")
+    keys.type("!")
+    keys.press("Control+s")
+    keys.type("?")
+    wait_until(lambda: (folder / "a.txt").read_text().endswith("!\n"))
+    window.wait_for(".vlv-message", "saved: a.png")
+    assert page.input_value(EDITOR).endswith("!?")
+    keys.press("Control+s")
+    wait_until(lambda: (folder / "a.txt").read_text().endswith("!?\n"))
+    (folder / "a.txt").write_text(before)
+
+
 def test_captions_are_edited_and_saved_by_keyboard(window: Window, folder: Path) -> None:
     keys = window.page.keyboard
     window.wait_for(EDITOR, "A red cube.")

@@ -206,8 +206,10 @@ class CaptionTab:
 
     def _move(self, move: Callable[[View], None], view: View, text: str, of: str) -> Values:
         """Save what was edited, then look elsewhere; where it cannot be saved, stay."""
+        saved = False
 
         def action() -> str:
+            nonlocal saved
             number = view.number
             saved = view.save(text, of)
             move(view)
@@ -218,6 +220,8 @@ class CaptionTab:
             values = self.show(view, said)
             if said[1] == "error" and view.is_edited(text, of):  # what was typed is not lost
                 values[3] = text
+            elif saved and view.key == of:  # nor what has been typed since
+                values[3] = gr.skip()
             return values
 
     def _act(self, view: View, text: str, of: str, event: gr.EventData) -> Values:
