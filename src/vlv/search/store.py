@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     Keys = NDArray[np.uint64]
 
-_KEPT_PARTS = 128
-"""Whose images are held in memory by name."""
+_KEPT_PARTS = 1024
+"""Whose images are held in memory by name: about 100 MB."""
 _ROW = (1 << ROW_BITS) - 1
 
 
