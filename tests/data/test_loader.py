@@ -22,6 +22,7 @@ from vlv.data.positions import merge_states
 from vlv.data.records import Record
 from vlv.data.sampling import fingerprint
 from vlv.data.source import find_records
+from vlv.data.texts import TextMix
 from vlv.errors import DataError, OutputError
 
 SIZE = 8
@@ -424,7 +425,7 @@ def test_records_without_caption_are_bad_where_captions_are_needed(records):
     mute = Record("mute", records[0].source)
     options = {"seed": 0, "max_bad_share": 1, "shuffle": False}
     assert next(listed([mute, *records], 2, SIZE, **options))["captions"][0] is None
-    loader = listed([mute, *records], 2, SIZE, need_captions=True, **options)
+    loader = listed([mute, *records], 2, SIZE, texts=TextMix(), **options)
     assert next(loader)["captions"] == ["caption 1", "caption 0"]
     assert loader.quarantine.bad["mute"].reason.endswith("the record mute has no caption")
 

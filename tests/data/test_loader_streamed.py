@@ -20,6 +20,7 @@ from vlv.data.records import BadRecord, Record
 from vlv.data.shards import TarShardWriter
 from vlv.data.source import Source, find_records
 from vlv.data.tars import TarShard
+from vlv.data.texts import TextMix
 from vlv.errors import DataError
 
 SIZE = 8
@@ -280,7 +281,7 @@ def test_bad_records_are_named_and_the_batch_keeps_its_size(tmp_path, num_worker
         writer.write("odd2", {"png": files.noise_png(0)})
         writer.write("odd3", {"png": files.noise_png(1), "txt": "good"})
     quarantine = tmp_path / "q.jsonl"
-    options = {"seed": 0, "max_bad_share": 1, "num_workers": num_workers, "need_captions": True}
+    options = {"seed": 0, "max_bad_share": 1, "num_workers": num_workers, "texts": TextMix()}
     with streamed(Source([tmp_path]).shards(), 4, SIZE, quarantine=quarantine, **options) as loader:
         seen = read_all(loader, 20)
     assert {f"whole{key}" for key in keys} < seen
