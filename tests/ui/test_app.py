@@ -16,6 +16,7 @@ from PIL import Image
 
 from tests.ui.conftest import no_model
 from vlv.ui.album import Album
+from vlv.ui.searching import SearchableIndex
 from vlv.ui.workbench import Workbench
 
 gradio = pytest.importorskip("gradio", reason='the workbench needs pip install "vlv[ui]"')
@@ -55,6 +56,16 @@ def test_every_event_gets_what_its_function_takes(bench: Workbench) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         Page(bench)
+
+
+def test_an_index_brings_a_tab(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "What to find" not in Page(bench).get("/config").text
+    monkeypatch.setattr("vlv.ui.searching.check_finished", lambda folder: {})
+    bench.index = SearchableIndex(Path("images.index"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        page = Page(bench)
+    assert "What to find" in page.get("/config").text
 
 
 def test_images_of_open_folders_are_served_small_and_no_other_file(

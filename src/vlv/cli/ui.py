@@ -26,6 +26,10 @@ class UiOptions:
     work_dir: Annotated[
         Path, typer.Option(help="Folder for dropped images, reconstructions and mixes.")
     ] = Path("vlv-ui")
+    index: Annotated[
+        Path | None,
+        typer.Option(help="Index of vlv index build, for the Search tab."),
+    ] = None
     browse: Annotated[
         bool, typer.Option("--open", help="Open the page in the default browser.")
     ] = False
@@ -47,19 +51,22 @@ def ui(given: UiOptions) -> int:
     from vlv.serve.sockets import listen
     from vlv.ui.commands import ModelFlags
     from vlv.ui.desk import Desk
+    from vlv.ui.searching import SearchableIndex
     from vlv.ui.server import Server
     from vlv.ui.workbench import Workbench
 
     model, placement = given.model, given.model.placement()
     flags = ModelFlags(model.model, model.revision, model.device, model.dtype)
     folder = None if given.folder is None else str(Path(given.folder).absolute())
+    index = None if given.index is None else SearchableIndex(given.index.absolute())
     listener = listen("127.0.0.1", given.port)
     desk = Desk(
         lambda: common.load_pipeline(
             model.model, None, revision=model.revision, placement=placement
         )
     )
-    bench = Workbench(desk, flags, common.dtype_name(placement), given.work_dir.absolute())
+    dtype, work_dir = common.dtype_name(placement), given.work_dir.absolute()
+    bench = Workbench(desk, flags, dtype, work_dir, index)
     server = Server(bench, listener, folder)
     desk.preload()
     common.say(f"open {server.url} in your browser; Ctrl-C ends it, and what is saved is kept")

@@ -14,6 +14,7 @@ from vlv.ui.caption_tab import CaptionTab
 from vlv.ui.guard import Guard
 from vlv.ui.mix_tab import MixTab
 from vlv.ui.reconstruct_tab import ReconstructTab
+from vlv.ui.search_tab import SearchTab
 from vlv.ui.thumbnails import thumbnail
 from vlv.ui.workbench import LATER, NOW
 
@@ -40,6 +41,9 @@ def build_page(bench: Workbench, folder: str | None = None) -> gr.Blocks:
                 ReconstructTab(bench, caption.view)
             with gr.Tab("Mix", id="mix"):
                 MixTab(bench, caption.view)
+            if bench.index is not None:
+                with gr.Tab("Search", id="search"):
+                    SearchTab(bench, bench.index)
             with gr.Tab("Arena", id="arena"):
                 ArenaTab(bench)
         writer = caption.writer

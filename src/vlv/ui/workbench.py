@@ -19,6 +19,7 @@ from vlv.ui.desk import Desk
 if TYPE_CHECKING:
     from vlv.ui.album import Album
     from vlv.ui.desk import Work
+    from vlv.ui.searching import SearchableIndex
 
 NOW: Json = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 """How Gradio handles events that are answered at once, in the thread of the request."""
@@ -44,6 +45,7 @@ class Workbench:
         flags: Which model.
         dtype: Of its weights.
         folder: Where dropped images and new ones go.
+        index: That the Search tab searches; without one there is no such tab.
         closing: What is to be done at the end.
     """
 
@@ -51,6 +53,7 @@ class Workbench:
     flags: ModelFlags
     dtype: str
     folder: Path
+    index: SearchableIndex | None = None
     closing: ExitStack = field(default_factory=ExitStack)
     reader: Desk = field(init=False)
     _albums: dict[str, Album] = field(default_factory=dict)
