@@ -60,6 +60,7 @@ DType = Annotated[
     str, typer.Option(help="auto, float32, float16 or bfloat16; auto is bfloat16 on a GPU.")
 ]
 VAEMode = Literal["whole", "sliced", "tiled"]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images processed together.")]
 RunDir = Annotated[Path, typer.Option(help="Folder of the run; the same command goes on.")]

@@ -49,9 +49,7 @@ class SearchOptions:
         Path | None,
         typer.Option(help="Folder that keeps index and captions; an interrupted run goes on."),
     ] = None
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this file.")
-    ] = None
+    json_file: common.JsonFile = None
 
 
 @takes_options

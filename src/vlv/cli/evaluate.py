@@ -78,9 +78,7 @@ class FigureOptions:
     full: Annotated[
         bool, typer.Option("--full", help="Print every figure instead of the dozen that say most.")
     ] = False
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this file.")
-    ] = None
+    json_file: common.JsonFile = None
     records: Annotated[Path | None, typer.Option(help="Write one JSON line per scene.")] = None
     sheet: Annotated[Path | None, typer.Option(help="Write a PNG of the first scenes.")] = None
 
@@ -190,9 +188,7 @@ class DoubtsOptions:
             help="Folder that keeps what the decoder says, so that an interrupted run goes on."
         ),
     ] = None
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this file.")
-    ] = None
+    json_file: common.JsonFile = None
 
 
 @app.command()
@@ -255,9 +251,7 @@ class BestOfOptions:
         Path | None,
         typer.Option(help="Folder that keeps every caption's scores; an interrupted run goes on."),
     ] = None
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this file.")
-    ] = None
+    json_file: common.JsonFile = None
 
 
 @app.command("best-of")
@@ -308,9 +302,7 @@ class InstructOptions:
         Path | None,
         typer.Option(help="Folder that keeps every text, so that an interrupted run goes on."),
     ] = None
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write all figures to this file.")
-    ] = None
+    json_file: common.JsonFile = None
 
 
 @app.command()
