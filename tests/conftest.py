@@ -45,6 +45,15 @@ def no_network() -> Iterator[None]:
     patch.undo()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_flushes() -> Iterator[None]:
+    """Leave it to the system when a file reaches the disk: no test pulls the plug, and many wait for flushes alone."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(os, "fsync", os.fstat)  # refuses what is no open file, as a flush does
+    yield
+    patch.undo()
+
+
 @pytest.fixture(autouse=True)
 def global_seed() -> None:
     """Fix the global generators; the library itself must not use them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -61,8 +62,13 @@ def seeded(build: Callable[[], T], seed: int) -> T:
         return build()
 
 
-def corpus(num_scenes: int = 4000) -> Iterator[str]:
+@cache  # three tokenizers read it
+def corpus(num_scenes: int = 4000) -> tuple[str, ...]:
     """Texts of scenes in all forms, with questions and answers: what tokenizers see."""
+    return tuple(_texts(num_scenes))
+
+
+def _texts(num_scenes: int) -> Iterator[str]:
     for index in range(num_scenes):
         scene = sample_scene(0, index, "any")
         rng = np.random.default_rng([0, index])
