@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -284,14 +285,21 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def predicted_bytes(values: Mapping[str, object], kind: Any, dtype: torch.dtype) -> int:
-    """Memory that the weights of a configuration will take: built without any."""
+    """Memory that the weights of a configuration will take."""
+    return _num_weights(json.dumps(values, sort_keys=True), kind) * dtype.itemsize
+
+
+@lru_cache(maxsize=64)  # a process often loads the same model again
+def _num_weights(config: str, kind: Any) -> int:
+    """Numbers in the weights of a configuration: the model is built without any."""
+    values: Json = json.loads(config)
     with torch.device("meta"), no_init_weights():
         if hasattr(kind, "config_class"):
-            model = kind(kind.config_class.from_dict(dict(values)))
+            model = kind(kind.config_class.from_dict(values))
             model.tie_weights()
         else:
-            model = kind.from_config(dict(values))
-    return num_parameters(model) * dtype.itemsize
+            model = kind.from_config(values)
+    return num_parameters(model)
 
 
 def check_memory(folder: Path, needed: int) -> None:
