@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 from vlv.data.records import DAMAGED, Absent, BadRecord, Columns, Record
 from vlv.data.source import Source
 from vlv.data.tables import make_entry
-from vlv.errors import ConfigError, DataError, OutputError
+from vlv.errors import ConfigError, DataError
 from vlv.jobs.caption_files import read_table
-from vlv.jobs.formats import TABLE_SUFFIXES
 from vlv.jobs.inputs import Reader, embeddings
-from vlv.jobs.table import GrowingTable
+from vlv.jobs.table import fill, open_table
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.asking import Answer, check_answers
@@ -145,14 +144,8 @@ class AskJob:
         output: Path | None = None,
         on_existing: OnExisting = "skip",
     ) -> None:
-        if output is not None and output.suffix not in TABLE_SUFFIXES:
-            raise OutputError(f"{output} must end in {', '.join(TABLE_SUFFIXES)}")
         self.settings = settings
-        self._table = (
-            None
-            if output is None
-            else GrowingTable(output, COLUMNS, asdict(settings), on_existing, KEY)
-        )
+        self._table = open_table(output, COLUMNS, asdict(settings), on_existing, KEY)
         self.todo = [x for x in asked if self._table is None or x.key not in self._table]
         self.skipped = len(asked) - len(self.todo)
 
@@ -178,18 +171,7 @@ class AskJob:
         if pipe is not None:  # before anything is written
             check_answers(present(pipe.caption_decoder, "caption_decoder"))
         tally.restart()
-        try:
-            if self._table is not None:
-                self._table.start()
-            for rows in self._rows(pipe, batch_size, tally) if pipe is not None else ():
-                if self._table is not None:
-                    self._table.append(rows)
-                report(rows)
-            if self._table is not None:
-                self._table.finish()
-        finally:
-            if self._table is not None:
-                self._table.close()
+        fill(self._table, self._rows(pipe, batch_size, tally) if pipe is not None else (), report)
         return tally
 
     def _rows(self, pipe: VLVPipeline, size: BatchSize, tally: Tally) -> Iterator[list[Row]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -295,20 +296,13 @@ class CaptionJob:
         load = self._checking(load)
         redone = len(self._old)
         tally = Tally(skipped=self.skipped, changed=self.changed - redone, redone=redone)
-        try:
-            if self._table is not None:
-                self._table.start()
+        with nullcontext() if self._table is None else self._table.filling():
             if self._table is not None and self._sidecars is not None:
                 self._sidecars.write(self._missing_sidecars())
             if self.refused:
                 report(self._refuse(tally))
             for rows in self._rows(load, batch_size or BatchSize(8), tally) if self.todo else ():
                 report(rows)
-            if self._table is not None:
-                self._table.finish()
-        finally:
-            if self._table is not None:
-                self._table.close()
         self._export()
         return tally
 

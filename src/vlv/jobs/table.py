@@ -11,14 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Literal
 
 from vlv.errors import OutputError
-from vlv.jobs.formats import Columns, Row, import_pyarrow, read_rows, scan_lines, write_rows
+from vlv.jobs.formats import (
+    TABLE_SUFFIXES,
+    Columns,
+    Row,
+    import_pyarrow,
+    read_rows,
+    scan_lines,
+    write_rows,
+)
 from vlv.storage import (
     Journal,
     Json,
@@ -30,7 +39,7 @@ from vlv.storage import (
     write_json,
 )
 
-__all__ = ["GrowingTable", "OnExisting", "Row"]
+__all__ = ["GrowingTable", "OnExisting", "Row", "fill", "open_table"]
 
 OnExisting = Literal["skip", "overwrite", "append", "error"]
 
@@ -198,6 +207,16 @@ class GrowingTable:
 
     # Writing -------------------------------------------------------------------------------------
 
+    @contextmanager
+    def filling(self) -> Iterator[None]:
+        """Rows may be appended within; the run ends with it, or is left to be gone on with."""
+        try:
+            self.start()
+            yield
+            self.finish()
+        finally:
+            self.close()
+
     def start(self) -> None:
         """Write the header, and open the file for more rows."""
         self._write_header()
@@ -275,6 +294,38 @@ class GrowingTable:
 
     def _write_header(self) -> None:
         write_json(self.header, {"runs": [asdict(run) for run in self._runs]})
+
+
+def open_table(
+    output: Path | None,
+    columns: Columns,
+    settings: Mapping[str, object],
+    on_existing: OnExisting,
+    key: tuple[str, ...] = ("id", "file_name"),
+) -> GrowingTable | None:
+    """The table that a command was asked for, if it was.
+
+    Raises:
+        OutputError: The output cannot be used as it stands.
+    """
+    if output is None:
+        return None
+    if output.suffix not in TABLE_SUFFIXES:
+        raise OutputError(f"{output} must end in {', '.join(TABLE_SUFFIXES)}")
+    return GrowingTable(output, columns, settings, on_existing, key)
+
+
+def fill(
+    table: GrowingTable | None,
+    batches: Iterable[Sequence[Row]],
+    report: Callable[[Sequence[Row]], None],
+) -> None:
+    """Add batches of rows to a table, if there is one, and report each once it is on disk."""
+    with nullcontext() if table is None else table.filling():
+        for rows in batches:
+            if table is not None:
+                table.append(rows)
+            report(rows)
 
 
 def _hash(key: object) -> int:

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vlv.errors import ConfigError, OutputError
-from vlv.jobs.formats import TABLE_SUFFIXES
+from vlv.errors import ConfigError
 from vlv.jobs.inputs import Reader
-from vlv.jobs.table import GrowingTable
+from vlv.jobs.table import fill, open_table
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.calibration import CALIBRATION_NAME, Calibration, read_calibration
@@ -131,14 +130,8 @@ class VerifyJob:
         on_existing: OnExisting = "skip",
         read_claims: ReadClaims = no_claims,
     ) -> None:
-        if output is not None and output.suffix not in TABLE_SUFFIXES:
-            raise OutputError(f"{output} must end in {', '.join(TABLE_SUFFIXES)}")
         self.settings, self.read_claims = settings, read_claims
-        self._table = (
-            None
-            if output is None
-            else GrowingTable(output, settings.columns, asdict(settings), on_existing)
-        )
+        self._table = open_table(output, settings.columns, asdict(settings), on_existing)
         judged = [_limited(captioned) for captioned in captions]
         self.refused = [captioned for captioned in judged if captioned.error is not None]
         good = [captioned for captioned in judged if captioned.error is None]
@@ -171,29 +164,17 @@ class VerifyJob:
             The counts. An interruption leaves everything that was reported on disk.
         """
         tally = Tally(skipped=self.skipped)
-        try:
-            if self._table is not None:
-                self._table.start()
-            if self.refused:
-                tally.failed += len(self.refused)
-                self._keep([self._row(x, x.error) for x in self.refused], report)
-            for rows in self._rows(load, batch_size, tally) if self.todo else ():
-                self._keep(rows, report)
-            if self._table is not None:
-                self._table.finish()
-        finally:
-            if self._table is not None:
-                self._table.close()
+        fill(self._table, self._rows(load, batch_size, tally), report)
         return tally
-
-    def _keep(self, rows: Sequence[Row], report: Callable[[Sequence[Row]], None]) -> None:
-        if self._table is not None:
-            self._table.append(rows)
-        report(rows)
 
     def _rows(
         self, load: Callable[[], VLVPipeline], size: BatchSize, tally: Tally
     ) -> Iterator[list[Row]]:
+        if self.refused:
+            tally.failed += len(self.refused)
+            yield [self._row(x, x.error) for x in self.refused]
+        if not self.todo:
+            return
         pipe = load()
         tally.restart()
         by_id = {captioned.id: captioned for captioned in self.todo}

@@ -7,8 +7,8 @@ one before it was taught, may write plain captions of the same scenes to compare
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from vlv.evaluation.experiments.vqa import answer_from_claims
 from vlv.evaluation.metrics.answers import normalise_answer
 from vlv.evaluation.results import Figure, Results, Section, Table, Target
 from vlv.evaluation.statistics import Array, estimate, f1, mean, ratio
-from vlv.jobs.table import GrowingTable, Row
+from vlv.jobs.table import Row
 from vlv.models.arguments import present
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.questions import Question, ask_at_length, in_usual_words
@@ -68,26 +68,16 @@ def collect(
     styles = styles_of(pipe)
     names = [x and str(x.config.get("_name_or_path")) for x in (pipe, before)]
     about = {"split": plan.split, "seed": plan.seed, "models": names, "styles": styles}
-    table = GrowingTable(folder / "texts.jsonl", {}, about, "skip", ("index",))
-    with closing(table):
-        table.start()
-        todo = [index for index in range(plan.num) if (index,) not in table]
-        report(plan.num - len(todo))
-        for start in range(0, len(todo), plan.batch_size):
-            some = todo[start : start + plan.batch_size]
-            table.append(list(_written(pipe, before, plan, some, styles)))
-            report(len(some))
-        rows = [table.get((index,)) or {} for index in range(plan.num)]
-        table.finish()
-    return rows
+    make = partial(_written, pipe, before, plan, styles)
+    return plan.collect(folder / "texts.jsonl", about, make, report)
 
 
 def _written(
     pipe: VLVPipeline,
     before: VLVPipeline | None,
     plan: ScenePlan,
-    indices: Sequence[int],
     styles: Sequence[str],
+    indices: Sequence[int],
 ) -> Iterator[Row]:
     images = [render(plan.scene(index), pipe.image_size).image for index in indices]
     z, size = pipe.embed(images, batch_size=len(images)), len(images)

@@ -131,12 +131,8 @@ class Run:
         except OutputError as error:
             text = str(error).partition("; name another file")[0]
             raise OutputError(f"{text}; give it another name, or begin a new run") from error
-        try:
-            table.start()
+        with table.filling():
             yield table
-            table.finish()
-        finally:
-            table.close()
 
     def fill(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,8 +56,7 @@ class ScenePlan:
             DataError: The file was made otherwise.
         """
         table = GrowingTable(file, {}, dict(about), "skip", ("index",))
-        with closing(table):
-            table.start()
+        with table.filling():
             todo = [index for index in range(self.num) if (index,) not in table]
             report(self.num - len(todo))
             for start in range(0, len(todo), self.batch_size):
@@ -66,5 +64,4 @@ class ScenePlan:
                 table.append(rows)
                 report(len(rows))
             found = [table.get((index,)) for index in range(self.num)]
-            table.finish()
         return [row for row in found if row is not None]

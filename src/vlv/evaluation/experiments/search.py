@@ -8,7 +8,6 @@ captions of the scenes by the same text tower. Shapes: N scenes, T tokens, d wid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from io import BytesIO
@@ -24,7 +23,6 @@ from vlv.errors import ConfigError
 from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.evaluation.results import Figure, Results, Section, Target
 from vlv.evaluation.statistics import estimate, mean
-from vlv.jobs.table import GrowingTable
 from vlv.models.arguments import whole_number
 from vlv.models.draws import mixed_seed
 from vlv.search.build import IndexJob, ModelName
@@ -138,22 +136,13 @@ def write_captions(
 ) -> list[str]:
     """The model's own captions of the scenes; what the folder holds is kept."""
     about = {"model": str(pipe.config.get("_name_or_path")), "split": plan.split, "seed": plan.seed}
-    table = GrowingTable(folder / "captions.jsonl", {}, about, "skip", ("index",))
-    with closing(table):
-        table.start()
-        todo = [index for index in range(plan.num) if (index,) not in table]
-        report(plan.num - len(todo))
-        for start in range(0, len(todo), plan.batch_size):
-            some = todo[start : start + plan.batch_size]
-            images = [render(plan.scene(index), pipe.image_size).image for index in some]
-            captions = pipe.caption(images, batch_size=plan.batch_size)
-            rows: list[Row] = [
-                {"index": i, "caption": text} for i, text in zip(some, captions, strict=True)
-            ]
-            table.append(rows)
-            report(len(rows))
-        rows = [table.get((index,)) or {} for index in range(plan.num)]
-        table.finish()
+
+    def make(indices: Sequence[int]) -> list[Row]:
+        images = [render(plan.scene(index), pipe.image_size).image for index in indices]
+        captions = pipe.caption(images, batch_size=len(images))
+        return [{"index": i, "caption": text} for i, text in zip(indices, captions, strict=True)]
+
+    rows = plan.collect(folder / "captions.jsonl", about, make, report)
     return [str(row["caption"]) for row in rows]
 
 
