@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlv.cli import ablation, common, eval_search, experiments
+from vlv.cli import ablation, common, eval_scenes, experiments
 from vlv.cli.engine import EngineOptions
 from vlv.cli.options import option_group, options, takes_options
-from vlv.cli.toyworld import SplitName
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.run import Run
@@ -27,7 +25,10 @@ app.command()(experiments.judge)
 app.command()(experiments.score)
 app.command()(experiments.rate)
 app.command()(ablation.ablation)
-app.command()(eval_search.search)
+app.command()(eval_scenes.doubts)
+app.command("best-of")(eval_scenes.best_of)
+app.command()(eval_scenes.instruct)
+app.command()(eval_scenes.search)
 app.command()(experiments.report)
 app.command()(experiments.results)
 
@@ -159,185 +160,3 @@ def toyworld(given: ToyworldOptions) -> int:
     if kept is not None:
         shutil.rmtree(kept, ignore_errors=True)
     return 0
-
-
-@options
-class DoubtsOptions:
-    """``vlv eval doubts``."""
-
-    model: common.ModelOptions
-    split: Annotated[
-        SplitName, typer.Option(help="Of the toy world; fit on val, measure on test.")
-    ] = "test"
-    num: Annotated[int, typer.Option(min=2, help="Scenes, one caption of each.")] = 2000
-    seed: common.Seed = 1
-    batch_size: common.BatchSize = 8
-    fit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Fit the probabilities to these scenes and write them: MODEL/doubts.json.",
-        ),
-    ] = None
-    calibration: Annotated[
-        Path | None, typer.Option(help="Probabilities to measure; MODEL/doubts.json by default.")
-    ] = None
-    evidence: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder that keeps what the decoder says, so that an interrupted run goes on."
-        ),
-    ] = None
-    json_file: common.JsonFile = None
-
-
-@app.command()
-@takes_options
-def doubts(given: DoubtsOptions) -> int:
-    """Caption rendered scenes, ask the frozen decoder which sentences are wrong, and measure how well it knows.
-
-    Prints how the doubts rank sentences and claims (AUROC), whether their probabilities are calibrated, and what `vlv verify
-    --fix` would gain. With --fit the probabilities are fit to the scenes first, and written.
-    """
-    from vlv.errors import ConfigError
-    from vlv.evaluation.experiments.doubts import collect, fit_calibration, measure
-    from vlv.evaluation.experiments.scene_plan import ScenePlan
-    from vlv.models.calibration import Calibration
-    from vlv.storage import check_writable, write_json
-
-    if given.fit is not None and given.calibration is not None:
-        raise ConfigError("--fit writes a calibration and --calibration reads one; leave one out")
-    plan = ScenePlan(given.split, given.num, given.seed, given.batch_size)
-    calibration = None if given.calibration is None else Calibration.load(given.calibration)
-    check_writable(given.fit, given.json_file)
-    pipe = given.model.load(["caption", "generate"])
-    if given.fit is None and (calibration := calibration or pipe.calibration) is None:
-        raise ConfigError(f"{given.model.model} has no doubts.json; write one with --fit FILE")
-    progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
-    with tempfile.TemporaryDirectory() as folder, progress:
-        cases = collect(pipe, plan, given.evidence or Path(folder), progress.advance)
-    if given.fit is not None:
-        calibration = fit_calibration(cases, plan)
-        write_json(given.fit, calibration.to_dict())
-        common.say(f"written: {given.fit}")
-    assert calibration is not None
-    results = measure(cases, calibration, plan)
-    show(results, given.json_file)
-    return 0
-
-
-@options
-class BestOfOptions:
-    """``vlv eval best-of``."""
-
-    model: common.ModelOptions
-    split: Annotated[
-        SplitName, typer.Option(help="Of the toy world; tune on val, measure on test.")
-    ] = "test"
-    num: Annotated[int, typer.Option(min=2, help="Scenes.")] = 2000
-    seed: common.Seed = 1
-    candidates: Annotated[int, typer.Option(min=2, help="Captions of each, N.")] = 16
-    timesteps: Annotated[int, typer.Option(min=1, help="At which they are scored.")] = 3
-    batch_size: common.BatchSize = 8
-    temperature: Annotated[float, typer.Option(min=0.01, help="Of the samples.")] = 0.7
-    rewards: Annotated[
-        list[str],
-        typer.Option(
-            "--reward",
-            help="Of stage 3, that chooses too: drawing, redrawing, context (repeatable).",
-        ),
-    ] = field(default_factory=list)
-    evidence: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps every caption's scores; an interrupted run goes on."),
-    ] = None
-    json_file: common.JsonFile = None
-
-
-@app.command("best-of")
-@takes_options
-def best_of(given: BestOfOptions) -> int:
-    """Write several captions of rendered scenes, and measure what it gains to choose among them.
-
-    The frozen decoder (vlv caption --verify), the captioner's own log-probability and the truth choose among the first 2, 4, 8
-    ... captions; the first is greedy, the others are samples.
-    """
-    from vlv.evaluation.experiments.best_of import BestOfPlan, collect, measure
-    from vlv.storage import check_writable
-
-    plan = BestOfPlan(
-        given.split,
-        given.num,
-        given.seed,
-        given.batch_size,
-        candidates=given.candidates,
-        timesteps=given.timesteps,
-        temperature=given.temperature,
-        rewards=tuple(given.rewards),
-    )
-    check_writable(given.json_file)
-    pipe = given.model.load(["caption", "generate"])
-    progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
-    with tempfile.TemporaryDirectory() as folder, progress:
-        rows = collect(pipe, plan, given.evidence or Path(folder), progress.advance)
-    results = measure(rows, plan)
-    show(results, given.json_file)
-    return 0
-
-
-@options
-class InstructOptions:
-    """``vlv eval instruct``."""
-
-    model: common.ModelOptions
-    before: Annotated[
-        str | None,
-        typer.Option(help="A model whose plain captions are compared: that before the training."),
-    ] = None
-    split: Annotated[SplitName, typer.Option(help="Of the toy world.")] = "test"
-    num: Annotated[int, typer.Option(min=2, help="Scenes.")] = 2000
-    seed: common.Seed = 1
-    batch_size: common.BatchSize = 16
-    evidence: Annotated[
-        Path | None,
-        typer.Option(help="Folder that keeps every text, so that an interrupted run goes on."),
-    ] = None
-    json_file: common.JsonFile = None
-
-
-@app.command()
-@takes_options
-def instruct(given: InstructOptions) -> int:
-    """Ask a model about rendered scenes for every style of captions and many answers, and measure how well it follows.
-
-    Prints the share of captions in the style that was asked for, how many of their claims are right, the accuracy of answers
-    by kind of question, and F1 of plain captions, with --before against those of another model.
-    """
-    from vlv.evaluation.experiments.instruct import collect, measure
-    from vlv.evaluation.experiments.scene_plan import ScenePlan
-    from vlv.storage import check_writable
-
-    plan = ScenePlan(given.split, given.num, given.seed, given.batch_size)
-    check_writable(given.json_file)
-    pipe = given.model.load(["caption"])
-    before = None
-    if given.before is not None:
-        before = common.load_pipeline(
-            given.before, ["caption"], placement=given.model.placement(), yes=given.model.yes
-        )
-    progress = common.Progress(plan.num, unit="scene", resumable=given.evidence is not None)
-    with tempfile.TemporaryDirectory() as folder, progress:
-        rows = collect(pipe, before, plan, given.evidence or Path(folder), progress.advance)
-    show(measure(rows, plan), given.json_file)
-    return 0
-
-
-def show(results: Results, file: Path | None) -> None:
-    """Print the figures, and write them to a file where one is named."""
-    from vlv.evaluation.results import format_results
-    from vlv.storage import write_json
-
-    typer.echo(format_results(results))
-    if file is not None:
-        write_json(file, results.to_dict())
-        common.say(f"written: {file}")
