@@ -130,7 +130,7 @@ class BaselineStage2(Baseline):
         self.caption_decoder.trainable("mlp+llm")
         self.module = nn.ModuleList([self.encoder, self.caption_decoder])
         self.module.train()
-        self.caption_decoder.llm.gradient_checkpointing_enable()
+        self.caption_decoder.llm.activation_checkpointing_enable()
 
     def loss(self, batch: dict[str, Any], generator: torch.Generator) -> Tensor:
         """Cross-entropy over the whole padded sequence, as the language model computes it from labels."""

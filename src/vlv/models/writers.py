@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
 
 from vlv.models.compilation import uncompiled
 from vlv.models.decoding import (
@@ -101,11 +105,12 @@ class OwnWriter:
             max_new_tokens=writing.max_new_tokens,
             num_beams=how.num_beams,
             do_sample=samples_beams,
-            repetition_penalty=how.repetition_penalty,
             **(sampling if samples_beams else {}),
         )
         seeds = how.seeds(len(rows))
         processors = LogitsProcessorList()
+        if how.repetition_penalty != 1.0:  # as a setting it would warn that the prefix has no ids
+            processors.append(RepetitionPenaltyLogitsProcessor(float(how.repetition_penalty)))
         if how.do_sample and not samples_beams:
             processors.append(RowSampling(seeds, how.temperature, how.top_p, rows.device))
         devices = [rows.device] if rows.device.type == "cuda" else []
