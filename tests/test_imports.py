@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,11 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 60
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def layer(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
@@ -62,7 +68,7 @@ def test_imports_point_one_way(path: Path) -> None:
     own = layer(path)
     if own in {"__init__", "__main__"}:
         return
-    for name in imported_modules(ast.parse(path.read_text())):
+    for name in imported_modules(parsed(path)):
         if not name.startswith("vlv.") or name == "vlv.__version__":
             continue
         other = name.split(".")[1]
@@ -87,9 +93,8 @@ def test_no_special_names_in_the_general_code(folder: str) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_sizes(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= MAX_FILE_LINES
-    for node in ast.walk(ast.parse(text)):
+    assert path.read_text().count("\n") <= MAX_FILE_LINES
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             length = node.end_lineno - node.lineno + 1

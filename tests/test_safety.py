@@ -33,7 +33,10 @@ def remote_code(source: str) -> list[str]:
             found += [f"line {node.value.lineno}: trust_remote_code"] * allowed
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
-        owner, method = ast.unparse(node.func.value), node.func.attr
+        method = node.func.attr
+        if method not in {"from_pretrained", "from_config"}:
+            continue
+        owner = ast.unparse(node.func.value)
         loads = method == "from_pretrained" and owner not in FIXED and owner != "super()"
         builds = method == "from_config" and owner.startswith("Auto")
         if (loads or builds) and "trust_remote_code" not in {
@@ -80,8 +83,10 @@ def pickles(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
             continue
+        if node.func.attr != "from_pretrained":
+            continue
         owner, keywords = ast.unparse(node.func.value), ast.unparse(node)
-        if node.func.attr != "from_pretrained" or owner.endswith(NO_WEIGHTS):
+        if owner.endswith(NO_WEIGHTS):
             continue
         named = "use_safetensors=True" in keywords
         passed_on = "**options" in keywords and '"use_safetensors": True' in source
