@@ -8,6 +8,7 @@ language-model width E = 48.
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -265,6 +266,11 @@ def make_encoder(
     seed: int = 5, *, image_size: int = IMAGE_SIZE, dropout: float = 0.0
 ) -> VLVEncoder:
     """VLVEncoder around `make_florence`."""
+    return deepcopy(_encoder(seed, image_size, dropout))
+
+
+@cache  # a copy takes a quarter of the time
+def _encoder(seed: int, image_size: int, dropout: float) -> VLVEncoder:
     from vlv.models.encoder import VLVEncoder
 
     return VLVEncoder.from_florence(
@@ -294,6 +300,11 @@ def make_decoder(prediction_type: str = "epsilon") -> DiffusionDecoder:
 
 def make_caption_decoder(seed: int = 6) -> CaptionDecoder:
     """CaptionDecoder around `make_llm`."""
+    return deepcopy(_caption_decoder(seed))
+
+
+@cache
+def _caption_decoder(seed: int) -> CaptionDecoder:
     from vlv.models.captioner import CaptionDecoder
 
     return CaptionDecoder.from_llm(
