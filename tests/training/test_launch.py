@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
-import subprocess
 import sys
+import traceback
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,10 @@ from vlv.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "runs" / "accelerate"
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-TORCHRUN += ["--rdzv-endpoint", "localhost:0", "-m", "vlv"]
-ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-ACCELERATE += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-ACCELERATE += ["--rdzv_backend", "c10d", "--main_process_port", "0", "-m", "vlv"]
+TORCHRUN = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+ACCELERATE = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision"]
+ACCELERATE += ["no", "--dynamo_backend", "no", "--rdzv_backend", "c10d", "--main_process_port", "0"]
+SECONDS = 240.0
 
 
 @pytest.mark.parametrize(
@@ -76,28 +77,73 @@ def alone(ingredients: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
     return losses(run_dir)
 
 
-def launch(launcher: list[str], config: Path, run_dir: Path, *more: str) -> Any:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    options = ["train", str(config), "--run-dir", str(run_dir), *more]
-    return subprocess.run(
-        [sys.executable, *launcher, *options],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def torchrun(arguments: list[str]) -> None:
+    """It starts two fresh interpreters."""
+    from torch.distributed import run
+
+    run.main([*TORCHRUN, "-m", "vlv", *arguments])
+
+
+def accelerate(arguments: list[str]) -> None:
+    """It ends in torchrun with another environment; so here its two processes are forked, which spares their imports."""
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed import run
+
+    plain = run.config_from_args
+
+    def forking(args: Any) -> tuple[Any, Any, list[str]]:
+        config, python, words = plain(args)
+        assert (python, words) == (sys.executable, ["-u", "-m", "vlv", *arguments])
+        config.start_method = "fork"
+        return config, forked, words[3:]
+
+    run.config_from_args = forking
+    launch_command(launch_command_parser().parse_args([*ACCELERATE, "-m", "vlv", *arguments]))
+
+
+def forked(*arguments: str) -> None:
+    """What a fresh interpreter would do."""
+    from accelerate import PartialState
+
+    from vlv.training.distributed import join_world
+
+    join_world.cache_clear()  # the process that was forked has trained alone
+    PartialState._reset_state()
+    assert vlv(arguments) == 0
+
+
+def launch(launcher: Callable[[list[str]], None], arguments: list[str], told: Path) -> None:
+    """Call a launcher, in a process of its own that writes its stderr into a file."""
+    os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
+    os.chdir(ROOT)
+    code = 1
+    try:
+        launcher(arguments)
+        code = 0
+    except BaseException:  # noqa: BLE001 -- shown, for the process ends here
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
+@pytest.mark.parametrize("launcher", [torchrun, accelerate], ids=["torchrun", "accelerate"])
 def test_two_processes_as_a_user_launches_them(
-    ingredients: Path, alone: list[float], tmp_path: Path, launcher: list[str]
+    ingredients: Path, alone: list[float], tmp_path: Path, launcher: Any
 ) -> None:
-    result = launch(launcher, ingredients / "run.yaml", tmp_path, "--set", "loop.batch_size=2")
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("stage1: 3 steps done") == 1
+    arguments = ["train", str(ingredients / "run.yaml"), "--run-dir", str(tmp_path)]
+    arguments += ["--set", "loop.batch_size=2"]
+    told = tmp_path / "stderr"
+    process = multiprocessing.get_context("fork").Process(
+        target=launch, args=(launcher, arguments, told)
+    )
+    process.start()
+    process.join(SECONDS)
+    process.kill()
+    assert process.exitcode == 0, told.read_text()
+    assert told.read_text().count("stage1: 3 steps done") == 1
     assert losses(tmp_path) == pytest.approx(alone, abs=1e-5)
     assert (tmp_path / "model" / "model_index.json").exists()
     assert len(list((tmp_path / "samples").glob("*.png"))) == 1
