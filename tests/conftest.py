@@ -74,6 +74,13 @@ def no_charts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vlv.training.summary.charts.has_charts", lambda: False)
 
 
+@pytest.fixture(autouse=True)
+def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few steps and tokens for what training runs show of themselves: random models know no end."""
+    monkeypatch.setattr("vlv.training.held_out.Samples.drawing", {"steps": 2})
+    monkeypatch.setattr("vlv.training.held_out.Samples.generation", {"max_new_tokens": 8})
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     """A fresh CPU generator, seed 0."""

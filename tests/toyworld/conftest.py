@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import BartTokenizer, CLIPTokenizer, Qwen2Tokenizer
@@ -40,15 +41,28 @@ def scenes() -> list[Scene]:
 
 
 @pytest.fixture(scope="session")
-def text_tokenizer() -> CLIPTokenizer:
-    return components.make_text_tokenizer()
+def tokenizers() -> tuple[CLIPTokenizer, BartTokenizer, Qwen2Tokenizer]:
+    """Of a quarter of the corpus, whose texts are written once."""
+    texts = list(components.corpus(1000))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(components, "corpus", lambda: iter(texts))
+        return (
+            components.make_text_tokenizer(),
+            components.make_florence_tokenizer(),
+            components.make_llm_tokenizer(),
+        )
 
 
 @pytest.fixture(scope="session")
-def florence_tokenizer() -> BartTokenizer:
-    return components.make_florence_tokenizer()
+def text_tokenizer(tokenizers: tuple[CLIPTokenizer, ...]) -> CLIPTokenizer:
+    return tokenizers[0]
 
 
 @pytest.fixture(scope="session")
-def llm_tokenizer() -> Qwen2Tokenizer:
-    return components.make_llm_tokenizer()
+def florence_tokenizer(tokenizers: tuple[Any, BartTokenizer, Any]) -> BartTokenizer:
+    return tokenizers[1]
+
+
+@pytest.fixture(scope="session")
+def llm_tokenizer(tokenizers: tuple[Any, Any, Qwen2Tokenizer]) -> Qwen2Tokenizer:
+    return tokenizers[2]

@@ -19,15 +19,6 @@ Tokenizers = tuple[CLIPTokenizer, BartTokenizer, Qwen2Tokenizer]
 
 
 @pytest.fixture(scope="session")
-def tokenizers(
-    text_tokenizer: CLIPTokenizer,
-    florence_tokenizer: BartTokenizer,
-    llm_tokenizer: Qwen2Tokenizer,
-) -> Tokenizers:
-    return text_tokenizer, florence_tokenizer, llm_tokenizer
-
-
-@pytest.fixture(scope="session")
 def texts(scenes: list[Scene]) -> list[str]:
     """Captions of all forms, questions and prompts."""
     rng = np.random.default_rng(0)

@@ -366,8 +366,9 @@ class DiffusionDecoder(nn.Module):
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
         unet = present(self.unet, "unet")
-        states = c.sequence.to(unet.dtype)
-        noise: Tensor = unet(noisy.to(unet.dtype), timesteps, encoder_hidden_states=states).sample
+        dtype = unet.dtype  # diffusers walks through the modules to find it
+        states = c.sequence.to(dtype)
+        noise: Tensor = unet(noisy.to(dtype), timesteps, encoder_hidden_states=states).sample
         return noise
 
     # --- sampling --------------------------------------------------------------------------------

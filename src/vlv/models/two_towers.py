@@ -145,13 +145,14 @@ class SDXLDecoder(TwoTowerDecoder):
 
     def _predict(self, noisy: Tensor, timesteps: Tensor, c: Context) -> Tensor:
         unet = present(self.unet, "unet")
+        dtype = unet.dtype  # diffusers walks through the modules to find it
         noise: Tensor = unet(
-            noisy.to(unet.dtype),
+            noisy.to(dtype),
             timesteps,
-            encoder_hidden_states=c.sequence.to(unet.dtype),
+            encoder_hidden_states=c.sequence.to(dtype),
             added_cond_kwargs={
-                "text_embeds": pooled_of(c).to(unet.dtype),
-                "time_ids": self._size_conditions(noisy).to(unet.dtype),
+                "text_embeds": pooled_of(c).to(dtype),
+                "time_ids": self._size_conditions(noisy).to(dtype),
             },
         ).sample
         return noise
@@ -269,11 +270,12 @@ class SD3Decoder(TwoTowerDecoder):
             sequence = F.pad(c.sequence, (0, missing, 0, T5_LENGTH))
         else:
             sequence = torch.cat([F.pad(c.sequence, (0, missing)), c.t5], dim=1)
+        dtype = transformer.dtype  # diffusers walks through the modules to find it
         noise: Tensor = transformer(
-            hidden_states=noisy.to(transformer.dtype),
+            hidden_states=noisy.to(dtype),
             timestep=timesteps.to(noisy.device).expand(len(noisy)),
-            encoder_hidden_states=sequence.to(transformer.dtype),
-            pooled_projections=pooled_of(c).to(transformer.dtype),
+            encoder_hidden_states=sequence.to(dtype),
+            pooled_projections=pooled_of(c).to(dtype),
         ).sample
         return noise
 

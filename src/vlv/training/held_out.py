@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from PIL import ImageOps
@@ -14,10 +15,11 @@ from torch import Tensor
 from vlv.data.images import to_pil
 from vlv.data.records import Record
 from vlv.models.context import Context
+from vlv.models.decoding import GenerationOptions
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.draws import randn_like
 from vlv.models.encoder import VLVEncoder
-from vlv.models.pipeline import VLVPipeline
+from vlv.models.pipeline import DrawingOptions, VLVPipeline
 from vlv.models.vision_encoder import VisionEncoder
 from vlv.pages import sheet
 from vlv.storage import read_settings, replacing, write_json, write_text
@@ -200,6 +202,9 @@ class Samples:
         load: Reads records into one batch with `ids` and `pixels`.
     """
 
+    drawing: ClassVar[DrawingOptions] = {}
+    generation: ClassVar[GenerationOptions] = {}
+
     def __init__(
         self,
         pipe: VLVPipeline,
@@ -216,13 +221,13 @@ class Samples:
         ids, pixels = self._batch["ids"], list(self._batch["pixels"])
         z = self.pipe.embed(pixels)
         if self.pipe.decoder.denoiser is not None:
-            images = [*map(to_pil, pixels), *self.pipe.draw(self.pipe.context(z))]
+            images = [*map(to_pil, pixels), *self.pipe.draw(self.pipe.context(z), **self.drawing)]
             factor = -(-_CELL_PX // images[0].width)
             enlarged = [ImageOps.scale(image, factor, resample=0) for image in images]
             with replacing(folder / f"{step:07d}.png") as temporary:
                 sheet(enlarged, len(ids)).save(temporary, "PNG")
         if self.pipe.caption_decoder is not None:
-            texts = zip(ids, self.pipe.caption(z=z), strict=True)
+            texts = zip(ids, self.pipe.caption(z=z, **self.generation), strict=True)
             lines = [f"{name}: {text}\n" for name, text in texts]
             write_text(folder / f"{step:07d}.txt", "".join(lines))
 

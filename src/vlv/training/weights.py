@@ -48,6 +48,8 @@ def set_train_mode(module: nn.Module, *, everything: bool = False) -> None:
             part.training = True
         return
     for part in module.modules():
+        if not part.training:  # with a part around it
+            continue
         parameters = list(part.parameters())
         if parameters and not any(p.requires_grad for p in parameters):
             part.eval()
