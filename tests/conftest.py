@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
+import re
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
 
 torch.set_num_threads(1)
+re._MAXCACHE = 2**14  # type: ignore[attr-defined]  # transformers has patterns for each weight of each model
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 

@@ -149,9 +149,8 @@ def _work(
 def _entry(name: str, case: bytes, number: int, folder: Path, guard: _Guard) -> dict[str, object]:
     """Run one case, and say what came of it."""
     kind, text, refused = "", "", False
-    own = folder / f"case-{number}"
-    shutil.rmtree(own, ignore_errors=True)  # of a process that was ended
-    own.mkdir()
+    own = folder / "case"
+    _empty(own)
     with guard.watching(), peak_growth() as growth:
         try:
             refused = run(name, case, own)
@@ -163,11 +162,20 @@ def _entry(name: str, case: bytes, number: int, folder: Path, guard: _Guard) -> 
         kind, text = "outside", ", ".join(guard.seen[:3])
     elif not kind and growth[0] > MAX_GROWTH:
         kind, text = "memory", f"grew by {growth[0] / 2**20:.0f} MiB"
-    shutil.rmtree(own, ignore_errors=True)
     finding = f"case {number}, {name}: {kind}: {text}" if kind else ""
     if finding:
         (folder / f"{kind}-{number}").write_bytes(case)
     return {"refused": refused, "finding": finding, "kind": kind, "peak": growth[0]}
+
+
+def _empty(folder: Path) -> None:
+    """Make a folder, or remove what the case before left there: to remove it too would take longer than most cases."""
+    folder.mkdir(exist_ok=True)
+    for left in folder.iterdir():
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left)
+        else:
+            left.unlink()
 
 
 class _Guard:

@@ -106,24 +106,28 @@ def test_a_cpu_recomputes_nothing_unless_told_to() -> None:
     assert objective.decoder.unet.is_gradient_checkpointing
 
 
-def chosen(rank: int) -> list[str]:
+SHARDED = loop_config(batch_size=2, parallel="fsdp")
+
+
+def chosen(rank: int, whole: int) -> list[str]:
     """What a process chooses for FSDP with some of the undivided step's memory free beside its weights."""
     objective, optim = stage2(), optim_config(lr_scale={})
-    loop = loop_config(batch_size=2, parallel="fsdp")
-    whole = predicted_peak(objective, tiny.IMAGE_SIZE, loop, optim, "never")
     world = World(rank, 2, torch.device("cuda"), join_world().hosts)
     choices: list[str] = []
     for free in ((1.07, 1.2), (9.0, 0.1)):
         room = int(free[rank] * whole) - num_bytes(objective.module)
         torch.cuda.mem_get_info = lambda _, room=room: (room, room)  # type: ignore[misc]
-        choices.append(choose_recomputation(objective, tiny.IMAGE_SIZE, loop, optim, world))
+        choices.append(choose_recomputation(objective, tiny.IMAGE_SIZE, SHARDED, optim, world))
     return choices
 
 
 @pytest.mark.slow
 def test_processes_choose_alike_by_the_least_room_and_count_a_share() -> None:
     """A step of stage 2 whose weights are sharded takes 92 % of an undivided one here, which would not fit."""
-    assert run_ranks(2, chosen) == [["never", "all"]] * 2
+    whole = predicted_peak(
+        stage2(), tiny.IMAGE_SIZE, SHARDED, optim_config(lr_scale={}), "never"
+    )
+    assert run_ranks(2, chosen, whole) == [["never", "all"]] * 2
 
 
 @pytest.mark.parametrize("mask", [None, torch.zeros(3, 3), torch.ones(3, 3).tril().bool()])
