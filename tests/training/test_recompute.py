@@ -124,9 +124,7 @@ def chosen(rank: int, whole: int) -> list[str]:
 @pytest.mark.slow
 def test_processes_choose_alike_by_the_least_room_and_count_a_share() -> None:
     """A step of stage 2 whose weights are sharded takes 92 % of an undivided one here, which would not fit."""
-    whole = predicted_peak(
-        stage2(), tiny.IMAGE_SIZE, SHARDED, optim_config(lr_scale={}), "never"
-    )
+    whole = predicted_peak(stage2(), tiny.IMAGE_SIZE, SHARDED, optim_config(lr_scale={}), "never")
     assert run_ranks(2, chosen, whole) == [["never", "all"]] * 2
 
 
