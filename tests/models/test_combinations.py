@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -49,6 +50,19 @@ def make_encoder(name: str, decoder: DiffusionDecoder) -> VLVEncoder | VisionEnc
     )
 
 
+@cache
+def frozen_decoder(name: str) -> DiffusionDecoder:
+    """Shared by the encoders: nothing of it is trained."""
+    decoder = families.make_decoder(name)
+    families.sharpen(decoder)
+    return decoder
+
+
+def components_of(decoder: DiffusionDecoder) -> dict[str, Any]:
+    names = (*decoder.components, *decoder.optional)
+    return {name: getattr(decoder, name) for name in names}
+
+
 def test_nearly_each_pair_is_there() -> None:
     assert {(a, b) for a, b, _ in COMBINATIONS} == {
         (a, b) for a in ENCODERS for b in families.NAMES
@@ -63,8 +77,7 @@ def test_it_learns_rebuilds_and_captions(
     encoder_name: str, decoder_name: str, llm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(two_towers, "T5_LENGTH", families.T5_LENGTH)
-    decoder = families.make_decoder(decoder_name)
-    families.sharpen(decoder)
+    decoder = frozen_decoder(decoder_name)
     encoder = make_encoder(encoder_name, decoder)
     captions = CaptionDecoder.from_llm(
         test_llm_families.make_llm(llm),
@@ -87,7 +100,6 @@ def test_it_learns_rebuilds_and_captions(
     assert losses[-1][0] < losses[0][0]
     for part in (list(column) for column in zip(*losses, strict=True)):
         assert min(part[1:]) < part[0], "each loss falls, though not in every step"
-    components = families.make_components(decoder_name)
-    pipe = VLVPipeline(encoder=encoder, caption_decoder=captions, **components)
+    pipe = VLVPipeline(encoder=encoder, caption_decoder=captions, **components_of(decoder))
     assert [x.size for x in pipe.reconstruct(pixels, steps=1, guidance=1.0)] == [(32, 32)] * 2
     assert len(pipe.describe(pixels, max_new_tokens=3)) == 2

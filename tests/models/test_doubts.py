@@ -200,7 +200,7 @@ def test_the_shipped_decoder_knows_a_wrong_claim() -> None:
         :3
     ]
     images = [render(scene).image for scene in scenes]
-    texts = [describe(x, "detailed", np.random.default_rng(0)) for x in scenes]
+    texts = [describe(x, "short", np.random.default_rng(0)) for x in scenes]
     wrong = [text.replace("photograph", "photo").replace("photo", "comic") for text in texts]
     assert texts != wrong
     true = pipe.verify(images, texts, read_claims=find_claims)

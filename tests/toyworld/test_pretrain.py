@@ -52,7 +52,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def short(part: Part, steps: int = 1) -> Recipe:
-    return replace(RECIPES[part], steps=steps, batch_size=16)
+    return replace(RECIPES[part], steps=steps, batch_size=4)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

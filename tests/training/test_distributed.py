@@ -94,14 +94,22 @@ def flops(run_dir: Path) -> float:
     return float(line["mfu"] * 2000 / line["images_per_second"])
 
 
+@pytest.fixture(scope="module")
+def uncut(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run of one process without accumulation, and what came of it."""
+    run_dir = tmp_path_factory.mktemp("uncut")
+    [result] = run_ranks(1, curve, run_dir, 1, 1, 30)
+    return run_dir, result
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_ranks", "accumulate"), [(2, 1), (2, 2), (1, 4)])
 def test_the_curve_does_not_depend_on_the_cut(
-    tmp_path: Path, num_ranks: int, accumulate: int
+    uncut: tuple[Path, Any], tmp_path: Path, num_ranks: int, accumulate: int
 ) -> None:
-    [(expected, seen)] = run_ranks(1, curve, tmp_path / "one", 1, 1, 30)
-    results = run_ranks(num_ranks, curve, tmp_path / "cut", num_ranks, accumulate, 30)
-    difference = (losses(tmp_path / "one") - losses(tmp_path / "cut")).abs().max()
+    run_dir, (expected, seen) = uncut
+    results = run_ranks(num_ranks, curve, tmp_path, num_ranks, accumulate, 30)
+    difference = (losses(run_dir) - losses(tmp_path)).abs().max()
     assert difference < 1e-5
     assert sorted(seen) == sorted(record for _, records in results for record in records)
     for found, _ in results:
@@ -143,13 +151,20 @@ def sharded_run(rank: int, run_dir: Path, parallel: str, interrupted: bool) -> A
         return weights(objective.module), average, seen + loader.seen
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A run of two processes that share nothing, and what came of it."""
+    run_dir = tmp_path_factory.mktemp("ddp")
+    return run_dir, run_ranks(2, sharded_run, run_dir, "ddp", False)
+
+
 @pytest.mark.slow
-def test_what_trains_may_be_sharded(tmp_path: Path) -> None:
-    whole = run_ranks(2, sharded_run, tmp_path / "ddp", "ddp", False)
+def test_what_trains_may_be_sharded(whole_run: tuple[Path, Any], tmp_path: Path) -> None:
+    ddp, whole = whole_run
     shares = run_ranks(2, sharded_run, tmp_path / "fsdp", "fsdp", False)
     again = run_ranks(2, sharded_run, tmp_path / "again", "fsdp", True)
     for run_dir in (tmp_path / "fsdp", tmp_path / "again"):
-        assert (losses(tmp_path / "ddp") - losses(run_dir)).abs().max() < 1e-5
+        assert (losses(ddp) - losses(run_dir)).abs().max() < 1e-5
     for rank in range(2):
         assert shares[rank][2] == again[rank][2]
         for name, value in whole[0][0].items():
@@ -157,12 +172,12 @@ def test_what_trains_may_be_sharded(tmp_path: Path) -> None:
             assert torch.equal(again[rank][0][name], shares[rank][0][name]), name
     for name, value in whole[0][1].items():  # what the first process saw while it evaluated
         torch.testing.assert_close(shares[0][1][name], value, atol=1e-5, rtol=1e-5)
-    assert flops(tmp_path / "fsdp") == pytest.approx(flops(tmp_path / "ddp"), rel=0.01)
+    assert flops(tmp_path / "fsdp") == pytest.approx(flops(ddp), rel=0.01)
 
 
 @pytest.mark.slow
-def test_a_run_may_go_on_sharded_otherwise(tmp_path: Path) -> None:
-    expected = run_ranks(2, sharded_run, tmp_path / "ddp", "ddp", False)
+def test_a_run_may_go_on_sharded_otherwise(whole_run: tuple[Path, Any], tmp_path: Path) -> None:
+    expected = whole_run[1]
     for first, second in (("ddp", "fsdp"), ("fsdp", "ddp")):
         run_dir = tmp_path / first
         run_ranks(2, one_step, run_dir / "x", first)

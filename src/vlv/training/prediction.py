@@ -223,7 +223,8 @@ def _count_flops(objective: Objective, mode: FakeTensorMode, batch: Batch) -> in
             part.gradient_checkpointing = False  # type: ignore[assignment]
     with mode:
         row = {name: _fake_rows(value) for name, value in _typical_row(batch).items()}
-        with sdpa_kernel(SDPBackend.MATH), _Flops() as counter:
+        counter = _Flops()
+        with sdpa_kernel(SDPBackend.MATH), counter:  # type: ignore[no-untyped-call]
             torch.autograd.backward(objective.loss(row, torch.Generator()).total)
             _rehearse(objective, row)
     return counter.total
@@ -252,8 +253,10 @@ class _Flops(_ScalarsAreOne):
 def _is_composite(func: torch._ops.OpOverload[..., Any]) -> bool:
     """Whether an operation is made of others."""
     key = torch._C.DispatchKey.CompositeImplicitAutograd
-    known = func.namespace != "prim"  # the dispatcher knows nothing of those
-    return known and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), key)
+    if func.namespace == "prim":  # the dispatcher knows nothing of those
+        return False
+    name: str = func.name()  # type: ignore[no-untyped-call]
+    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
 
 
 def _rehearse(objective: Objective, batch: Batch) -> None:

@@ -63,12 +63,11 @@ def on_device(module: nn.Module, device: torch.device) -> nn.Module:
 
 def changing_buffers(module: nn.Module) -> dict[str, Tensor]:
     """Persistent buffers of submodules that train, such as running means of batch norms."""
-    trained = {
-        f"{name}.{buffer}" if name else buffer
-        for name, part in module.named_modules()
-        if any(p.requires_grad for p in part.parameters())
-        for buffer, _ in part.named_buffers(recurse=False)
-    }
+    trained = set()
+    for name, part in module.named_modules():
+        buffers = [buffer for buffer, _ in part.named_buffers(recurse=False)]
+        if buffers and any(p.requires_grad for p in part.parameters()):
+            trained |= {f"{name}.{buffer}" if name else buffer for buffer in buffers}
     persistent = module.state_dict(keep_vars=True)
     return {name: persistent[name] for name in sorted(trained & persistent.keys())}
 
