@@ -224,7 +224,7 @@ def _count_flops(objective: Objective, mode: FakeTensorMode, batch: Batch) -> in
     with mode:
         row = {name: _fake_rows(value) for name, value in _typical_row(batch).items()}
         counter = _Flops()
-        with sdpa_kernel(SDPBackend.MATH), counter:  # type: ignore[no-untyped-call]
+        with sdpa_kernel(SDPBackend.MATH), counter:
             torch.autograd.backward(objective.loss(row, torch.Generator()).total)
             _rehearse(objective, row)
     return counter.total
