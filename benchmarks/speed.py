@@ -94,9 +94,13 @@ class Speed:
 class Clock:
     """Times actions: one warm-up, then repeats of at least so many seconds each; 0 seconds try it without warm-up."""
 
-    def __init__(self, repeats: int, seconds: float) -> None:
-        self.repeats, self.seconds = repeats, seconds
+    def __init__(self, repeats: int, seconds: float, most: int | None = None) -> None:
+        self.repeats, self.seconds, self.most = repeats, seconds, most
         self.speeds: list[Speed] = []
+
+    def size(self, size: int) -> int:
+        """Of a batch, unless it is to be smaller."""
+        return min(size, self.most or size)
 
     def rate(self, name: str, unit: str, batch: str, action: Callable[[], Any], items: int) -> None:
         """Items per second of an action that does `items` at a time."""
@@ -128,7 +132,7 @@ class Clock:
 
 def time_renderer(clock: Clock) -> None:
     """One process; `vlv toyworld render` uses one per core."""
-    scenes = [sample_scene(0, index, "test") for index in range(64)]
+    scenes = [sample_scene(0, index, "test") for index in range(clock.size(64))]
     clock.rate(
         "renderer (one process)",
         "images/s",
@@ -142,15 +146,16 @@ def time_inference(clock: Clock, pipe: VLVPipeline, world: World) -> None:
     """Captions and reconstructions, from pixels."""
     images = list(world.floats())
     if pipe.caption_decoder is not None:
-        batch = images[:32]
+        batch = images[: clock.size(32)]
+        size = len(batch)
         clock.rate(
             "captions, greedy",
             "captions/s",
-            "32",
-            lambda: pipe.caption(batch, batch_size=32, max_new_tokens=160),
-            32,
+            str(size),
+            lambda: pipe.caption(batch, batch_size=size, max_new_tokens=160),
+            size,
         )
-    for size in (1, 16):
+    for size in (1, clock.size(16)):
         action = functools.partial(pipe.reconstruct, images[:size], batch_size=size, steps=20)
         clock.duration("reconstruction, 20 steps", "s", str(size), action)
     time_side_by_side(clock, pipe, images)
@@ -158,18 +163,20 @@ def time_inference(clock: Clock, pipe: VLVPipeline, world: World) -> None:
 
 def time_side_by_side(clock: Clock, pipe: VLVPipeline, images: list[Tensor]) -> None:
     """The same pictures as an evaluation draws them, and batch after batch."""
-    c, null = pipe.context(pipe.embed(images[:64])), pipe.decoder.null_context()
+    size = clock.size(16)
+    c, null = pipe.context(pipe.embed(images[: 4 * size])), pipe.decoder.null_context()
 
     def draw(start: int) -> Tensor:
-        seeds = range(start, start + 16)
-        return pipe.decoder.sample(c[start : start + 16], seeds=seeds, steps=20, null=null)
+        seeds = range(start, start + size)
+        return pipe.decoder.sample(c[start : start + size], seeds=seeds, steps=20, null=null)
 
     for name, workers in (("one after another", 1), ("side by side", torch.get_num_threads())):
 
         def action(workers: int = workers) -> None:
-            deque(side_by_side(draw, range(0, 64, 16), workers), maxlen=0)
+            deque(side_by_side(draw, range(0, 4 * size, size), workers), maxlen=0)
 
-        clock.rate(f"pictures, {name}", "images/s", f"4 x 16, {workers} at a time", action, 64)
+        batch = f"4 x {size}, {workers} at a time"
+        clock.rate(f"pictures, {name}", "images/s", batch, action, 4 * size)
 
 
 def time_step(clock: Clock, name: str, objective: Objective, batch: Batch) -> None:
@@ -195,7 +202,7 @@ def time_step(clock: Clock, name: str, objective: Objective, batch: Batch) -> No
 def time_trainings(clock: Clock, pipe: VLVPipeline, world: World) -> None:
     """One step of every training, on copies of the model's parts."""
     decoder = copy_decoder(pipe)
-    sizes = {name: recipe.batch_size for name, recipe in RECIPES.items()}
+    sizes = {name: clock.size(recipe.batch_size) for name, recipe in RECIPES.items()}
     vae = copy.deepcopy(pipe.vae).requires_grad_(True)
     time_step(clock, "VAE", VaeObjective(vae), make_batch(world, sizes["vae"]))
     cached = cached_latents(decoder, world)
@@ -213,7 +220,7 @@ def time_trainings(clock: Clock, pipe: VLVPipeline, world: World) -> None:
 def time_stages(clock: Clock, pipe: VLVPipeline, world: World, cached: dict[str, Tensor]) -> None:
     """Both stages with the settings of their presets."""
     first_stage, second_stage = load_config("tiny-stage1"), load_config("tiny-stage2")
-    size = first_stage.loop.batch_size
+    size = clock.size(first_stage.loop.batch_size)
     live = make_batch(world, size)
     for name, batch in (("live", live), ("cached", live | first(cached, size))):
         encoder, decoder = copy.deepcopy(pipe.encoder), copy_decoder(pipe)
@@ -222,8 +229,8 @@ def time_stages(clock: Clock, pipe: VLVPipeline, world: World, cached: dict[str,
         time_step(clock, f"stage 1, {name} latents", objective, batch)
     if pipe.caption_decoder is not None:
         assert second_stage.stage2 is not None
-        batch = make_batch(world, second_stage.loop.batch_size)
-        batch |= first(cached, second_stage.loop.batch_size)
+        size = clock.size(second_stage.loop.batch_size)
+        batch = make_batch(world, size) | first(cached, size)
         parts = copy.deepcopy(pipe.encoder), copy_decoder(pipe), copy.deepcopy(pipe.caption_decoder)
         second = Stage2(*parts, second_stage.stage2)
         time_step(clock, "stage 2, encoder still frozen", second, batch | {"step": 0})
@@ -308,6 +315,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="least length of a repeat")
+    parser.add_argument("--most", type=int, help="images together, to try the script")
     parser.add_argument("--only", choices=("renderer", "inference", "training"))
     return parser.parse_args()
 
@@ -352,8 +360,8 @@ def main() -> None:
     arguments = parse_arguments()
     disable_progress_bar()
     pipe = VLVPipeline.from_pretrained(arguments.model)
-    world = make_world(64, pipe.image_size)
-    clock = Clock(arguments.repeats, arguments.seconds)
+    clock = Clock(arguments.repeats, arguments.seconds, arguments.most)
+    world = make_world(4 * clock.size(16), pipe.image_size)
     with threads(arguments.threads):
         if arguments.only in (None, "renderer"):
             time_renderer(clock)

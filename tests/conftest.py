@@ -84,6 +84,14 @@ def short_samples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def models_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands get copies of the models that others have read, see `tests.loaded`."""
+    from tests import loaded
+
+    loaded.read_once(monkeypatch)
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     """A fresh CPU generator, seed 0."""
     return torch.Generator().manual_seed(0)

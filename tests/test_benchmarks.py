@@ -20,7 +20,8 @@ def test_speed(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file = tmp_path / "speed.json"
-    settings = ["--repeats", "1", "--seconds", "0", "--threads", "1", "--json", str(file)]
+    settings = ["--repeats", "1", "--seconds", "0", "--threads", "1", "--most", "2"]
+    settings += ["--json", str(file)]
     monkeypatch.setattr("sys.argv", [str(SPEED), "--model", str(tiny_folder), *settings])
     runpy.run_path(str(SPEED), run_name="__main__")
     speeds = json.loads(file.read_text())["speeds"]

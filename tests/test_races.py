@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
+import runpy
+import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
 
 from tests import tiny
 from vlv.config import Stage1Config, Stage2Config
 from vlv.models.captioner import CaptionDecoder
+from vlv.training.distributed import join_world
 from vlv.training.stages import Stage1, Stage2
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -72,10 +78,45 @@ def test_both_ways_give_one_loss_and_one_gradient(stage: int, models: Any, load:
     assert contestant.step(batch(), draws(0, 3)) == pytest.approx(expected.item(), abs=1e-4)
 
 
+class Forked:
+    """Stands in for `subprocess.Popen` of a script: a process forked from this one, which has imported everything."""
+
+    others: list[Forked] = []  # noqa: RUF012
+
+    def __init__(self, command: list[str], env: dict[str, str], **_: Any) -> None:
+        (its_stdin, stdin), (stdout, its_stdout) = os.pipe(), os.pipe()
+        self.process = os.fork()
+        if not self.process:
+            for pipe in (stdin, *(other.stdin.fileno() for other in self.others)):
+                os.close(pipe)  # or the process behind it would never see its end
+            os.environ.update(env)
+            sys.argv = command[1:]
+            sys.stdin, sys.stdout = os.fdopen(its_stdin), os.fdopen(its_stdout, "w")
+            join_world.cache_clear()  # the process that was forked has trained alone
+            PartialState._reset_state()
+            try:
+                runpy.run_path(command[1], run_name="__main__")
+            except BaseException:  # noqa: BLE001
+                traceback.print_exc()
+            sys.stdout.flush()
+            os._exit(0)
+        os.close(its_stdin)
+        os.close(its_stdout)
+        self.stdin, self.stdout = os.fdopen(stdin, "w"), os.fdopen(stdout)
+        self.others.append(self)
+
+    def communicate(self) -> None:
+        self.others.remove(self)
+        self.stdin.close()
+        self.stdout.read()
+        os.waitpid(self.process, 0)
+
+
 @pytest.mark.slow
-def test_two_processes_make_the_step_of_one(load: Any) -> None:
+def test_two_processes_make_the_step_of_one(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the step of the training loop, whatever is cached; the first loss is the baseline's."""
     ours, training = load("ours"), load("training")
+    monkeypatch.setattr(ours.subprocess, "Popen", Forked)
     variant = ours.Variant("miniature", 1, "fp32")
     models = load("models").make_models("miniature")
     baseline = load("baseline").BaselineStage1(models)

@@ -19,6 +19,11 @@ from tests import tiny
 from vlv.cli import main, run
 
 
+@pytest.fixture(autouse=True)
+def read_once(models_read_once: None) -> None:
+    """Every command reads a model; what matters here is what it does with it."""
+
+
 class Result(NamedTuple):
     """What a command did."""
 

@@ -163,12 +163,13 @@ ON_TABLES: dict[str, Callable[[Path, Path], list[object]]] = {
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 @pytest.mark.parametrize("command", ON_TABLES)
 def test_every_command_follows_paths_only_below_a_root_that_was_named(
-    vlv: Vlv, tmp_path: Path, command: str, kind: str
+    vlv: Vlv, tiny_folder: Path, tmp_path: Path, command: str, kind: str
 ) -> None:
     """Lines of JSON, and the paths in the structs of a Parquet file."""
+    model = ("--model", tiny_folder) if command in ("mix", "demo") else ()
     outside = [write_image(tmp_path / "secret" / f"{n}.png", n, (160, 140)) for n in range(2)]
     table = table_of(tmp_path / "set", outside, kind)
-    refused = vlv(*ON_TABLES[command](table, tmp_path / "refused"))
+    refused = vlv(*ON_TABLES[command](table, tmp_path / "refused"), *model)
     if (command, kind) == ("predict", "parquet"):
         assert refused.code == 0, "captions of the table are compared, and no image is opened"
     else:
@@ -178,7 +179,8 @@ def test_every_command_follows_paths_only_below_a_root_that_was_named(
         assert [OUTSIDE in row["detail"] for row in rows] == [True, True]
     elif kind == "jsonl" and command != "stats":
         assert OUTSIDE in refused.out + refused.err
-    read = vlv(*ON_TABLES[command](table, tmp_path / "read"), "--image-root", tmp_path / "secret")
+    root = ("--image-root", tmp_path / "secret")
+    read = vlv(*ON_TABLES[command](table, tmp_path / "read"), *root, *model)
     assert read.code == 0, read
     if command in ("filter", "pack", "split"):
         indexes = (tmp_path / "read").rglob("index.parquet")

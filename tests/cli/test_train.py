@@ -162,7 +162,8 @@ def test_both_stages_with_a_discrete_bottleneck(
 def test_training_in_half_precision_copies_the_decoder_as_it_was(
     vlv: Vlv, ingredients: Path, tmp_path: Path
 ) -> None:
-    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", loop={"precision": "bf16"})
+    bf16 = {"precision": "bf16"}
+    config = write_config(tmp_path / "1.yaml", ingredients, "stage1", loop=bf16, data=UNWATCHED)
     assert vlv("train", config, "--run-dir", tmp_path / "run").code == 0
     copy, original = tmp_path / "run/model/unet", ingredients / "decoder" / "unet"
     name = "diffusion_pytorch_model.safetensors"
@@ -174,9 +175,8 @@ def test_training_in_half_precision_copies_the_decoder_as_it_was(
 def test_stage2_on_captions_alone_exports_a_whole_model(
     vlv: Vlv, ingredients: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    config = write_config(
-        tmp_path / "2.yaml", ingredients, "stage2", model={"encoder": str(tiny_folder)}
-    )
+    model = {"encoder": str(tiny_folder)}
+    config = write_config(tmp_path / "2.yaml", ingredients, "stage2", model=model, data=UNWATCHED)
     export = tmp_path / "exported"
     args = ("train", config, "--run-dir", tmp_path / "run", "--export", export)
     assert vlv(*args, "--set", "stage2.trainable=mlp").code == 0
@@ -461,10 +461,11 @@ def test_the_quick_presets_train_on_the_shipped_parts(
     vlv: Vlv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    vlv("toyworld", "render", "out/quick/train", "--num", 24)
-    vlv("toyworld", "render", "out/quick/held-out", "--num", 4, "--split", "val")
+    vlv("toyworld", "render", "out/quick/train", "--num", 4, "--workers", 1)
+    vlv("toyworld", "render", "out/quick/held-out", "--num", 4, "--split", "val", "--workers", 1)
     for stage in ("stage1", "stage2", "stage3"):
-        short = ("--set", "loop.steps=2", "--set", "optim.warmup_steps=0")
+        small = ("loop.steps=2", "loop.batch_size=2", "optim.warmup_steps=0")
+        short = [word for change in small for word in ("--set", change)]
         assert vlv("train", f"quick-{stage}", "--run-dir", f"out/quick/{stage}", *short).code == 0
     result = vlv("caption", "out/quick/held-out", "--model", "out/quick/stage3/model")
     assert result.code == 0

@@ -114,15 +114,18 @@ def test_training(
     assert predicted.optimizer == pytest.approx(moments * trained, rel=0.01)
 
 
-def sharded(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
-    """Memory of one of two processes among which what trains is sharded: predicted whole, predicted, measured."""
-    del rank
-    make, optim = {"stage1": stage1, "stage2": stage2}[stage], optim_config(lr_scale={})
-    whole, share_only = (
-        predict_step(make(), make_batch(), loop, optim, num_ranks=n) for n in (1, 2)
-    )
-    objective = make()
-    step = TrainingStep(objective, loop, optim, join_world())
+STAGES = {"stage1": stage1, "stage2": stage2}
+ON_SHARDS = [
+    (stage, loop_config(batch_size=2, parallel="fsdp", **changes))
+    for stage in STAGES
+    for changes in ({}, AVERAGED)
+]
+
+
+def sharded(stage: str, loop: LoopConfig) -> int:
+    """Memory of one of two processes among which what trains is sharded, measured."""
+    objective = STAGES[stage]()
+    step = TrainingStep(objective, loop, optim_config(lr_scale={}), join_world())
     set_train_mode(step.module)
     batches = [
         with_targets(make_batch(), objective, 2, RowGenerator(0, 0, range(2)))
@@ -133,23 +136,30 @@ def sharded(rank: int, stage: str, loop: LoopConfig) -> tuple[int, int, int]:
     averages = step.average.averages.values() if step.average else ()
     held = [*step.parameters.values(), *averages, *step.optimizer.tensors().values()]
     local = [t.to_local() if isinstance(t, DTensor) else t for t in held]
-    peak = measured(local, lambda: step(batches, loop.steps - 1))
-    return whole.peak, share_only.peak, frozen + peak
+    return frozen + measured(local, lambda: step(batches, loop.steps - 1))
 
 
-def all_sharded(rank: int) -> dict[str, tuple[int, int, int]]:
-    loops = [loop_config(batch_size=2, parallel="fsdp", **changes) for changes in ({}, AVERAGED)]
-    cases = [(stage, loop) for stage in ("stage1", "stage2") for loop in loops]
-    return {f"{stage}, {loop}": sharded(rank, stage, loop) for stage, loop in cases}
+def all_sharded(rank: int) -> list[int]:
+    del rank
+    return [sharded(stage, loop) for stage, loop in ON_SHARDS]
 
 
 @pytest.mark.slow
 def test_training_of_a_share() -> None:
-    for found_by_rank in run_ranks(2, all_sharded):
-        assert len(found_by_rank) == 4
-        for case, (whole, predicted, found) in found_by_rank.items():
-            assert predicted == pytest.approx(found, rel=0.025), case
-            assert whole > 1.03 * found, f"a prediction for one process would do, too: {case}"
+    found_by_rank = run_ranks(2, all_sharded)
+    for number, (stage, loop) in enumerate(ON_SHARDS):
+        whole, share = (
+            predict_step(
+                STAGES[stage](), make_batch(), loop, optim_config(lr_scale={}), num_ranks=n
+            ).peak
+            for n in (1, 2)
+        )
+        for found in found_by_rank:
+            case = f"{stage}, {loop}"
+            assert share == pytest.approx(found[number], rel=0.025), case
+            assert whole > 1.03 * found[number], (
+                f"a prediction for one process would do, too: {case}"
+            )
 
 
 def test_each_process_of_ddp_holds_its_gradients_all_the_time() -> None:

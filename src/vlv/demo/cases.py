@@ -75,8 +75,8 @@ class Sampling:
     seed: int = 0
     steps: int = 20
     guidance: float = 2.0
-    max_new_tokens: int = 300
-    """Longest caption."""
+    max_new_tokens: int | None = None
+    """Longest caption; None is 300 tokens, or as many as the model has."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,15 +32,24 @@ class KeyedStore:
             self._base = sqlite3.connect(
                 path, timeout=1.0, isolation_level=None, check_same_thread=False
             )
-            self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._base.execute("PRAGMA journal_mode=WAL")
-            self._base.execute("PRAGMA synchronous=NORMAL")
-            self._base.execute(
-                "CREATE TABLE IF NOT EXISTS items (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
-            )
-            # takes the lock now, and shows whether there is room for a byte
-            self._base.execute("INSERT OR REPLACE INTO items VALUES (x'00', '')")
-            self._base.execute("DELETE FROM items WHERE key = x'00'")
+        try:
+            with self._named():
+                self._take()
+        except OutputError:
+            self.close()  # or the lock would last until the object is collected
+            raise
+
+    def _take(self) -> None:
+        """Make the file this process's own."""
+        self._base.execute("PRAGMA locking_mode=EXCLUSIVE")
+        self._base.execute("PRAGMA journal_mode=WAL")
+        self._base.execute("PRAGMA synchronous=NORMAL")
+        self._base.execute(
+            "CREATE TABLE IF NOT EXISTS items (key BLOB PRIMARY KEY, value TEXT) WITHOUT ROWID"
+        )
+        # takes the lock now, and shows whether there is room for a byte
+        self._base.execute("INSERT OR REPLACE INTO items VALUES (x'00', '')")
+        self._base.execute("DELETE FROM items WHERE key = x'00'")
 
     @contextmanager
     def _named(self) -> Iterator[None]:

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 QUICK: dict[str, Any] = {"concurrency": 4, "backoff": 0.001, "max_backoff": 0.01, "retries": 2}
 
 
+@pytest.fixture(autouse=True)
+def read_once(models_read_once: None) -> None:
+    """Experiments read a model again and again; what matters here is what they do with it."""
+
+
 @pytest.fixture(scope="session")
 def inspector_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inspector")

@@ -136,6 +136,7 @@ class RatingServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 3 * MAX_CONNECTIONS  # who finds the queue full tries again seconds later
 
     def __init__(self, ballot: Ballot, port: int = 0) -> None:
         page = render(

@@ -141,12 +141,11 @@ class State:
 
     def open(self) -> None:
         """Make the state ready for rows."""
-        rows = KeyedStore(self.folder / "rows.sqlite")  # which only one process may hold
+        self._rows = KeyedStore(self.folder / "rows.sqlite")  # which only one process may hold
         remove_temporaries(self.folder.parent)
         if self._anew:
-            rows.clear()
+            self._rows.clear()
         write_json(self.folder / "settings.json", self._settings)
-        self._rows = rows
 
     def answers(self) -> KeyedStore:
         """The store of the endpoint's answers."""

@@ -186,8 +186,8 @@ class TeacherJob:
         self._report, self._skip = report, skip
         for index in range(len(self.records)):
             self._open[index // self._size] += 1
-        self.state.open()
         try:
+            self.state.open()
             self.tally.restart()
             try:
                 self.teacher.run(self, self._items())
