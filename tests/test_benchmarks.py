@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vlv.toyworld import components
+
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed.py"
 SEARCH, TEACHER = (SPEED.with_name(f"{name}.py") for name in ("search", "teacher"))
 
@@ -19,6 +21,10 @@ def test_speed(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    texts = list(components.corpus(50))
+    monkeypatch.setattr(
+        components, "corpus", lambda: iter(texts)
+    )  # tokenizers are trained on thousands
     file = tmp_path / "speed.json"
     settings = ["--repeats", "1", "--seconds", "0", "--threads", "1", "--most", "2"]
     settings += ["--json", str(file)]

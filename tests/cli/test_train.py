@@ -462,11 +462,11 @@ def test_the_quick_presets_train_on_the_shipped_parts(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     vlv("toyworld", "render", "out/quick/train", "--num", 4, "--workers", 1)
-    vlv("toyworld", "render", "out/quick/held-out", "--num", 4, "--split", "val", "--workers", 1)
+    vlv("toyworld", "render", "out/quick/held-out", "--num", 2, "--split", "val", "--workers", 1)
     for stage in ("stage1", "stage2", "stage3"):
         small = ("loop.steps=2", "loop.batch_size=2", "optim.warmup_steps=0")
         short = [word for change in small for word in ("--set", change)]
         assert vlv("train", f"quick-{stage}", "--run-dir", f"out/quick/{stage}", *short).code == 0
     result = vlv("caption", "out/quick/held-out", "--model", "out/quick/stage3/model")
     assert result.code == 0
-    assert len(result.out.strip().splitlines()) >= 4
+    assert len(result.out.strip().splitlines()) >= 2

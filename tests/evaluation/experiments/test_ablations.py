@@ -50,7 +50,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
             },
             "optim": {"lr": 1e-3},
             "loop": {"steps": 2, "batch_size": 2, "log_every": 1, "trackers": []},
-            stage: {},
+            stage: {"max_caption_tokens": 20} if stage == "stage3" else {},
         }
         (folder / f"{stage}.yaml").write_text(yaml.safe_dump(settings))
     return folder
