@@ -211,15 +211,20 @@ def test_reconstruct_and_mix(window: Window, folder: Path) -> None:
     page.wait_for_selector("#vlv-slider img")
     page.get_by_role("tab", name="Mix").click()
     page.get_by_role("button", name="Take the marked images").click()
-    page.get_by_label("Frames of a path").fill("3")
+    page.get_by_label("Frames of a path").fill("5")
     page.get_by_label("Frames of a path").press("Tab")
     window.wait_for(".vlv-command", "--weights 0,1")
     page.locator("#vlv-mix").click()
     wait_until(lambda: list((folder.parent / "work/mixed").glob("*-strip.png")))
     (strip,) = (folder.parent / "work/mixed").glob("*-strip.png")
     with Image.open(strip) as path, Image.open(folder.parent / "work/reconstructed/a.png") as one:
-        assert path.width >= 3 * one.width
+        assert path.width >= 5 * one.width
         assert path.height >= one.height
+    page.wait_for_selector("#vlv-mixes img")
+    page.set_viewport_size({"width": 390, "height": 844})
+    frames = page.locator("#vlv-mixes .grid-container > *")
+    assert frames.count() == 5
+    assert max(frames.evaluate_all("all => all.map(x => x.getBoundingClientRect().right)")) <= 390
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -11,7 +11,7 @@ import gradio as gr
 from vlv.errors import ConfigError
 from vlv.ui import gallery
 from vlv.ui.imaging import FOLDERS, MOST_FRAMES, MOST_MIXED, MixPlan, mix_of, path_of
-from vlv.ui.reconstruct_tab import sample_settings, sampling_fields
+from vlv.ui.reconstruct_tab import picture_grid, sample_settings, sampling_fields
 from vlv.ui.workbench import LATER, NOW, Values, attempt
 
 if TYPE_CHECKING:
@@ -77,14 +77,7 @@ class MixTab:
                     self.stop = gr.Button("Stop", variant="stop", min_width=80)
                 self.message = gr.HTML(js_on_load=None, apply_default_css=False)
             with gr.Column(scale=4, min_width=280):
-                self.drawn = gr.Gallery(
-                    label="Mixes",
-                    columns=5,
-                    object_fit="contain",
-                    format="png",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],  # and none that shares
-                )
+                self.drawn = picture_grid("Mixes", "vlv-mixes")
                 self.strip = gr.Image(
                     label="Strip",
                     type="pil",
@@ -119,7 +112,7 @@ class MixTab:
             )
         for event in (self.drop_negative.upload, self.drop_negative.clear):
             event(
-                self._drop_negative, [self.drop_negative], [self.negative, self.message], **NOW
+                self._bench.keep_one, [self.drop_negative], [self.negative, self.message], **NOW
             ).then(self._show_command, given, [self.command], **NOW)
         changing = [x.change for x in (self.frames, *sliders, *self.sampling)]
         gr.on(changing, self._show_command, given, [self.command], **NOW)
@@ -147,16 +140,6 @@ class MixTab:
 
         said = attempt(action)
         return self._choose(kept, said)
-
-    def _drop_negative(self, file: str | None) -> tuple[str, str]:
-        kept: list[Path] = []
-
-        def action() -> None:
-            if file:
-                kept.extend(self._bench.keep_dropped([file]).iterdir())
-
-        said = attempt(action)
-        return str(kept[0]) if kept else "", gallery.message(*said)
 
     def _take(self, view: View) -> tuple[list[str], str, str]:
         kept: list[Path] = []

@@ -114,6 +114,20 @@ class ReconstructTab:
             yield [gr.skip(), gallery.message(*said), gr.skip()]
 
 
+def picture_grid(label: str, elem_id: str) -> gr.Gallery:
+    """Pictures side by side, as many as fit."""
+    return gr.Gallery(
+        label=label,
+        columns=5,
+        object_fit="contain",
+        format="png",
+        interactive=False,
+        buttons=["download", "fullscreen"],  # and none that shares
+        elem_id=elem_id,
+        elem_classes="vlv-grid",
+    )
+
+
 def sampling_fields() -> list[gr.components.Component]:
     """Seed, steps, guidance and sampler."""
     with gr.Row(elem_classes="vlv-row"):

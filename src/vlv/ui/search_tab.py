@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import gradio as gr
 
 from vlv.ui import gallery
+from vlv.ui.reconstruct_tab import picture_grid
 from vlv.ui.searching import MOST_FOUND, Found, SearchPlan
 from vlv.ui.workbench import LATER, NOW, Values, attempt
 
@@ -45,22 +46,14 @@ class SearchTab:
                 self.find = gr.Button("Search", variant="primary", elem_id="vlv-find")
                 self.message = gr.HTML(js_on_load=None, apply_default_css=False)
             with gr.Column(scale=4, min_width=280):
-                self.found = gr.Gallery(
-                    label="Found, the nearest first",
-                    columns=5,
-                    object_fit="contain",
-                    format="png",
-                    interactive=False,
-                    buttons=["download", "fullscreen"],
-                    elem_id="vlv-found",
-                )
+                self.found = picture_grid("Found, the nearest first", "vlv-found")
         self.command = gr.HTML(js_on_load=None, apply_default_css=False)
         self._wire()
 
     def _wire(self) -> None:
         given = [self.text, self.image, self.k]
         for event in (self.drop.upload, self.drop.clear):
-            event(self._drop, [self.drop], [self.image, self.message], **NOW)
+            event(self._bench.keep_one, [self.drop], [self.image, self.message], **NOW)
         gr.on(
             [self.find.click, self.text.submit],
             self._search,
@@ -68,16 +61,6 @@ class SearchTab:
             [self.found, self.message, self.command],
             **LATER,
         )
-
-    def _drop(self, file: str | None) -> tuple[str, str]:
-        kept: list[Path] = []
-
-        def action() -> None:
-            if file:
-                kept.extend(self._bench.keep_dropped([file]).iterdir())
-
-        said = attempt(action)
-        return str(kept[0]) if kept else "", gallery.message(*said)
 
     def _search(self, text: str, image: str, k: float | None) -> Iterator[Values]:
         """Search, and show what was found."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlv.errors import ConfigError, VLVError
 from vlv.storage import Json, replacing
+from vlv.ui import gallery
 from vlv.ui.commands import ModelFlags
 from vlv.ui.desk import Desk
 
@@ -94,6 +95,17 @@ class Workbench:
             with replacing(folder / name) as temporary:
                 shutil.copyfile(file, temporary)
         return folder
+
+    def keep_one(self, file: str | None) -> tuple[str, str]:
+        """Keep a file that was dropped; its path, or nothing where none was, and what to say."""
+        kept: list[Path] = []
+
+        def action() -> None:
+            if file:
+                kept.extend(self.keep_dropped([file]).iterdir())
+
+        said = attempt(action)
+        return str(kept[0]) if kept else "", gallery.message(*said)
 
     def follow(self, work: Work) -> Iterator[Work]:
         """The work now and then, until it has ended."""
