@@ -30,16 +30,25 @@ from vlv.errors import ConfigError, DataError, OutputError
 RULES = FilterConfig(decode=True, exact_duplicates=True, near_duplicates=4)
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
+def write_shards(folder: Path) -> Path:
     """Six shards; each repeats an image of the one before, in another size."""
     for number in range(6):
-        write_shard(
-            tmp_path / "in" / f"{number}.tar",
-            range(number * 4, number * 4 + 5),
-            (96 + 8 * number, 80),
-        )
-    return tmp_path / "in"
+        path = folder / f"{number}.tar"
+        write_shard(path, range(number * 4, number * 4 + 5), (96 + 8 * number, 80))
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    return write_shards(tmp_path / "in")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What a job that nobody ends leaves behind."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(make_job(write_shards(folder / "in"), folder / "out"))
+    return contents(folder / "out")
 
 
 def make_job(shards: Path, output: Path, **changes: Any) -> ShardJob:
@@ -63,10 +72,9 @@ class Killed(BaseException):
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(0, 15, 2))
 def test_killed_anywhere_and_resumed(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    shards: Path, whole: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Killed before the n-th write of any kind; then once more, two writes later."""
-    run(make_job(shards, tmp_path / "whole"))
     for more in (at, 2):
         with monkeypatch.context() as patch:
             _die_after(patch, more)
@@ -76,7 +84,7 @@ def test_killed_anywhere_and_resumed(
     monkeypatch.setattr(jobs, "measure", lambda task: measured.append(task) or measure(task))
     run(make_job(shards, tmp_path / "out"))
     assert len(measured) <= max(0, 6 - at - 2), "what was measured is not measured again"
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == whole
 
 
 def _die_after(patch: pytest.MonkeyPatch, count: int) -> None:
