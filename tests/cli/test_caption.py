@@ -7,8 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -346,18 +344,6 @@ def test_a_table_goes_on_in_the_same_precision_only(
     assert result.code == 1
     assert what in result.err
     assert len(rows(tmp_path / "out.jsonl")) == 1
-
-
-@pytest.mark.slow
-def test_the_packages_for_fewer_bits_keep_quiet(
-    args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a fresh process, for it is their import that is noisy."""
-    pytest.importorskip("torchao")
-    command = [sys.executable, "-m", "vlv", *map(str, args), "--limit", "1", "--llm-bits", "8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == [done.stderr.splitlines()[-1]]
-    assert done.stderr.startswith("done 1, ")
 
 
 # Words, formats, changed images ------------------------------------------------------------------

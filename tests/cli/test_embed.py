@@ -15,7 +15,11 @@ from safetensors.torch import load_file
 from tests.cli.conftest import Vlv
 from tests.tiny import NUM_QUERIES, TEXT_WIDTH
 from vlv.config import ModelPreset
+from vlv.jobs import plans
 from vlv.models.pipeline import VLVPipeline
+from vlv.training.prediction import Footprint
+
+GB = 10**9
 
 
 @pytest.fixture
@@ -135,7 +139,12 @@ def test_info_shows_references(vlv: Vlv, tiny_pipeline: VLVPipeline, tmp_path: P
 
 
 @pytest.mark.slow
-def test_info_of_a_preset(vlv: Vlv, tiny_models: ModelPreset, tmp_path: Path) -> None:
+def test_info_of_a_preset(
+    vlv: Vlv, tiny_models: ModelPreset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every use is set up for its prediction; tests/jobs/test_plans.py has what is predicted."""
+    monkeypatch.setattr(plans, "predict_step", lambda *_, **__: Footprint(4 * GB, GB, GB, 2 * GB))
+    monkeypatch.setattr(plans, "predict_inference", lambda *_: Footprint(3 * GB, activations=GB))
     file = tmp_path / "models.yaml"
     file.write_text(yaml.safe_dump(tiny_models.model_dump(mode="json", exclude_none=True)))
     result = vlv("info", file, "--batch-size", 2)
@@ -143,9 +152,11 @@ def test_info_of_a_preset(vlv: Vlv, tiny_models: ModelPreset, tmp_path: Path) ->
     for part in ("florence", "decoder", "llm", "queries, projectors"):
         assert f"  {part} " in result.out
     rows = {line.strip()[:14].strip(): line.split() for line in result.out.splitlines()}
-    for use in ("captioning", "reconstruction", "stage 1", "stage 2"):
+    for use in ("captioning", "reconstruction"):
+        assert rows[use][-7:] == ["2", "bf16", "3.00", "0.00", "0.00", "1.00", "4.00"]
+    for use in ("stage 1", "stage 2", "stage 3"):
         assert "2" in rows[use]
-        assert float(rows[use][-1]) >= 0
+        assert rows[use][-5:] == ["4.00", "1.00", "1.00", "2.00", "8.00"]
 
 
 def test_info_of_a_preset_downloads_nothing(vlv: Vlv, monkeypatch: pytest.MonkeyPatch) -> None:

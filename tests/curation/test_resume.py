@@ -44,11 +44,12 @@ def shards(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What a job that nobody ends leaves behind."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """Six shards that are only read, and what a job that nobody ends makes of them."""
     folder = tmp_path_factory.mktemp("whole")
-    run(make_job(write_shards(folder / "in"), folder / "out"))
-    return contents(folder / "out")
+    shards = write_shards(folder / "in")
+    run(make_job(shards, folder / "out"))
+    return shards, contents(folder / "out")
 
 
 def make_job(shards: Path, output: Path, **changes: Any) -> ShardJob:
@@ -72,9 +73,13 @@ class Killed(BaseException):
 @pytest.mark.slow
 @pytest.mark.parametrize("at", range(0, 15, 2))
 def test_killed_anywhere_and_resumed(
-    shards: Path, whole: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    whole: tuple[Path, dict[str, bytes]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: int,
 ) -> None:
     """Killed before the n-th write of any kind; then once more, two writes later."""
+    shards, expected = whole
     for more in (at, 2):
         with monkeypatch.context() as patch:
             _die_after(patch, more)
@@ -84,7 +89,7 @@ def test_killed_anywhere_and_resumed(
     monkeypatch.setattr(jobs, "measure", lambda task: measured.append(task) or measure(task))
     run(make_job(shards, tmp_path / "out"))
     assert len(measured) <= max(0, 6 - at - 2), "what was measured is not measured again"
-    assert contents(tmp_path / "out") == whole
+    assert contents(tmp_path / "out") == expected
 
 
 def _die_after(patch: pytest.MonkeyPatch, count: int) -> None:
