@@ -353,11 +353,11 @@ def test_a_hung_shard_is_a_bad_record(tmp_path):
 
     shards = [Given("0x3"), Hung("1x3"), Given("2x3")]
     quarantine = tmp_path / "q.jsonl"
-    options = {"shuffle": False, "max_bad_share": 1, "timeout_seconds": 1.0, "num_workers": 1}
+    options = {"shuffle": False, "max_bad_share": 1, "timeout_seconds": 0.5, "num_workers": 1}
     with streamed(shards, 6, None, seed=0, quarantine=quarantine, **options) as loader:
         assert next(loader)["ids"] == ["0x3-0", "0x3-1", "0x3-2", "2x3-0", "2x3-1", "2x3-2"]
     go.set()
-    assert "reading took longer than 1 seconds" in quarantined(quarantine)["1x3"]
+    assert "reading took longer than 0.5 seconds" in quarantined(quarantine)["1x3"]
 
 
 # Memory
@@ -395,7 +395,7 @@ def test_memory_does_not_grow_with_the_number_of_records(num_workers):
         return Counted.most - before
 
     assert 32 <= most(40) <= 4 * 32
-    assert most(1000) <= 4 * 32
+    assert most(300) <= 4 * 32
 
 
 # Inputs

@@ -242,7 +242,7 @@ def test_the_encoder_learns_through_the_frozen_decoder(name: str, make_encoder: 
     optimizer = torch.optim.AdamW(parameters, lr=2e-3)
     pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     losses = []
-    for step in range(12):
+    for step in range(5):
         optimizer.zero_grad()
         batch = {"pixels": pixels, "step": step}
         total = stage.loss(batch, torch.Generator().manual_seed(2)).total
@@ -276,11 +276,12 @@ def test_it_is_saved_loaded_rebuilds_and_captions(name: str, tmp_path: Path) -> 
     )
     assert a[0].size == (32, 32)
     assert [x.tobytes() for x in a] == [x.tobytes() for x in b] != [x.tobytes() for x in other]
-    assert loaded.caption(pixels, max_new_tokens=5) == pipe.caption(pixels, max_new_tokens=5)
+    captions = pipe.caption(pixels, max_new_tokens=5)
+    assert loaded.caption(pixels, max_new_tokens=5) == captions
     assert loaded.generate(TEXT, steps=2).tobytes() == pipe.generate(TEXT, steps=2).tobytes()
     caption_only = VLVPipeline.from_pretrained(tmp_path / "model", parts=["caption"])
     assert caption_only.unet is caption_only.transformer is caption_only.vae is None
-    assert caption_only.caption(pixels, max_new_tokens=5) == pipe.caption(pixels, max_new_tokens=5)
+    assert caption_only.caption(pixels, max_new_tokens=5) == captions
 
 
 @pytest.mark.parametrize("name", NAMES)

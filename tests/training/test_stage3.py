@@ -256,7 +256,7 @@ def test_min_margin_leaves_out_what_is_not_clear(monkeypatch: pytest.MonkeyPatch
 def test_what_earns_more_becomes_likelier(method: str, counted: None, tmp_path: Path) -> None:
     objective = stage3(method=method, max_caption_tokens=8, candidates=6)
     before = float(prepared(objective)["reward"].mean())
-    train(objective, tmp_path, steps=40, lr=3e-3)
+    train(objective, tmp_path, steps=20, lr=6e-3)
     assert float(prepared(objective)["reward"].mean()) > before + 0.1
 
 

@@ -10,9 +10,10 @@ import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
-from vlv.training.objective import FitResult
+if TYPE_CHECKING:
+    from vlv.training.objective import FitResult
 
 _ECHO_SECONDS = 2.0
 """A signal that comes again so soon is the same one: a terminal sends it to every process, and so does the launcher."""
