@@ -10,10 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import gc
 import re
 import socket
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from tests import tiny
 
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 torch.set_num_threads(1)
 re._MAXCACHE = 2**14  # type: ignore[attr-defined]  # transformers has patterns for each weight of each model
+
+# tqdm's own lock is shared with forked processes: one that was killed while it held it would stop all others for ever
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
