@@ -1,4 +1,4 @@
-"""``vlv eval doubts``, ``best-of``, ``instruct`` and ``search``: what a model does with rendered scenes, whose truth is known."""
+"""``vlv eval doubts``, ``best-of``, ``instruct``, ``search`` and ``representation``: what a model does with rendered scenes, whose truth is known."""
 
 from __future__ import annotations
 
@@ -271,4 +271,44 @@ def _fit_space(given: SearchOptions, file: Path) -> int:
         space = fit(pipe, plan, how, progress.advance)
     space.save(file)
     common.say(f"written: {file}")
+    return 0
+
+
+@options
+class RepresentationOptions:
+    """``vlv eval representation``."""
+
+    model: common.ModelOptions
+    scenes: SceneOptions
+    train: Annotated[
+        int, typer.Option(min=20, help="Further scenes, of the split train, that teach the probes.")
+    ] = 2000
+    queries: Annotated[
+        int, typer.Option(min=1, help="Scenes for retrieval, and as many for arithmetic.")
+    ] = 200
+
+
+@takes_options
+def representation(given: RepresentationOptions) -> int:
+    """Ask linear probes what the vision tower, z, its context and the model's own caption know of rendered scenes.
+
+    Beside the probes stand retrieval of the same content in another style, and arithmetic: the scene with a red cube, minus red,
+    plus blue. The same scenes, the same number of principal components and a penalty chosen alike for all.
+    """
+    from vlv.evaluation.experiments.representation import (
+        RepresentationPlan,
+        Representer,
+        num_images,
+        study,
+    )
+    from vlv.storage import check_writable
+
+    plan = RepresentationPlan(
+        **asdict(given.scenes.plan()), train=given.train, queries=given.queries
+    )
+    check_writable(given.scenes.json_file)
+    pipe = given.model.load(["search", "caption"])
+    with given.scenes.collecting(num_images(plan), "image") as (folder, report):
+        results = study(Representer(pipe, plan, folder, report))
+    given.scenes.show(results)
     return 0

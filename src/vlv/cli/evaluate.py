@@ -29,6 +29,7 @@ app.command()(eval_scenes.doubts)
 app.command("best-of")(eval_scenes.best_of)
 app.command()(eval_scenes.instruct)
 app.command()(eval_scenes.search)
+app.command()(eval_scenes.representation)
 app.command()(experiments.report)
 app.command()(experiments.results)
 
