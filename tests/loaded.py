@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from copy import deepcopy
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from vlv.training import assemble
 from vlv.training.parts import part_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
@@ -25,20 +24,16 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 def read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give copies of components that were read before, while no file of theirs has changed; all else is done anew."""
-    read, bytes_of, read_part = folders._loaded, folders.predicted_bytes, assemble.load_pretrained
+    read, read_part = folders._loaded, assemble.load_pretrained
 
     def loaded(name: str, folder: Path, dtype: torch.dtype, variant: str | None) -> Any:
         return deepcopy(_read(read, (name, folder, dtype, variant), _stamp(folder)))
-
-    def predicted_bytes(values: Mapping[str, object], kind: Any, dtype: torch.dtype) -> Any:
-        return _predicted(bytes_of, json.dumps(values), kind, dtype)
 
     def load_pretrained(kind: Any, source: PartSource, what: str) -> Any:
         stamp = _stamp(part_folder(source, None))
         return deepcopy(_read(read_part, (kind, source, what), stamp))
 
     monkeypatch.setattr(folders, "_loaded", loaded)
-    monkeypatch.setattr(folders, "predicted_bytes", predicted_bytes)
     monkeypatch.setattr(assemble, "load_pretrained", load_pretrained)
 
 
@@ -52,10 +47,3 @@ def _stamp(folder: Path) -> Stamp:
 def _read(read: Callable[..., Any], arguments: tuple[Any, ...], stamp: Stamp) -> Any:
     del stamp
     return read(*arguments)
-
-
-@lru_cache(maxsize=256)
-def _predicted(
-    predicted_bytes: Callable[..., int], values: str, kind: Any, dtype: torch.dtype
-) -> int:
-    return predicted_bytes(json.loads(values), kind, dtype)

@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -29,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlv.config import LoopConfig, OptimConfig
 from vlv.models.draws import RowGenerator
@@ -151,14 +150,11 @@ def make_fake(module: nn.Module, dtype_of: Callable[[str], torch.dtype] | None =
 
 
 class _ScalarsAreOne(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers 1 where code reads a number out of a fake tensor, which has none, and says at once where it is."""
+    """Answers 1 where code reads a number out of a tensor that has none."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0
-        # half of all calls: fake tensors are asked for their device again and again
-        if func is torch.ops.prim.device.default and not args[0].fake_mode.in_kernel_invocation:
-            return args[0].fake_device
         return func(*args, **(kwargs or {}))
 
 
@@ -223,40 +219,11 @@ def _count_flops(objective: Objective, mode: FakeTensorMode, batch: Batch) -> in
             part.gradient_checkpointing = False  # type: ignore[assignment]
     with mode:
         row = {name: _fake_rows(value) for name, value in _typical_row(batch).items()}
-        counter = _Flops()
-        with sdpa_kernel(SDPBackend.MATH), counter:
+        counter = FlopCounterMode(display=False)
+        with sdpa_kernel(SDPBackend.MATH), counter, _ScalarsAreOne():  # type: ignore[no-untyped-call]
             torch.autograd.backward(objective.loss(row, torch.Generator()).total)
             _rehearse(objective, row)
-    return counter.total
-
-
-class _Flops(_ScalarsAreOne):
-    """Counts FLOPs as PyTorch's `FlopCounterMode` does, which also follows the modules and takes twice the time."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        count = flop_registry.get(func._overloadpacket)
-        if count is None and _is_composite(func):
-            with self:
-                return func.decompose(*args, **kwargs)
-        result = super().__torch_dispatch__(func, types, args, kwargs)
-        if count is not None:
-            self.total += int(count(*args, **kwargs, out_val=result))
-        return result
-
-
-@cache
-def _is_composite(func: torch._ops.OpOverload[..., Any]) -> bool:
-    """Whether an operation is made of others."""
-    key = torch._C.DispatchKey.CompositeImplicitAutograd
-    if func.namespace == "prim":  # the dispatcher knows nothing of those
-        return False
-    name: str = func.name()  # type: ignore[no-untyped-call]
-    return torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
+    return int(counter.get_total_flops())
 
 
 def _rehearse(objective: Objective, batch: Batch) -> None:
