@@ -10,7 +10,7 @@ Shapes: N scenes, T tokens, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -373,6 +373,57 @@ def hits(tokens: Tensor, pool: str, queries: Sequence[Change]) -> list[float]:
 # --- the study ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """What is asked of every representation: the same scenes, and the same truth."""
+
+    plan: RepresentationPlan
+    train: tuple[list[Labels], np.ndarray]
+    """Labels and boxes of the scenes that teach."""
+    test: tuple[list[Labels], np.ndarray]
+    changed: list[Change]
+
+    def chance(self) -> list[float]:
+        """The cells of somebody who sees no image."""
+        counts = most_frequent(self.train[0], self.test[0])
+        nothing = Probed(torch.zeros(self.plan.train, 1), torch.zeros(self.plan.num, 1))
+        blind = box_errors(nothing, self.train[1], self.test[1])
+        found = [estimate(counts[group], ratio, self.plan.seed).value for group in _GROUPS]
+        found.append(estimate(blind, ratio, self.plan.seed).value)
+        return [*found, min(1.0, _AT / self.plan.num), 1 / (len(self.changed[0].variants) - 1)]
+
+    def figures(self, kind: str, pool: str, tokens: Mapping[str, Tokens]) -> list[Figure]:
+        """What one representation knows, in the order of the columns of the table."""
+        name, label, seed = (
+            f"representation.{kind}.{pool}",
+            f"{KINDS[kind]}, {POOLS[pool]}",
+            self.plan.seed,
+        )
+        train, test, others = (
+            _rows(tokens[part][kind], pool) for part in ("train", "test", "others")
+        )
+        components = Components.of(train)
+        given = Probed(components(train), components(test))
+        counts = right_answers(given, self.train[0], self.test[0])
+        found = [
+            Figure(f"{name}.{group}", f"{label}: {words}", estimate(counts[group], ratio, seed))
+            for group, words in _GROUPS.items()
+        ]
+        error = estimate(box_errors(given, self.train[1], self.test[1]), ratio, seed)
+        again = estimate(recall(test, others, components.centre), mean, seed)
+        sums = estimate(hits(tokens["changed"][kind], pool, self.changed), mean, seed)
+        return [
+            *found,
+            Figure(f"{name}.box", f"{label}: distance to the centre of a 3-D box", error, "length"),
+            Figure(
+                f"{name}.style",
+                f"{label}: the same content in another style, recall at {_AT}",
+                again,
+            ),
+            Figure(f"{name}.arithmetic", f"{label}: the right variant is nearest to the sum", sums),
+        ]
+
+
 def study(representer: Representer) -> Results:
     """All figures of one model."""
     plan = representer.plan
@@ -380,80 +431,27 @@ def study(representer: Representer) -> Results:
     train = [replace(plan, split=taught).scene(index) for index in range(plan.train)]
     test = [plan.scene(index) for index in range(plan.num)]
     others = [in_another_style(test[n], plan.seed, n) for n in range(plan.queries)]
-    changed = list(changes(plan))
-    tokens = {
-        "train": representer.represent("train", train),
-        "test": representer.represent("test", test),
-        "others": representer.represent("others", others),
-        "changed": representer.represent(
-            "changed", [x for change in changed for x in _images(change)]
-        ),
-    }
-    asked = labels_of(train), labels_of(test)
-    boxes = places_of(train), places_of(test)
+    asked = Questions(
+        plan,
+        (labels_of(train), places_of(train)),
+        (labels_of(test), places_of(test)),
+        list(changes(plan)),
+    )
+    changed = [scene for change in asked.changed for scene in _images(change)]
+    parts = {"train": train, "test": test, "others": others, "changed": changed}
+    tokens = {part: representer.represent(part, scenes) for part, scenes in parts.items()}
     figures: list[Figure] = []
     rows: list[tuple[str | float, ...]] = []
-    chance = {group: estimate(c, ratio, plan.seed) for group, c in most_frequent(*asked).items()}
-    nothing = Probed(torch.zeros(plan.train, 1), torch.zeros(plan.num, 1))
-    blind = estimate(box_errors(nothing, *boxes), ratio, plan.seed)
-    for kind in tokens["test"]:
-        for pool, words in POOLS.items():
-            name, label = f"{kind}.{pool}", f"{KINDS[kind]}, {words}"
-            vectors = {
-                part: _rows(found[kind], pool)
-                for part, found in tokens.items()
-                if part != "changed"
-            }
-            components = Components.of(vectors["train"])
-            given = Probed(components(vectors["train"]), components(vectors["test"]))
-            counts = right_answers(given, *asked)
-            scores = {group: estimate(c, ratio, plan.seed) for group, c in counts.items()}
-            figures += [
-                Figure(f"representation.{name}.{group}", f"{label}: {_GROUPS[group]}", score)
-                for group, score in scores.items()
-            ]
-            error = estimate(box_errors(given, *boxes), ratio, plan.seed)
-            figures.append(
-                Figure(
-                    f"representation.{name}.box",
-                    f"{label}: distance to the centre of a 3-D box",
-                    error,
-                    "length",
-                )
-            )
-            found = recall(vectors["test"], vectors["others"], components.centre)
-            again = estimate(found, mean, plan.seed)
-            figures.append(
-                Figure(
-                    f"representation.{name}.style",
-                    f"{label}: the same content in another style, recall at {_AT}",
-                    again,
-                )
-            )
-            sums = estimate(hits(tokens["changed"][kind], pool, changed), mean, plan.seed)
-            figures.append(
-                Figure(
-                    f"representation.{name}.arithmetic",
-                    f"{label}: nearest to scene - red + blue is the blue one",
-                    sums,
-                )
-            )
-            cells = (
-                *(scores[group].value for group in _GROUPS),
-                error.value,
-                again.value,
-                sums.value,
-            )
-            rows.append((label, *cells))
-    variants = len(changed[0].variants) - 1
-    guess = (min(1.0, _AT / plan.num), 1 / variants)
-    rows.append(("no image", *(chance[group].value for group in _GROUPS), blind.value, *guess))
+    for kind in KINDS:
+        for pool in POOLS if kind in tokens["test"] else ():
+            found = asked.figures(kind, pool, tokens)
+            figures += found
+            rows.append((f"{KINDS[kind]}, {POOLS[pool]}", *(x.estimate.value for x in found)))
+    rows.append(("no image", *asked.chance()))
     columns = ("representation", *_GROUPS, "3-D box", f"style at {_AT}", "arithmetic")
     table = Table("Probes, retrieval and arithmetic", columns, tuple(rows))
-    section = Section(
-        "representation", "What the caption embedding knows", tuple(figures), (table,)
-    )
-    return Results(asdict(plan), (section,))
+    title = "What the caption embedding knows"
+    return Results(asdict(plan), (Section("representation", title, tuple(figures), (table,)),))
 
 
 _GROUPS = {
