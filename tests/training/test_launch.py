@@ -78,42 +78,19 @@ def alone(ingredients: Path, tmp_path_factory: pytest.TempPathFactory) -> list[f
 
 
 def torchrun(arguments: list[str]) -> None:
-    """It starts two fresh interpreters."""
     from torch.distributed import run
 
     run.main([*TORCHRUN, "-m", "vlv", *arguments])
 
 
 def accelerate(arguments: list[str]) -> None:
-    """It ends in torchrun with another environment; so here its two processes are forked, which spares their imports."""
     from accelerate.commands.launch import launch_command, launch_command_parser
-    from torch.distributed import run
 
-    plain = run.config_from_args
-
-    def forking(args: Any) -> tuple[Any, Any, list[str]]:
-        config, python, words = plain(args)
-        assert (python, words) == (sys.executable, ["-u", "-m", "vlv", *arguments])
-        config.start_method = "fork"
-        return config, forked, words[3:]
-
-    run.config_from_args = forking
     launch_command(launch_command_parser().parse_args([*ACCELERATE, "-m", "vlv", *arguments]))
 
 
-def forked(*arguments: str) -> None:
-    """What a fresh interpreter would do."""
-    from accelerate import PartialState
-
-    from vlv.training.distributed import join_world
-
-    join_world.cache_clear()  # the process that was forked has trained alone
-    PartialState._reset_state()
-    assert vlv(arguments) == 0
-
-
 def launch(launcher: Callable[[list[str]], None], arguments: list[str], told: Path) -> None:
-    """Call a launcher, in a process of its own that writes its stderr into a file."""
+    """Call a launcher, which starts fresh interpreters, in a fork of this process that writes its stderr into a file."""
     os.dup2(os.open(told, os.O_WRONLY | os.O_CREAT), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1")
