@@ -18,11 +18,11 @@ import torch
 from torch.nn import functional as F
 
 from vlv.models.pipeline import VLVPipeline
+from vlv.models.search_space import Space
 from vlv.search.build import ModelName, begin_index
 from vlv.search.engine import update_graph
 from vlv.search.index import Index, Query
 from vlv.search.parts import MOST_ROWS, ROW_BITS, Row, read_parts, write_part
-from vlv.search.space import Space
 from vlv.storage import Json, write_json
 
 CLUSTERS = 1000

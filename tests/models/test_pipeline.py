@@ -528,6 +528,7 @@ def test_only_the_needed_folders_are_downloaded(
     assert set(asked["allow_patterns"]) == {
         "model_index.json",
         "doubts.json",
+        "search.safetensors",
         "encoder/*",
         "text_encoder/*",
         "text_encoder_2/*",  # of the families with two towers

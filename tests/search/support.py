@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlv.search.space import Space
+from vlv.models.search_space import Space
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

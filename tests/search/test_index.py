@@ -19,11 +19,11 @@ from tests.search.support import telling_space
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.models.pipeline import VLVPipeline
+from vlv.models.search_space import Space
 from vlv.search.build import IndexJob, ModelName
 from vlv.search.engine import load_usearch
 from vlv.search.index import Index
 from vlv.search.parts import Part, read_parts
-from vlv.search.space import Space
 
 
 @pytest.fixture

@@ -235,7 +235,7 @@ def search(given: SearchOptions) -> int:
         measure,
         write_captions,
     )
-    from vlv.search.space import Space
+    from vlv.models.search_space import Space
     from vlv.storage import check_writable
 
     if given.fit is not None:

@@ -54,8 +54,8 @@ def build(given: BuildOptions) -> int:
     A build that was interrupted, or killed, goes on when the same command is given again.
     """
     from vlv.errors import DataError
+    from vlv.models.search_space import Space
     from vlv.search.build import IndexJob, ModelName
-    from vlv.search.space import Space
 
     placement = given.model.placement()
     space = None if given.space is None else Space.load(given.space)

@@ -47,6 +47,7 @@ from vlv.models.folder import (
 )
 from vlv.models.hub import upload
 from vlv.models.placement import pick_device, pick_dtype
+from vlv.models.search_space import SPACE_NAME, Space, read_search_space
 from vlv.models.two_towers import make_diffusion_decoder
 from vlv.storage import replacing_folder, write_json
 
@@ -205,6 +206,7 @@ class VLVComponents(DiffusionPipeline):
         self.references: dict[str, Reference] = {}
         self.card: str | None = None  # README.md of the folder it was loaded from
         self.calibration: Calibration | None = None  # of doubts about captions
+        self.search_space: Space | None = None
         # where parts go while they work; see `place`
         self.offload_device: torch.device | None = None
         self._decoder: tuple[dict[str, object], DiffusionDecoder] | None = None
@@ -255,6 +257,7 @@ class VLVComponents(DiffusionPipeline):
         pipe.references = {k: v for k, v in index.components.items() if v is not None}
         pipe.card = read_card(folder)
         pipe.calibration = read_calibration(folder)
+        pipe.search_space = read_search_space(folder)
         pipe.register_to_config(_name_or_path=str(name_or_folder))  # type: ignore[no-untyped-call]
         pipe.to(device)
         return pipe
@@ -298,6 +301,8 @@ class VLVComponents(DiffusionPipeline):
             (temporary / CARD_NAME).write_text(text, encoding="utf-8")
             if self.calibration is not None:
                 write_json(temporary / CALIBRATION_NAME, self.calibration.to_dict())
+            if self.search_space is not None:
+                self.search_space.save(temporary / SPACE_NAME)
             _make_readable(temporary)
 
     def push_to_hub(  # type: ignore[override]

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from vlv.endpoint.secrets import without_secrets
 from vlv.errors import ModelFolderError, OutputError
 from vlv.models.calibration import CALIBRATION_NAME
+from vlv.models.search_space import SPACE_NAME
 
 _OTHER_FORMATS = ["*.bin", "*.pt", "*.msgpack", "*.h5", "*.ckpt", "*.onnx*", "*.non_ema.*"]
 _VARIANTS = ("fp16", "bf16", "fp32")
@@ -56,7 +57,7 @@ def download(
     inside = f"{subfolder}/" if subfolder else ""
     patterns = [f"{inside}*"] if subfolder else None
     if parts is not None:
-        files = ("model_index.json", CALIBRATION_NAME)
+        files = ("model_index.json", CALIBRATION_NAME, SPACE_NAME)
         patterns = [f"{inside}{name}" for name in (*files, *(f"{part}/*" for part in parts))]
     try:
         folder = snapshot_download(

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlv.errors import DataError, ModelFolderError, OutputError
+from vlv.errors import DataError, OutputError
 from vlv.jobs.inputs import check_embeddings, embeddings, good_items, open_batches
 from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
-from vlv.models.folder import find_folder
 from vlv.models.hashing import weights_hash
+from vlv.models.search_space import SPACE_NAME, Space
 from vlv.progress import say
 from vlv.search.engine import STATE_NAME, load_usearch, update_graph
 from vlv.search.parts import Row, read_parts, rows_of_part, write_part
-from vlv.search.space import SPACE_NAME, Space, plain_space
+from vlv.search.space import plain_space
 from vlv.storage import (
     Json,
     check_writable,
@@ -61,18 +61,6 @@ class ModelName:
     def lasting(self) -> str:
         """The name that holds in any working directory."""
         return str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
-
-
-def fitted_space(name: ModelName) -> Space | None:
-    """The space that lies in the model's folder; None where none was fitted, or the model is not on this machine."""
-    try:
-        folder = find_folder(
-            name.model, tasks=["search"], revision=name.revision, local_files_only=True
-        )
-    except ModelFolderError:
-        return None
-    path = folder / SPACE_NAME
-    return Space.load(path) if path.exists() else None
 
 
 def identity(pipe: VLVPipeline) -> Json:
@@ -263,7 +251,7 @@ class IndexJob:
                     f"{self.folder} was built in another search space; build another index"
                 )
             return space
-        space = self._space or fitted_space(self.name) or plain_space(pipe)
+        space = self._space or pipe.search_space or plain_space(pipe)
         if space.text_width != pipe.decoder.text_width:
             raise DataError(
                 f"the search space is one for contexts of width {space.text_width}, "

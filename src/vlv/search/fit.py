@@ -10,7 +10,8 @@ from vlv.errors import DataError
 from vlv.jobs.inputs import check_embeddings, embeddings, good_items, open_batches
 from vlv.models.placement import at_work
 from vlv.models.scoring import SENTENCE_END
-from vlv.search.space import Space, read_texts
+from vlv.models.search_space import Space
+from vlv.search.space import read_texts
 from vlv.training.projection import FitPlan, fit_projection
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlv.models.arguments import Embeddings
     from vlv.models.pipeline import VLVPipeline
     from vlv.models.pixels import OneImage
-    from vlv.search.space import Space
+    from vlv.models.search_space import Space
     from vlv.search.store import Keys
 
 MOST_HITS = 1000

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from vlv.errors import DataError
+from vlv.models.search_space import SPACE_NAME, Space
 from vlv.search.build import read_about
 from vlv.search.engine import Graph, State, load_usearch, read_state
 from vlv.search.parts import ROW_BITS, Part
-from vlv.search.space import SPACE_NAME, Space
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

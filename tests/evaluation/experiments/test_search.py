@@ -20,7 +20,7 @@ from vlv.evaluation.experiments.search import (
     in_another_style,
     measure,
 )
-from vlv.search.space import Space
+from vlv.models.search_space import Space
 
 if TYPE_CHECKING:
     from pathlib import Path

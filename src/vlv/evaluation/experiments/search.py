@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from vlv.jobs.table import Row
     from vlv.models.pipeline import VLVPipeline
-    from vlv.search.space import Space
+    from vlv.models.search_space import Space
     from vlv.toyworld.scene import Scene
     from vlv.training.projection import FitPlan
 
