@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import signal
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlv.errors import BudgetError, RequestError
@@ -81,6 +84,40 @@ async def run_together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM cancel the current task, as `asyncio.run` lets SIGINT do.
+
+    A handler that raises would do so in the midst of the event loop, which would lose what it was about to run: a task that
+    is then waited for, for ever.
+
+    Raises:
+        KeyboardInterrupt: The signal came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop, task, came = asyncio.get_running_loop(), asyncio.current_task(), False
+
+    def end() -> None:
+        nonlocal came
+        came = True
+        if task is not None:
+            task.cancel()
+
+    before = signal.getsignal(signal.SIGTERM)
+    loop.add_signal_handler(signal.SIGTERM, end)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if came:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+        signal.signal(signal.SIGTERM, before)
+
+
 async def _stream(
     client: Client, items: Iterable[T], work: Callable[[T], Awaitable[None]], workers: int
 ) -> None:
@@ -102,7 +139,8 @@ async def _stream(
             except BudgetError as error:
                 stopped.append(error)
 
-    async with client:
-        await run_together(worker() for _ in range(workers))
+    with _ended_by_sigterm():
+        async with client:
+            await run_together(worker() for _ in range(workers))
     if stopped:
         raise stopped[0]
