@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from vlv.errors import ConfigError, DataError
-from vlv.training.projection import FitPlan, Maps, fit_projection
+from vlv.models.search_space import Space
+from vlv.training.projection import FitPlan, fit_projection
 
 PLAN = FitPlan(width=12, steps=500, batch_size=16, lr=0.03)
 N, L, D = 40, 3, 12
@@ -24,7 +25,7 @@ def pairs() -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
     return images, [[x, x[:1], x[1:]] for x in facts]
 
 
-def recall(maps: Maps, images: torch.Tensor, texts: list[list[torch.Tensor]]) -> float:
+def recall(maps: Space, images: torch.Tensor, texts: list[list[torch.Tensor]]) -> float:
     x = F.normalize((images - maps.image_centre) @ maps.image_matrix, dim=-1)
     right = 0
     for number, (text, *_) in enumerate(texts):
@@ -50,7 +51,7 @@ def test_the_same_seed_fits_the_same_maps() -> None:
     one, two, other = (
         fit_projection(images, texts, replace(PLAN, steps=3, seed=seed)) for seed in (0, 0, 1)
     )
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(one.tensors, two.tensors, strict=True))
     assert not torch.equal(one.image_matrix, other.image_matrix)
 
 

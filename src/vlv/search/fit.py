@@ -53,7 +53,7 @@ def fit_space(
             contexts += [context.cpu().half() for context in some]
     rest = iter(contexts)
     grouped = [[next(rest) for _ in some] for some in texts]
-    return Space(*fit_projection(c, grouped, plan, report))
+    return fit_projection(c, grouped, plan, report)
 
 
 def read_pairs(

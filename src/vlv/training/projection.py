@@ -8,8 +8,7 @@ Shapes: N pairs, B of a batch, L tokens of an image, T tokens of the longest tex
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from vlv.errors import DataError
 from vlv.models.arguments import finite, whole_number
+from vlv.models.search_space import Space
 
 _SCALE = 20.0
 """Of the cosines, at the beginning; it is learnt."""
@@ -51,23 +51,6 @@ class FitPlan:
         finite("lr", self.lr)
 
 
-class Maps(NamedTuple):
-    """What is fitted."""
-
-    image_centre: Tensor
-    """(D,)."""
-    image_matrix: Tensor
-    """(D, d)."""
-    text_centre: Tensor
-    """(D,)."""
-    text_matrix: Tensor
-    """(D, d)."""
-    image_pool: Tensor
-    """Of the mean of the tokens, (D, d)."""
-    text_pool: Tensor
-    """Likewise."""
-
-
 class _Projection(nn.Module):
     """Both maps, begun where the variance of the images lies."""
 
@@ -95,9 +78,9 @@ class _Projection(nn.Module):
         scales = self.log_scales.exp()[:, None, None]
         return scales * torch.stack([late, pooled_y @ pooled_x.T])
 
-    def maps(self) -> Maps:
+    def space(self) -> Space:
         """What was fitted."""
-        return Maps(*(getattr(self, name).detach().clone() for name in Maps._fields))
+        return Space(*(getattr(self, field.name).detach().clone() for field in fields(Space)))
 
 
 def fit_projection(
@@ -105,7 +88,7 @@ def fit_projection(
     texts: Sequence[Sequence[Tensor]],
     plan: FitPlan,
     report: Callable[[float], None] = lambda loss: None,
-) -> Maps:
+) -> Space:
     """Fit the maps by InfoNCE in both directions (van den Oord et al. 2018) within batches, for both stages of a search at once.
 
     Args:
@@ -147,7 +130,7 @@ def fit_projection(
         optimizer.step()
         schedule.step()
         report(float(loss.detach()))
-    return model.maps()
+    return model.space()
 
 
 def _draw(texts: Sequence[Tensor], rng: torch.Generator) -> Tensor:
