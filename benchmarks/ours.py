@@ -19,7 +19,6 @@ import torch
 from models import SIZES, Models, make_batch, make_models
 from vlv.config import LoopConfig, OptimConfig, Stage1Config, Stage2Config
 from vlv.models.draws import RowGenerator
-from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
 from vlv.training.microbatches import num_rows, rows_of, with_targets
 from vlv.training.precision import store_frozen
@@ -185,9 +184,8 @@ def work(variant: Variant) -> None:
     """One of the processes: a step for every line that comes in, until there are no more."""
     world = join_world()
     ours = make_ours(make_models(variant.models), variant, world)
-    with kept_memory(enabled=world.device.type == "cpu"):
-        for line in sys.stdin:
-            print(f"loss {float(ours.step(line.strip()))!r}", flush=True)
+    for line in sys.stdin:
+        print(f"loss {float(ours.step(line.strip()))!r}", flush=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from ours import Ours, Processes, Variant, make_batches
 
 from models import SIZES, Models, make_batch, make_models
 from vlv.config import Stage1Config, Stage2Config
-from vlv.training.cpu import kept_memory
 from vlv.training.microbatches import rows_of
 from vlv.training.stages import Stage1, Stage2
 
@@ -149,10 +148,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of images, captions and noise")
     options = parser.parse_args()
     contests = []
-    with kept_memory(enabled=True):  # as in training
-        for each in measure(options.repeats, options.seed):
-            contests.append(each)
-            print(each, flush=True)
+    for each in measure(options.repeats, options.seed):
+        contests.append(each)
+        print(each, flush=True)
     if options.plot is not None:
         plot(contests, options.plot)
     if options.json is not None:

@@ -139,8 +139,6 @@ class LoopConfig(Settings):
     """Memory layout of U-Net and VAE; auto is on a GPU only, as a CPU gains nothing from it."""
     compile: Literal["none", "auto"] | list[CompiledPart] = "none"
     """Parts that torch.compile compiles first, which takes minutes; auto is all but the text tower, and on a GPU only."""
-    cpu_tricks: bool = True
-    """On a CPU: keep freed memory for the next step, and write attention out in bf16 (see docs/performance.md)."""
     tf32: bool = True
     """Let a GPU round the factors of float32 products to 10 bits, which the VAE and fp32 runs gain from."""
     parallel: Annotated[Literal["ddp", "fsdp"] | None, FREE_ON_RESUME] = None

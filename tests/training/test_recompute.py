@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch._dynamo
 from torch._dynamo.testing import CompileCounter
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
@@ -19,7 +18,6 @@ from tests.training.test_stages import generator, make_batch, stage1, stage2
 from vlv.errors import ConfigError
 from vlv.models.compilation import repeated_layers
 from vlv.training import precision as precision_module
-from vlv.training.cpu import cpu_attention, fast_attention
 from vlv.training.distributed import World, join_world
 from vlv.training.precision import compile_parts, fast_products, store_frozen
 from vlv.training.prediction import num_bytes
@@ -43,10 +41,9 @@ def gradients(objective: Any, precision: str = "fp32") -> list[torch.Tensor]:
     torch.manual_seed(0)
     objective.module.zero_grad()
     half = precision == "bf16"
-    with fast_attention(enabled=half):
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = objective.loss(make_batch(), generator()).total
-        loss.backward()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = objective.loss(make_batch(), generator()).total
+    loss.backward()
     found = [p.grad.clone() for p in objective.module.parameters() if p.grad is not None]
     return [loss.detach(), *found]
 
@@ -126,21 +123,6 @@ def test_processes_choose_alike_by_the_least_room_and_count_a_share() -> None:
     """A step of stage 2 whose weights are sharded takes 92 % of an undivided one here, which would not fit."""
     whole = predicted_peak(stage2(), tiny.IMAGE_SIZE, SHARDED, optim_config(lr_scale={}), "never")
     assert run_ranks(2, chosen, whole) == [["never", "all"]] * 2
-
-
-@pytest.mark.parametrize("mask", [None, torch.zeros(3, 3), torch.ones(3, 3).tril().bool()])
-def test_attention_on_a_cpu_is_exchanged_within_a_step(mask: torch.Tensor | None) -> None:
-    q = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
-    half = q.bfloat16()
-    with fast_attention(enabled=True), torch.autocast("cpu", torch.bfloat16):
-        out = F.scaled_dot_product_attention(half, half, half, attn_mask=mask)
-        assert (q[0, 0] @ q[0, 0].T).dtype == torch.bfloat16
-    assert torch.equal(out, cpu_attention(half, half, half, attn_mask=mask))
-    exact = [half.float()] * 3
-    expected = F.scaled_dot_product_attention(*exact, attn_mask=mask)
-    assert expected.dtype == torch.float32, "afterwards it is PyTorch's again"
-    assert not torch.equal(out, expected.bfloat16()), "products are in bfloat16"
-    assert (out.float() - expected).norm() < 0.01 * expected.norm()
 
 
 @pytest.mark.slow

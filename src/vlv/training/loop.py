@@ -29,7 +29,6 @@ from vlv.training.checkpoint import (
     reopen_checkpoint,
     save_checkpoint,
 )
-from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
 from vlv.training.interrupt import Interrupted, StopRequests
 from vlv.training.journal import Clock, Journal, Meter
@@ -93,7 +92,6 @@ def fit(
             if world.is_main:
                 stack.enter_context(lock(run_dir / ".lock", f"the run folder {run_dir}"))
         stack.enter_context(preserved_rng())
-        stack.enter_context(kept_memory(enabled=config.cpu_tricks and world.device.type == "cpu"))
         stop = stack.enter_context(StopRequests(max_seconds))
         with world.together():
             run = Run(objective, loader, config, optim, run_dir, resolved, world)

@@ -334,8 +334,7 @@ def predict_step(
     batch = batch if stand_in is None else stand_in(batch)
     device = next(objective.module.parameters()).device
     shards = num_ranks if uses_fsdp(loop, World(0, num_ranks, device)) else 1
-    loop_of_a_gpu = loop.model_copy(update={"cpu_tricks": False})
-    step = TrainingStep(objective, loop_of_a_gpu, optim, World(0, 1, device))
+    step = TrainingStep(objective, loop, optim, World(0, 1, device))
     set_train_mode(step.module, everything=loop.train_mode == "all")
     trained = list(step.parameters.values())
     _fill_gradients(trained)

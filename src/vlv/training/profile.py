@@ -23,7 +23,6 @@ from vlv.errors import ConfigError
 from vlv.models.draws import RowGenerator
 from vlv.storage import write_text
 from vlv.training.assemble import feed, load_parts, prepare
-from vlv.training.cpu import kept_memory
 from vlv.training.distributed import World, join_world
 from vlv.training.feeding import find_data
 from vlv.training.microbatches import with_targets
@@ -226,8 +225,7 @@ def profile_training(
         step(batches, number)
         return batches[0]
 
-    on_cpu = loop.cpu_tricks and device.type == "cpu"
-    with watched(objective, step, timeline), kept_memory(enabled=on_cpu):
+    with watched(objective, step, timeline):
         for number in range(_WARM_UP + steps):
             batch = take_step(number)
         timeline.mark("data")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from vlv.config import LoopConfig, OptimConfig
 from vlv.models.draws import RowGenerator, mixed_seed
-from vlv.training.cpu import fast_attention
 from vlv.training.distributed import World, lost_process_in_words
 from vlv.training.microbatches import MicroBatch, micro_batches
 from vlv.training.objective import Batch, Objective, to_device
@@ -61,7 +60,6 @@ class TrainingStep:
         self.average = MovingAverage(self.parameters, config.ema) if config.ema else None
         self.micro_batch_size = MicroBatchSize(config.batch_size, notes)
         self.bf16 = config.precision == "bf16"
-        self.on_cpu = config.cpu_tricks and world.device.type == "cpu"
 
     def __call__(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Update the weights once.
@@ -113,10 +111,7 @@ class TrainingStep:
             seed_everything(mixed_seed(seed, step, "layers", micro.rows.start))  # for dropout
             generator = RowGenerator(seed, step, micro.rows)
             batch = to_device(micro.batch, device)
-            with (
-                self.parallel.averaging(is_last=micro.is_last),
-                fast_attention(enabled=self.bf16 and self.on_cpu),
-            ):
+            with self.parallel.averaging(is_last=micro.is_last):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     loss, parts = self.parallel.model(batch, generator)
                 (loss * micro.share).backward()
