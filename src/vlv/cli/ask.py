@@ -56,7 +56,7 @@ class AskOptions:
     model: common.ModelOptions
     batch_size: Annotated[
         str, typer.Option(metavar="N|auto", help="Questions answered together.")
-    ] = "8"
+    ] = "32"
 
     def find(self) -> list[Asked]:
         """What is asked about what."""

@@ -167,7 +167,7 @@ class CaptionOptions:
             help="Images processed together; auto doubles it while that is faster. Halved when memory is short.",
             rich_help_panel="Model and device",
         ),
-    ] = "8"
+    ] = "32"
     workers: shared.WorkerOptions
 
     def settings(self, dtype: str) -> CaptionSettings:

@@ -31,7 +31,7 @@ class EmbedOptions:
     store_dtype: Annotated[
         str, typer.Option(help="Type of the stored numbers: float32, float16 or bfloat16.")
     ] = "float32"
-    batch_size: common.BatchSize = 16
+    batch_size: common.BatchSize = 32
     model: common.ModelOptions
     workers: shared.WorkerOptions
 

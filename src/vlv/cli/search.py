@@ -42,7 +42,7 @@ class BuildOptions:
             help="Search space that was fitted to the model; MODEL/search.safetensors by default.",
         ),
     ] = None
-    batch_size: common.BatchSize = 16
+    batch_size: common.BatchSize = 32
     model: common.ModelOptions
 
 
@@ -90,7 +90,7 @@ class FitOptions:
         int, typer.Option(min=2, help="Images among which a caption has to find its own.")
     ] = 64
     seed: common.Seed = 0
-    batch_size: common.BatchSize = 16
+    batch_size: common.BatchSize = 32
     model: common.ModelOptions
 
 

@@ -287,7 +287,7 @@ class CaptionJob:
 
         Args:
             load: Loads the model; called only when there is something to do.
-            batch_size: Images captioned together; 8 by default.
+            batch_size: Images captioned together; 32 by default.
             report: Receives the rows of each batch once they are on disk.
 
         Returns:
@@ -301,7 +301,7 @@ class CaptionJob:
                 self._sidecars.write(self._missing_sidecars())
             if self.refused:
                 report(self._refuse(tally))
-            for rows in self._rows(load, batch_size or BatchSize(8), tally) if self.todo else ():
+            for rows in self._rows(load, batch_size or BatchSize(32), tally) if self.todo else ():
                 report(rows)
         self._export()
         return tally

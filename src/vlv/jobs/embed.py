@@ -126,7 +126,7 @@ class EmbedJob:
         self,
         load: Callable[[], VLVPipeline],
         *,
-        batch_size: int = 16,
+        batch_size: int = 32,
         report: Callable[[Sequence[Opened]], None] = lambda batch: None,
     ) -> Tally:
         """Embed what is missing; ``load`` is called only when something is.

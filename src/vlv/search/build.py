@@ -159,7 +159,7 @@ class IndexJob:
         self,
         load: Callable[[], VLVPipeline],
         *,
-        batch_size: int = 16,
+        batch_size: int = 32,
         report: Callable[[Sequence[Opened]], None] = lambda batch: None,
     ) -> Tally:
         """Add what is missing.

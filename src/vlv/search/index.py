@@ -98,7 +98,7 @@ class Index:
         pipe: VLVPipeline,
         *,
         space: Space | None = None,
-        batch_size: int = 16,
+        batch_size: int = 32,
     ) -> Self:
         """Build an index, or add to one what is new, and open it.
 
