@@ -25,7 +25,8 @@ from contest import Contest, Row, compete, note, write
 from PIL import Image
 
 from vlv.data.source import find_records
-from vlv.jobs.caption import CaptionJob, CaptionOutput, CaptionSettings
+from vlv.jobs.caption import CaptionJob, CaptionOutput
+from vlv.jobs.caption_settings import CaptionSettings
 from vlv.jobs.inputs import BatchSize
 from vlv.models.pipeline import VLVPipeline
 from vlv.serve.server import Server

@@ -15,7 +15,7 @@ import torch
 
 from tests.cli.conftest import Vlv, start, write_image
 from vlv.data.source import find_records
-from vlv.jobs.caption import CHECK_COLUMNS, COLUMNS
+from vlv.jobs.caption_settings import CHECK_COLUMNS, COLUMNS
 from vlv.jobs.formats import Row, read_rows
 from vlv.models import placement
 from vlv.models.pipeline import VLVPipeline
@@ -496,3 +496,45 @@ def test_embeddings_alone_cannot_be_verified(
     assert "is a caption embedding; verification compares captions with images" in result.err
     assert "enough has no effect without verify" in vlv("caption", photos, "--enough", 1).err
     assert "candidates is 1; choose between 2 and 1000" in vlv("caption", photos, "--verify", 1).err
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def test_included_and_excluded_words(
+    vlv: Vlv, photos: Path, instructed_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    args = ("caption", photos, "--model", instructed_folder, "--max-new-tokens", 12)
+    args = (*args, "-o", output, "--exclude", "red", "--include", "cube", "--include")
+    result = vlv(*args, "incomprehensibility", "--max-words", 2)
+    assert result.code == 0
+    assert "5 captions lack a word of --include" in result.err
+    table = [json.loads(line) for line in output.read_text().splitlines()]
+    assert not any("red" in row["caption"].lower().split() for row in table)
+    assert all("incomprehensibility" in row["missing_words"] for row in table), "as it was cut"
+    before = output.read_bytes()
+    other = vlv(*args, "blue")
+    assert other.code == 1
+    assert "include" in other.err
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--include", "red", "--exclude", "Red"), "'red' is to be included and 'Red' to be exclu"),
+        (("--exclude", " "), "--exclude holds ''"),
+        (("--exclude", "sks", "--trigger", "SKS"), "--trigger holds 'sks'"),
+        (("--include", "x", "--engine", "vllm", "--engine-url", "http://127.0.0.1:1/v1"), "--engine vllm includes and"),
+    ],
+)  # fmt: skip
+def test_words_that_make_no_sense(
+    vlv: Vlv, photos: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = vlv(
+        "caption", photos, "--model", tmp_path / "none", "-o", tmp_path / "o.csv", *options
+    )
+    assert result.code == 1
+    assert message in result.err
+    assert not list(tmp_path.glob("o.*"))

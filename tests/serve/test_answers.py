@@ -138,6 +138,18 @@ def test_instructions_are_followed_each_by_itself(
     assert "was not used" in both.json()["warnings"][0]
 
 
+def test_words_are_included_and_excluded(make: Make, instructed_pipeline: VLVPipeline) -> None:
+    asked = make(pipe=instructed_pipeline)
+    word = "incomprehensibility"
+    answer = asked.one(CHAT, chat(include=["cube", word], max_tokens=20))
+    assert text_of(answer) == PLAIN
+    assert answer.json()["warnings"] == [f"choice 0 lacks '{word}'"]
+    without = text_of(asked.one(CHAT, chat(exclude=["Large"])))
+    assert "large" not in without.lower().split()
+    refused = asked.one(CHAT, chat(exclude=["cube"], include=["cube"]))
+    assert "to be excluded" in assert_refused(refused, 400, "invalid_value")
+
+
 def test_a_plain_model_takes_no_style(asked: Asked) -> None:
     answer = asked.one(CHAT, chat(style="short"))
     assert "knows no styles" in assert_refused(answer, 400, "invalid_value")

@@ -12,7 +12,7 @@ from tests.cli.conftest import Vlv, vlv
 from tests.ui.conftest import CAPTIONS, write_image
 from vlv.data.source import find_records
 from vlv.errors import DataError, OutputError
-from vlv.jobs.caption import CaptionSettings
+from vlv.jobs.caption_settings import CaptionSettings
 from vlv.ui.album import Album
 from vlv.ui.stores import Table
 

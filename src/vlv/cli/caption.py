@@ -16,7 +16,8 @@ from vlv.cli.options import option_group, options, takes_options
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vlv.jobs.caption import CaptionJob, CaptionOutput, CaptionSettings
+    from vlv.jobs.caption import CaptionJob, CaptionOutput
+    from vlv.jobs.caption_settings import CaptionSettings
     from vlv.jobs.formats import Row
     from vlv.models.folder import Task
     from vlv.models.placement import Placement
@@ -85,6 +86,27 @@ class InstructionOptions:
     prompt: Annotated[
         str | None, typer.Option(help="What is wanted instead, in words of your own.")
     ] = None
+
+
+@option_group("Instruction")
+class WordOptions:
+    """Words that captions must or must not have."""
+
+    include: Annotated[
+        list[str],
+        typer.Option(
+            metavar="WORD",
+            help="A word or phrase that captions should have (repeatable): one that lacks it is written again with the word "
+            "made more likely; the column missing_words tells what could not be had.",
+        ),
+    ] = field(default_factory=list)
+    exclude: Annotated[
+        list[str],
+        typer.Option(
+            metavar="WORD",
+            help="A word or phrase that captions must not have, in capitals or not (repeatable); a plural is another word.",
+        ),
+    ] = field(default_factory=list)
 
 
 @option_group("Decoding")
@@ -156,6 +178,7 @@ class CaptionOptions:
         ),
     ] = None
     wanted: InstructionOptions
+    words: WordOptions
     text: DecodingOptions
     check: VerifyOptions
     model: common.ModelOptions
@@ -172,7 +195,7 @@ class CaptionOptions:
 
     def settings(self, dtype: str) -> CaptionSettings:
         """Everything that a caption depends on, besides the image."""
-        from vlv.jobs.caption import CaptionSettings
+        from vlv.jobs.caption_settings import CaptionSettings
 
         return CaptionSettings(
             self.model.model,
@@ -191,6 +214,8 @@ class CaptionOptions:
             engine=self.engine.engine,
             styles=tuple(self.wanted.style),
             prompt=self.wanted.prompt,
+            include=tuple(self.words.include),
+            exclude=tuple(self.words.exclude),
             wording=self.wording.wording(self.max_words),
         )
 
@@ -227,6 +252,8 @@ def caption(given: CaptionOptions) -> int:
         common.say(
             f"verified: {printer.num_candidates / max(tally.done, 1):.1f} candidates for each caption"
         )
+    if printer.num_lacking:
+        common.say(f"{printer.num_lacking} captions lack a word of --include")
     return common.close(tally, output.path)
 
 
@@ -277,11 +304,12 @@ class _Printer:
         self._single = len(job.todo) == 1
         styles = job.settings.style_columns.items()
         self._columns = [([style], column) for style, column in styles] or [([], "caption")]
-        self.num_candidates = 0
+        self.num_candidates = self.num_lacking = 0
         self.progress = common.Progress(len(job.todo) + len(job.refused), resumable=silent)
 
     def report(self, rows: Sequence[Row]) -> None:
         self.num_candidates += sum(row.get("n_candidates") or 0 for row in rows)
+        self.num_lacking += sum(row.get("missing_words") is not None for row in rows)
         self.progress.report([row["error"] for row in rows])
         for row in () if self._silent else rows:
             self._print(row)

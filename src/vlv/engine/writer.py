@@ -237,8 +237,12 @@ def check_engine_writes(how: Generation) -> None:
     """Refuse what only our own loop does.
 
     Raises:
-        ConfigError: It is a beam search, or has a penalty of repetitions.
+        ConfigError: It is a beam search, has a penalty of repetitions, or words to include or to exclude.
     """
+    if how.include or how.exclude:
+        raise ConfigError(
+            "an engine includes and excludes no words; leave include and exclude out, or the engine"
+        )
     if how.num_beams > 1 or how.repetition_penalty != 1.0:
         raise ConfigError(
             "an engine writes greedily or samples; leave num_beams and repetition_penalty at 1, or the engine out"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack, cast
@@ -19,6 +20,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    LogitsProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -38,6 +40,7 @@ from vlv.models.caption_loss import (
 from vlv.models.decoding import Caption, Generation, GenerationOptions, tidy_caption
 from vlv.models.encoder import Projector
 from vlv.models.instructions import instructions_of
+from vlv.models.word_writing import TokenTexts, write_with_words
 from vlv.models.writers import OwnWriter, Writer, Writing
 
 CaptionParts = Literal["none", "mlp", "mlp+llm"]
@@ -409,11 +412,24 @@ class CaptionDecoder(PreTrainedModel):
         end, tokenizer = self._end_id(how.end_token), self._tokenizer()
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         writer = self.writer or OwnWriter(self.llm, records_steps=self.records_steps)
-        rows = writer.write(e, Writing(how, max_new_tokens, end, int(pad)), copies)
-        captions = [self._caption(row, end) for row in rows]
-        if how.tidy if how.tidy is not None else not self.config.ends_by_itself:
-            captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
-        return captions
+        tidies = how.tidy if how.tidy is not None else not self.config.ends_by_itself
+
+        def write(
+            e: Tensor, how: Generation, copies: int, processors: Sequence[LogitsProcessor] = ()
+        ) -> list[Caption]:
+            writing = Writing(how, max_new_tokens, end, int(pad), processors)
+            captions = [self._caption(row, end) for row in writer.write(e, writing, copies)]
+            if tidies:
+                captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
+            return captions
+
+        if how.include or how.exclude:
+            return write_with_words(write, e, how, copies, self._token_texts)
+        return write(e, how, copies)
+
+    @cached_property
+    def _token_texts(self) -> TokenTexts:
+        return TokenTexts(self._tokenizer())
 
     def instructions(self, how: Generation, count: int) -> list[str | None]:
         """What is asked for each of `count` contexts; None is the plain caption.

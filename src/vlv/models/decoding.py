@@ -27,6 +27,7 @@ from vlv.errors import ConfigError
 from vlv.models.arguments import MAX_SEED, finite, whole_number
 from vlv.models.compilation import is_compiled
 from vlv.models.draws import mixed_seed
+from vlv.models.words import check_agreement, checked_words
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class Caption:
     """The generated tokens."""
     check: Check | None = None
     """Of a verified caption."""
+    missing: tuple[str, ...] = ()
+    """Included words that it does not have."""
+    include_bias: float = 0.0
+    """What was added to the logits of included words; 0 where the model wrote them by itself."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,10 @@ class Generation:
     """Name of a style that the model was taught; None is the plain caption."""
     prompt: str | Sequence[str | None] | None = None
     """Instead of a style, the instruction in your own words: one for all captions, or one per image, None for a plain one."""
+    include: str | Sequence[str] = ()
+    """Words that captions should have: one that lacks a word is written again with the word made more likely."""
+    exclude: str | Sequence[str] = ()
+    """Words that captions must not have, as whole words in capitals or not; a plural is another word."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens is not None:
@@ -115,6 +124,7 @@ class Generation:
         if self.early_stopping and self.num_beams == 1:
             raise ConfigError("early_stopping has no effect on one beam; raise num_beams")
         self._check_instruction()
+        self._check_words()
 
     def _check_instruction(self) -> None:
         if self.style is not None and self.prompt is not None:
@@ -125,6 +135,11 @@ class Generation:
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r:.40}; give a text, not only spaces"
                 )
+
+    def _check_words(self) -> None:
+        for name in ("include", "exclude"):
+            object.__setattr__(self, name, checked_words(name, getattr(self, name)))
+        check_agreement(self.include, self.exclude)
 
     def prompts(self, count: int) -> list[str | None]:
         """The prompt of each of `count` images.
@@ -166,6 +181,8 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | Sequence[int]
     style: str | None
     prompt: str | Sequence[str | None] | None
+    include: str | Sequence[str]
+    exclude: str | Sequence[str]
 
 
 class RowSampling(LogitsProcessor):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
 )
@@ -41,6 +42,8 @@ class Writing:
     """Id of the token that ends a caption."""
     pad: int
     """Id of what may follow it."""
+    processors: Sequence[LogitsProcessor] = ()
+    """Of the logits of each token, before any sampling."""
 
 
 class Writer(Protocol):
@@ -76,6 +79,7 @@ class OwnWriter:
         how = writing.how
         rows = prefix.repeat_interleave(copies, 0)
         is_greedy = not how.do_sample and how.num_beams == 1 and how.repetition_penalty == 1.0
+        is_greedy = is_greedy and not writing.processors
         training = self._llm.training
         self._llm.train(False)
         try:
@@ -111,6 +115,7 @@ class OwnWriter:
         processors = LogitsProcessorList()
         if how.repetition_penalty != 1.0:  # as a setting it would warn that the prefix has no ids
             processors.append(RepetitionPenaltyLogitsProcessor(float(how.repetition_penalty)))
+        processors += writing.processors
         if how.do_sample and not samples_beams:
             processors.append(RowSampling(seeds, how.temperature, how.top_p, rows.device))
         devices = [rows.device] if rows.device.type == "cuda" else []

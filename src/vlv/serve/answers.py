@@ -41,8 +41,14 @@ def completion(
         }
         for index, caption in enumerate(captions)
     ]
+    warnings = [TEXT_IS_UNUSED] if text_unused else []
+    warnings += [
+        f"choice {index} lacks {', '.join(map(repr, caption.missing))}"
+        for index, caption in enumerate(captions)
+        if caption.missing
+    ]
     answer = {**_head("chat.completion", model), "choices": choices, "usage": usage}
-    return answer | ({"warnings": [TEXT_IS_UNUSED]} if text_unused else {})
+    return answer | ({"warnings": warnings} if warnings else {})
 
 
 def stream(model: str, captions: Sequence[Caption], usage: Answer, *, include_usage: bool) -> bytes:

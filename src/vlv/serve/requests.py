@@ -10,6 +10,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -251,9 +252,15 @@ class Requests:
         temperature = body.temperature
         if temperature is None and body.top_p not in (None, 1):
             temperature = 1.0
+        try:
+            words = Generation(include=body.include, exclude=body.exclude)
+        except ConfigError as error:
+            name = "exclude" if str(error).startswith("exclude") else "include"
+            raise ApiError(400, str(error), param=name, code="invalid_value") from error
+        work = Describe(longest, include=tuple(words.include), exclude=tuple(words.exclude))
         if not temperature:
-            return Describe(longest)
-        return Describe(longest, temperature, body.top_p or 1.0)
+            return work
+        return replace(work, temperature=temperature, top_p=body.top_p or 1.0)
 
     def _sampling(self, body: DrawBody) -> Sampling:
         self._check_count("steps", body.steps, self.settings.limits.steps)

@@ -110,6 +110,8 @@ class ChatBody(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     style: Text | None = Field(None, min_length=1)
+    include: list[Text] = []
+    exclude: list[Text] = []
 
     @property
     def parts(self) -> list[ImagePart | TextPart]:
@@ -150,6 +152,8 @@ class CaptionBody(_Body):
     prompt: Text | None = Field(
         None, min_length=1, description="Instead of a style: what is wanted, or a question."
     )
+    include: list[Text] = Field([], description="Words that the caption should have.")
+    exclude: list[Text] = Field([], description="Words that the caption must not have.")
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, gt=0, le=1)

@@ -104,6 +104,8 @@ class Service:
             image=urls[0],
             style=body.style,
             prompt=prompt,
+            include=body.include,
+            exclude=body.exclude,
             max_tokens=body.longest,
             temperature=body.temperature,
             top_p=body.top_p,

@@ -128,6 +128,7 @@ async def _caption(requests: Requests, body: CaptionBody) -> types.CallToolResul
     captions = [caption for caption, _ in await requests.captions(body)]
     found = [
         {"caption": one.text, "tokens": one.num_tokens, "finished": one.finished}
+        | ({"missing": list(one.missing)} if one.missing else {})
         for one in captions
     ]
     return _said("\n".join(one.text for one in captions), {"captions": found})

@@ -52,6 +52,8 @@ class Describe:
     temperature: float | None = None
     """None takes the likeliest tokens."""
     top_p: float = 1.0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
     kind = "caption"
 
     def run(self, pipe: VLVPipeline, items: Sequence[Asked]) -> list[tuple[Caption, int]]:
@@ -62,6 +64,8 @@ class Describe:
             "max_new_tokens": self.max_new_tokens,
             "seed": [seed for _, seed, _ in items],
             "prompt": [prompt for *_, prompt in items],
+            "include": self.include,
+            "exclude": self.exclude,
         }
         if self.temperature is not None:
             options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}

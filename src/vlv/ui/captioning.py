@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from vlv.data.source import Source
 from vlv.errors import ConfigError, VLVError
-from vlv.jobs.caption import CaptionJob, CaptionOutput, CaptionSettings
+from vlv.jobs.caption import CaptionJob, CaptionOutput
+from vlv.jobs.caption_settings import CaptionSettings
 from vlv.jobs.inputs import BatchSize
 from vlv.jobs.wording import Wording
 from vlv.storage import write_text

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 from vlv.data.foreign import decode_text, printable, read_at_most, read_file
 from vlv.data.images import read_header
 from vlv.errors import DataError, OutputError
-from vlv.jobs.caption import COLUMNS, CaptionSettings, key
+from vlv.jobs.caption import key
+from vlv.jobs.caption_settings import COLUMNS, CaptionSettings
 from vlv.jobs.inputs import file_stat
 from vlv.jobs.sidecars import Sidecars, Text
 from vlv.jobs.table import GrowingTable

@@ -15,7 +15,7 @@ from vlv.ui.stores import Table
 from vlv.ui.tokens import count_tokens
 
 if TYPE_CHECKING:
-    from vlv.jobs.caption import CaptionSettings
+    from vlv.jobs.caption_settings import CaptionSettings
     from vlv.jobs.formats import Row
     from vlv.models.pipeline import VLVPipeline
     from vlv.ui.replace import Replacement

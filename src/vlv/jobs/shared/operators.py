@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vlv.data.parts import Detail
     from vlv.data.records import Record
-    from vlv.jobs.caption import CaptionSettings
+    from vlv.jobs.caption_settings import CaptionSettings
     from vlv.jobs.embed import EmbedSettings
     from vlv.jobs.tally import Tally
     from vlv.jobs.verify import VerifySettings
