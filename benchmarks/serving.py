@@ -46,10 +46,10 @@ def main() -> None:
     """Print both contests."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--num", type=int, default=200, help="scenes of a round")
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--queue-size", type=int, default=64)
     parser.add_argument("--flood", type=int, default=400, help="clients of the flood")
-    parser.add_argument("--requests", type=int, default=2000, help="requests of the flood")
+    parser.add_argument("--requests", type=int, default=10_000, help="requests of the flood")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()

@@ -50,7 +50,7 @@ class AddressOptions:
 class WorkOptions:
     """How requests are worked on."""
 
-    batch_size: Annotated[int, typer.Option(min=1, help="Items computed together.")] = 8
+    batch_size: Annotated[int, typer.Option(min=1, help="Items computed together.")] = 32
     queue_size: Annotated[
         int, typer.Option(min=1, help="Items that may wait; more are refused with 429.")
     ] = 64

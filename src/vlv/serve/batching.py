@@ -63,7 +63,7 @@ class Batcher:
         self,
         pipe: VLVPipeline,
         *,
-        batch_size: int = 8,
+        batch_size: int = 32,
         queue_size: int = 64,
         linger: float = 0.005,
         report: Callable[[str, int, float], None] = lambda kind, count, seconds: None,

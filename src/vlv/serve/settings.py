@@ -67,7 +67,7 @@ class ServeSettings:
 
     model: str
     """Name under which the model is served."""
-    batch_size: int = 8
+    batch_size: int = 32
     """Items computed together."""
     queue_size: int = 64
     """Items that may wait."""
