@@ -183,7 +183,7 @@ def _leading(figures: Figures) -> Finding | None:
 
 _CRITERIA = {
     "boxes": "L1 of angle, centre and scale against the originals' boxes: every difference lies below 0 (toy world, alike trained)",
-    "claims": "true claims found in images from z: every difference lies above 0 (toy world, alike trained)",
+    "claims": "true claims found in reconstructions: every difference lies above 0 (toy world, alike trained)",
     "f1": "F1 of the captions' claims: every difference lies above 0 (toy world, alike trained)",
 }
 
