@@ -22,6 +22,8 @@ TEXTS: dict[str | None, str] = {
     "is it a cube?": "yes",
     "is it night?": "No.",
     "how many objects are there?": "two",
+    "2 words.": "Large cube.",
+    "Short: 3 words.": "A red cube.",
 }
 """What stands behind each instruction."""
 
@@ -46,4 +48,5 @@ def make_pipeline() -> VLVPipeline:
     assert loss.item() < 0.05
     decoder.requires_grad_(False).eval()
     decoder.config.styles, decoder.config.answers_questions = STYLES, True
+    decoder.config.obeys_lengths = True
     return pipe

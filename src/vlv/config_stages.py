@@ -58,6 +58,8 @@ class Stage2Config(Settings):
     """What is asked for a style, by its name; by default `Style: NAME.`"""
     question_weight: float = Field(0.0, ge=0)
     """How often questions about the image are taught, all of an image together."""
+    length_share: float = Field(0.0, ge=0, le=1)
+    """Share of the drawn captions whose instruction states how many words they have, which teaches `--words`."""
     texts_per_image: Annotated[int, Field(gt=0, le=1024)] = 1
     """Texts drawn for each image in each step, which share its encoding."""
     denoising_weight: float = Field(0.0, ge=0)
@@ -94,11 +96,13 @@ class Stage2Config(Settings):
             yield "style_instructions asks for two styles in the same words; change one of them"
         if not self.caption_weight and not self.style_weights and not self.question_weight:
             yield "caption_weight, style_weights and question_weight are all 0; set one of them"
-        if not self.style_weights and not self.question_weight:
+        if self.length_share and not self.caption_weight and not self.style_weights:
+            yield "length_share has no effect without captions; set caption_weight or style_weights, or remove it"
+        if not self.style_weights and not self.question_weight and not self.length_share:
             if self.texts_per_image > 1:
                 yield "texts_per_image has no effect on plain captions alone; set style_weights or question_weight"
         elif not self.supervise_end:
-            yield "style_weights and question_weight need supervise_end: an answer has to end"
+            yield "style_weights, question_weight and length_share need supervise_end: an answer has to end"
 
 
 class Stage3Config(Settings):

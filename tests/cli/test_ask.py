@@ -90,6 +90,7 @@ def test_a_style_and_several(
     args = ("caption", photos / "0.png", "--model", instructed_folder)
     assert vlv(*args, "--style", "short").out == "A cube.\n"
     assert vlv(*args, "--prompt", "Short:").out == "A cube.\n"
+    assert vlv(*args, "--style", "short", "--words", 3).out == "A red cube.\n"
     assert vlv(*args, "--style", "short", "--style", "tags").out == (
         "short\tA cube.\ntags\tlarge, red\n"
     )
@@ -130,6 +131,9 @@ def test_an_image_is_encoded_once_for_all_styles(
         (["--style", "short", "--style", "short"], "named twice"),
         (["--style", "short", "--prompt", "x"], "leave one out"),
         (["--prompt", ""], "--prompt is empty"),
+        (["--words", 0], "--words is 0; choose between 1 and 1000"),
+        (["--words", 10_000], "--words is 10000"),
+        (["--words", 3, "--verify", 2], "plain captions are verified"),
         (["--style", "short", "--verify", 2], "plain captions are verified"),
     ],
 )
@@ -152,13 +156,18 @@ def test_a_model_without_styles_says_so(vlv: Vlv, photos: Path, tiny_folder: Pat
     result = vlv("caption", photos, "--model", tiny_folder, "--style", "short")
     assert result.code == 1
     assert "knows no styles" in result.err
+    result = vlv("caption", photos, "--model", tiny_folder, "--words", 9)
+    assert result.code == 1
+    assert "was not taught to write so many words" in result.err
 
 
 def test_info_lists_them(vlv: Vlv, instructed_folder: Path, tiny_folder: Path) -> None:
     about = vlv("info", instructed_folder).out
     assert "styles:  short, tags" in about
     assert "answers: questions" in about
+    assert "lengths: as many words" in about
     plain = vlv("info", tiny_folder).out
     assert "styles:" not in plain
     assert "answers:" not in plain
+    assert "lengths:" not in plain
     assert PLAIN not in plain

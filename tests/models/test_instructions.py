@@ -34,6 +34,13 @@ def test_styles_and_prompts(instructed_pipeline: VLVPipeline) -> None:
     assert mixed == ["large, red", PLAIN, "A cube."]
 
 
+def test_a_length_is_part_of_the_instruction(instructed_pipeline: VLVPipeline) -> None:
+    pipe = instructed_pipeline
+    assert pipe.caption(images(), words=2) == ["Large cube."] * 2
+    assert pipe.caption(images()[0], style="short", words=3) == "A red cube."
+    assert pipe.caption(images(), prompt=[None, "Short:"], words=3)[1] == "A red cube."
+
+
 def test_samples_of_an_instruction_are_those_of_single_images(
     instructed_pipeline: VLVPipeline,
 ) -> None:
@@ -58,6 +65,7 @@ def test_what_a_model_was_taught_is_saved_with_it(
     decoder.save_pretrained(tmp_path)
     again = CaptionDecoder.from_pretrained(tmp_path)
     assert (again.styles, again.config.answers_questions) == (STYLES, True)
+    assert again.config.obeys_lengths
     assert tiny.make_caption_decoder().styles == {}
 
 
@@ -70,6 +78,10 @@ def test_what_a_model_was_taught_is_saved_with_it(
         ({"style": " "}, "give a text"),
         ({"prompt": ""}, "give a text"),
         ({"prompt": 5}, "give a text"),
+        ({"words": 0}, "words is 0; choose between 1 and 1000"),
+        ({"words": 10_000}, "words is 10000; choose between"),
+        ({"words": "ten"}, "give a whole number"),
+        ({"words": 3, "verify": 2}, "plain captions are verified"),
         ({"prompt": ["Short:"]}, "2 images need as many prompts, got 1"),
         ({"style": "short", "verify": 2}, "plain captions are verified"),
     ],
@@ -86,6 +98,8 @@ def test_a_plain_model_says_so(tiny_pipeline: VLVPipeline) -> None:
         tiny_pipeline.caption(images(), style="short")
     with pytest.raises(ConfigError, match="takes no instructions"):
         tiny_pipeline.caption(images(), prompt="Short:")
+    with pytest.raises(ConfigError, match="was not taught to write so many words"):
+        tiny_pipeline.caption(images(), words=5)
     with pytest.raises(ConfigError, match="was not taught to answer questions"):
         tiny_pipeline.ask(images(), "is it a cube?")
 

@@ -131,6 +131,7 @@ def test_instructions_are_followed_each_by_itself(
     )
     assert [text_of(answer) for answer in found] == [PLAIN, "yes", "A cube.", "A cube."]
     assert not any("warnings" in answer.json() for answer in found)
+    assert text_of(asked.one(*wanted(style="short", words=3))) == "A red cube."
     refused = asked.one(*wanted(style="shrot"))
     assert "did you mean short?" in assert_refused(refused, 400, "invalid_value")
     both = asked.one(*wanted("is it a cube?", style="short"))
@@ -153,6 +154,8 @@ def test_words_are_included_and_excluded(make: Make, instructed_pipeline: VLVPip
 def test_a_plain_model_takes_no_style(asked: Asked) -> None:
     answer = asked.one(CHAT, chat(style="short"))
     assert "knows no styles" in assert_refused(answer, 400, "invalid_value")
+    answer = asked.one(CHAT, chat(words=9))
+    assert "so many words" in assert_refused(answer, 400, "invalid_value")
 
 
 def test_a_stream_holds_the_same_caption(asked: Asked) -> None:

@@ -15,7 +15,7 @@ from vlv.toyworld.dataset import Layout, render_shards
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.questions import Question, ask_at_length
 from vlv.toyworld.scene import COLUMNS, Scene, sample_scene
-from vlv.toyworld.styles import STYLES, is_written_as, texts_of
+from vlv.toyworld.styles import STYLES, is_written_as, texts_of, write
 
 
 def asked(scenes: list[Scene]) -> list[tuple[Scene, Question]]:
@@ -29,13 +29,23 @@ def asked(scenes: list[Scene]) -> list[tuple[Scene, Question]]:
 def test_captions_are_true_and_have_the_form_of_their_style(scenes: list[Scene]) -> None:
     for number, scene in enumerate(scenes):
         captions = texts_of(scene, np.random.default_rng(number))["captions"]
-        assert captions.keys() == STYLES.keys()
+        assert tuple(captions) == STYLES
         for style, text in captions.items():
             assert compare(parse(text), scene).precision == 1
             assert is_written_as(style, text), (style, text)
         for style, other in (("tags", "short"), ("short", "detailed"), ("detailed", "tags")):
             assert not is_written_as(style, captions[other]), (style, captions[other])
         assert not is_written_as("prompt", captions["detailed"])
+
+
+def test_a_partial_caption_has_any_length() -> None:
+    lengths = Counter()
+    for number in range(300):
+        scene = sample_scene(3, number)
+        text = write("partial", scene, np.random.default_rng(number))
+        assert len(parse(text).objects) <= len(scene.solids)
+        lengths[len(text.split()) // 5] += 1
+    assert all(lengths[fifth] > 5 for fifth in range(8)), "of 0 to 39 words"
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -35,9 +36,13 @@ def test_the_model_is_told_what_it_learns() -> None:
     objective = stage2(**MIXED)
     assert objective.caption_decoder.styles == {"short": "Short:", "tags": "Style: tags."}
     assert objective.caption_decoder.config.answers_questions
+    assert not objective.caption_decoder.config.obeys_lengths
+    long = stage2(length_share=0.5)
+    assert long.caption_decoder.config.obeys_lengths
+    assert long.caption_decoder.config.takes_instructions
     plain = stage2()
     assert plain.caption_decoder.styles == {}
-    assert not plain.caption_decoder.config.answers_questions
+    assert not plain.caption_decoder.config.takes_instructions
 
 
 def test_draws_belong_to_rows() -> None:
@@ -49,6 +54,23 @@ def test_draws_belong_to_rows() -> None:
         assert draw_texts(one, mix, 3, seeds(range(row, row + 1))) == [drawn[row]]
     several = [draw_texts(batch, mix, 1, seeds(range(2), step))[0][0] for step in range(40)]
     assert len(set(several)) == 4, "caption, two styles and a question"
+
+
+def test_a_length_that_is_stated_is_true() -> None:
+    batch, row_seeds = make_batch(meta=META), seeds(range(2))
+    plain = draw_texts(batch, text_mix(Stage2Config(**MIXED)), 4, row_seeds)
+    every = draw_texts(batch, text_mix(Stage2Config(**MIXED, length_share=1)), 4, row_seeds)
+    for before, after in zip(chain(*plain), chain(*every), strict=True):
+        assert before.answer == after.answer, "the draws stay"
+        length = f"{len(after.answer.split())} words."
+        wanted = " ".join(filter(None, (before.instruction, length)))
+        assert after.instruction == (wanted if before.is_caption else before.instruction)
+    some = text_mix(Stage2Config(length_share=0.3))
+    drawn = [draw_texts(batch, some, 4, seeds(range(2), step)) for step in range(50)]
+    stated = [text.instruction for rows in drawn for row in rows for text in row]
+    assert 0.2 < sum(text is not None for text in stated) / len(stated) < 0.4
+    one = rows_of(batch, slice(1, 2))
+    assert draw_texts(one, some, 4, seeds(range(1, 2), 7)) == [drawn[7][1]]
 
 
 def test_the_loss_is_that_of_each_text_alone() -> None:
@@ -95,6 +117,12 @@ def test_a_record_without_the_texts_is_named() -> None:
         ({"style_weights": {"short": 0}}, "greater than 0"),
         ({"style_instructions": {"short": "x"}}, "has no effect without style_weights.short"),
         ({**MIXED, "supervise_end": False}, "need supervise_end"),
+        ({"length_share": 0.5, "supervise_end": False}, "need supervise_end"),
+        ({"length_share": 1.5}, "less than or equal to 1"),
+        (
+            {"length_share": 0.5, "caption_weight": 0, "question_weight": 1},
+            "length_share has no effect without captions",
+        ),
         (
             {"style_weights": {"a": 1, "b": 1}, "style_instructions": {"a": "x", "b": "x"}},
             "in the same words",

@@ -86,6 +86,13 @@ class InstructionOptions:
     prompt: Annotated[
         str | None, typer.Option(help="What is wanted instead, in words of your own.")
     ] = None
+    words: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Length of the captions, of a model that was taught lengths (vlv info).",
+        ),
+    ] = None
 
 
 @option_group("Instruction")
@@ -178,7 +185,7 @@ class CaptionOptions:
         ),
     ] = None
     wanted: InstructionOptions
-    words: WordOptions
+    filters: WordOptions
     text: DecodingOptions
     check: VerifyOptions
     model: common.ModelOptions
@@ -214,8 +221,9 @@ class CaptionOptions:
             engine=self.engine.engine,
             styles=tuple(self.wanted.style),
             prompt=self.wanted.prompt,
-            include=tuple(self.words.include),
-            exclude=tuple(self.words.exclude),
+            words=self.wanted.words,
+            include=tuple(self.filters.include),
+            exclude=tuple(self.filters.exclude),
             wording=self.wording.wording(self.max_words),
         )
 

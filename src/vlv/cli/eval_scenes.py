@@ -172,8 +172,8 @@ class InstructOptions:
 def instruct(given: InstructOptions) -> int:
     """Ask a model about rendered scenes for every style of captions and many answers, and measure how well it follows.
 
-    Prints the share of captions in the style that was asked for, how many of their claims are right, the accuracy of answers
-    by kind of question, and F1 of plain captions, with --before against those of another model.
+    Prints the share of captions in the style and of the length that was asked for, how many of their claims are right, the
+    accuracy of answers by kind of question, and F1 of plain captions, with --before against those of another model.
     """
     from vlv.evaluation.experiments.instruct import collect, measure
     from vlv.storage import check_writable

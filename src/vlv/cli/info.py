@@ -108,6 +108,8 @@ def _folder(model: str, revision: str | None) -> int:
     typer.echo(f"can:     {', '.join(about.commands) or 'nothing: parts are missing'}")
     if about.styles:
         typer.echo(f"styles:  {', '.join(about.styles)}  (vlv caption --style NAME)")
+    if about.obeys_lengths:
+        typer.echo("lengths: as many words as are asked for  (vlv caption --words N)")
     if about.answers_questions:
         typer.echo("answers: questions about images  (vlv ask)")
     return 0

@@ -25,6 +25,8 @@ class Text:
     instruction: str | None
     """None is a plain caption."""
     answer: str
+    is_caption: bool = field(default=False, compare=False)
+    """Whether it describes the image, at some length, rather than answering a question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +38,14 @@ class TextMix:
         styles: Weight of each style of captions, by name.
         instructions: What is asked for each style, by name.
         questions: Weight of all questions about an image together.
+        lengths: Share of the captions whose instruction states how many words they have.
     """
 
     caption: float = 1.0
     styles: Mapping[str, float] = field(default_factory=dict)
     instructions: Mapping[str, str] = field(default_factory=dict)
     questions: float = 0.0
+    lengths: float = 0.0
 
     @property
     def is_plain(self) -> bool:
@@ -61,7 +65,7 @@ class TextMix:
         """
         found = []
         if caption and self.caption:
-            found.append((Text(None, caption), self.caption))
+            found.append((Text(None, caption, is_caption=True), self.caption))
         if not self.is_plain:
             found += self._others(where, meta or {})
         if not found:
@@ -72,7 +76,7 @@ class TextMix:
         captions = styled_captions(where, meta) if self.styles else {}
         for name, weight in self.styles.items():
             if name in captions:
-                yield Text(self.instructions[name], captions[name]), weight
+                yield Text(self.instructions[name], captions[name], is_caption=True), weight
         asked = questions_of(where, meta) if self.questions else []
         for question in asked:
             yield question, self.questions / len(asked)

@@ -292,7 +292,7 @@ def engine_writes(
     if release:
         embeddings = copy.deepcopy(decoder.llm.get_input_embeddings())
         decoder.llm.to("meta")
-        if decoder.styles or decoder.config.answers_questions:  # instructions are embedded here
+        if decoder.config.takes_instructions:  # instructions are embedded here
             decoder.llm.set_input_embeddings(embeddings)
         del embeddings
         torch.cuda.empty_cache()  # the engine takes what is free

@@ -191,13 +191,13 @@ class CaptionJob:
         """
         from vlv.models.decoding import Generation
 
-        styles, prompt = self.settings.styles, self.settings.prompt
-        if not self.todo or not (styles or prompt):
+        styles, prompt, words = self.settings.styles, self.settings.prompt, self.settings.words
+        if not self.todo or not (styles or prompt or words):
             return load
         pipe = load()
         captioner = present(pipe.caption_decoder, "caption_decoder")
         for style in styles or (None,):
-            captioner.instructions(Generation(style=style, prompt=prompt), 1)
+            captioner.instructions(Generation(style=style, prompt=prompt, words=words), 1)
         return lambda: pipe
 
     def _missing_sidecars(self) -> Iterator[Text]:
@@ -355,6 +355,7 @@ def caption_images(
                 seed=[mixed_seed(settings.seed, item.record.id) for item in items],
                 style=style,
                 prompt=settings.prompt,
+                words=settings.words,
                 include=settings.include,
                 exclude=settings.exclude,
                 **options,

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from vlv.errors import ConfigError
 from vlv.jobs.wording import Wording
+from vlv.models.arguments import whole_number
+from vlv.models.decoding import MOST_WORDS
 from vlv.models.words import check_agreement, checked_words, missing_words
 from vlv.storage import Json
 
@@ -55,6 +57,7 @@ class CaptionSettings:
         engine: Who writes, where it is not this process. Only samples depend on it: a greedy caption is the same.
         styles: Styles of the captions, each of one embedding of the image; empty writes the plain caption.
         prompt: What is asked instead of a style, in the user's words.
+        words: Length that is asked for, in words.
         include: Words that captions should have.
         exclude: Words that captions must not have.
         wording: What is done to the text.
@@ -76,6 +79,7 @@ class CaptionSettings:
     engine: str | None = None
     styles: tuple[str, ...] = ()
     prompt: str | None = None
+    words: int | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     wording: Wording = field(default_factory=Wording)
@@ -110,10 +114,13 @@ class CaptionSettings:
             raise ConfigError("--style and --prompt both say what is wanted; leave one out")
         if len(set(self.styles)) < len(self.styles):
             raise ConfigError("a style is named twice; name each once")
-        if (self.styles or self.prompt is not None) and self.verify is not None:
+        asked = self.styles or self.prompt is not None or self.words is not None
+        if asked and self.verify is not None:
             raise ConfigError(
-                "plain captions are verified; leave --style and --prompt out, or --verify"
+                "plain captions are verified; leave --style, --prompt and --words out, or --verify"
             )
+        if self.words is not None:
+            whole_number("--words", self.words, 1, MOST_WORDS)
         for name, text in (*(("style", style) for style in self.styles), ("prompt", self.prompt)):
             if text is not None and not text.strip():
                 raise ConfigError(f"--{name} is empty; give a text, or leave it out")

@@ -48,6 +48,7 @@ class ModelInfo:
     styles: dict[str, str] = field(default_factory=dict)
     """Instruction of each style that its captions may have."""
     answers_questions: bool = False
+    obeys_lengths: bool = False
 
     @property
     def commands(self) -> list[str]:
@@ -84,6 +85,7 @@ def describe_model(folder: Path) -> ModelInfo:
         str(card.get("knows", "")),
         styles if isinstance(styles, dict) else {},
         bool(taught.get("answers_questions")),
+        bool(taught.get("obeys_lengths")),
     )
 
 

@@ -59,6 +59,7 @@ class CaptionDecoderConfig(PreTrainedConfig):
             authors' models, captions are tidied by default.
         styles: Instruction for each style of captions that it was taught, by the style's name.
         answers_questions: Whether it was taught to answer questions.
+        obeys_lengths: Whether it was taught to write as many words as an instruction states.
     """
 
     model_type = "vlv_caption_decoder"
@@ -71,6 +72,12 @@ class CaptionDecoderConfig(PreTrainedConfig):
     ends_by_itself: bool = True
     styles: dict[str, str] | None = None
     answers_questions: bool = False
+    obeys_lengths: bool = False
+
+    @property
+    def takes_instructions(self) -> bool:
+        """Whether it was taught to follow any."""
+        return bool(self.styles) or self.answers_questions or self.obeys_lengths
 
 
 class CaptionTokens(NamedTuple):
@@ -437,7 +444,7 @@ class CaptionDecoder(PreTrainedModel):
         Raises:
             ConfigError: The model does not know the style, or takes no instructions.
         """
-        return instructions_of(how, count, self.styles, answers=self.config.answers_questions)
+        return instructions_of(how, count, self.config)
 
     @property
     def styles(self) -> dict[str, str]:

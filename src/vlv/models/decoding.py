@@ -44,6 +44,8 @@ class Check:
 
 _MOST_TOKENS = 2**16
 _MOST_BEAMS = 1000
+MOST_WORDS = 1000
+"""Longest caption that can be asked for, in words."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,8 @@ class Generation:
     """Name of a style that the model was taught; None is the plain caption."""
     prompt: str | Sequence[str | None] | None = None
     """Instead of a style, the instruction in your own words: one for all captions, or one per image, None for a plain one."""
+    words: int | None = None
+    """Length in words, for a model that was taught lengths; None leaves it to the model."""
     include: str | Sequence[str] = ()
     """Words that captions should have: one that lacks a word is written again with the word made more likely."""
     exclude: str | Sequence[str] = ()
@@ -137,6 +141,8 @@ class Generation:
                 )
 
     def _check_words(self) -> None:
+        if self.words is not None:
+            whole_number("words", self.words, 1, MOST_WORDS)
         for name in ("include", "exclude"):
             object.__setattr__(self, name, checked_words(name, getattr(self, name)))
         check_agreement(self.include, self.exclude)
@@ -181,6 +187,7 @@ class GenerationOptions(TypedDict, total=False):
     seed: int | Sequence[int]
     style: str | None
     prompt: str | Sequence[str | None] | None
+    words: int | None
     include: str | Sequence[str]
     exclude: str | Sequence[str]
 

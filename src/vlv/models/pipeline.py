@@ -135,7 +135,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Write this many candidates, and keep the one that explains the image best to the frozen decoder.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: style, prompt, max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, words, include, exclude, max_new_tokens, num_beams, do_sample, ...
 
         Returns:
             A str for one image, a list of str for several.
@@ -166,7 +166,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Candidates of each image among which the frozen decoder chooses, or how; None writes one caption.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: style, prompt, max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, words, include, exclude, max_new_tokens, num_beams, do_sample, ...
         """
         settings = Generation(**generation)
         if verify is not None:
@@ -271,8 +271,10 @@ class VLVPipeline(JudgingPipeline):
     ) -> list[Caption]:
         if images is None:
             raise ConfigError("verification compares captions with their images; give the images")
-        if settings.style is not None or settings.prompt is not None:
-            raise ConfigError("plain captions are verified; leave style and prompt out, or verify")
+        if (settings.style, settings.prompt, settings.words) != (None, None, None):
+            raise ConfigError(
+                "plain captions are verified; leave style, prompt and words out, or verify"
+            )
         self._require("caption", given_z=z is not None)
         self._require("generate")
         captioner = present(self.caption_decoder, "caption_decoder")

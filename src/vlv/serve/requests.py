@@ -224,24 +224,23 @@ class Requests:
     def takes_instructions(self) -> bool:
         """Whether the model was taught to follow any."""
         captioner = self._pipe.caption_decoder
-        return captioner is not None and bool(
-            captioner.styles or captioner.config.answers_questions
-        )
+        return captioner is not None and captioner.config.takes_instructions
 
     def _instruction(self, body: CaptionBody) -> str | None:
         """What is wanted of an image; None is the plain caption."""
         if body.prompt is not None:
             self._check_text("prompt", body.prompt)
-        if body.style is None and body.prompt is None:
+        if body.style is None and body.prompt is None and body.words is None:
             return None
         captioner = self._pipe.caption_decoder
         if captioner is None:
             return None  # which the model says itself
         try:
-            how = Generation(style=body.style, prompt=body.prompt)
+            how = Generation(style=body.style, prompt=body.prompt, words=body.words)
             (prompt,) = captioner.instructions(how, 1)
         except ConfigError as error:
-            name = "style" if body.style is not None else "prompt"
+            given = {"style": body.style, "prompt": body.prompt, "words": body.words}
+            name = next(name for name, value in given.items() if value is not None)
             raise ApiError(400, str(error), param=name, code="invalid_value") from error
         return prompt
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from vlv.models.arguments import MAX_SEED
+from vlv.models.decoding import MOST_WORDS
 from vlv.serve.errors import ApiError
 
 
@@ -110,6 +111,7 @@ class ChatBody(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     style: Text | None = Field(None, min_length=1)
+    words: int | None = Field(None, ge=1, le=MOST_WORDS)
     include: list[Text] = []
     exclude: list[Text] = []
 
@@ -151,6 +153,9 @@ class CaptionBody(_Body):
     style: Text | None = Field(None, min_length=1, description="A style that the model was taught.")
     prompt: Text | None = Field(
         None, min_length=1, description="Instead of a style: what is wanted, or a question."
+    )
+    words: int | None = Field(
+        None, ge=1, le=MOST_WORDS, description="Length, of a model that was taught lengths."
     )
     include: list[Text] = Field([], description="Words that the caption should have.")
     exclude: list[Text] = Field([], description="Words that the caption must not have.")

@@ -104,6 +104,7 @@ class Service:
             image=urls[0],
             style=body.style,
             prompt=prompt,
+            words=body.words,
             include=body.include,
             exclude=body.exclude,
             max_tokens=body.longest,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlv.toyworld.language import parse
 from vlv.toyworld.questions import ask_at_length
 from vlv.toyworld.words import WORDS
-from vlv.toyworld.writing import describe
+from vlv.toyworld.writing import describe, describe_partly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,26 +17,33 @@ if TYPE_CHECKING:
     from vlv.toyworld.scene import Scene
     from vlv.toyworld.writing import Form
 
-STYLES: dict[str, Form] = {
+_FORMS: dict[str, Form] = {
     "detailed": "detailed",
     "short": "short",
     "tags": "tags",
     "prompt": "plain",
 }
-"""The form of each style: a prompt is what people type."""
+STYLES = (*_FORMS, "partial")
+"""A prompt is what people type; a partial caption tells of some objects, at any length."""
 
 
 def texts_of(scene: Scene, rng: np.random.Generator) -> Json:
     """The fields of a record that teach instructions: `captions` and `questions`, all true."""
     asked = ask_at_length(scene, rng)
+    captions = {style: write(style, scene, rng) for style in STYLES}
     return {
-        "captions": {style: describe(scene, form, rng) for style, form in STYLES.items()},
+        "captions": captions,
         "questions": [{"question": one.question, "answer": one.answer} for one in asked],
     }
 
 
+def write(style: str, scene: Scene, rng: np.random.Generator) -> str:
+    """A true caption of a scene in one of the styles."""
+    return describe(scene, _FORMS[style], rng) if style in _FORMS else describe_partly(scene, rng)
+
+
 def is_written_as(style: str, text: str) -> bool:
-    """Whether a text has the form of a style, true or not; a prompt may look like a short caption.
+    """Whether a text has the form of a style, true or not; a prompt or a partial caption may look like a short one.
 
     >>> is_written_as("short", "A photo of a red cube."), is_written_as("tags", "A photo of a red cube.")
     (True, False)

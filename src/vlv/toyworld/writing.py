@@ -181,7 +181,11 @@ def _plain(scene: Scene, rng: np.random.Generator) -> str:
     order = rng.permutation(len(scene.solids))
     things = [(_only(claims.objects[i], chosen), scene.solids[i]) for i in order]
     text = _arranged(things, rng)
-    facts = _plain_facts(claims.scene, rng)
+    return _with_surroundings(text, _plain_facts(claims.scene, rng), rng)
+
+
+def _with_surroundings(text: str, facts: Facts, rng: np.random.Generator) -> str:
+    """The objects, and what is said of the scene around them."""
     style = facts.pop("style", None)
     if style is not None:
         text = f"a {style} of {text}"
@@ -278,6 +282,34 @@ def _name(facts: Facts, everyone: list[Facts], rng: np.random.Generator) -> str 
         ):
             return _noun(said, rng, article="the")
     return None
+
+
+def describe_partly(scene: Scene, rng: np.random.Generator) -> str:
+    """Write a caption of any length: some of the objects, each with as much around it as a draw says."""
+    claims = true_claims(scene)
+    richness = rng.random()  # from `a cube` to everything
+    order = rng.permutation(len(scene.solids))[: 1 + int(rng.integers(len(scene.solids)))]
+    names = ("size", "material", "colour")
+    things = [
+        (
+            _only(claims.objects[i], (*(x for x in names if rng.random() < richness), "shape")),
+            scene.solids[i],
+        )
+        for i in order
+    ]
+    parts = [_free(facts, rng) for facts, _ in things]
+    if rng.random() < richness:
+        parts = [
+            f"{part} {_say('column', solid.column, rng)} {_say('row', solid.row, rng)}"
+            for part, (_, solid) in zip(parts, things, strict=True)
+        ]
+    said = {name: _say(name, value, rng) for name, value in claims.scene.items()
+        if name != "light" and rng.random() < richness}  # fmt: skip
+    if "ground" in said and said["ground"].startswith("a "):
+        said["ground"] = f"in {said['ground']}"
+    if rng.random() < richness:
+        said["light"] = WORDS["light"][scene.light][0]
+    return _with_surroundings(_join(parts), said, rng)
 
 
 def relation_only(scene: Scene, rng: np.random.Generator) -> str:

@@ -110,9 +110,10 @@ class Stage2:
         decoder.freeze()
         self.encoder, self.decoder, self.caption_decoder = encoder, decoder, caption_decoder
         self.config, self.mix = config, text_mix(config)
-        if not self.mix.is_plain:
+        if not self.mix.is_plain or self.mix.lengths:
             caption_decoder.config.styles = dict(self.mix.instructions)
             caption_decoder.config.answers_questions = self.mix.questions > 0
+            caption_decoder.config.obeys_lengths = self.mix.lengths > 0
         self.module = nn.ModuleDict(
             {"encoder": encoder, "decoder": decoder, "caption_decoder": caption_decoder}
         )

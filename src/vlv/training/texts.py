@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from vlv.data.texts import Text, TextMix, choose
 from vlv.errors import DataError
 from vlv.models.draws import mixed_seed
+from vlv.models.instructions import count_words, with_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,6 +27,7 @@ def text_mix(config: Stage2Config) -> TextMix:
         config.style_weights,
         asked | config.style_instructions,
         config.question_weight,
+        config.length_share,
     )
 
 
@@ -43,9 +46,16 @@ def draw_texts(
         DataError: A record has none.
     """
     if mix.is_plain or "meta" not in batch:
-        return [[Text(None, caption)] * count for caption in captions_of(batch)]
-    rows = zip(batch["ids"], batch["captions"], batch["meta"], row_seeds, strict=True)
-    return [_drawn(mix.of(id, caption, meta), count, seed) for id, caption, meta, seed in rows]
+        drawn = [[Text(None, text, is_caption=True)] * count for text in captions_of(batch)]
+    else:
+        rows = zip(batch["ids"], batch["captions"], batch["meta"], row_seeds, strict=True)
+        drawn = [_drawn(mix.of(id, caption, meta), count, seed) for id, caption, meta, seed in rows]
+    if not mix.lengths:
+        return drawn
+    return [
+        _with_lengths(texts, mix.lengths, seed)
+        for texts, seed in zip(drawn, row_seeds, strict=True)
+    ]
 
 
 def captions_of(batch: Batch) -> list[str]:
@@ -58,6 +68,18 @@ def captions_of(batch: Batch) -> list[str]:
         if not caption:
             raise DataError(f"{record} has no caption, but stage 2 needs one for every image")
     return list(batch["captions"])
+
+
+def _with_lengths(texts: list[Text], share: float, seed: int) -> list[Text]:
+    """Texts, of which a share of the captions is asked for by the length that it has."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, "lengths"))
+    draws = torch.rand(len(texts), generator=generator).tolist()
+    return [
+        replace(text, instruction=with_length(text.instruction, count_words(text.answer)))
+        if text.is_caption and draw < share
+        else text
+        for text, draw in zip(texts, draws, strict=True)
+    ]
 
 
 def _drawn(texts: list[tuple[Text, float]], count: int, seed: int) -> list[Text]:

@@ -11,7 +11,12 @@ import pytest
 
 from vlv.cli import run
 from vlv.errors import ConfigError
-from vlv.evaluation.experiments.instruct import collect, measure, questions
+from vlv.evaluation.experiments.instruct import (
+    collect,
+    length_asked,
+    measure,
+    questions,
+)
 from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.jobs.table import Row
 from vlv.models.pipeline import VLVPipeline
@@ -25,20 +30,32 @@ def perfect(index: int, **changes: str) -> Row:
     captions = texts_of(PLAN.scene(index), np.random.default_rng(index))["captions"]
     captions = {**captions, "plain": captions["detailed"], "before": captions["short"], **changes}
     answers = [x.answer.capitalize() + "." for x in questions(PLAN, index)]
-    return {"index": index, "captions": captions, "answers": answers}
+    counts = {style: length_asked(PLAN, index, style) for style in captions if style != "before"}
+    lengths = {style: (count, " ".join(["word"] * count)) for style, count in counts.items()}
+    return {"index": index, "captions": captions, "answers": answers, "lengths": lengths}
 
 
 def test_a_perfect_model_reaches_every_goal() -> None:
     results = measure([perfect(index) for index in range(PLAN.num)], PLAN)
     figures = {key: figure.estimate.value for key, figure in results.figures.items()}
-    for style in ("detailed", "short", "tags", "prompt"):
+    for style in ("detailed", "short", "tags", "prompt", "partial"):
         assert figures[f"instruct.style.{style}"] == figures[f"instruct.precision.{style}"] == 1
+    assert figures["instruct.lengths"] == 1
     assert figures["instruct.answers"] == figures["instruct.answers.yes_or_no"] == 1
     assert figures["instruct.answers_of_caption"] == 1, "the parser needs no instruction"
     assert figures["instruct.plain.f1"] == 1 > figures["instruct.before.f1"]
     gain = figures["instruct.plain.gain"]
     assert gain == pytest.approx(1 - figures["instruct.before.f1"])
-    (table,) = results.sections[0].tables
+    lengths, table = results.sections[0].tables
+    assert [row[0] for row in lengths.rows] == [
+        "detailed",
+        "short",
+        "tags",
+        "prompt",
+        "partial",
+        "plain",
+    ]
+    assert all(row[1] < row[2] for row in lengths.rows), "many lengths are asked for"
     guessed = {row[0]: row[2] for row in table.rows}
     assert guessed["yes or no"] < 0.7
 
@@ -47,8 +64,12 @@ def test_what_is_wrong_counts() -> None:
     rows = [perfect(index, tags="A photo of a red cube.") for index in range(PLAN.num)]
     for row in rows:
         row["answers"] = ["yes"] * len(row["answers"])
+        asked, text = row["lengths"]["detailed"]
+        row["lengths"]["detailed"] = (asked, f"{text} {text}")
+        row["lengths"]["plain"] = (20, " ".join(["word"] * 23))
     figures = {key: x.estimate.value for key, x in measure(rows, PLAN).figures.items()}
     assert figures["instruct.style.tags"] == 0
+    assert figures["instruct.lengths"] == pytest.approx(5 / 6), "23 of 20 words are within 15 %"
     assert 0.3 < figures["instruct.answers.yes_or_no"] < 0.7
     assert figures["instruct.answers.count"] == 0
 
@@ -63,6 +84,8 @@ def test_what_was_written_is_kept(
     assert [sorted(row["captions"]) for row in rows] == [["before", "plain", "short", "tags"]] * 3
     assert rows[0]["captions"]["short"] == "A cube."
     assert [len(row["answers"]) for row in rows] == [len(questions(plan, i)) for i in range(3)]
+    assert [sorted(row["lengths"]) for row in rows] == [["plain", "short", "tags"]] * 3
+    assert rows[0]["lengths"]["short"][0] == length_asked(plan, 0, "short")
     monkeypatch.setattr(VLVPipeline, "embed", None)
     assert collect(instructed_pipeline, instructed_pipeline, plan, tmp_path, done.append) == rows
 

@@ -21,17 +21,22 @@ from vlv.evaluation.results import Figure, Results, Section, Table, Target
 from vlv.evaluation.statistics import Array, estimate, f1, mean, ratio
 from vlv.jobs.table import Row
 from vlv.models.arguments import present
+from vlv.models.draws import mixed_seed
+from vlv.models.instructions import count_words, with_length
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.questions import Question, ask_at_length, in_usual_words
 from vlv.toyworld.render import render
-from vlv.toyworld.styles import STYLES, is_written_as
+from vlv.toyworld.styles import STYLES, is_written_as, write
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.scene_plan import ScenePlan
     from vlv.models.pipeline import VLVPipeline
 
 STYLE, ANSWERS, LOSS = Target(0.99, 1.0), Target(0.93, 0.98), Target(-0.003, 0.0)
+LENGTH = Target(0.9, 0.99)
 _PLAIN = "plain"
+_TOLERANCE = 0.15
+"""Share of the words that were asked for, by which a caption may be longer or shorter."""
 
 
 def styles_of(pipe: VLVPipeline) -> list[str]:
@@ -68,6 +73,7 @@ def collect(
     styles = styles_of(pipe)
     names = [x and str(x.config.get("_name_or_path")) for x in (pipe, before)]
     about = {"split": plan.split, "seed": plan.seed, "models": names, "styles": styles}
+    about["lengths"] = present(pipe.caption_decoder, "caption_decoder").config.obeys_lengths
     make = partial(_written, pipe, before, plan, styles)
     return plan.collect(folder / "texts.jsonl", about, make, report)
 
@@ -87,16 +93,30 @@ def _written(
     if before is not None:
         texts["before"] = [x.text for x in before.describe(images, batch_size=size)]
     answers: list[list[str]] = [[] for _ in indices]
-    if present(pipe.caption_decoder, "caption_decoder").config.answers_questions:
+    taught = present(pipe.caption_decoder, "caption_decoder").config
+    lengths = {}
+    for style in (_PLAIN, *styles) if taught.obeys_lengths else ():
+        counts = [length_asked(plan, index, style) for index in indices]
+        prompts = [with_length((taught.styles or {}).get(style), count) for count in counts]
+        found = pipe.describe(z=z, prompt=prompts, batch_size=size)
+        lengths[style] = [(count, x.text) for count, x in zip(counts, found, strict=True)]
+    if taught.answers_questions:
         asked = [(row, x.question) for row, i in enumerate(indices) for x in questions(plan, i)]
-        found = pipe.ask(
+        replies = pipe.ask(
             z=z[[row for row, _ in asked]], questions=[text for _, text in asked], batch_size=size
         )
-        for (row, _), one in zip(asked, found, strict=True):  # type: ignore[arg-type]
+        for (row, _), one in zip(asked, replies, strict=True):  # type: ignore[arg-type]
             answers[row].append(one.text)
     for row, index in enumerate(indices):
         captions = {name: written[row] for name, written in texts.items()}
-        yield {"index": index, "captions": captions, "answers": answers[row]}
+        long = {style: several[row] for style, several in lengths.items()}
+        yield {"index": index, "captions": captions, "answers": answers[row], "lengths": long}
+
+
+def length_asked(plan: ScenePlan, index: int, style: str) -> int:
+    """Words that a true caption of a scene has; the same at every call."""
+    rng = np.random.default_rng(mixed_seed(plan.seed, index, "length", style))
+    return count_words(write("detailed" if style == _PLAIN else style, plan.scene(index), rng))
 
 
 def questions(plan: ScenePlan, index: int) -> list[Question]:
@@ -119,6 +139,10 @@ def measure(rows: Sequence[Row], plan: ScenePlan) -> Results:
         right = estimate(claims[style][:, [2, 0]], ratio, plan.seed)
         label = f"claims of {style} captions that are right"
         figures.append(Figure(f"instruct.precision.{style}", label, right, "share"))
+    if rows[0]["lengths"]:
+        found, table = _lengths(rows, plan)
+        figures += found
+        tables.append(table)
     if rows[0]["answers"]:
         answered, table = _answered(rows, plan)
         figures += answered
@@ -126,6 +150,29 @@ def measure(rows: Sequence[Row], plan: ScenePlan) -> Results:
     figures += _plain(claims, plan)
     section = Section("instruct", "Instructions", tuple(figures), tuple(tables))
     return Results(asdict(plan), (section,))
+
+
+def _lengths(rows: Sequence[Row], plan: ScenePlan) -> tuple[list[Figure], Table]:
+    """Captions that are as long as they were asked to be, within the tolerance, and whether they are true."""
+    kept: dict[str, list[float]] = {}
+    claims = np.zeros((len(rows), 3))
+    for place, row in enumerate(rows):
+        for style, (asked, text) in row["lengths"].items():
+            is_kept = abs(count_words(text) - asked) <= _TOLERANCE * asked
+            kept.setdefault(style, []).append(float(is_kept))
+            found = compare(parse(text), plan.scene(row["index"]))
+            claims[place] += (found.stated, found.true, found.correct)
+    within = estimate(np.mean(list(kept.values()), 0), mean, plan.seed)
+    right = estimate(claims[:, [2, 0]], ratio, plan.seed)
+    counts = {style: [row["lengths"][style][0] for row in rows] for style in kept}
+    each = tuple(
+        (style, min(counts[style]), max(counts[style]), float(np.mean(kept[style])))
+        for style in kept
+    )
+    return [
+        Figure("instruct.lengths", "asked for N words, within 15 %", within, "share", LENGTH),
+        Figure("instruct.lengths.precision", "claims of these that are right", right, "share"),
+    ], Table("Lengths kept by style", ("style", "fewest words", "most words", "share"), each)
 
 
 def _claims(captions: Sequence[dict[str, str]], name: str, plan: ScenePlan) -> Array:
