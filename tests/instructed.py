@@ -24,6 +24,7 @@ TEXTS: dict[str | None, str] = {
     "how many objects are there?": "two",
     "2 words.": "Large cube.",
     "Short: 3 words.": "A red cube.",
+    "Known: 5 m wide.": "A cube, 5 m wide.",
 }
 """What stands behind each instruction."""
 
@@ -48,5 +49,5 @@ def make_pipeline() -> VLVPipeline:
     assert loss.item() < 0.05
     decoder.requires_grad_(False).eval()
     decoder.config.styles, decoder.config.answers_questions = STYLES, True
-    decoder.config.obeys_lengths = True
+    decoder.config.obeys_lengths = decoder.config.uses_known = True
     return pipe

@@ -60,6 +60,10 @@ class Stage2Config(Settings):
     """How often questions about the image are taught, all of an image together."""
     length_share: float = Field(0.0, ge=0, le=1)
     """Share of the drawn captions whose instruction states how many words they have, which teaches `--words`."""
+    context_column: str | None = None
+    """Field of the records that tells what is known about an image, which captions learn to use (`--context-column`)."""
+    context_share: float = Field(0.5, gt=0, le=1)
+    """Share of the drawn captions that are told what is known."""
     texts_per_image: Annotated[int, Field(gt=0, le=1024)] = 1
     """Texts drawn for each image in each step, which share its encoding."""
     denoising_weight: float = Field(0.0, ge=0)
@@ -83,10 +87,11 @@ class Stage2Config(Settings):
             )
         if not self.denoising_weight and (self.draws_per_image, self.timesteps) != (1, "uniform"):
             yield "draws_per_image and timesteps have no effect while denoising_weight is 0; remove them or set it"
+        yield from self._contradictions_of_styles()
         yield from self._contradictions_of_texts()
 
-    def _contradictions_of_texts(self) -> Iterator[str]:
-        """Texts that are never taught, or that could not be asked for."""
+    def _contradictions_of_styles(self) -> Iterator[str]:
+        """Styles that are never taught, or that could not be asked for."""
         for name in self.style_weights:
             if not _STYLE.fullmatch(name):
                 yield f"style_weights names a style {name!r:.60}; give it a name of letters, digits and -"
@@ -94,15 +99,24 @@ class Stage2Config(Settings):
             yield f"style_instructions.{name} has no effect without style_weights.{name}; set both or neither"
         if len(set(self.style_instructions.values())) < len(self.style_instructions):
             yield "style_instructions asks for two styles in the same words; change one of them"
+
+    def _contradictions_of_texts(self) -> Iterator[str]:
+        """Texts that are never taught, and what is asked for of none."""
         if not self.caption_weight and not self.style_weights and not self.question_weight:
             yield "caption_weight, style_weights and question_weight are all 0; set one of them"
-        if self.length_share and not self.caption_weight and not self.style_weights:
-            yield "length_share has no effect without captions; set caption_weight or style_weights, or remove it"
-        if not self.style_weights and not self.question_weight and not self.length_share:
+        for name in ("length_share", "context_column"):
+            if getattr(self, name) and not self.caption_weight and not self.style_weights:
+                yield f"{name} has no effect without captions; set caption_weight or style_weights, or remove it"
+        if self.context_column is None and self.context_share != 0.5:
+            yield "context_share has no effect without context_column; set both or neither"
+        more = self.question_weight or self.length_share or self.context_column is not None
+        if not self.style_weights and not more:
             if self.texts_per_image > 1:
                 yield "texts_per_image has no effect on plain captions alone; set style_weights or question_weight"
         elif not self.supervise_end:
-            yield "style_weights, question_weight and length_share need supervise_end: an answer has to end"
+            yield (
+                "style_weights, question_weight, length_share and context_column need supervise_end: an answer has to end"
+            )
 
 
 class Stage3Config(Settings):

@@ -123,6 +123,29 @@ def test_an_image_is_encoded_once_for_all_styles(
     assert len(calls) == 1
 
 
+def test_known_facts_come_from_a_column(
+    vlv: Vlv, photos: Path, instructed_folder: Path, tmp_path: Path
+) -> None:
+    table, output = photos / "list.jsonl", tmp_path / "out.jsonl"
+    facts = [["5 m wide"], None, {"a": 1}, "5 m wide."]
+    rows = [{"file_name": f"{n}.png", "fact": fact} for n, fact in enumerate(facts)]
+    table.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    args = ("caption", table, "--model", instructed_folder, "-o", output, "--context-column")
+    assert vlv(*args, "fact").code == 2
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    told = "A cube, 5 m wide."
+    assert [row["caption"] for row in found] == [told, PLAIN, None, told]
+    assert "neither a text nor a list" in found[2]["error"]
+    assert "context_column" in vlv(*args[:-1]).err, "another run is refused"
+    other = vlv(*args, "fatc", "--on-existing", "append")
+    assert other.code == 1
+    assert "no image has a field 'fatc'; did you mean fact?" in other.err
+    table.unlink()
+    (photos / "0.txt").write_text("5 m wide")
+    beside = vlv("caption", photos / "0.png", *args[2:4], "--context-column", "caption")
+    assert beside.out == f"{told}\n"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -166,6 +189,7 @@ def test_info_lists_them(vlv: Vlv, instructed_folder: Path, tiny_folder: Path) -
     assert "styles:  short, tags" in about
     assert "answers: questions" in about
     assert "lengths: as many words" in about
+    assert "uses:    what is known" in about
     plain = vlv("info", tiny_folder).out
     assert "styles:" not in plain
     assert "answers:" not in plain

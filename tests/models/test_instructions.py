@@ -41,6 +41,17 @@ def test_a_length_is_part_of_the_instruction(instructed_pipeline: VLVPipeline) -
     assert pipe.caption(images(), prompt=[None, "Short:"], words=3)[1] == "A red cube."
 
 
+def test_what_is_known_stands_before_the_instruction(instructed_pipeline: VLVPipeline) -> None:
+    pipe = instructed_pipeline
+    assert pipe.caption(images()[0], known=" 5 m  wide.") == "A cube, 5 m wide."
+    told = pipe.caption(images(3), known=[None, "5 m wide", None], batch_size=2)
+    assert told == [PLAIN, "A cube, 5 m wide.", PLAIN]
+    decoder = pipe.caption_decoder
+    assert decoder is not None
+    how = Generation(style="short", words=3, known="Rex")
+    assert decoder.instructions(how, 1) == ["Known: Rex. Short: 3 words."]
+
+
 def test_samples_of_an_instruction_are_those_of_single_images(
     instructed_pipeline: VLVPipeline,
 ) -> None:
@@ -66,6 +77,7 @@ def test_what_a_model_was_taught_is_saved_with_it(
     again = CaptionDecoder.from_pretrained(tmp_path)
     assert (again.styles, again.config.answers_questions) == (STYLES, True)
     assert again.config.obeys_lengths
+    assert again.config.uses_known
     assert tiny.make_caption_decoder().styles == {}
 
 
@@ -78,6 +90,9 @@ def test_what_a_model_was_taught_is_saved_with_it(
         ({"style": " "}, "give a text"),
         ({"prompt": ""}, "give a text"),
         ({"prompt": 5}, "give a text"),
+        ({"known": ""}, "give a text"),
+        ({"known": ["x"]}, "2 images need as many texts of what is known, got 1"),
+        ({"known": "x", "verify": 2}, "plain captions are verified"),
         ({"words": 0}, "words is 0; choose between 1 and 1000"),
         ({"words": 10_000}, "words is 10000; choose between"),
         ({"words": "ten"}, "give a whole number"),
@@ -100,6 +115,8 @@ def test_a_plain_model_says_so(tiny_pipeline: VLVPipeline) -> None:
         tiny_pipeline.caption(images(), prompt="Short:")
     with pytest.raises(ConfigError, match="was not taught to write so many words"):
         tiny_pipeline.caption(images(), words=5)
+    with pytest.raises(ConfigError, match="was not taught to use what is known"):
+        tiny_pipeline.caption(images(), known="Rex")
     with pytest.raises(ConfigError, match="was not taught to answer questions"):
         tiny_pipeline.ask(images(), "is it a cube?")
 

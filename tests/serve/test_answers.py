@@ -132,6 +132,7 @@ def test_instructions_are_followed_each_by_itself(
     assert [text_of(answer) for answer in found] == [PLAIN, "yes", "A cube.", "A cube."]
     assert not any("warnings" in answer.json() for answer in found)
     assert text_of(asked.one(*wanted(style="short", words=3))) == "A red cube."
+    assert text_of(asked.one(*wanted(known="5 m wide"))) == "A cube, 5 m wide."
     refused = asked.one(*wanted(style="shrot"))
     assert "did you mean short?" in assert_refused(refused, 400, "invalid_value")
     both = asked.one(*wanted("is it a cube?", style="short"))

@@ -12,7 +12,7 @@ import pytest
 from tests.toyworld.world import make_scene, make_solid
 from vlv.data.source import find_records
 from vlv.toyworld.dataset import Layout, render_shards
-from vlv.toyworld.language import compare, parse
+from vlv.toyworld.language import compare, parse, true_claims
 from vlv.toyworld.questions import Question, ask_at_length
 from vlv.toyworld.scene import COLUMNS, Scene, sample_scene
 from vlv.toyworld.styles import STYLES, is_written_as, texts_of, write
@@ -36,6 +36,17 @@ def test_captions_are_true_and_have_the_form_of_their_style(scenes: list[Scene])
         for style, other in (("tags", "short"), ("short", "detailed"), ("detailed", "tags")):
             assert not is_written_as(style, captions[other]), (style, captions[other])
         assert not is_written_as("prompt", captions["detailed"])
+
+
+def test_what_is_known_is_true(scenes: list[Scene]) -> None:
+    for number, scene in enumerate(scenes):
+        known = texts_of(scene, np.random.default_rng(number))["known"].split(", ")
+        assert 1 <= len(known) <= 3
+        truth = true_claims(scene)
+        for tag in known:
+            words = set(tag.split())
+            is_object = any(words <= set(facts.values()) for facts in truth.objects)
+            assert is_object or tag in (truth.scene.get("ground"), truth.scene.get("time"))
 
 
 def test_a_partial_caption_has_any_length() -> None:

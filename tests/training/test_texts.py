@@ -73,6 +73,24 @@ def test_a_length_that_is_stated_is_true() -> None:
     assert draw_texts(one, some, 4, seeds(range(1, 2), 7)) == [drawn[7][1]]
 
 
+def test_captions_are_told_what_is_known() -> None:
+    meta = [{**META[0], "tags": ["red", "cube"]}, META[1]]
+    batch, row_seeds = make_batch(meta=meta), seeds(range(2))
+    plain = draw_texts(batch, text_mix(Stage2Config(**MIXED)), 4, row_seeds)
+    told = text_mix(Stage2Config(**MIXED, length_share=1, context_column="tags", context_share=1))
+    first, second = draw_texts(batch, told, 4, row_seeds)
+    for before, after in zip(plain[0], first, strict=True):
+        start = "Known: red, cube. " if before.is_caption else ""
+        length = f"{len(after.answer.split())} words." if before.is_caption else None
+        wanted = start + " ".join(filter(None, (before.instruction, length)))
+        assert (after.answer, after.instruction) == (before.answer, wanted)
+    assert not any("Known" in str(text.instruction) for text in second), "nothing is known of it"
+    assert stage2(context_column="tags").caption_decoder.config.uses_known
+    broken = make_batch(meta=[{"tags": {"a": 1}}, None])
+    with pytest.raises(DataError, match="neither a text nor a list"):
+        draw_texts(broken, told, 1, row_seeds)
+
+
 def test_the_loss_is_that_of_each_text_alone() -> None:
     objective, batch = stage2(**MIXED), make_batch(meta=META)
     prepared = objective.prepare(batch, RowGenerator(0, 0, range(2)))
@@ -118,6 +136,8 @@ def test_a_record_without_the_texts_is_named() -> None:
         ({"style_instructions": {"short": "x"}}, "has no effect without style_weights.short"),
         ({**MIXED, "supervise_end": False}, "need supervise_end"),
         ({"length_share": 0.5, "supervise_end": False}, "need supervise_end"),
+        ({"context_share": 0.2}, "context_share has no effect without context_column"),
+        ({"context_column": "x", "supervise_end": False}, "need supervise_end"),
         ({"length_share": 1.5}, "less than or equal to 1"),
         (
             {"length_share": 0.5, "caption_weight": 0, "question_weight": 1},

@@ -86,6 +86,14 @@ class InstructionOptions:
     prompt: Annotated[
         str | None, typer.Option(help="What is wanted instead, in words of your own.")
     ] = None
+    context_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Field of tables and .json files that tells what is known about an image, such as tags or a name; caption "
+            "is the text beside it. For a model that was taught to use it (vlv info).",
+        ),
+    ] = None
     words: Annotated[
         int | None,
         typer.Option(
@@ -222,6 +230,7 @@ class CaptionOptions:
             styles=tuple(self.wanted.style),
             prompt=self.wanted.prompt,
             words=self.wanted.words,
+            context_column=self.wanted.context_column,
             include=tuple(self.filters.include),
             exclude=tuple(self.filters.exclude),
             wording=self.wording.wording(self.max_words),
@@ -235,7 +244,7 @@ def caption(given: CaptionOptions) -> int:
     Captions go to stdout, or to a table (--output), or to text files beside the images (--sidecar).
     An interrupted run goes on where it stopped when the same command is given again.
     """
-    from vlv.jobs.caption import CaptionJob
+    from vlv.jobs.caption import CaptionJob, check_known
     from vlv.jobs.inputs import BatchSize
 
     size = BatchSize.parse(given.batch_size)
@@ -245,7 +254,10 @@ def caption(given: CaptionOptions) -> int:
     if given.to.format == "table" and shared.is_shared(given.to.output, given.workers):
         return _share(given, settings, placement)
     output = given.to.checked()
-    job = CaptionJob(given.source.find(), settings, output)
+    column = settings.context_column
+    records = given.source.find(detail="images" if column is None else "texts")
+    check_known(records, column)
+    job = CaptionJob(records, settings, output)
     if given.to.dry_run:
         return _list(job)
     printer = _Printer(job, as_json=given.to.output == "-", silent=not given.to.prints)

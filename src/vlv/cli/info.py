@@ -110,6 +110,8 @@ def _folder(model: str, revision: str | None) -> int:
         typer.echo(f"styles:  {', '.join(about.styles)}  (vlv caption --style NAME)")
     if about.obeys_lengths:
         typer.echo("lengths: as many words as are asked for  (vlv caption --words N)")
+    if about.uses_known:
+        typer.echo("uses:    what is known about an image  (vlv caption --context-column NAME)")
     if about.answers_questions:
         typer.echo("answers: questions about images  (vlv ask)")
     return 0

@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vlv.data.foreign import parse_json
 from vlv.errors import DataError
 from vlv.storage import Json
 
+if TYPE_CHECKING:
+    from vlv.data.records import Record
+
 _COLUMN = "caption_"
+_LONGEST_KNOWN = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class TextMix:
         instructions: What is asked for each style, by name.
         questions: Weight of all questions about an image together.
         lengths: Share of the captions whose instruction states how many words they have.
+        known_column: Field that tells what is known about an image, or None.
+        known: Share of the captions that are told it.
     """
 
     caption: float = 1.0
@@ -46,6 +53,8 @@ class TextMix:
     instructions: Mapping[str, str] = field(default_factory=dict)
     questions: float = 0.0
     lengths: float = 0.0
+    known_column: str | None = None
+    known: float = 0.0
 
     @property
     def is_plain(self) -> bool:
@@ -63,6 +72,8 @@ class TextMix:
         Raises:
             DataError: It has none, or one that is no text.
         """
+        if self.known_column is not None:
+            known_of(where, (meta or {}).get(self.known_column))
         found = []
         if caption and self.caption:
             found.append((Text(None, caption, is_caption=True), self.caption))
@@ -140,6 +151,39 @@ def _question(where: object, values: Mapping[str, object]) -> Text:
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"{where}: a question has no {name} that is a text")
     return Text(str(question), str(answer))
+
+
+def known_about(record: Record, column: str | None) -> str | None:
+    """What is known about an image; None where that is nothing.
+
+    Args:
+        record: With its metadata.
+        column: The field that tells it: a text, or a list of them; `caption` is also the text beside an image.
+
+    Raises:
+        DataError: It is something else, or too long.
+    """
+    if column is None:
+        return None
+    meta = record.meta or {}
+    return known_of(record.name, meta.get(column, record.caption if column == "caption" else None))
+
+
+def known_of(where: object, value: object) -> str | None:
+    """The text of a field that tells what is known; None where it is empty.
+
+    Raises:
+        DataError: It is no text, or too long.
+    """
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str | int | float) for text in texts):
+        raise DataError(f"{where}: what is known is neither a text nor a list of texts")
+    known = " ".join(", ".join(map(str, texts)).split())
+    if len(known) > _LONGEST_KNOWN:
+        raise DataError(
+            f"{where}: what is known has {len(known)} characters; give at most {_LONGEST_KNOWN}"
+        )
+    return known or None
 
 
 def choose(texts: Sequence[tuple[Text, float]], count: int, draws: Sequence[float]) -> list[Text]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vlv.data.texts import known_about
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.jobs.caption_settings import CHECK_COLUMNS, INCLUDE_COLUMNS
 from vlv.jobs.formats import TABLE_SUFFIXES
@@ -25,7 +26,7 @@ from vlv.jobs.outputs import METADATA, TarShards, write_metadata
 from vlv.jobs.sidecars import Sidecars, Text
 from vlv.jobs.table import GrowingTable
 from vlv.jobs.tally import Tally
-from vlv.models.arguments import present
+from vlv.models.arguments import nearest, present
 from vlv.models.draws import mixed_seed
 from vlv.models.words import missing_words
 from vlv.storage import Json
@@ -192,12 +193,14 @@ class CaptionJob:
         from vlv.models.decoding import Generation
 
         styles, prompt, words = self.settings.styles, self.settings.prompt, self.settings.words
-        if not self.todo or not (styles or prompt or words):
+        column = self.settings.context_column
+        if not self.todo or not (styles or prompt or words or column):
             return load
         pipe = load()
         captioner = present(pipe.caption_decoder, "caption_decoder")
         for style in styles or (None,):
-            captioner.instructions(Generation(style=style, prompt=prompt, words=words), 1)
+            how = Generation(style=style, prompt=prompt, words=words, known=column)
+            captioner.instructions(how, 1)
         return lambda: pipe
 
     def _missing_sidecars(self) -> Iterator[Text]:
@@ -221,7 +224,8 @@ class CaptionJob:
         check_embeddings(pipe, self.todo)
         tally.restart()
         with Reader(self.todo, pipe.image_size, pipe.framing) as reader:
-            while batch := reader.take(size.now):
+            while opened := reader.take(size.now):
+                batch = list(map(self._checked, opened))
                 began = time.monotonic()
                 found = iter(caption_images(pipe, batch, self.settings, size))
                 captions = [next(found) if item.error is None else () for item in batch]
@@ -233,6 +237,14 @@ class CaptionJob:
                     tally.done += bool(several)
                     tally.truncated += not all(caption.finished for caption in several)
                 yield rows
+
+    def _checked(self, item: Opened) -> Opened:
+        """An image whose field of what is known makes no sense fails alone."""
+        try:
+            known_about(item.record, self.settings.context_column)
+        except DataError as error:
+            return replace(item, error=item.error or str(error))
+        return item
 
     def _save(self, batch: Sequence[Opened], rows: Sequence[Row]) -> None:
         """Text files first: what the table holds is done."""
@@ -312,6 +324,24 @@ def _check_below(records: Sequence[Record], folder: Path | None) -> None:
             )
 
 
+def check_known(records: Sequence[Record], column: str | None) -> None:
+    """Refuse a field of what is known that no record has.
+
+    Raises:
+        ConfigError: None of them has it.
+    """
+    if column is None:
+        return
+    names: set[str] = set()
+    for record in records:
+        meta = record.meta or {}
+        if column in meta or (column == "caption" and record.caption):
+            return
+        names |= meta.keys()
+    hint = nearest(column, sorted(names)) if names else "they have no fields"
+    raise ConfigError(f"no image has a field {column!r:.60}; {hint}")
+
+
 def has_changed(record: Record, row: Row) -> bool:
     """Whether an image is another one than a row describes: by size and time, in doubt by its hash."""
     stat = file_stat(record)
@@ -356,6 +386,7 @@ def caption_images(
                 style=style,
                 prompt=settings.prompt,
                 words=settings.words,
+                known=[known_about(item.record, settings.context_column) for item in items],
                 include=settings.include,
                 exclude=settings.exclude,
                 **options,

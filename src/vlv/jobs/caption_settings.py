@@ -58,6 +58,7 @@ class CaptionSettings:
         styles: Styles of the captions, each of one embedding of the image; empty writes the plain caption.
         prompt: What is asked instead of a style, in the user's words.
         words: Length that is asked for, in words.
+        context_column: Field of the records that tells what is known about an image.
         include: Words that captions should have.
         exclude: Words that captions must not have.
         wording: What is done to the text.
@@ -80,6 +81,7 @@ class CaptionSettings:
     styles: tuple[str, ...] = ()
     prompt: str | None = None
     words: int | None = None
+    context_column: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     wording: Wording = field(default_factory=Wording)
@@ -114,10 +116,10 @@ class CaptionSettings:
             raise ConfigError("--style and --prompt both say what is wanted; leave one out")
         if len(set(self.styles)) < len(self.styles):
             raise ConfigError("a style is named twice; name each once")
-        asked = self.styles or self.prompt is not None or self.words is not None
-        if asked and self.verify is not None:
+        asked = (self.prompt, self.words, self.context_column) != (None, None, None)
+        if (self.styles or asked) and self.verify is not None:
             raise ConfigError(
-                "plain captions are verified; leave --style, --prompt and --words out, or --verify"
+                "plain captions are verified; leave --style, --prompt, --words and --context-column out, or --verify"
             )
         if self.words is not None:
             whole_number("--words", self.words, 1, MOST_WORDS)

@@ -49,6 +49,7 @@ class ModelInfo:
     """Instruction of each style that its captions may have."""
     answers_questions: bool = False
     obeys_lengths: bool = False
+    uses_known: bool = False
 
     @property
     def commands(self) -> list[str]:
@@ -86,6 +87,7 @@ def describe_model(folder: Path) -> ModelInfo:
         styles if isinstance(styles, dict) else {},
         bool(taught.get("answers_questions")),
         bool(taught.get("obeys_lengths")),
+        bool(taught.get("uses_known")),
     )
 
 

@@ -16,7 +16,8 @@ from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel, Florence2Con
 
 from vlv.config import ModelConfig, PartSource
 from vlv.errors import ModelFolderError
-from vlv.models.captioner import CaptionDecoder, CaptionDecoderConfig
+from vlv.models.captioner import CaptionDecoder
+from vlv.models.captioner_config import CaptionDecoderConfig
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
 from vlv.models.folder import scheduler_class, shipped_models

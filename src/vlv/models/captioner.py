@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple, Unpack, cast
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     LogitsProcessor,
@@ -25,7 +24,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.configuration_utils import SubConfigSpec
 
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.arguments import named, whole_number
@@ -37,6 +35,7 @@ from vlv.models.caption_loss import (
     padding_share,
     plain_head,
 )
+from vlv.models.captioner_config import CaptionDecoderConfig
 from vlv.models.decoding import Caption, Generation, GenerationOptions, tidy_caption
 from vlv.models.encoder import Projector
 from vlv.models.instructions import instructions_of
@@ -47,37 +46,6 @@ CaptionParts = Literal["none", "mlp", "mlp+llm"]
 TOKENIZER_FOLDER = "tokenizer"
 LONGEST_CAPTION = 300
 """Tokens at which a caption is stopped by default (the authors' limit)."""
-
-
-class CaptionDecoderConfig(PreTrainedConfig):
-    """Configuration of `CaptionDecoder`.
-
-    Attributes:
-        llm_config: Configuration of any causal language model of transformers.
-        text_width: D, the width of the context.
-        ends_by_itself: Whether it was taught to end its captions. Where it was not, as the VLV
-            authors' models, captions are tidied by default.
-        styles: Instruction for each style of captions that it was taught, by the style's name.
-        answers_questions: Whether it was taught to answer questions.
-        obeys_lengths: Whether it was taught to write as many words as an instruction states.
-    """
-
-    model_type = "vlv_caption_decoder"
-    sub_configs_defaults = {  # noqa: RUF012
-        "llm_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2")
-    }
-
-    llm_config: dict[str, Any] | PreTrainedConfig | None = None
-    text_width: int = 1024
-    ends_by_itself: bool = True
-    styles: dict[str, str] | None = None
-    answers_questions: bool = False
-    obeys_lengths: bool = False
-
-    @property
-    def takes_instructions(self) -> bool:
-        """Whether it was taught to follow any."""
-        return bool(self.styles) or self.answers_questions or self.obeys_lengths
 
 
 class CaptionTokens(NamedTuple):

@@ -103,6 +103,9 @@ class Generation:
     """Instead of a style, the instruction in your own words: one for all captions, or one per image, None for a plain one."""
     words: int | None = None
     """Length in words, for a model that was taught lengths; None leaves it to the model."""
+    known: str | Sequence[str | None] | None = None
+    """What is known about the images, such as tags or a name, for a model that was taught to use it: one text for all, or one
+    per image, None for one of which nothing is known."""
     include: str | Sequence[str] = ()
     """Words that captions should have: one that lacks a word is written again with the word made more likely."""
     exclude: str | Sequence[str] = ()
@@ -133,8 +136,11 @@ class Generation:
     def _check_instruction(self) -> None:
         if self.style is not None and self.prompt is not None:
             raise ConfigError("style and prompt are two ways to say what is wanted; leave one out")
-        prompts = self.prompt if isinstance(self.prompt, list | tuple) else [self.prompt]
-        for name, given in (("style", [self.style]), ("prompt", prompts)):
+        each: dict[str, Sequence[object]] = {"style": [self.style]}
+        for name in ("prompt", "known"):
+            value = getattr(self, name)
+            each[name] = value if isinstance(value, list | tuple) else [value]
+        for name, given in each.items():
             if not all(text is None or (isinstance(text, str) and text.strip()) for text in given):
                 raise ConfigError(
                     f"{name} is {getattr(self, name)!r:.40}; give a text, not only spaces"
@@ -153,11 +159,15 @@ class Generation:
         Raises:
             ConfigError: As many prompts were not given.
         """
-        if self.prompt is None or isinstance(self.prompt, str):
-            return [self.prompt] * count
-        if len(self.prompt) != count:
-            raise ConfigError(f"{count} images need as many prompts, got {len(self.prompt)}")
-        return list(self.prompt)
+        return _for_each(self.prompt, count, "prompts")
+
+    def known_of(self, count: int) -> list[str | None]:
+        """What is known about each of `count` images.
+
+        Raises:
+            ConfigError: As many texts were not given.
+        """
+        return _for_each(self.known, count, "texts of what is known")
 
     def seeds(self, count: int) -> list[int]:
         """The seed of each of `count` captions.
@@ -170,6 +180,14 @@ class Generation:
         if len(self.seed) != count:
             raise ConfigError(f"{count} captions need as many seeds, got {len(self.seed)}")
         return list(self.seed)
+
+
+def _for_each(given: str | Sequence[str | None] | None, count: int, name: str) -> list[str | None]:
+    if given is None or isinstance(given, str):
+        return [given] * count
+    if len(given) != count:
+        raise ConfigError(f"{count} images need as many {name}, got {len(given)}")
+    return list(given)
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -188,6 +206,7 @@ class GenerationOptions(TypedDict, total=False):
     style: str | None
     prompt: str | Sequence[str | None] | None
     words: int | None
+    known: str | Sequence[str | None] | None
     include: str | Sequence[str]
     exclude: str | Sequence[str]
 

@@ -10,7 +10,7 @@ from vlv.models.arguments import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vlv.models.captioner import CaptionDecoderConfig
+    from vlv.models.captioner_config import CaptionDecoderConfig
     from vlv.models.decoding import Generation
 
 
@@ -43,6 +43,16 @@ def with_length(instruction: str | None, num_words: int) -> str:
     return length if instruction is None else f"{instruction} {length}"
 
 
+def with_known(instruction: str | None, known: str) -> str:
+    """An instruction behind what is known about the image.
+
+    >>> with_known("Short:", "red cube, at night."), with_known(None, "Rex")
+    ('Known: red cube, at night. Short:', 'Known: Rex.')
+    """
+    text = f"Known: {' '.join(known.split()).rstrip('.')}."
+    return text if instruction is None else f"{text} {instruction}"
+
+
 def count_words(text: str) -> int:
     """The length of a text as instructions state it: stretches without spaces."""
     return len(text.split())
@@ -52,13 +62,18 @@ def instructions_of(how: Generation, count: int, config: CaptionDecoderConfig) -
     """The instruction for each of `count` images; None asks for the plain caption.
 
     Args:
-        how: With a style, a prompt, or neither, and perhaps a length.
+        how: With a style, a prompt, or neither, and perhaps a length and what is known.
         count: Images.
         config: What the model was taught.
 
     Raises:
-        ConfigError: The model was taught no instructions, not this style, or no lengths.
+        ConfigError: The model was taught no instructions, not this style, no lengths, or not to use what is known.
     """
+    facts = how.known_of(count)
+    if any(fact is not None for fact in facts) and not config.uses_known:
+        raise ConfigError(
+            "this model was not taught to use what is known about an image; leave known out (--context-column)"
+        )
     if how.words is not None and not config.obeys_lengths:
         raise ConfigError(
             "this model was not taught to write so many words; leave words out, or cut its captions (--max-words)"
@@ -71,4 +86,7 @@ def instructions_of(how: Generation, count: int, config: CaptionDecoderConfig) -
             raise ConfigError(
                 "this model writes plain captions and takes no instructions; leave the prompt out"
             )
-    return prompts if how.words is None else [with_length(x, how.words) for x in prompts]
+    if how.words is not None:
+        prompts = [with_length(prompt, how.words) for prompt in prompts]
+    pairs = zip(prompts, facts, strict=True)
+    return [prompt if fact is None else with_known(prompt, fact) for prompt, fact in pairs]

@@ -135,7 +135,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Write this many candidates, and keep the one that explains the image best to the frozen decoder.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: style, prompt, words, include, exclude, max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, words, known, include, exclude, max_new_tokens, num_beams, do_sample, ...
 
         Returns:
             A str for one image, a list of str for several.
@@ -166,7 +166,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Candidates of each image among which the frozen decoder chooses, or how; None writes one caption.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: style, prompt, words, include, exclude, max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, words, known, include, exclude, max_new_tokens, num_beams, do_sample, ...
         """
         settings = Generation(**generation)
         if verify is not None:
@@ -177,14 +177,14 @@ class VLVPipeline(JudgingPipeline):
         z = self._embedding(images, z, batch_size)
         c = self._sequence(z, batch_size)
         seeds = settings.seeds(len(c))
-        prompts = None if settings.prompt is None else settings.prompts(len(c))
+        prompts, known = settings.prompts(len(c)), settings.known_of(len(c))
         captions: list[Caption] = []
         with at_work(self, "caption_decoder"):
             for rows in chunks(range(len(c)), batch_size, progress, "captioning"):
                 part = slice(rows.start, rows.stop)
-                own = replace(
-                    settings, seed=seeds[part], prompt=None if prompts is None else prompts[part]
-                )
+                own = replace(settings, seed=seeds[part], known=known[part])
+                if settings.prompt is not None:
+                    own = replace(own, prompt=prompts[part])
                 captions += captioner.write(c[part], own)
         return captions
 
@@ -271,9 +271,9 @@ class VLVPipeline(JudgingPipeline):
     ) -> list[Caption]:
         if images is None:
             raise ConfigError("verification compares captions with their images; give the images")
-        if (settings.style, settings.prompt, settings.words) != (None, None, None):
+        if {settings.style, settings.words} != {None} or settings.prompt or settings.known:
             raise ConfigError(
-                "plain captions are verified; leave style, prompt and words out, or verify"
+                "plain captions are verified; leave style, prompt, words and known out, or verify"
             )
         self._require("caption", given_z=z is not None)
         self._require("generate")

@@ -286,5 +286,5 @@ def _only(
 ) -> tuple[Tensor, Generation, int]:
     """What writes some of B N captions again, each with its own seed."""
     seeds = how.seeds(len(e) * copies)
-    own = replace(how, seed=[seeds[row] for row in rows], prompt=None)
+    own = replace(how, seed=[seeds[row] for row in rows], prompt=None, known=None)
     return e[[row // copies for row in rows]], own, 1

@@ -230,17 +230,22 @@ class Requests:
         """What is wanted of an image; None is the plain caption."""
         if body.prompt is not None:
             self._check_text("prompt", body.prompt)
-        if body.style is None and body.prompt is None and body.words is None:
+        if body.known is not None:
+            self._check_text("known", body.known)
+        given = {"style": body.style, "prompt": body.prompt, "words": body.words}
+        given["known"] = body.known
+        name = next((name for name, value in given.items() if value is not None), None)
+        if name is None:
             return None
         captioner = self._pipe.caption_decoder
         if captioner is None:
             return None  # which the model says itself
         try:
-            how = Generation(style=body.style, prompt=body.prompt, words=body.words)
+            how = Generation(
+                style=body.style, prompt=body.prompt, words=body.words, known=body.known
+            )
             (prompt,) = captioner.instructions(how, 1)
         except ConfigError as error:
-            given = {"style": body.style, "prompt": body.prompt, "words": body.words}
-            name = next(name for name, value in given.items() if value is not None)
             raise ApiError(400, str(error), param=name, code="invalid_value") from error
         return prompt
 

@@ -112,6 +112,7 @@ class ChatBody(_Body):
     stream_options: StreamOptions | None = None
     style: Text | None = Field(None, min_length=1)
     words: int | None = Field(None, ge=1, le=MOST_WORDS)
+    known: Text | None = Field(None, min_length=1)
     include: list[Text] = []
     exclude: list[Text] = []
 
@@ -156,6 +157,9 @@ class CaptionBody(_Body):
     )
     words: int | None = Field(
         None, ge=1, le=MOST_WORDS, description="Length, of a model that was taught lengths."
+    )
+    known: Text | None = Field(
+        None, min_length=1, description="What is known about the image, such as tags or a name."
     )
     include: list[Text] = Field([], description="Words that the caption should have.")
     exclude: list[Text] = Field([], description="Words that the caption must not have.")

@@ -105,6 +105,7 @@ class Service:
             style=body.style,
             prompt=prompt,
             words=body.words,
+            known=body.known,
             include=body.include,
             exclude=body.exclude,
             max_tokens=body.longest,

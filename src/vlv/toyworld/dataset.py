@@ -2,7 +2,7 @@
 
 A record holds the image (`.png`), a detailed caption (`.txt`), which a bad teacher may have written, and, in `.json`, the true scene and the
 pixel box (left, top, right, bottom) of every solid. Where instructions are to be learnt, the `.json` also holds captions in
-several styles and questions with their answers.
+several styles, questions with their answers, and what somebody knows of the scene.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlv.toyworld.language import parse
+from vlv.toyworld.language import parse, true_claims
 from vlv.toyworld.questions import ask_at_length
-from vlv.toyworld.words import WORDS
+from vlv.toyworld.words import NAME_FACTS, WORDS
 from vlv.toyworld.writing import describe, describe_partly
 
 if TYPE_CHECKING:
@@ -28,18 +28,33 @@ STYLES = (*_FORMS, "partial")
 
 
 def texts_of(scene: Scene, rng: np.random.Generator) -> Json:
-    """The fields of a record that teach instructions: `captions` and `questions`, all true."""
+    """The fields of a record that teach instructions: `captions`, `questions` and `known`, all true."""
     asked = ask_at_length(scene, rng)
     captions = {style: write(style, scene, rng) for style in STYLES}
     return {
         "captions": captions,
         "questions": [{"question": one.question, "answer": one.answer} for one in asked],
+        "known": known_facts(scene, rng),
     }
 
 
 def write(style: str, scene: Scene, rng: np.random.Generator) -> str:
     """A true caption of a scene in one of the styles."""
     return describe(scene, _FORMS[style], rng) if style in _FORMS else describe_partly(scene, rng)
+
+
+def known_facts(scene: Scene, rng: np.random.Generator) -> str:
+    """What somebody knows of a scene, as tags: up to three of its objects, its ground and its time."""
+    claims = true_claims(scene)
+    tags = [claims.scene[fact] for fact in ("ground", "time") if fact in claims.scene]
+    tags += [
+        " ".join(
+            facts[x] for x in NAME_FACTS if x == "shape" or (x in facts and rng.random() < 0.5)
+        )
+        for facts in claims.objects
+    ]
+    count = 1 + int(rng.integers(min(3, len(tags))))
+    return ", ".join(tags[i] for i in rng.permutation(len(tags))[:count])
 
 
 def is_written_as(style: str, text: str) -> bool:

@@ -110,10 +110,11 @@ class Stage2:
         decoder.freeze()
         self.encoder, self.decoder, self.caption_decoder = encoder, decoder, caption_decoder
         self.config, self.mix = config, text_mix(config)
-        if not self.mix.is_plain or self.mix.lengths:
+        if not self.mix.is_plain or self.mix.lengths or self.mix.known:
             caption_decoder.config.styles = dict(self.mix.instructions)
             caption_decoder.config.answers_questions = self.mix.questions > 0
             caption_decoder.config.obeys_lengths = self.mix.lengths > 0
+            caption_decoder.config.uses_known = self.mix.known > 0
         self.module = nn.ModuleDict(
             {"encoder": encoder, "decoder": decoder, "caption_decoder": caption_decoder}
         )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlv.data.texts import Text, TextMix, choose
+from vlv.data.texts import Text, TextMix, choose, known_of
 from vlv.errors import DataError
 from vlv.models.draws import mixed_seed
-from vlv.models.instructions import count_words, with_length
+from vlv.models.instructions import count_words, with_known, with_length
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,8 @@ def text_mix(config: Stage2Config) -> TextMix:
         asked | config.style_instructions,
         config.question_weight,
         config.length_share,
+        config.context_column,
+        config.context_share if config.context_column else 0.0,
     )
 
 
@@ -50,12 +52,17 @@ def draw_texts(
     else:
         rows = zip(batch["ids"], batch["captions"], batch["meta"], row_seeds, strict=True)
         drawn = [_drawn(mix.of(id, caption, meta), count, seed) for id, caption, meta, seed in rows]
-    if not mix.lengths:
-        return drawn
-    return [
-        _with_lengths(texts, mix.lengths, seed)
-        for texts, seed in zip(drawn, row_seeds, strict=True)
-    ]
+    if mix.lengths:
+        pairs = zip(drawn, row_seeds, strict=True)
+        drawn = [_with_lengths(texts, mix.lengths, seed) for texts, seed in pairs]
+    if mix.known_column is not None and "meta" in batch:
+        known = [
+            known_of(id, (meta or {}).get(mix.known_column))
+            for id, meta in zip(batch["ids"], batch["meta"], strict=True)
+        ]
+        several = zip(drawn, known, row_seeds, strict=True)
+        drawn = [_with_known(texts, fact, mix.known, seed) for texts, fact, seed in several]
+    return drawn
 
 
 def captions_of(batch: Batch) -> list[str]:
@@ -72,14 +79,31 @@ def captions_of(batch: Batch) -> list[str]:
 
 def _with_lengths(texts: list[Text], share: float, seed: int) -> list[Text]:
     """Texts, of which a share of the captions is asked for by the length that it has."""
-    generator = torch.Generator().manual_seed(mixed_seed(seed, "lengths"))
-    draws = torch.rand(len(texts), generator=generator).tolist()
     return [
         replace(text, instruction=with_length(text.instruction, count_words(text.answer)))
-        if text.is_caption and draw < share
+        if is_chosen
         else text
-        for text, draw in zip(texts, draws, strict=True)
+        for text, is_chosen in zip(
+            texts, _captions_among(texts, share, seed, "lengths"), strict=True
+        )
     ]
+
+
+def _with_known(texts: list[Text], known: str | None, share: float, seed: int) -> list[Text]:
+    """Texts, of which a share of the captions is told what is known about the image."""
+    if known is None:
+        return texts
+    return [
+        replace(text, instruction=with_known(text.instruction, known)) if is_chosen else text
+        for text, is_chosen in zip(texts, _captions_among(texts, share, seed, "known"), strict=True)
+    ]
+
+
+def _captions_among(texts: list[Text], share: float, seed: int, purpose: str) -> list[bool]:
+    """A share of the captions, drawn."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, purpose))
+    draws = torch.rand(len(texts), generator=generator).tolist()
+    return [text.is_caption and draw < share for text, draw in zip(texts, draws, strict=True)]
 
 
 def _drawn(texts: list[tuple[Text, float]], count: int, seed: int) -> list[Text]:

@@ -20,7 +20,7 @@ from vlv.evaluation.experiments.instruct import (
 from vlv.evaluation.experiments.scene_plan import ScenePlan
 from vlv.jobs.table import Row
 from vlv.models.pipeline import VLVPipeline
-from vlv.toyworld.styles import texts_of
+from vlv.toyworld.styles import STYLES, texts_of
 
 PLAN = ScenePlan("val", 30, 3, batch_size=4)
 
@@ -28,9 +28,12 @@ PLAN = ScenePlan("val", 30, 3, batch_size=4)
 def perfect(index: int, **changes: str) -> Row:
     """What a perfect model would write about a scene."""
     captions = texts_of(PLAN.scene(index), np.random.default_rng(index))["captions"]
-    captions = {**captions, "plain": captions["detailed"], "before": captions["short"], **changes}
+    others = {"plain": captions["detailed"], "known": captions["detailed"]}
+    captions = {**captions, **others, "before": captions["short"], **changes}
     answers = [x.answer.capitalize() + "." for x in questions(PLAN, index)]
-    counts = {style: length_asked(PLAN, index, style) for style in captions if style != "before"}
+    counts = {
+        style: length_asked(PLAN, index, style) for style in captions if style in (*STYLES, "plain")
+    }
     lengths = {style: (count, " ".join(["word"] * count)) for style, count in counts.items()}
     return {"index": index, "captions": captions, "answers": answers, "lengths": lengths}
 
@@ -41,6 +44,7 @@ def test_a_perfect_model_reaches_every_goal() -> None:
     for style in ("detailed", "short", "tags", "prompt", "partial"):
         assert figures[f"instruct.style.{style}"] == figures[f"instruct.precision.{style}"] == 1
     assert figures["instruct.lengths"] == 1
+    assert figures["instruct.known.gain"] == 0
     assert figures["instruct.answers"] == figures["instruct.answers.yes_or_no"] == 1
     assert figures["instruct.answers_of_caption"] == 1, "the parser needs no instruction"
     assert figures["instruct.plain.f1"] == 1 > figures["instruct.before.f1"]
@@ -81,7 +85,9 @@ def test_what_was_written_is_kept(
     done: list[int] = []
     rows = collect(instructed_pipeline, instructed_pipeline, plan, tmp_path, done.append)
     assert sum(done) == 3
-    assert [sorted(row["captions"]) for row in rows] == [["before", "plain", "short", "tags"]] * 3
+    assert [sorted(row["captions"]) for row in rows] == [
+        ["before", "known", "plain", "short", "tags"]
+    ] * 3
     assert rows[0]["captions"]["short"] == "A cube."
     assert [len(row["answers"]) for row in rows] == [len(questions(plan, i)) for i in range(3)]
     assert [sorted(row["lengths"]) for row in rows] == [["plain", "short", "tags"]] * 3

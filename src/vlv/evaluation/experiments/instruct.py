@@ -18,7 +18,7 @@ from vlv.errors import ConfigError
 from vlv.evaluation.experiments.vqa import answer_from_claims
 from vlv.evaluation.metrics.answers import normalise_answer
 from vlv.evaluation.results import Figure, Results, Section, Table, Target
-from vlv.evaluation.statistics import Array, estimate, f1, mean, ratio
+from vlv.evaluation.statistics import Array, Estimate, estimate, f1, mean, ratio
 from vlv.jobs.table import Row
 from vlv.models.arguments import present
 from vlv.models.draws import mixed_seed
@@ -26,7 +26,7 @@ from vlv.models.instructions import count_words, with_length
 from vlv.toyworld.language import compare, parse
 from vlv.toyworld.questions import Question, ask_at_length, in_usual_words
 from vlv.toyworld.render import render
-from vlv.toyworld.styles import STYLES, is_written_as, write
+from vlv.toyworld.styles import STYLES, is_written_as, known_facts, write
 
 if TYPE_CHECKING:
     from vlv.evaluation.experiments.scene_plan import ScenePlan
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 STYLE, ANSWERS, LOSS = Target(0.99, 1.0), Target(0.93, 0.98), Target(-0.003, 0.0)
 LENGTH = Target(0.9, 0.99)
-_PLAIN = "plain"
+_PLAIN, _KNOWN = "plain", "known"
 _TOLERANCE = 0.15
 """Share of the words that were asked for, by which a caption may be longer or shorter."""
 
@@ -73,7 +73,8 @@ def collect(
     styles = styles_of(pipe)
     names = [x and str(x.config.get("_name_or_path")) for x in (pipe, before)]
     about = {"split": plan.split, "seed": plan.seed, "models": names, "styles": styles}
-    about["lengths"] = present(pipe.caption_decoder, "caption_decoder").config.obeys_lengths
+    taught = present(pipe.caption_decoder, "caption_decoder").config
+    about |= {"lengths": taught.obeys_lengths, "known": taught.uses_known}
     make = partial(_written, pipe, before, plan, styles)
     return plan.collect(folder / "texts.jsonl", about, make, report)
 
@@ -94,6 +95,9 @@ def _written(
         texts["before"] = [x.text for x in before.describe(images, batch_size=size)]
     answers: list[list[str]] = [[] for _ in indices]
     taught = present(pipe.caption_decoder, "caption_decoder").config
+    if taught.uses_known:
+        known = [facts_told(plan, index) for index in indices]
+        texts[_KNOWN] = [x.text for x in pipe.describe(z=z, known=known, batch_size=size)]
     lengths = {}
     for style in (_PLAIN, *styles) if taught.obeys_lengths else ():
         counts = [length_asked(plan, index, style) for index in indices]
@@ -117,6 +121,12 @@ def length_asked(plan: ScenePlan, index: int, style: str) -> int:
     """Words that a true caption of a scene has; the same at every call."""
     rng = np.random.default_rng(mixed_seed(plan.seed, index, "length", style))
     return count_words(write("detailed" if style == _PLAIN else style, plan.scene(index), rng))
+
+
+def facts_told(plan: ScenePlan, index: int) -> str:
+    """What is told of a scene before its caption is written; the same at every call."""
+    rng = np.random.default_rng(mixed_seed(plan.seed, index, "known"))
+    return known_facts(plan.scene(index), rng)
 
 
 def questions(plan: ScenePlan, index: int) -> list[Question]:
@@ -186,10 +196,13 @@ def _plain(claims: dict[str, Array], plan: ScenePlan) -> list[Figure]:
     figures = [
         Figure("instruct.plain.f1", "plain captions: F1 of claims", estimate(now, f1, plan.seed))
     ]
+    if _KNOWN in claims:
+        gained = _gained(claims[_KNOWN], now, plan)
+        label = "F1 of plain captions, gained by what is known"
+        figures.append(Figure("instruct.known.gain", label, gained))
     if "before" in claims:
         then = claims["before"]
-        pairs = np.concatenate([now, then], 1)
-        gained = estimate(pairs, lambda x: f1(x[..., :3]) - f1(x[..., 3:]), plan.seed)
+        gained = _gained(now, then, plan)
         figures += [
             Figure(
                 "instruct.before.f1", "plain captions before: F1", estimate(then, f1, plan.seed)
@@ -197,6 +210,11 @@ def _plain(claims: dict[str, Array], plan: ScenePlan) -> list[Figure]:
             Figure("instruct.plain.gain", "F1 of plain captions, gained", gained, "share", LOSS),
         ]
     return figures
+
+
+def _gained(now: Array, then: Array, plan: ScenePlan) -> Estimate:
+    pairs = np.concatenate([now, then], 1)
+    return estimate(pairs, lambda x: f1(x[..., :3]) - f1(x[..., 3:]), plan.seed)
 
 
 def _answered(rows: Sequence[Row], plan: ScenePlan) -> tuple[list[Figure], Table]:

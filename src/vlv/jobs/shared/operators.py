@@ -58,10 +58,10 @@ class CaptionShards:
     """Captions as JSON Lines."""
 
     command, suffixes = "caption", (".jsonl",)
-    detail: Detail = "images"
 
     def __init__(self, settings: CaptionSettings, batch_size: str) -> None:
         self._settings, self._size = settings, BatchSize.parse(batch_size)
+        self.detail: Detail = "images" if settings.context_column is None else "texts"
 
     @property
     def about(self) -> Json:
