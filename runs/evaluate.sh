@@ -41,8 +41,8 @@ vlv eval score "$OUT/mixes"
 # 5 and 8: ablations and the discrete bottleneck, which train models of their own
 ablations=()
 if [ "$ABLATIONS" = 1 ]; then
-  OUT="$OUT/ablations" NUM=200 "$(dirname "$0")/ablations.sh"
-  ablations=("$OUT"/ablations/{queries,data,bottleneck,unfreezing,decoder,control})
+  OUT="$OUT/ablations" "$(dirname "$0")/ablations.sh"
+  ablations=("$OUT"/ablations/{warm,queries,data,bottleneck,control,unfreezing,decoder,drift})
 fi
 
 mkdir -p "$OUT/results"

@@ -12,7 +12,7 @@ from vlv.cli import common
 from vlv.cli.options import option_group, options, takes_options
 
 if TYPE_CHECKING:
-    from vlv.evaluation.experiments.ablations import Plan
+    from vlv.evaluation.experiments.trainings import Plan
 
 
 @option_group("Training")
@@ -23,6 +23,12 @@ class TrainingOptions:
         Path, typer.Option(help="Folder of the pretrained parts (vlv toyworld pretrain).")
     ]
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of every variant.")] = 3
+    rate: Annotated[
+        list[float],
+        typer.Option(
+            help="Factor of the learning rate; of several (repeatable) validation chooses one for each variant."
+        ),
+    ] = field(default_factory=lambda: [1.0])
     stage1: Annotated[str, typer.Option("--stage1", help="Preset or file of stage 1.")] = (
         "tiny-ablation-stage1"
     )
@@ -85,7 +91,10 @@ class TrainingOptions:
 class MeasuringOptions:
     """How they are measured."""
 
-    num: Annotated[int, typer.Option(min=2, help="Scenes to measure on.")] = 500
+    num: Annotated[int, typer.Option(min=2, help="Scenes to measure on.")] = 1000
+    tuning_num: Annotated[
+        int, typer.Option(min=2, help="Scenes of the split val to choose rates on.")
+    ] = 500
     seed: common.Seed = 0
     batch_size: common.BatchSize = 64
     steps: common.Steps = 20
@@ -100,7 +109,7 @@ class AblationOptions:
     name: Annotated[
         str,
         typer.Argument(
-            help="queries, unfreezing, data, decoder, control, bottleneck, rewards, methods or teacher."
+            help="queries, unfreezing, data, decoder, control, bottleneck, warm, drift, rewards, methods or teacher."
         ),
     ]
     run_dir: common.RunDir
@@ -109,8 +118,8 @@ class AblationOptions:
 
     def plan(self) -> Plan:
         """How the variants are trained and measured."""
-        from vlv.evaluation.experiments.ablations import Plan
         from vlv.evaluation.experiments.toyworld import Plan as Measuring
+        from vlv.evaluation.experiments.trainings import Plan
 
         training, m = self.training, self.measuring
         return Plan(
@@ -124,9 +133,11 @@ class AblationOptions:
             changes2=tuple(training.set2),
             changes3=tuple(training.set3),
             wrong=training.wrong,
+            rates=tuple(training.rate),
             seeds=training.seeds,
             given=training.given(),
             measuring=Measuring(m.num, m.seed, m.batch_size, m.steps, m.guidance),
+            tuning_num=m.tuning_num,
             trained=training.trained,
         )
 
@@ -135,7 +146,9 @@ class AblationOptions:
 def ablation(given: AblationOptions) -> int:
     """Train the variants of one of the paper's ablations alike, and measure them in the toy world.
 
-    Training s of a variant has the seed s; --seed is that of the scenes. What is trained or measured is not done again.
+    Training s of a variant has the seed s; --seed is that of the scenes. With several values of --rate, and where a variant has settings
+    of its own to choose from, a further training of each is measured on the split val first, and the best one is taken.
+    What is trained or measured is not done again.
     Writes RUN/result.json, which vlv eval report reads, and RUN/plot.png.
     """
     return common.train(lambda: _run(given))

@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -113,6 +113,9 @@ class ToyworldOptions:
     models: ModelsOptions
     num: Annotated[int, typer.Option(min=2, help="Scenes to render and measure on.")] = 2000
     seed: common.Seed = 0
+    split: Annotated[Literal["test", "val"], typer.Option(help="Tune on val, report on test.")] = (
+        "test"
+    )
     sections: Annotated[
         str | None, typer.Option(help="Comma-separated: vae,inspector,teacher,...; all by default.")
     ] = None
@@ -129,7 +132,15 @@ class ToyworldOptions:
 
         names = tuple(SECTIONS) if self.sections is None else self.sections.split(",")
         sections = tuple(name.strip() for name in names)
-        return Plan(self.num, self.seed, self.batch_size, self.steps, self.guidance, sections)
+        return Plan(
+            self.num,
+            self.seed,
+            self.batch_size,
+            self.steps,
+            self.guidance,
+            sections,
+            self.split,
+        )
 
 
 @app.command()

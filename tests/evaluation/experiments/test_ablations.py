@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from tests.cli.conftest import write_image
 from tests.evaluation.support import make_inspector
 from vlv.cli import run as vlv
 from vlv.evaluation import statistics
-from vlv.evaluation.experiments import ablations
-from vlv.evaluation.experiments.ablations import Plan
+from vlv.evaluation.experiments import ablations, trainings
+from vlv.evaluation.experiments.trainings import Plan, alternatives, settings_of
 from vlv.evaluation.experiments.variants import ABLATIONS
 from vlv.evaluation.report.claims import findings
 from vlv.evaluation.statistics import estimate, estimate_over_seeds
@@ -100,7 +99,7 @@ def test_trained_measured_scored_and_never_twice(
     def no_training(*arguments: object) -> None:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(ablations, "train", no_training)
+    monkeypatch.setattr(trainings, "train", no_training)
     assert ablate(bench, "control", run, seeds=2) == 0
     assert result_of(run)["figures"] == result["figures"]
     with pytest.raises(AssertionError, match="trained again"):
@@ -175,7 +174,7 @@ def test_a_bad_teacher_has_to_be_named(
 
 
 def test_share_of_a_way_back() -> None:
-    plan = ablations.Plan(Path("parts"), seeds=1)
+    plan = Plan(Path("parts"), seeds=1)
     columns = {"good": (9, 10), "bad": (7, 10), "stage3": (8, 10), "captions": (9, 10)}
     tables = {x: np.tile(np.array(pair, np.float64), (1, 50, 1)) for x, pair in columns.items()}
     shares = list(ablations.undone("teacher", "hallucinated", tables, plan))
@@ -191,15 +190,24 @@ def test_the_rewards_that_are_compared_are_all_that_there_are() -> None:
 
 
 @pytest.mark.slow
-def test_a_bottleneck_is_compared_with_a_given_model(
+def test_a_bottleneck_at_its_best_rate_is_compared_with_a_given_model(
     bench: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    assert ablate(bench, "bottleneck", run, "--model", f"continuous={tiny_folder}") == 0
-    figures = result_of(run)["figures"]
+    run, rates = tmp_path / "run", ("--rate", "1", "--rate", "0.5", "--tuning-num", "4")
+    assert ablate(bench, "bottleneck", run, "--model", f"continuous={tiny_folder}", *rates) == 0
+    result = result_of(run)
+    figures = result["figures"]
     assert "bottleneck.continuous over gumbel.claims" in figures
     trained = configs(run / "trained")
     assert {config["model"]["bottleneck"] for config in trained} == {"nearest", "gumbel"}
+    assert {name for name, rate in result["tuned"].items() if rate} == {"nearest", "gumbel"}
+    tuned = [json.loads(path.read_text())["about"] for path in (run / "tuned").glob("*.json")]
+    assert [about["measuring"]["split"] for about in tuned] == ["val"] * 4
+    seeds = sorted(config["loop"]["seed"] for config in trained)
+    assert seeds == [0] * 2 + [ablations.TUNING_SEED] * 4, "what is reported are other trainings"
+    assert result["data"]["split"] == "test"
+    rows = result["by_seed"]["bottleneck.nearest.way"]
+    assert rows == pytest.approx([figures["bottleneck.nearest.way"]["value"]])
     claims = {claim.command: found for claim, found in findings({"x": result_of(run)})}
     found = claims["vlv eval ablation bottleneck"]
     assert found.verdict == "undecided"
@@ -217,7 +225,7 @@ def test_boxes_by_images_seen_and_trainings_that_are_shared(bench: Path, tmp_pat
     assert ablate(bench, "data", tmp_path / "data", *more) == 0
     result = result_of(tmp_path / "data")
     boxes = ("centre", "scale")
-    assert {f"data.{who}.{m}" for who in ("originals", "6", "40") for m in boxes} < set(
+    assert {f"data.{who}.{m}" for who in ("originals", "8", "40") for m in boxes} < set(
         result["figures"]
     )
     floor = result["figures"]["data.originals.centre"]
@@ -225,11 +233,14 @@ def test_boxes_by_images_seen_and_trainings_that_are_shared(bench: Path, tmp_pat
         floor["label"] == "originals against the truth (noise floor): 3-D boxes: L1 of the centre"
     )
     assert not any("originals over" in key or "over originals" in key for key in result["figures"])
-    assert sorted(config["loop"]["steps"] for config in configs(trained)) == [1, 3, 7]
+    lengths = [(c["loop"]["steps"], c["optim"]["decay_steps"]) for c in configs(trained)]
+    assert sorted(lengths, key=lambda x: x[0]) == [(1, 7), (3, 7), (6, 7), (7, None)]
+    images = {"stage1": 14, "stage1, unique": 4}
+    assert result["images"]["40"] == images, "four different ones are there"
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("metrics.jsonl")}
     assert ablate(bench, "bottleneck", tmp_path / "bottleneck", *more) == 0
-    assert len(before) == 3
-    assert len(configs(trained)) == 5, "the continuous bottleneck is what 40 was trained with"
+    assert len(before) == 4
+    assert len(configs(trained)) == 6, "the continuous bottleneck is what 40 was trained with"
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
 
@@ -254,29 +265,68 @@ def test_boxes_come_closer_when_their_deviation_falls(
 
 
 def test_every_variant_has_settings_that_belong_together() -> None:
+    plan = Plan(parts=Path("parts"))
     for ablation in ABLATIONS.values():
         for variant in ablation.variants:
-            plan = Plan(parts=Path("parts"))
-            if variant.stage1 is not None:
-                config = ablations._first(variant, 1, plan)
-                assert config.loop.steps == round(1000 * variant.share)
-            config = ablations._second(variant, 1, plan, Path("encoder"))
-            assert (config.loop.steps, config.loop.seed) == (300, 1)
-            assert config.stage2 is not None
-            learns = config.stage2.trainable == "mlp+llm+encoder"
-            fresh = config.model.encoder is None
-            frozen, scale = config.stage2.frozen_encoder_steps, config.optim.lr_scale
-            assert (frozen > 0) == (learns and not fresh), "what has learnt is unfrozen last"
-            assert scale == ({"encoder": 0.6 if fresh else 0.1} if learns else {})
+            if variant.last is not None:
+                continue
+            for form in alternatives(variant, plan).values():
+                configs = {config.stage: config for config in settings_of(form, 1, plan)}
+                assert ("stage1" in configs) == (variant.stage1 is not None)
+                if "stage1" in configs:
+                    assert configs["stage1"].loop.steps == round(1500 * variant.share)
+                    assert configs["stage1"].loop.seed == 1
+                if "stage2" not in configs:
+                    assert variant.stage2 is None
+                    continue
+                config = configs["stage2"]
+                assert (config.loop.steps, config.loop.seed) == (1500, 1)
+                assert config.stage2 is not None
+                learns = config.stage2.trainable == "mlp+llm+encoder"
+                fresh = config.model.encoder is None
+                frozen, scale = config.stage2.frozen_encoder_steps, config.optim.lr_scale
+                assert (frozen > 0) == (learns and not fresh), "what has learnt is unfrozen last"
+                assert set(scale) == ({"encoder"} if learns else set())
+                if not variant.choices:
+                    assert scale == ({"encoder": 0.6 if fresh else 0.1} if learns else {})
+
+
+def test_all_but_the_warm_ablation_learn_from_images_alone() -> None:
+    plan = Plan(parts=Path("parts"))
+    warm = {
+        (name, variant.name)
+        for name, ablation in ABLATIONS.items()
+        for variant in ablation.variants
+        if variant.last is None
+        for config in settings_of(variant, 0, plan)
+        if config.stage1 and config.stage1.warm_start_steps
+    }
+    assert warm == {("warm", "warm")}
+
+
+def test_every_rate_is_one_of_the_last_training() -> None:
+    plan = Plan(parts=Path("parts"), rates=(0.5, 1.0))
+    continuous = ABLATIONS["bottleneck"].variants[0]
+    assert list(alternatives(continuous, plan)) == ["rate x 0.5", "rate x 1"]
+    rates = [settings_of(x, 0, plan)[-1].optim.lr for x in alternatives(continuous, plan).values()]
+    assert rates == [4e-4, 8e-4]
+    unfrozen = ABLATIONS["unfreezing"].variants[2]
+    forms = alternatives(unfrozen, plan)
+    assert len(forms) == 6
+    first, second = zip(*(settings_of(form, 0, plan) for form in forms.values()), strict=True)
+    assert len({config.model_dump_json() for config in first}) == 1, "stage 1 is shared"
+    scales = [(x.optim.lr, x.optim.lr_scale["encoder"]) for x in second]
+    assert scales == [(lr, scale) for scale in (0.03, 0.1, 0.3) for lr in (7.5e-4, 1.5e-3)]
+    assert list(alternatives(ABLATIONS["methods"].variants[0], plan)) == [""], "it is not trained"
 
 
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
         ("size", [], '"size" is no ablation; choose from queries, unfreezing'),
-        ("data", ["--model", "7=x"], '"7" is no variant of data; choose from 6, 18, 40'),
-        ("data", ["--model", "6"], "write --model VARIANT=FOLDER"),
-        ("data", ["--model", "6=x", "--model", "6=y"], "2 models were given for 6, but"),
+        ("data", ["--model", "7=x"], '"7" is no variant of data; choose from 8, 18, 34, 40'),
+        ("data", ["--model", "8"], "write --model VARIANT=FOLDER"),
+        ("data", ["--model", "8=x", "--model", "8=y"], "2 models were given for 8, but"),
     ],
 )
 def test_what_does_not_fit_is_refused(
@@ -291,24 +341,19 @@ def test_what_does_not_fit_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_a_measurement_without_a_measure_is_done_again() -> None:
-    plan = Plan(parts=Path("parts"))
-    captions, boxes = ABLATIONS["decoder"], ABLATIONS["data"]
-    assert ablations._about(captions, captions.variants[1], 0, plan)["measures"] == ["f1"]
-    more = replace(captions, measures=("f1", "way"))
-    assert ablations._about(more, more.variants[1], 0, plan) != ablations._about(
-        captions, captions.variants[1], 0, plan
-    )
-    assert "centre" in ablations._about(boxes, boxes.variants[0], 0, plan)["measures"]
-
-
 def test_the_interval_knows_of_seeds() -> None:
     rng = np.random.default_rng(0)
     alike = rng.normal(size=(1, 200, 1)).repeat(4, 0)
     differing = alike + np.array([-1.0, 0.0, 0.0, 1.0])[:, None, None]
-    same, wide = (estimate_over_seeds(x, statistics.mean, 0) for x in (alike, differing))
+    same, wide, two = (
+        estimate_over_seeds(x, statistics.mean, 0) for x in (alike, differing, differing[::3])
+    )
     single = estimate(alike[0], statistics.mean, 0)
-    assert same.value == pytest.approx(single.value) == pytest.approx(wide.value)
-    assert same.high - same.low == pytest.approx(single.high - single.low, rel=0.15)
-    assert wide.high - wide.low > 3 * (same.high - same.low)
+    assert same == single, "seeds that agree widen nothing"
+    assert wide.value == pytest.approx(single.value)
+    by_hand = 3.182 * np.std([-1, 0, 0, 1], ddof=1) / 2
+    assert np.hypot(by_hand, single.high - single.value) == pytest.approx(
+        wide.high - wide.value, rel=1e-3
+    )
+    assert two.high - two.low > 4 * (wide.high - wide.low), "two seeds say little"
     assert (same.n, wide.n) == (200, 200)

@@ -1,11 +1,14 @@
 """Ablations (paper, Tables 4, 5 and 7), the discrete bottleneck and stage 3: variants trained alike, measured on the same scenes.
 
-Every variant is trained with every seed and the rest of the settings the same, then measured in the toy world. A run folder
+Where several rates are given, validation chooses that of each variant: a training of a seed of its own for each rate, measured on the
+split `val`. Then every variant is trained with every seed and the rest of the settings the same, and measured in the toy world on the split
+`test`. A run folder
 
 ```
 RUN/trained/stage1-HASH/ stage2-HASH/   the training runs, each with its model, named by their settings (stage3-HASH/ too)
+RUN/tuned/VARIANT-NUMBER.json           what a rate was chosen by
 RUN/measured/VARIANT-seed0.json         what every figure is computed from, one row per scene
-RUN/result.json                         the figures
+RUN/result.json                         the figures, and each of them seed by seed
 ```
 
 goes on where it was interrupted. Ablations that are given one folder for `trained` share what they have in common: the variant
@@ -14,18 +17,16 @@ that is everybody's default is trained once. Shapes: S seeds, N scenes, K column
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vlv.config import RunConfig, load_config
+from vlv.data.source import find_records
 from vlv.errors import ConfigError
 from vlv.evaluation.experiments import toyworld
 from vlv.evaluation.experiments.backends import load_inspector
@@ -34,6 +35,7 @@ from vlv.evaluation.experiments.boxes import measure as measure_boxes
 from vlv.evaluation.experiments.run import Report, Run, Settings, silent
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES, Scores, write_result
 from vlv.evaluation.experiments.toyworld_scores import SECTIONS
+from vlv.evaluation.experiments.trainings import Plan, alternatives, model_of, settings_of
 from vlv.evaluation.experiments.variants import (
     ABLATIONS,
     BOXES,
@@ -46,49 +48,9 @@ from vlv.evaluation.experiments.variants import (
 from vlv.evaluation.experiments.viewing import IMAGE_KEY, ORIGINAL
 from vlv.evaluation.metrics.boxes import Box
 from vlv.evaluation.results import Figure, Section
-from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds
-from vlv.models.folder import find_folder
+from vlv.evaluation.statistics import Array, Statistic, estimate_over_seeds, figures_by_seed
 from vlv.models.pipeline import VLVPipeline
 from vlv.storage import plain, read_settings, write_json
-from vlv.training.assemble import train
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How the variants are trained and measured.
-
-    Attributes:
-        parts: Folder of the pretrained parts, as `vlv toyworld pretrain` writes them.
-        stage1: Preset or file of the settings of stage 1.
-        stage2: Of stage 2.
-        stage3: Of a stage 3 that goes on from a finished model.
-        captions: Of a stage 2 that goes on from it with true captions: the yardstick of stage 3.
-        finished: That model, a folder or a shipped one.
-        changes1: Changes of them, for every variant.
-        changes2: Likewise.
-        changes3: Of both that go on.
-        wrong: Folder of a bad teacher's captions (`vlv toyworld render --wrong`); who learns them, or as many true ones, does so by
-            the preset of `captions` with `changes2`.
-        seeds: S; seed s trains with ``loop.seed=s``.
-        given: Model folders by variant, one for each seed, that are measured instead of trained.
-        measuring: N scenes, their seed, steps and guidance; its sections follow from the measures.
-        trained: Folder of the training runs, which ablations can share; in the run's own folder by default.
-    """
-
-    parts: Path
-    stage1: str = "tiny-ablation-stage1"
-    stage2: str = "tiny-ablation-stage2"
-    stage3: str = "tiny-ablation-stage3"
-    captions: str = "tiny-ablation-captions-stage2"
-    finished: str = "vlv-tiny"
-    changes1: tuple[str, ...] = ()
-    changes2: tuple[str, ...] = ()
-    changes3: tuple[str, ...] = ()
-    wrong: Path | None = None
-    seeds: int = 3
-    given: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    measuring: toyworld.Plan = field(default_factory=lambda: toyworld.Plan(num=500))
-    trained: Path | None = None
 
 
 def run_ablation(
@@ -111,24 +73,20 @@ def run_ablation(
         Interrupted: As `train`.
     """
     ablation = _check(name, plan)
+    bench = _Bench(ablation, folder, plan, device, report)
     tables: dict[str, dict[str, list[Any]]] = {}
+    chosen: dict[str, str] = {}
     for variant in ablation.variants:
+        chosen[variant.name], tuned = bench.tune(variant)
         for seed in range(plan.seeds):
-            path = folder / "measured" / f"{variant.name}-seed{seed}.json"
-            about = _about(ablation, variant, seed, plan)
-            found = _kept(path, about)
-            if found is None:
-                model = _model(ablation, variant, seed, folder, plan)
-                found = _measure(ablation, model, path.with_suffix(""), plan, device, report)
-                write_json(path, {"about": about, "columns": found})
-            for key, rows in found.items():
+            for key, rows in bench.measured(tuned, seed).items():
                 floor, _, measure = key.rpartition(".")
                 if not floor:
                     tables.setdefault(variant.name, {}).setdefault(measure, []).append(rows)
                 else:  # the same in every file
                     tables.setdefault(floor, {})[measure] = [rows]
     section = Section(f"ablation-{name}", ablation.title, tuple(_figures(name, tables, plan)))
-    _write_result(name, folder, plan, section)
+    _write_result(name, folder, plan, section, chosen, _by_seed(name, tables))
     return section
 
 
@@ -153,138 +111,10 @@ def _check(name: str, plan: Plan) -> Ablation:
     return ablation
 
 
-# --- training --------------------------------------------------------------------------------------
+# --- tuning and measuring --------------------------------------------------------------------------
 
-
-def _changes(variant: Variant, stage: str, seed: int, plan: Plan) -> list[str]:
-    """Changes of the settings of a stage."""
-    parts = plan.parts.as_posix()
-    part = "florence" if stage == "stage1" else "llm"
-    common = plan.changes1 if stage == "stage1" else plan.changes2
-    own = (variant.stage1 if stage == "stage1" else variant.stage2) or ()
-    return [
-        f"model.decoder={parts}",
-        f"model.{part}={parts}/{part}",
-        *common,
-        *(change.replace("{parts}", parts) for change in own),
-        f"loop.seed={seed}",
-    ]
-
-
-_LENGTHS = (
-    "loop.steps",
-    "optim.warmup_steps",
-    "stage1.warm_start_steps",
-    "stage1.warm_start_fade_steps",
-)
-
-
-def _shortened(source: str, changes: list[str], share: float) -> list[str]:
-    """The changes, with everything that is counted in steps multiplied by a share."""
-    if share == 1:
-        return changes
-    values = load_config(source, changes).model_dump()
-    lengths = {key: values[key.split(".")[0]][key.split(".")[1]] for key in _LENGTHS}
-    return [*changes, *(f"{key}={round(share * value)}" for key, value in lengths.items())]
-
-
-def _first(variant: Variant, seed: int, plan: Plan) -> RunConfig:
-    """The settings of stage 1."""
-    changes = _changes(variant, "stage1", seed, plan)
-    return load_config(plan.stage1, _shortened(plan.stage1, changes, variant.share))
-
-
-def _second(variant: Variant, seed: int, plan: Plan, encoder: Path) -> RunConfig:
-    """The settings of stage 2, after a stage 1 where the variant has one."""
-    changes = _changes(variant, "stage2", seed, plan)
-    if variant.stage1 is not None:
-        changes.append(f"model.encoder={encoder.as_posix()}")
-    return load_config(plan.stage2, changes)
-
-
-def _taught(variant: Variant, seed: int, plan: Plan) -> RunConfig | None:
-    """The settings of a training by a good or a bad teacher, which the finished model gets first; None where it gets none."""
-    if variant.teacher is None:
-        return None
-    wrong = [] if variant.teacher == "good" else [f"data.inputs=[{plan.wrong}]"]
-    changes = [*plan.changes2, *wrong, f"loop.seed={seed}"]
-    return load_config(plan.captions, [*_start(plan.finished), *changes])
-
-
-def _last(variant: Variant, seed: int, plan: Plan, model: str) -> RunConfig | None:
-    """The settings of a training that goes on from a model; None where it is measured as it is."""
-    if variant.stage3 is None:
-        return None
-    preset = plan.stage3 if variant.last == "stage3" else plan.captions
-    changes = [*_start(model), *plan.changes3, *variant.stage3, f"loop.seed={seed}"]
-    return load_config(preset, changes)
-
-
-def _start(model: str) -> list[str]:
-    """The settings that name a model as the one to go on from."""
-    return [f"model.{part}={model}" for part in ("encoder", "decoder", "caption_decoder")]
-
-
-def _model(ablation: Ablation, variant: Variant, seed: int, folder: Path, plan: Plan) -> Path:
-    """The model folder of a variant, trained where it is not yet."""
-    if variant.name in plan.given:
-        return Path(plan.given[variant.name][seed])
-    home, first = plan.trained or folder / "trained", Path()
-    if variant.last is not None:
-        taught = _taught(variant, seed, plan)
-        start = find_folder(plan.finished) if taught is None else _trained(taught, home)
-        name = plan.finished if taught is None else start.as_posix()
-        config = _last(variant, seed, plan, name)
-        return start if config is None else _trained(config, home)
-    if variant.stage1 is not None:
-        first = _trained(_first(variant, seed, plan), home)
-        if not ablation.captions:
-            return first
-    return _trained(_second(variant, seed, plan, first), home)
-
-
-def _trained(config: RunConfig, home: Path) -> Path:
-    """The model of a training run that is named by its settings: whoever asks for the same run finds it."""
-    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
-    name = f"{config.stage}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    model = home / name / "model"
-    if not model.is_dir():  # it is saved complete, or not at all
-        train(config, home / name)
-    return model
-
-
-# --- measuring -------------------------------------------------------------------------------------
-
-
-def _about(ablation: Ablation, variant: Variant, seed: int, plan: Plan) -> Settings:
-    """What a measurement depends on, as JSON values."""
-    about: Settings = {
-        "measures": list(ablation.measures),
-        "inspector": str(plan.parts / "inspector"),
-        "measuring": asdict(replace(plan.measuring, batch_size=1, sections=())),
-        "given": None,
-    }
-    if variant.name in plan.given:
-        return {**about, "given": plan.given[variant.name][seed]}
-    if variant.last is not None:
-        configs = {
-            "taught": _taught(variant, seed, plan),
-            "last": _last(variant, seed, plan, plan.finished),
-        }
-        settings = {k: x and x.model_dump(mode="json") for k, x in configs.items()}
-        return {**about, "finished": plan.finished, **settings}
-    if variant.stage1 is not None:
-        about["stage1"] = _first(variant, seed, plan).model_dump(mode="json")
-    if ablation.captions:
-        about["stage2"] = _second(variant, seed, plan, Path("stage1")).model_dump(mode="json")
-    return about
-
-
-def _kept(path: Path, about: Settings) -> Settings | None:
-    """The columns of an earlier call with the same settings."""
-    content = read_settings(path)
-    return content["columns"] if content and content["about"] == plain(about) else None
-
+TUNING_SEED = 1000
+"""Seed of the trainings that rates are tuned by, and of their scenes; no figure is reported of it."""
 
 _KEYS = {
     "claims": "reconstruction.recall",
@@ -293,28 +123,102 @@ _KEYS = {
 }
 
 
-def _measure(
-    ablation: Ablation,
-    model: Path,
-    folder: Path,
-    plan: Plan,
-    device: torch.device,
-    report: Report,
-) -> Settings:
-    """The columns of every measure, N rows each; what they were measured on is not kept."""
-    pipe = VLVPipeline.from_pretrained(model).to(device)
-    inspector = load_inspector(plan.parts / "inspector", device)
-    keys = [_KEYS.get(measure, "reconstruction") for measure in ablation.measures]
-    wanted = {key.partition(".")[0] for key in keys}
-    sections = tuple(name for name in SECTIONS if name in wanted)
-    measuring = replace(plan.measuring, sections=sections)
-    _, run = toyworld.evaluate_toyworld(toyworld.Models(pipe, inspector), measuring, folder, report)
-    measures = {m.key: m for m in toyworld.score(run, measuring.seed).measures}
-    found = {m: measures[_KEYS[m]].columns.tolist() for m in ablation.measures if m in _KEYS}
-    if set(BOXES) & set(ablation.measures):
-        found |= _boxes(run)
-    shutil.rmtree(folder)
-    return found
+@dataclass(frozen=True)
+class _Bench:
+    """Trains and measures, each once."""
+
+    ablation: Ablation
+    folder: Path
+    plan: Plan
+    device: torch.device
+    report: Report
+
+    def tune(self, variant: Variant) -> tuple[str, Variant]:
+        """The form of a variant that is best on validation scenes by the ablation's first measure, and what it is called."""
+        forms = alternatives(variant, self.plan)
+        if variant.name in self.plan.given:
+            return "", variant
+        if len(forms) == 1:
+            return next(iter(forms.items()))
+        measure = self.ablation.measures[0]
+        statistic = MEASURES[measure][1]
+        measuring = replace(
+            self.plan.measuring, split="val", seed=TUNING_SEED, num=self.plan.tuning_num
+        )
+        found = {}
+        for number, (name, form) in enumerate(forms.items()):
+            path = self.folder / "tuned" / f"{variant.name}-{number}.json"
+            columns = self._columns(path, form, TUNING_SEED, measuring, (measure,))
+            (value,) = figures_by_seed([columns[measure]], statistic)
+            found[name] = float(np.nan_to_num(value, nan=-np.inf))
+        best = max(found, key=lambda name: found[name])
+        return best, forms[best]
+
+    def measured(self, variant: Variant, seed: int) -> Settings:
+        """The columns of every measure of a training."""
+        path = self.folder / "measured" / f"{variant.name}-seed{seed}.json"
+        return self._columns(path, variant, seed, self.plan.measuring, self.ablation.measures)
+
+    def _columns(
+        self,
+        path: Path,
+        variant: Variant,
+        seed: int,
+        measuring: toyworld.Plan,
+        measures: tuple[str, ...],
+    ) -> Settings:
+        """What a file keeps of an earlier call with the same settings, or what is found now."""
+        about = self._about(variant, seed, measuring, measures)
+        content = read_settings(path)
+        if content and content["about"] == plain(about):
+            columns: Settings = content["columns"]
+            return columns
+        given = self.plan.given.get(variant.name)
+        home = self.plan.trained or self.folder / "trained"
+        model = model_of(variant, seed, home, self.plan) if given is None else Path(given[seed])
+        found = self._measure(model, path.with_suffix(""), measuring, measures)
+        write_json(path, {"about": about, "columns": found})
+        return found
+
+    def _about(
+        self, variant: Variant, seed: int, measuring: toyworld.Plan, measures: tuple[str, ...]
+    ) -> Settings:
+        """What a measurement depends on, as JSON values."""
+        given = self.plan.given.get(variant.name)
+        trained = settings_of(variant, seed, self.plan) if given is None else []
+        return {
+            "measures": list(measures),
+            "inspector": str(self.plan.parts / "inspector"),
+            "measuring": asdict(replace(measuring, batch_size=1, sections=())),
+            "given": given and given[seed],
+            "finished": self.plan.finished if variant.last else None,
+            "trained": [config.model_dump(mode="json") for config in trained],
+        }
+
+    def _measure(
+        self, model: Path, folder: Path, measuring: toyworld.Plan, wanted: tuple[str, ...]
+    ) -> Settings:
+        """The columns of every measure that the model has, N rows each; what they were measured on is not kept."""
+        pipe = VLVPipeline.from_pretrained(model).to(self.device)
+        inspector = load_inspector(self.plan.parts / "inspector", self.device)
+        names = {_KEYS.get(measure, "reconstruction").partition(".")[0] for measure in wanted}
+        sections = tuple(name for name in SECTIONS if name in names)
+        _, run = toyworld.evaluate_toyworld(
+            toyworld.Models(pipe, inspector),
+            replace(measuring, sections=sections),
+            folder,
+            self.report,
+        )
+        measures = {m.key: m for m in toyworld.score(run, measuring.seed).measures}
+        found = {
+            measure: measures[key].columns.tolist()
+            for measure, key in _KEYS.items()
+            if measure in wanted and key in measures
+        }
+        if set(BOXES) & set(wanted):
+            found |= _boxes(run)
+        shutil.rmtree(folder)
+        return found
 
 
 def _boxes(run: Run) -> dict[str, list[list[float]]]:
@@ -357,6 +261,23 @@ def _figures(name: str, tables: Mapping[str, Settings], plan: Plan) -> list[Figu
     return figures
 
 
+def _by_seed(name: str, tables: Mapping[str, Settings]) -> dict[str, list[float | None]]:
+    """Every measure of every variant, and their differences, of each training by itself; None where it has no value."""
+    found: dict[str, Array] = {}
+    for measure, (_, statistic, _) in MEASURES.items():
+        values = {
+            variant: figures_by_seed(table[measure], statistic)
+            for variant, table in tables.items()
+            if measure in table
+        }
+        found |= {f"{name}.{variant}.{measure}": x for variant, x in values.items()}
+        for better, worse in ABLATIONS[name].better:
+            if better in values and worse in values:
+                key = f"{name}.{better} over {worse}.{measure}"
+                found[key] = values[better] - values[worse]
+    return {k: [float(v) if np.isfinite(v) else None for v in x] for k, x in found.items()}
+
+
 def undone(name: str, measure: str, columns: Mapping[str, Array], plan: Plan) -> Iterator[Figure]:
     """Shares of the way from one variant to another that others take back."""
     ways = ABLATIONS[name].undone
@@ -397,27 +318,55 @@ def _difference(statistic: Statistic, width: int) -> Statistic:
 
 def _presets(ablation: Ablation) -> tuple[str, ...]:
     """The presets that an ablation reads, by their names in the plan."""
-    return ("stage3", "captions", "finished") if ablation.goes_on else ("stage1", "stage2")
+    if ablation.goes_on:
+        return ("stage3", "captions", "finished")
+    return ("stage1", "stage2") if ablation.captions else ("stage1",)
 
 
-def _write_result(name: str, folder: Path, plan: Plan, section: Section) -> None:
+def _images_of(variant: Variant, plan: Plan) -> dict[str, int]:
+    """How many images a training of a variant sees, stage by stage, and how many of them differ."""
+    found: dict[str, int] = {}
+    for config in settings_of(variant, 0, plan):
+        rows = config.loop.global_batch_size or config.loop.batch_size * config.loop.accumulate
+        seen, there = config.loop.steps * rows, len(find_records(config.data.inputs))
+        found |= {f"{config.stage}": seen, f"{config.stage}, unique": min(seen, there)}
+    return found
+
+
+def _write_result(
+    name: str,
+    folder: Path,
+    plan: Plan,
+    section: Section,
+    chosen: Mapping[str, str],
+    by_seed: Mapping[str, list[float | None]],
+) -> None:
+    """Write the figures, what they depend on, and what every one of them is seed by seed."""
+    ablation, m = ABLATIONS[name], plan.measuring
     notes = [
         "Variants are trained alike but for what is compared; every figure is of all seeds and scenes together."
     ]
-    if plan.measuring.num < FEW_SAMPLES:
-        notes.append(f"a figure has only {plan.measuring.num} scenes; its interval is a rough one")
+    if m.num < FEW_SAMPLES:
+        notes.append(f"a figure has only {m.num} scenes; its interval is a rough one")
     if plan.seeds < 3:
         notes.append(f"{plan.seeds} seeds say little of how much training itself varies")
-    m = plan.measuring
-    data = {"split": "test", "seed": m.seed, "num": m.num, "files": 0}
+    trained = [variant for variant in ablation.variants if variant.name not in plan.given]
+    data = {"split": m.split, "seed": m.seed, "num": m.num, "files": 0}
     settings = {
         "seeds": plan.seeds,
-        "variants": [variant.name for variant in ABLATIONS[name].variants],
+        "variants": [variant.name for variant in ablation.variants],
         "given": sorted(plan.given),
-        **{preset: Path(getattr(plan, preset)).name for preset in _presets(ABLATIONS[name])},
+        **{preset: Path(getattr(plan, preset)).name for preset in _presets(ablation)},
         "changes": [c for c in (*plan.changes1, *plan.changes2, *plan.changes3) if "/" not in c],
+        "rates": list(plan.rates),
         "steps": m.steps,
         "guidance": m.guidance,
     }
-    intervals = "95 %, 1000 bootstrap resamples of scenes and of seeds at once"
-    write_result(folder, section, data, settings, {"intervals": intervals, "notes": notes})
+    more = {
+        "intervals": "95 %: of the t distribution over seeds, widened by a bootstrap of the scenes",
+        "notes": notes,
+        "tuned": dict(chosen),
+        "images": {variant.name: _images_of(variant, plan) for variant in trained},
+        "by_seed": by_seed,
+    }
+    write_result(folder, section, data, settings, more)

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -93,12 +94,13 @@ class Plan:
     """How a model is measured; the same plan gives the same figures, whatever the batch size.
 
     Attributes:
-        num: N, scenes of the split `test`; a quarter as many of the split `composition` come with them.
+        num: N, scenes of the split; a quarter as many of the split `composition` come with them.
         seed: Of the scenes, the noise and the intervals.
         batch_size: Images worked on together.
         steps: Sampler steps.
         guidance: Classifier-free guidance.
         sections: Names from `SECTIONS`.
+        split: Of the scenes; tune on `val`, report on `test`.
 
     Raises:
         ConfigError: A section is unknown, or there are fewer than two scenes.
@@ -110,6 +112,7 @@ class Plan:
     steps: int = 20
     guidance: float = 2.0
     sections: tuple[str, ...] = tuple(SECTIONS)
+    split: Literal["test", "val"] = "test"
 
     def __post_init__(self) -> None:
         for name in self.sections:
@@ -138,8 +141,10 @@ def evaluate_toyworld(
         The figures, and the run that holds the captions and images.
     """
     settings = _settings(models, plan)
-    digest = hashlib.sha256(json.dumps([plan.seed, plan.num, settings]).encode()).hexdigest()
-    run = Run.start(folder / digest[:16], NAME, DataSet(TEST, plan.seed, plan.num), settings)
+    digest = hashlib.sha256(
+        json.dumps([plan.split, plan.seed, plan.num, settings]).encode()
+    ).hexdigest()
+    run = Run.start(folder / digest[:16], NAME, DataSet(plan.split, plan.seed, plan.num), settings)
     backends = Backends(
         models.model.device,
         plan.batch_size,
@@ -243,7 +248,7 @@ def _about(models: Models, plan: Plan, run: Run) -> Settings:
     return {
         "num": plan.num,
         "seed": plan.seed,
-        "split": TEST,
+        "split": plan.split,
         "image_size": run.settings["image_size"],
         "batch_size": plan.batch_size,
         "steps": plan.steps,
@@ -328,7 +333,7 @@ def _look_at_references(
     if path.is_file():
         return
     num = run.data.num or 0
-    others = DataSet(TEST, run.data.seed, num + NUM_REFERENCES).samples()[num:]
+    others = DataSet(run.data.split, run.data.seed, num + NUM_REFERENCES).samples()[num:]
     side, found, features = run.settings["image_size"], [], inspector_features(inspector)
     for batch in batches(others, batch_size):
         found.append(features([sample.square(side) for sample in batch]))

@@ -42,8 +42,9 @@ class Variant:
     Attributes:
         name: In keys and folders.
         stage1: Changes of the settings of stage 1, where ``{parts}`` is the folder of the parts; None leaves it out.
-        stage2: Of stage 2.
+        stage2: Of stage 2; None leaves it out.
         share: Of the steps of stage 1.
+        choices: Further changes of the last training, among which validation chooses.
         last: The plan's preset of a training that goes on from its finished model, instead of the two stages: "stage3", or
             "captions", which learns as many steps from true captions. None trains the two stages.
         stage3: Changes of that preset. None trains nothing at all: the finished model as it is.
@@ -53,8 +54,9 @@ class Variant:
 
     name: str
     stage1: tuple[str, ...] | None = ()
-    stage2: tuple[str, ...] = ()
+    stage2: tuple[str, ...] | None = None
     share: float = 1.0
+    choices: tuple[tuple[str, ...], ...] = ()
     last: Literal["stage3", "captions"] | None = None
     stage3: tuple[str, ...] | None = ()
     teacher: Literal["good", "bad"] | None = None
@@ -68,7 +70,8 @@ class Ablation:
         title: For the reader.
         variants: What is trained.
         better: Pairs of variants of which the paper says that the first is the better one.
-        measures: What is measured of them, from `MEASURES`.
+        measures: What is measured of them, from `MEASURES`; by the first of them rates are tuned.
+        margin: A difference of shares or ratios below it counts for nothing.
         undone: Variants of which it is said how much they take back of the way from the first of these two to the second.
     """
 
@@ -76,12 +79,13 @@ class Ablation:
     variants: tuple[Variant, ...]
     better: tuple[tuple[str, str], ...]
     measures: tuple[str, ...]
+    margin: float = 0.01
     undone: tuple[tuple[str, str], tuple[str, ...]] | None = None
 
     @property
     def captions(self) -> bool:
-        """Whether stage 2 is needed."""
-        return "f1" in self.measures
+        """Whether a variant has a stage 2."""
+        return any(variant.stage2 is not None for variant in self.variants)
 
     @property
     def goes_on(self) -> bool:
@@ -117,22 +121,26 @@ ABLATIONS: dict[str, Ablation] = {
         (
             Variant("mlp", stage2=("stage2.trainable=mlp", *_NO_ENCODER)),
             Variant("mlp+llm", stage2=("stage2.trainable=mlp+llm", *_NO_ENCODER)),
-            Variant("mlp+llm+encoder"),
+            Variant(
+                "mlp+llm+encoder",
+                stage2=(),
+                choices=tuple((f"optim.lr_scale={{encoder: {x}}}",) for x in (0.03, 0.1, 0.3)),
+            ),
         ),
         (("mlp+llm", "mlp"), ("mlp+llm+encoder", "mlp+llm")),
         ("f1",),
     ),
     "data": Ablation(
-        "images seen by stage 1, 6 : 18 : 40 (Table 5, left, and Table 6)",
-        (Variant("6", share=6 / 40), Variant("18", share=18 / 40), Variant("40")),
-        (("18", "6"), ("40", "18")),
+        "images seen by stage 1, 8 : 18 : 34 : 40 (Table 5, left, and Table 6)",
+        (*(Variant(str(n), share=n / 40) for n in (8, 18, 34)), Variant("40")),
+        (("18", "8"), ("34", "18"), ("40", "34")),
         ("claims", "way", *BOXES),
     ),
     "decoder": Ablation(
         "size of the caption decoder (Table 5, right)",
         (
             Variant("small", stage2=("model.llm={parts}/llm-small",)),
-            Variant("medium"),
+            Variant("medium", stage2=()),
             Variant("large", stage2=("model.llm={parts}/llm-large",)),
         ),
         (("medium", "small"), ("large", "medium")),
@@ -140,7 +148,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "control": Ablation(
         "with and without stage 1 (Table 7)",
-        (Variant("without", stage1=None, stage2=_FRESH), Variant("with")),
+        (Variant("without", stage1=None, stage2=_FRESH), Variant("with", stage2=())),
         (("with", "without"),),
         ("f1", "way"),
     ),
@@ -153,6 +161,31 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         (("continuous", "nearest"), ("continuous", "gumbel")),
         ("claims", "way"),
+    ),
+    "warm": Ablation(
+        "stage 1 from images alone, and led by tags at first (ours)",
+        (
+            Variant("images alone"),
+            Variant("warm", ("stage1.warm_start_steps=750", "stage1.warm_start_fade_steps=50")),
+        ),
+        (("images alone", "warm"),),
+        ("claims", "way"),
+    ),
+    "drift": Ablation(
+        "z after stage 2, with and without the denoising loss (ours)",
+        (
+            Variant("before"),
+            Variant("captions alone", stage2=("stage2.denoising_weight=0",)),
+            Variant(
+                "denoising too", stage2=("stage2.denoising_weight=0.5", "stage2.timesteps=text")
+            ),
+        ),
+        (
+            ("captions alone", "before"),
+            ("denoising too", "before"),
+            ("denoising too", "captions alone"),
+        ),
+        ("claims", "way", "f1"),
     ),
     "rewards": Ablation(
         "what judges captions in stage 3 (ours)",
@@ -197,7 +230,7 @@ ABLATIONS: dict[str, Ablation] = {
         ),
         (("good", "bad"), ("stage3", "bad"), ("captions", "bad"), ("stage3", "captions")),
         CAPTION_MEASURES,
-        (("good", "bad"), ("stage3", "captions")),
+        undone=(("good", "bad"), ("stage3", "captions")),
     ),
 }
 """All that there are. "without" trains its fresh encoder from the first step of stage 2, at the rate of stage 1."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from vlv.evaluation.experiments.scoring import FEW_SAMPLES
+from vlv.evaluation.experiments.variants import ABLATIONS
 from vlv.evaluation.results import StoredFigure
 
 MIN_TRAININGS = 3
@@ -92,13 +93,13 @@ def _figure(key: str, threshold: float, what: str) -> Decide:
     return decide
 
 
-def _every_step(ablation: str, *measures: str, falls: bool = False) -> Decide:
-    """All differences of an ablation above 0, or below it, where the paper says that they are."""
+def _every_step(ablation: str, *measures: str, margin: float = 0.0, falls: bool = False) -> Decide:
+    """All differences of an ablation above a margin, or below it, where the paper says that they are."""
 
     def decide(figures: Figures) -> Finding | None:
         pattern = rf"{ablation}\.[^.]+ over [^.]+\.({'|'.join(measures)})"
         found = [
-            above(figure, 0.0, str(figure["label"]), falls=falls)
+            above(figure, margin, str(figure["label"]), falls=falls)
             for key, figure in figures.items()
             if re.fullmatch(pattern, key)
         ]
@@ -183,8 +184,8 @@ def _leading(figures: Figures) -> Finding | None:
 
 _CRITERIA = {
     "boxes": "L1 of angle, centre and scale against the originals' boxes: every difference lies below 0 (toy world, alike trained)",
-    "claims": "true claims found in reconstructions: every difference lies above 0 (toy world, alike trained)",
-    "f1": "F1 of the captions' claims: every difference lies above 0 (toy world, alike trained)",
+    "claims": "true claims found in reconstructions: every difference lies above 1 % (toy world, alike trained)",
+    "f1": "F1 of the captions' claims: every difference lies above 1 % (toy world, alike trained)",
 }
 
 
@@ -194,7 +195,7 @@ def _ablation(source: str, text: str, name: str, measure: str) -> Claim:
     if measure == "boxes":
         decide = _every_step(name, "angle", "centre", "scale", falls=True)
     else:
-        decide = _every_step(name, measure)
+        decide = _every_step(name, measure, margin=ABLATIONS[name].margin)
     return Claim(source, text, _CRITERIA[measure], decide, command)
 
 
@@ -248,6 +249,24 @@ CLAIMS: tuple[Claim, ...] = (
     _ablation("Table 4, right", "Training the language model, and then the encoder, helps.", "unfreezing", "f1"),
     _ablation("Table 5, left", "More images in stage 1 reconstruct better.", "data", "claims"),
     _ablation("Table 5, right", "Larger decoders caption better.", "decoder", "f1"),
+    Claim(
+        "section 3.2",
+        "Stage 1 learns from images alone: leading it by tags at first does not reconstruct better.",
+        "true claims found in reconstructions lie less than 1 % below those after a warm start (toy world, alike trained)",
+        _every_step("warm", "claims", margin=-ABLATIONS["warm"].margin),
+        "vlv eval ablation warm",
+    ),
+    Claim(
+        "section 3.3 (ours)",
+        "One z serves both decoders: with the denoising loss in stage 2 it reconstructs as before.",
+        "true claims found in reconstructions lie less than 1 % below those before stage 2 (toy world, alike trained)",
+        _figure(
+            "drift.denoising too over before.claims",
+            -ABLATIONS["drift"].margin,
+            "after stage 2 minus before",
+        ),
+        "vlv eval ablation drift",
+    ),
     _ablation("section 1", "A continuous bottleneck beats discrete tokens (which the paper does not measure).", "bottleneck", "claims"),
 )  # fmt: skip
 
