@@ -538,3 +538,19 @@ def test_words_that_make_no_sense(
     assert result.code == 1
     assert message in result.err
     assert not list(tmp_path.glob("o.*"))
+
+
+def test_captions_by_a_schema(vlv: Vlv, args: tuple[object, ...], tmp_path: Path) -> None:
+    pytest.importorskip("llguidance", reason='needs llguidance: pip install "vlv[json]"')
+    file, output = tmp_path / "schema.json", tmp_path / "out.jsonl"
+    file.write_text(json.dumps({"enum": ["cube", "cone"]}))
+    args = (*args, "--max-new-tokens", 20, "--json-schema", file, "-o", output)
+    assert vlv(*args).code == 0
+    assert all(json.loads(row["caption"]) in ("cube", "cone") for row in rows(output))
+    with_words = vlv(*args, "--trigger", "sks")
+    assert with_words.code == 1
+    assert "a caption by a schema is JSON" in with_words.err
+    file.write_text('{"type": "objekt"}')
+    other = vlv(*args)
+    assert other.code == 1
+    assert "Invalid type: objekt" in other.err

@@ -152,6 +152,17 @@ def test_words_are_included_and_excluded(make: Make, instructed_pipeline: VLVPip
     assert "to be excluded" in assert_refused(refused, 400, "invalid_value")
 
 
+def test_an_answer_follows_a_schema(asked: Asked) -> None:
+    pytest.importorskip("llguidance", reason='needs llguidance: pip install "vlv[json]"')
+    schema: dict[str, Any] = {"enum": ["cube", "cone"]}
+    form = {"type": "json_schema", "json_schema": {"name": "shape", "schema": schema}}
+    answer = asked.one(CHAT, chat(response_format=form, max_tokens=20))
+    assert json.loads(text_of(answer)) in schema["enum"]
+    schema["enum"] = 5
+    refused = asked.one(CHAT, chat(response_format=form))
+    assert "schema cannot be followed" in assert_refused(refused, 400, "invalid_value")
+
+
 def test_a_plain_model_takes_no_style(asked: Asked) -> None:
     answer = asked.one(CHAT, chat(style="short"))
     assert "knows no styles" in assert_refused(answer, 400, "invalid_value")

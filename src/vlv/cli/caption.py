@@ -94,6 +94,13 @@ class InstructionOptions:
             "is the text beside it. For a model that was taught to use it (vlv info).",
         ),
     ] = None
+    json_schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help=r"JSON schema that captions follow; a model writes good JSON where it was taught to (vlv\[json]).",
+        ),
+    ] = None
     words: Annotated[
         int | None,
         typer.Option(
@@ -230,6 +237,7 @@ class CaptionOptions:
             styles=tuple(self.wanted.style),
             prompt=self.wanted.prompt,
             words=self.wanted.words,
+            schema=_read_schema(self.wanted.json_schema),
             context_column=self.wanted.context_column,
             include=tuple(self.filters.include),
             exclude=tuple(self.filters.exclude),
@@ -275,6 +283,12 @@ def caption(given: CaptionOptions) -> int:
     if printer.num_lacking:
         common.say(f"{printer.num_lacking} captions lack a word of --include")
     return common.close(tally, output.path)
+
+
+def _read_schema(file: Path | None) -> str | None:
+    from vlv.data.foreign import decode_text, read_file
+
+    return None if file is None else decode_text(read_file(file), file)
 
 
 def _needed(settings: CaptionSettings) -> list[Task]:

@@ -237,11 +237,11 @@ def check_engine_writes(how: Generation) -> None:
     """Refuse what only our own loop does.
 
     Raises:
-        ConfigError: It is a beam search, has a penalty of repetitions, or words to include or to exclude.
+        ConfigError: It is a beam search, has a penalty of repetitions, words to include or to exclude, or a schema.
     """
-    if how.include or how.exclude:
+    if how.include or how.exclude or how.schema is not None:
         raise ConfigError(
-            "an engine includes and excludes no words; leave include and exclude out, or the engine"
+            "an engine takes no words to include or exclude and no schema; leave them out, or the engine"
         )
     if how.num_beams > 1 or how.repetition_penalty != 1.0:
         raise ConfigError(

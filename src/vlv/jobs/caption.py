@@ -387,6 +387,7 @@ def caption_images(
                 prompt=settings.prompt,
                 words=settings.words,
                 known=[known_about(item.record, settings.context_column) for item in items],
+                schema=settings.schema,
                 include=settings.include,
                 exclude=settings.exclude,
                 **options,

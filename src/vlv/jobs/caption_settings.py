@@ -9,6 +9,7 @@ from vlv.errors import ConfigError
 from vlv.jobs.wording import Wording
 from vlv.models.arguments import whole_number
 from vlv.models.decoding import MOST_WORDS
+from vlv.models.json_writing import checked_schema
 from vlv.models.words import check_agreement, checked_words, missing_words
 from vlv.storage import Json
 
@@ -59,6 +60,7 @@ class CaptionSettings:
         prompt: What is asked instead of a style, in the user's words.
         words: Length that is asked for, in words.
         context_column: Field of the records that tells what is known about an image.
+        schema: JSON schema that captions follow.
         include: Words that captions should have.
         exclude: Words that captions must not have.
         wording: What is done to the text.
@@ -82,6 +84,7 @@ class CaptionSettings:
     prompt: str | None = None
     words: int | None = None
     context_column: str | None = None
+    schema: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     wording: Wording = field(default_factory=Wording)
@@ -89,6 +92,7 @@ class CaptionSettings:
     def __post_init__(self) -> None:
         self._check_instructions()
         self._check_words()
+        self._check_schema()
         if self.verify is None and self.enough is not None:
             raise ConfigError("enough has no effect without verify; name the number of candidates")
         if self.early_stopping and self.num_beams == 1:
@@ -137,6 +141,17 @@ class CaptionSettings:
                 raise ConfigError(
                     f"--{name} holds {found[0]!r}, which --exclude keeps out; leave one out"
                 )
+
+    def _check_schema(self) -> None:
+        if self.schema is None:
+            return
+        object.__setattr__(self, "schema", checked_schema(self.schema))
+        others = (self.include, self.exclude, self.verify, self.engine, self.tidy)
+        if any(others) or self.wording != Wording():
+            raise ConfigError(
+                "a caption by a schema is JSON; leave --include, --exclude, --verify, --engine, --tidy, --prefix, --suffix, "
+                "--trigger and --max-words out, or --json-schema"
+            )
 
     @property
     def samples(self) -> bool:

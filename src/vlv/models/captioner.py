@@ -39,6 +39,7 @@ from vlv.models.captioner_config import CaptionDecoderConfig
 from vlv.models.decoding import Caption, Generation, GenerationOptions, tidy_caption
 from vlv.models.encoder import Projector
 from vlv.models.instructions import instructions_of
+from vlv.models.json_writing import JsonWriting
 from vlv.models.word_writing import TokenTexts, write_with_words
 from vlv.models.writers import OwnWriter, Writer, Writing
 
@@ -388,19 +389,24 @@ class CaptionDecoder(PreTrainedModel):
         pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         writer = self.writer or OwnWriter(self.llm, records_steps=self.records_steps)
         tidies = how.tidy if how.tidy is not None else not self.config.ends_by_itself
+        first = [] if how.schema is None else [self._json_writing.processor(str(how.schema))]
 
         def write(
             e: Tensor, how: Generation, copies: int, processors: Sequence[LogitsProcessor] = ()
         ) -> list[Caption]:
-            writing = Writing(how, max_new_tokens, end, int(pad), processors)
+            writing = Writing(how, max_new_tokens, end, int(pad), [*first, *processors])
             captions = [self._caption(row, end) for row in writer.write(e, writing, copies)]
-            if tidies:
+            if tidies and how.schema is None:
                 captions = [replace(x, text=tidy_caption(x.text)) for x in captions]
             return captions
 
         if how.include or how.exclude:
             return write_with_words(write, e, how, copies, self._token_texts)
         return write(e, how, copies)
+
+    @cached_property
+    def _json_writing(self) -> JsonWriting:
+        return JsonWriting(self._tokenizer(), len(self.llm.get_input_embeddings().weight))
 
     @cached_property
     def _token_texts(self) -> TokenTexts:

@@ -8,7 +8,7 @@ Shapes: B captions, Q positions of the prefix, T tokens at most, E width, V voca
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -27,6 +27,7 @@ from vlv.errors import ConfigError
 from vlv.models.arguments import MAX_SEED, finite, whole_number
 from vlv.models.compilation import is_compiled
 from vlv.models.draws import mixed_seed
+from vlv.models.json_writing import checked_schema
 from vlv.models.words import check_agreement, checked_words
 
 
@@ -106,6 +107,8 @@ class Generation:
     known: str | Sequence[str | None] | None = None
     """What is known about the images, such as tags or a name, for a model that was taught to use it: one text for all, or one
     per image, None for one of which nothing is known."""
+    schema: str | Mapping[str, Any] | None = None
+    """JSON schema, or its text, that captions follow; of a caption that is cut off, a beginning of it."""
     include: str | Sequence[str] = ()
     """Words that captions should have: one that lacks a word is written again with the word made more likely."""
     exclude: str | Sequence[str] = ()
@@ -152,6 +155,21 @@ class Generation:
         for name in ("include", "exclude"):
             object.__setattr__(self, name, checked_words(name, getattr(self, name)))
         check_agreement(self.include, self.exclude)
+        if self.schema is None:
+            return
+        object.__setattr__(self, "schema", checked_schema(self.schema))
+        if self.include or self.exclude or self.tidy or self.end_token is not None:
+            raise ConfigError(
+                "a caption by a schema is JSON; leave include, exclude, tidy and end_token out, or the schema"
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether plain captions are wanted: nothing is asked for, of none of the images."""
+        each: list[object] = [self.style, self.words, self.schema]
+        for given in (self.prompt, self.known):
+            each += given if isinstance(given, list | tuple) else [given]
+        return all(one is None for one in each)
 
     def prompts(self, count: int) -> list[str | None]:
         """The prompt of each of `count` images.
@@ -207,6 +225,7 @@ class GenerationOptions(TypedDict, total=False):
     prompt: str | Sequence[str | None] | None
     words: int | None
     known: str | Sequence[str | None] | None
+    schema: str | Mapping[str, Any] | None
     include: str | Sequence[str]
     exclude: str | Sequence[str]
 

@@ -135,7 +135,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Write this many candidates, and keep the one that explains the image best to the frozen decoder.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: style, prompt, words, known, include, exclude, max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, words, known, schema, include, exclude, max_new_tokens, num_beams, do_sample, ...
 
         Returns:
             A str for one image, a list of str for several.
@@ -166,7 +166,7 @@ class VLVPipeline(JudgingPipeline):
             verify: Candidates of each image among which the frozen decoder chooses, or how; None writes one caption.
             batch_size: Captions written together.
             progress: Show a bar on stderr.
-            **generation: The fields of `Generation`: style, prompt, words, known, include, exclude, max_new_tokens, num_beams, do_sample, ...
+            **generation: The fields of `Generation`: style, prompt, words, known, schema, include, exclude, max_new_tokens, num_beams, do_sample, ...
         """
         settings = Generation(**generation)
         if verify is not None:
@@ -271,9 +271,9 @@ class VLVPipeline(JudgingPipeline):
     ) -> list[Caption]:
         if images is None:
             raise ConfigError("verification compares captions with their images; give the images")
-        if {settings.style, settings.words} != {None} or settings.prompt or settings.known:
+        if not settings.is_plain:
             raise ConfigError(
-                "plain captions are verified; leave style, prompt, words and known out, or verify"
+                "plain captions are verified; leave style, prompt, words, known and schema out, or verify"
             )
         self._require("caption", given_z=z is not None)
         self._require("generate")

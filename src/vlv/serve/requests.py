@@ -257,11 +257,15 @@ class Requests:
         if temperature is None and body.top_p not in (None, 1):
             temperature = 1.0
         try:
-            words = Generation(include=body.include, exclude=body.exclude)
+            how = Generation(include=body.include, exclude=body.exclude, schema=body.json_schema)
         except ConfigError as error:
-            name = "exclude" if str(error).startswith("exclude") else "include"
-            raise ApiError(400, str(error), param=name, code="invalid_value") from error
-        work = Describe(longest, include=tuple(words.include), exclude=tuple(words.exclude))
+            raise ApiError(400, str(error), code="invalid_value") from error
+        work = Describe(
+            longest,
+            include=tuple(how.include),
+            exclude=tuple(how.exclude),
+            schema=None if how.schema is None else str(how.schema),
+        )
         if not temperature:
             return work
         return replace(work, temperature=temperature, top_p=body.top_p or 1.0)

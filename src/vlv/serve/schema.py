@@ -95,6 +95,24 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class SchemaOfFormat(BaseModel):
+    """A JSON schema with its name, in OpenAI's form."""
+
+    content: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    """Whether an answer is text, or JSON of a schema."""
+
+    type: Literal["text", "json_schema"]
+    json_schema: SchemaOfFormat | None = None
+
+    @property
+    def content(self) -> dict[str, Any] | None:
+        """The schema; None where the answer is text."""
+        return self.json_schema.content if self.json_schema and self.type != "text" else None
+
+
 class ChatBody(_Body):
     """A request for captions, in OpenAI's form."""
 
@@ -113,6 +131,7 @@ class ChatBody(_Body):
     style: Text | None = Field(None, min_length=1)
     words: int | None = Field(None, ge=1, le=MOST_WORDS)
     known: Text | None = Field(None, min_length=1)
+    response_format: ResponseFormat | None = None
     include: list[Text] = []
     exclude: list[Text] = []
 
@@ -157,6 +176,9 @@ class CaptionBody(_Body):
     )
     words: int | None = Field(
         None, ge=1, le=MOST_WORDS, description="Length, of a model that was taught lengths."
+    )
+    json_schema: dict[str, Any] | None = Field(
+        None, description="A JSON schema that the caption follows."
     )
     known: Text | None = Field(
         None, min_length=1, description="What is known about the image, such as tags or a name."

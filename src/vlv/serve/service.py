@@ -106,6 +106,7 @@ class Service:
             prompt=prompt,
             words=body.words,
             known=body.known,
+            json_schema=None if body.response_format is None else body.response_format.content,
             include=body.include,
             exclude=body.exclude,
             max_tokens=body.longest,

@@ -54,6 +54,7 @@ class Describe:
     top_p: float = 1.0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    schema: str | None = None
     kind = "caption"
 
     def run(self, pipe: VLVPipeline, items: Sequence[Asked]) -> list[tuple[Caption, int]]:
@@ -66,6 +67,7 @@ class Describe:
             "prompt": [prompt for *_, prompt in items],
             "include": self.include,
             "exclude": self.exclude,
+            "schema": self.schema,
         }
         if self.temperature is not None:
             options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
