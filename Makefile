@@ -59,7 +59,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[train,data,eval,quant,scale,serve,mcp,search,json,dev]"
+	$(PIP) --editable ".[train,data,eval,quant,scale,serve,mcp,search,json,lora,dev]"
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.dev

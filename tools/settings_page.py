@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from vlv.config import Stage1Run, Stage2Run, Stage3Run, preset_names
+from vlv.config import LoraConfig, Stage1Run, Stage2Run, Stage3Run, preset_names
 from vlv.curation import settings as filters
 
 if TYPE_CHECKING:
@@ -78,6 +78,8 @@ def _rows(prefix: str, section: type[BaseModel]) -> Iterator[str]:
     for name, field in section.model_fields.items():
         meaning = (field.description or "").replace("|", "\\|")
         yield f"| `{prefix}{name}` | {_name(field.annotation)} | {_default(field)} | {meaning} |\n"
+        if LoraConfig in _sections_of(field.annotation):
+            yield from _rows(f"{prefix}{name}.", LoraConfig)
 
 
 def _sections_of(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -112,6 +114,8 @@ def _name(annotation: Any) -> str:
         return _name(annotation.__origin__)
     if annotation is type(None):
         return "null"
+    if annotation is LoraConfig:
+        return "settings"
     if annotation in _FILTER_SECTIONS.values():
         return "settings, see below"
     return {"str": "text", "int": "integer", "float": "number", "bool": "true or false"}.get(

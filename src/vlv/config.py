@@ -29,7 +29,7 @@ from vlv.config_sections import (
     Settings,
     TrainedEncoder,
 )
-from vlv.config_stages import Stage1Config, Stage2Config, Stage3Config
+from vlv.config_stages import LoraConfig, Stage1Config, Stage2Config, Stage3Config
 from vlv.errors import ConfigError
 from vlv.storage import Json
 
@@ -38,6 +38,7 @@ __all__ = [
     "DataConfig",
     "FlorenceEncoder",
     "LoopConfig",
+    "LoraConfig",
     "ModelConfig",
     "ModelPreset",
     "OptimConfig",

@@ -13,6 +13,19 @@ from vlv.config_sections import Settings
 _STYLE = re.compile(r"[A-Za-z0-9][\w-]{0,39}")
 
 
+class LoraConfig(Settings):
+    """Low-rank adapters of the language models, in place of their own weights (docs/lora.md)."""
+
+    rank: Annotated[int, Field(gt=0, le=1024)] = 8
+    """Rank of the matrices that are added to each layer."""
+    alpha: PositiveFloat = 16.0
+    """Scale: alpha / rank times the product of the two matrices is added."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a layer's inputs that its adapter does not see in a step."""
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Layers that get an adapter: all linear ones but the output layer, or a list of names such as [q_proj, v_proj]."""
+
+
 class Stage1Config(Settings):
     """Stage 1: images alone."""
 
@@ -38,6 +51,8 @@ class Stage2Config(Settings):
 
     trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm+encoder"
     """What trains (paper, Table 4); the encoder without its vision tower."""
+    lora: LoraConfig | None = None
+    """Of what trains, language models learn by adapters, which are saved without their base; null trains all their weights."""
     frozen_llm_steps: int = Field(0, ge=0)
     """Steps before the language model joins in: psi learns first (the paper unfreezes progressively)."""
     frozen_encoder_steps: int = Field(0, ge=0)
@@ -78,6 +93,8 @@ class Stage2Config(Settings):
         for key in ("frozen_encoder_steps", "frozen_queries"):
             if getattr(self, key) and self.trainable != "mlp+llm+encoder":
                 yield f"{key} has no effect with trainable {self.trainable}; remove it or train the encoder"
+        if self.lora is not None and self.trainable == "mlp":
+            yield "lora has no effect with trainable mlp; remove it or train the language model"
         if self.frozen_llm_steps and self.trainable == "mlp":
             yield "frozen_llm_steps has no effect with trainable mlp; remove it or train the language model"
         if self.denoising_weight and self.trainable != "mlp+llm+encoder":
@@ -142,6 +159,8 @@ class Stage3Config(Settings):
     """Of rewards that draw: sampler steps of each image."""
     trainable: Literal["mlp", "mlp+llm", "mlp+llm+encoder"] = "mlp+llm"
     """What trains; the encoder without its vision tower."""
+    lora: LoraConfig | None = None
+    """Of what trains, language models learn by adapters, which are saved without their base; null trains all their weights."""
     max_caption_tokens: Annotated[int, Field(gt=0, le=65_536)] = 300
     """Longest candidate with its end token; one that does not end by then is worth nothing."""
     engine: Literal["vllm"] | None = None
@@ -152,7 +171,11 @@ class Stage3Config(Settings):
     """Stop where the reward has risen but the held-out loss of true captions too, by this much; null never stops."""
 
     def contradictions(self) -> Iterator[str]:
-        """Settings of another method."""
+        """Settings of another method, or of a part that stays frozen."""
+        if self.lora is not None and self.trainable == "mlp":
+            yield "lora has no effect with trainable mlp; remove it or train the language model"
+        if self.lora is not None and self.engine is not None:
+            yield "engine writes with whole weights and knows no adapters; remove engine or lora"
         if self.min_margin and self.method == "rloo":
             yield "min_margin has no effect with method rloo; set it to 0"
         if self.kl and self.method != "rloo":

@@ -94,7 +94,7 @@ def ask(given: AskOptions) -> int:
     size = BatchSize.parse(given.batch_size)
     placement = given.model.placement(llm_bits=given.llm_bits)
     settings = AskSettings(
-        given.model.model,
+        given.model.name,
         given.model.revision,
         given.max_new_tokens,
         common.dtype_name(placement),

@@ -220,7 +220,7 @@ class CaptionOptions:
         from vlv.jobs.caption_settings import CaptionSettings
 
         return CaptionSettings(
-            self.model.model,
+            self.model.name,
             self.model.revision,
             self.text.max_new_tokens,
             self.text.num_beams,

@@ -52,6 +52,13 @@ Model = Annotated[
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a model on the hub.")]
+Adapter = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER",
+        help=r"LoRA adapter of the model, such as RUN_DIR/adapter, or OWNER/NAME on the hub (vlv\[lora]).",
+    ),
+]
 Yes = Annotated[bool, typer.Option("--yes", help="Download a model such as vlv-3b without asking.")]
 Device = Annotated[
     str, typer.Option(help="cpu, cuda, cuda:1 ...; auto takes a GPU if there is one.")
@@ -120,6 +127,7 @@ class ModelOptions:
 
     model: Model = SHIPPED_MODEL
     revision: Revision = None
+    adapter: Adapter = None
     device: Device = "auto"
     dtype: DType = "auto"
     offload: Annotated[
@@ -138,12 +146,20 @@ class ModelOptions:
         """Where and how the model runs; wrong values are refused before anything is loaded."""
         return placement(self.device, self.dtype, self.offload, vae, llm_bits, self.compiled)
 
-    def load(self, parts: Sequence[Task], placement: Placement | None = None) -> VLVPipeline:
-        """Load the parts of the model that a command needs, and place them."""
+    @property
+    def name(self) -> str:
+        """What results say that they were made with; with an adapter it is another model."""
+        from vlv.models.adapter import adapted_name
+
+        return adapted_name(self.model, self.adapter)
+
+    def load(self, parts: Sequence[Task] | None, placement: Placement | None = None) -> VLVPipeline:
+        """Load the parts of the model that a command needs, or all that it has, and place them."""
         return load_pipeline(
             self.model,
             parts,
             revision=self.revision,
+            adapter=self.adapter,
             placement=placement or self.placement(),
             yes=self.yes,
         )
@@ -170,7 +186,7 @@ class SamplingOptions:
         from vlv.jobs.images import SampleSettings
 
         return SampleSettings(
-            model.model, model.revision, self.steps, self.guidance, self.sampler, self.seed
+            model.name, model.revision, self.steps, self.guidance, self.sampler, self.seed
         )
 
 
@@ -331,6 +347,7 @@ def load_pipeline(
     parts: Sequence[Task] | None,
     *,
     revision: str | None = None,
+    adapter: str | None = None,
     placement: Placement | None = None,
     yes: bool = False,
 ) -> VLVPipeline:
@@ -340,6 +357,7 @@ def load_pipeline(
         model: Name or folder.
         parts: What it is for; None is all that it can.
         revision: Of a model on the hub.
+        adapter: Folder or id of a LoRA adapter of the model.
         placement: Where it runs.
         yes: Download without asking.
     """
@@ -360,7 +378,9 @@ def load_pipeline(
         make_ready(model, parts, revision, yes=yes)
     placement = placement or Placement()
     dtype = pick_dtype(placement.dtype, pick_device(placement.device))
-    pipe = VLVPipeline.from_pretrained(model, parts=parts, revision=revision, dtype=dtype)
+    pipe = VLVPipeline.from_pretrained(
+        model, parts=parts, revision=revision, adapter=adapter, dtype=dtype
+    )
     place(pipe, placement)
     return pipe
 

@@ -73,11 +73,11 @@ def _fill(kind: Literal["latents", "features"], given: CacheOptions, batch_size:
 
     from vlv.config import load_config
     from vlv.data.loader import Streamed
-    from vlv.training.assemble import framing_of, load_encoder
+    from vlv.training.assemble import load_encoder
     from vlv.training.cache_parts import BESIDE
     from vlv.training.caches import features_cache, fill_cache, fill_shards, latents_cache
     from vlv.training.feeding import find_data, one_pass_settings
-    from vlv.training.parts import load_decoder
+    from vlv.training.parts import framing_of, load_decoder
 
     config = load_config(given.config, given.overrides)
     found = find_data(config.data.model_copy(update={"inputs": given.inputs}))

@@ -43,6 +43,7 @@ class TeacherOptions:
         ),
     ] = None
     revision: common.Revision = None
+    adapter: common.Adapter = None
     device: common.Device = "auto"
     dtype: common.DType = "auto"
     batch_size: common.BatchSize = 8
@@ -203,6 +204,8 @@ def _remote(given: TeacherCaptionOptions) -> EndpointTeacher:
         raise ConfigError("name the endpoint's model with --model")
     if teacher.revision is not None:
         raise ConfigError("--revision has no effect without --vlm or a model of vlv")
+    if teacher.adapter is not None:
+        raise ConfigError("--adapter has no effect without a model of vlv; leave it out")
     return EndpointTeacher(
         given.endpoint.endpoint(str(teacher.url), teacher.model),
         Shrink(given.shrink.max_side, given.shrink.jpeg_quality),
@@ -214,19 +217,25 @@ def _remote(given: TeacherCaptionOptions) -> EndpointTeacher:
 
 def _local(given: TeacherOptions, endpoint: common.EndpointOptions) -> Teacher:
     from vlv.jobs.teacher.local import LocalTeacher, TransformersModel, vlv_model
+    from vlv.models.adapter import adapted_name
 
     if unused := changed(endpoint):
         raise ConfigError(f"{unused[0]} has no effect without --endpoint")
+    if given.vlm is not None and given.adapter is not None:
+        raise ConfigError("--adapter has no effect beside --vlm; leave it out")
     where = common.placement(given.device, given.dtype)
     name = given.vlm or given.model or common.SHIPPED_MODEL
+    shown = adapted_name(name, given.adapter)
 
     def load() -> BatchModel:
         if given.vlm is not None:
             return TransformersModel(name, given.revision, where.device, where.dtype).answer
-        pipe = common.load_pipeline(name, ["caption"], revision=given.revision, placement=where)
-        return vlv_model(pipe, name)
+        pipe = common.load_pipeline(
+            name, ["caption"], revision=given.revision, adapter=given.adapter, placement=where
+        )
+        return vlv_model(pipe, shown)
 
-    return LocalTeacher(name, load, given.batch_size, {"revision": given.revision})
+    return LocalTeacher(shown, load, given.batch_size, {"revision": given.revision})
 
 
 def _show(job: TeacherJob) -> int:

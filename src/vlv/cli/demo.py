@@ -40,6 +40,7 @@ class DemoOptions:
     image_root: common.ImageRoot = None
     model: common.Model = common.SHIPPED_MODEL
     revision: common.Revision = None
+    adapter: common.Adapter = None
     device: common.Device = "auto"
     steps: common.Steps = 20
     guidance: common.Guidance = 2.0
@@ -70,6 +71,7 @@ def demo(given: DemoOptions) -> int:
         model,
         ["caption", "reconstruct"],
         revision=given.revision,
+        adapter=given.adapter,
         placement=common.placement(given.device),
     )
     sampling = Sampling(seed=given.seed, steps=given.steps, guidance=given.guidance)

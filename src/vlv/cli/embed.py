@@ -42,7 +42,7 @@ def embed(given: EmbedOptions) -> int:
     from vlv.errors import OutputError
     from vlv.jobs.embed import EmbedJob, EmbedSettings
 
-    settings = EmbedSettings(given.model.model, given.model.revision, given.store_dtype)
+    settings = EmbedSettings(given.model.name, given.model.revision, given.store_dtype)
     if shared.is_shared(given.output, given.workers):
         return _share(given, settings)
     placement, output = given.model.placement(), Path(given.output)

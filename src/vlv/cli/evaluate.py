@@ -44,6 +44,7 @@ class ModelsOptions:
     """What is measured, and with what."""
 
     model: common.Model = common.SHIPPED_MODEL
+    adapter: common.Adapter = None
     stage1: Annotated[
         str | None, typer.Option(help="The model before stage 2, to compare the reconstructions.")
     ] = None
@@ -63,14 +64,14 @@ class ModelsOptions:
 
         device = common.quiet_device(self.device)
 
-        def load(name: str) -> VLVPipeline:
-            return VLVPipeline.from_pretrained(name).to(device)
+        def load(name: str, adapter: str | None = None) -> VLVPipeline:
+            return VLVPipeline.from_pretrained(name, adapter=adapter).to(device)
 
         inspector = load_inspector(self.inspector or Path(self.model), device)
         stage1, control = (
             None if name is None else load(name) for name in (self.stage1, self.control)
         )
-        return Models(load(self.model), inspector, stage1, control)
+        return Models(load(self.model, self.adapter), inspector, stage1, control)
 
 
 @option_group("Output")

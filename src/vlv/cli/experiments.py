@@ -149,7 +149,7 @@ class CaptionOptions(PredictOptions):
         typer.Option(
             "--from",
             metavar="NAME=KIND:VALUE",
-            help="Captions: true, other, words, again, file:PATH, model:MODEL, endpoint:MODEL@URL; or z:MODEL. Repeat it.",
+            help="Captions: true, other, words, again, file:PATH, model:MODEL, endpoint:MODEL@URL; or z:MODEL; an adapter as MODEL+ADAPTER. Repeat it.",
         ),
     ]
     endpoint: common.EndpointOptions

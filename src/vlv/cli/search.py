@@ -59,7 +59,7 @@ def build(given: BuildOptions) -> int:
 
     placement = given.model.placement()
     space = None if given.space is None else Space.load(given.space)
-    name = ModelName(given.model.model, given.model.revision)
+    name = ModelName(given.model.model, given.model.revision, given.model.adapter)
     job = IndexJob(given.source.find(), name, given.output, space)
     with common.Progress(len(job.todo), resumable=False) as progress:
         tally = job.run(
@@ -237,6 +237,7 @@ class SearchOptions:
             help="Where the index's model lies now; as it was named at first by default.",
         ),
     ] = None
+    adapter: common.Adapter = None
     device: common.Device = "auto"
     dtype: common.DType = "auto"
 
@@ -244,10 +245,14 @@ class SearchOptions:
         """The index with its model."""
         from vlv.search.index import Index
 
-        return Index.open(self.index, load_model(self.index, self.model, self.device, self.dtype))
+        return Index.open(
+            self.index, load_model(self.index, self.model, self.adapter, self.device, self.dtype)
+        )
 
 
-def load_model(folder: Path, model: str | None, device: str, dtype: str) -> VLVPipeline:
+def load_model(
+    folder: Path, model: str | None, adapter: str | None, device: str, dtype: str
+) -> VLVPipeline:
     """The model of an index, or one that stands for it."""
     from vlv.search.store import check_finished
 
@@ -256,6 +261,7 @@ def load_model(folder: Path, model: str | None, device: str, dtype: str) -> VLVP
         model or about["model"],
         ["search"],
         revision=None if model else about["revision"],
+        adapter=adapter or (None if model else about["adapter"]),
         placement=common.placement(device, dtype),
     )
 

@@ -88,7 +88,7 @@ class ServeOptions:
 
         given = self.work
         return ServeSettings(
-            _shown(self.model.model),
+            _shown(self.model),
             batch_size=given.batch_size,
             queue_size=given.queue_size,
             timeout=given.timeout,
@@ -116,13 +116,7 @@ def serve(given: ServeOptions) -> int:
     given.engine.settings()  # complain now
     open_index = _open_index(given.index)
     listener = listen(given.address.host, given.address.port)
-    pipe = common.load_pipeline(
-        given.model.model,
-        None,
-        revision=given.model.revision,
-        placement=placement,
-        yes=given.model.yes,
-    )
+    pipe = given.model.load(None, placement)
     host, port = listener.getsockname()[:2]
     with given.engine.running() as attach:
         attach(pipe)
@@ -155,7 +149,7 @@ class ToolOptions:
         from vlv.serve.settings import Limits, ServeSettings
 
         limits = Limits(tokens=self.max_tokens)
-        name = _shown(self.model.model)
+        name = _shown(self.model)
         return ServeSettings(name, timeout=self.timeout, seed=self.seed, limits=limits)
 
 
@@ -174,10 +168,7 @@ def mcp(given: ToolOptions) -> int:
     open_index = _open_index(given.index)
 
     def load() -> VLVPipeline:
-        model = given.model
-        return common.load_pipeline(
-            model.model, None, revision=model.revision, placement=placement, yes=model.yes
-        )
+        return given.model.load(None, placement)
 
     asyncio.run(ToolServer(load, given.settings(), roots, open_index).serve_stdio())
     return 0
@@ -205,6 +196,12 @@ def _need(extra: str, *packages: str) -> None:
             ) from None
 
 
-def _shown(model: str) -> str:
+def _shown(model: common.ModelOptions) -> str:
     """The name under which a model is served: of a folder only the last part."""
-    return Path(model).resolve().name if Path(model).is_dir() else model
+    from vlv.models.adapter import adapted_name
+
+    names = [
+        name if name is None or not Path(name).is_dir() else Path(name).resolve().name
+        for name in (model.model, model.adapter)
+    ]
+    return adapted_name(str(names[0]), names[1])

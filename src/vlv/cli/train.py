@@ -57,7 +57,10 @@ class TrainOptions:
         list[str], typer.Option("--set", help="Change a setting: optim.lr=1e-4 (repeatable).")
     ] = field(default_factory=list)
     export: Annotated[
-        Path | None, typer.Option(help="Where the finished model goes; RUN_DIR/model by default.")
+        Path | None,
+        typer.Option(
+            help="Where the finished model goes; RUN_DIR/model by default, with adapters nowhere."
+        ),
     ] = None
     seed: Annotated[int | None, typer.Option(min=0, help="Same as --set loop.seed=N.")] = None
     max_minutes: Annotated[
@@ -140,5 +143,15 @@ def _train(settings: RunConfig, given: TrainOptions) -> str:
         max_seconds=seconds,
         engine=given.engine.settings(),
     )
-    model = given.export or given.run_dir / "model"
-    return f"{settings.stage}: {result.step} steps done; the model is in {model}"
+    return f"{settings.stage}: {result.step} steps done; {_where(settings, given)}"
+
+
+def _where(settings: RunConfig, given: TrainOptions) -> str:
+    from vlv.training.export import Results
+
+    stage, results = settings.stage2 or settings.stage3, Results(given.run_dir, given.export)
+    if stage is None or stage.lora is None:
+        return f"the model is in {results.model}"
+    base = f", its base in {results.base}" if results.base.is_dir() else ""
+    merged = "" if given.export is None else f", and merged with its base in {given.export}"
+    return f"the adapter is in {results.adapter}{base}{merged}"

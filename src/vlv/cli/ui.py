@@ -56,15 +56,11 @@ def ui(given: UiOptions) -> int:
     from vlv.ui.workbench import Workbench
 
     model, placement = given.model, given.model.placement()
-    flags = ModelFlags(model.model, model.revision, model.device, model.dtype)
+    flags = ModelFlags(model.model, model.revision, model.adapter, model.device, model.dtype)
     folder = None if given.folder is None else str(Path(given.folder).absolute())
     index = None if given.index is None else SearchableIndex(given.index.absolute())
     listener = listen("127.0.0.1", given.port)
-    desk = Desk(
-        lambda: common.load_pipeline(
-            model.model, None, revision=model.revision, placement=placement
-        )
-    )
+    desk = Desk(lambda: model.load(None, placement))
     dtype, work_dir = common.dtype_name(placement), given.work_dir.absolute()
     bench = Workbench(desk, flags, dtype, work_dir, index)
     server = Server(bench, listener, folder)

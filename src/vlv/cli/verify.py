@@ -141,7 +141,7 @@ class VerifyOptions:
         calibration = self._calibration()
         claims = calibration.claims if self.texts.claims == "auto" else self.texts.claims
         return VerifySettings(
-            self.model.model,
+            self.model.name,
             calibration,
             self.model.revision,
             Scoring(timesteps=self.scoring.timesteps, seed=self.scoring.seed),

@@ -24,6 +24,7 @@ from vlv.models.context import Context
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder
 from vlv.models.folder import part_dtype
+from vlv.models.lora import low_rank_parameters
 from vlv.models.vetting import num_parameters
 from vlv.training.assemble import Parts, make_objective, set_precision
 from vlv.training.feeding import find_data
@@ -55,6 +56,8 @@ class PlannedPart:
     source: str
     num_parameters: int
     num_trained: int = 0
+    num_adapters: int = 0
+    """Of those that train, the weights of adapters, which are none of the part's own."""
     download: int = 0
     """Bytes of its weights on the hub; 0 for a folder on this machine."""
     licence: str = ""
@@ -268,6 +271,7 @@ class RunPlan:
                 f"{part.num_trained / 1e6:9.2f} M trained" if part.num_trained else "   frozen"
             )
             yield f"  {part.name:<16} {part.num_parameters / 1e6:9.2f} M {trained:<20}  {part.source}"
+        yield from self._adapter_lines()
         if self.unknown:
             yield f"  parts: {self.unknown}"
         passes = loop.passes_per_step(self.num_processes)
@@ -284,6 +288,19 @@ class RunPlan:
                 f"optimizer {found.optimizer / 1e9:.2f}, activations {found.activations / 1e9:.2f})"
             )
         yield self._time_line()
+
+    def _adapter_lines(self) -> Iterator[str]:
+        changed = [part for part in self.parts if part.num_adapters]
+        if changed:
+            adapters, whole = (
+                sum(part.num_adapters for part in changed),
+                sum(part.num_parameters for part in changed),
+            )
+            size = 4 * sum(part.num_trained for part in self.parts)  # saved in float32
+            yield (
+                f"  adapters: {adapters / 1e6:.2f} M weights, {adapters / whole:.2%} of the parts that they change; "
+                f"RUN_DIR/adapter takes {size / 1e6:.1f} MB"
+            )
 
     def _time_line(self) -> str:
         if self.hours is None or self.images_per_second is None:
@@ -344,7 +361,9 @@ def describe_parts(config: RunConfig, parts: Parts) -> tuple[PlannedPart, ...]:
         module = getattr(parts, name)
         if module is not None and source is not None:
             trained = sum(p.numel() for p in set(module.parameters()) if p.requires_grad)
-            found.append(PlannedPart(name, source.path, num_parameters(module), trained))
+            adapters = sum(p.numel() for p in low_rank_parameters(module).values())
+            own = num_parameters(module) - adapters
+            found.append(PlannedPart(name, source.path, own, trained, adapters))
     return tuple(found)
 
 

@@ -40,6 +40,7 @@ from vlv.models.decoding import Caption, Generation, GenerationOptions, tidy_cap
 from vlv.models.encoder import Projector
 from vlv.models.instructions import instructions_of
 from vlv.models.json_writing import JsonWriting
+from vlv.models.lora import let_train
 from vlv.models.word_writing import TokenTexts, write_with_words
 from vlv.models.writers import OwnWriter, Writer, Writing
 
@@ -166,10 +167,10 @@ class CaptionDecoder(PreTrainedModel):
         """Choose what trains (paper, Table 4).
 
         Args:
-            parts: "mlp" is psi alone, "mlp+llm" everything, "none" nothing.
+            parts: "mlp" is psi alone, "mlp+llm" everything, or psi and the adapters where there are any, "none" nothing.
         """
         self.mlp.requires_grad_(parts != "none")
-        self.llm.requires_grad_(parts == "mlp+llm")
+        let_train(self.llm, parts == "mlp+llm")
         return [p for p in self.parameters() if p.requires_grad]
 
     def prefix(self, c: Tensor) -> Tensor:

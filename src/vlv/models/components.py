@@ -26,16 +26,27 @@ from transformers import (
 
 from vlv.data.framing import DEFAULT_FRAMING, Framing, check_framing
 from vlv.errors import ModelFolderError, OutputError
+from vlv.models.adapter import apply_adapter, find_adapter
 from vlv.models.arguments import named
 from vlv.models.calibration import CALIBRATION_NAME, Calibration, read_calibration
 from vlv.models.captioner import CaptionDecoder
-from vlv.models.card import CARD_NAME, model_card, named_parts, read_card, rename_card
+from vlv.models.card import (
+    CARD_NAME,
+    Provenance,
+    model_card,
+    named_parts,
+    origin_of,
+    past_trainings,
+    read_card,
+    rename_card,
+)
 from vlv.models.diffusion import DiffusionDecoder, Scheduler
 from vlv.models.encoder import ImageEncoder
 from vlv.models.folder import (
     COMPONENTS,
     INDEX_NAME,
     MORE_COMPONENTS,
+    ModelIndex,
     Reference,
     Task,
     check_parts,
@@ -222,6 +233,7 @@ class VLVComponents(DiffusionPipeline):
         *,
         parts: Iterable[Task] | None = None,
         revision: str | None = None,
+        adapter: str | Path | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = torch.float32,
         local_files_only: bool = False,
@@ -233,15 +245,16 @@ class VLVComponents(DiffusionPipeline):
             parts: What it is for, any of "caption", "reconstruct", "generate", "embed", "search": only the components
                 that these need are loaded. None loads all that the model has.
             revision: Of a model on the hub.
+            adapter: Folder of a LoRA adapter of this model, or ``owner/name`` on the hub; it is merged in.
             device: Where it works; "auto" is CUDA, else MPS, else the CPU.
             dtype: Of the weights in memory, whatever the files hold, as a torch dtype or its name; "auto" is bfloat16
                 where the device computes in it, or else float32. The VAE is always float32.
             local_files_only: Take a model on the hub from the cache.
 
         Raises:
-            ModelFolderError: There is no such model, or it is incomplete or damaged.
+            ModelFolderError: There is no such model or adapter, one is incomplete or damaged, or they do not belong together.
             MissingPartError: It lacks a component that `parts` need.
-            ConfigError: There is no such device or dtype.
+            ConfigError: There is no such device or dtype, or the adapter needs peft.
         """
         device = pick_device(str(device))
         dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, device)
@@ -258,9 +271,22 @@ class VLVComponents(DiffusionPipeline):
         pipe.card = read_card(folder)
         pipe.calibration = read_calibration(folder)
         pipe.search_space = read_search_space(folder)
+        if adapter is not None:
+            pipe._adapt(find_adapter(adapter, local_files_only=local_files_only), index)
         pipe.register_to_config(_name_or_path=str(name_or_folder))  # type: ignore[no-untyped-call]
         pipe.to(device)
         return pipe
+
+    def _adapt(self, adapter: Path, index: ModelIndex) -> None:
+        """Merge an adapter in, and forget what was known of the components that it changes."""
+        parts = {name: part for name, part in self._parts().items() if part is not None}
+        changed = apply_adapter(adapter, parts, index)
+        self.references = {k: v for k, v in self.references.items() if k not in changed}
+        if "encoder" in changed:
+            self.search_space = None
+        origins = {name: origin_of(index.folder, name) for name in parts}
+        trainings = (*past_trainings(index.folder), *past_trainings(adapter))
+        self.card = model_card(adapter.name, parts, Provenance(origins, trainings))
 
     def save_pretrained(  # type: ignore[override]
         self,

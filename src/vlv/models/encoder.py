@@ -31,6 +31,7 @@ from vlv.models.bottleneck import (
     bottleneck_of,
 )
 from vlv.models.compilation import own_precision
+from vlv.models.lora import let_train
 from vlv.models.pixels import as_float
 from vlv.models.resizing import resize
 
@@ -54,6 +55,8 @@ class ImageEncoder(PreTrainedModel):
 
     bottleneck: DiscreteBottleneck | None
     """What makes z discrete; None, as in the paper, leaves it continuous."""
+    backbone: PreTrainedModel
+    """What reads the image, and of Florence-2 its language model too."""
 
     base_model_prefix = ""
     main_input_name = "pixels"
@@ -170,6 +173,7 @@ class ImageEncoder(PreTrainedModel):
                 the queries and the projector. "all" trains everything, "none" nothing.
         """
         self.requires_grad_(parts != "none")
+        let_train(self.backbone, parts != "none")  # its adapters alone, where it has any
         if parts == "language":
             for module in self.vision():
                 module.requires_grad_(False)
@@ -318,7 +322,7 @@ class VLVEncoder(ImageEncoder):
         prompt = language.shared(ids).expand(len(features), -1, -1)  # (B, P, d)
         inputs = torch.cat([features.to(prompt.dtype), prompt], dim=1)  # (B, N + P, d)
         memory = language.encoder(inputs_embeds=inputs).last_hidden_state  # (B, N + P, d)
-        queries = self.queries.expand(len(features), -1, -1)  # (B, Q, d)
+        queries = self.queries.expand(len(features), -1, -1).to(prompt.dtype)  # (B, Q, d)
         # The mask is given, for the decoder would ask the device whether one is needed, and wait.
         causal = queries.new_ones(queries.shape[1], queries.shape[1], dtype=torch.bool).tril()
         hidden = language.decoder(

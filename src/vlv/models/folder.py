@@ -117,7 +117,7 @@ def needed(task: str, present: Iterable[str]) -> tuple[str, ...]:
     return _needed_of(decoder_class(tuple(present))).get(task, ())
 
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _LIBRARIES = ("diffusers", "transformers", "vlv")
 _LARGEST_SIDE = 2**14
 
@@ -215,7 +215,7 @@ def find_folder(
         )
     if str(name) in released_names():
         return _released(str(name), revision)
-    if not _HUB_ID.fullmatch(str(name)):
+    if not HUB_ID.fullmatch(str(name)):
         known = ", ".join([*shipped, *released_names()])
         raise ModelFolderError(
             f'there is no model "{name}"; name a known model ({known}), a model folder, '

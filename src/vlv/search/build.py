@@ -52,15 +52,26 @@ class ModelName:
     Attributes:
         model: Name or folder.
         revision: On the hub.
+        adapter: Of its encoder.
     """
 
     model: str
     revision: str | None = None
+    adapter: str | None = None
 
     @property
     def lasting(self) -> str:
         """The name that holds in any working directory."""
-        return str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model
+        return _lasting(self.model)
+
+    @property
+    def lasting_adapter(self) -> str | None:
+        """That of the adapter."""
+        return None if self.adapter is None else _lasting(self.adapter)
+
+
+def _lasting(name: str) -> str:
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def identity(pipe: VLVPipeline) -> Json:
@@ -99,6 +110,7 @@ def begin_index(folder: Path, name: ModelName, pipe: VLVPipeline, space: Space) 
         "format": FORMAT,
         "model": name.lasting,
         "revision": name.revision,
+        "adapter": name.lasting_adapter,
         "weights": identity(pipe),
         "space": space.hash(),
     }
@@ -185,7 +197,8 @@ class IndexJob:
         return tally
 
     def _names_another(self) -> bool:
-        return self.about is not None and self.about["model"] != self.name.lasting
+        names = {"model": self.name.lasting, "adapter": self.name.lasting_adapter}
+        return self.about is not None and any(self.about[k] != v for k, v in names.items())
 
     def _tidy(self) -> None:
         """Remove what a killed build left half written, and parts that a disk has damaged: their images are embedded again."""

@@ -29,39 +29,34 @@ from vlv.config import (
     Stage3Run,
     TrainedEncoder,
 )
-from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.data.loader import Listed, Loader, LoaderSettings, Streamed, epoch_batches
 from vlv.data.records import Record
 from vlv.data.source import find_records
 from vlv.engine import EngineSettings
 from vlv.errors import ConfigError, ModelFolderError
+from vlv.models.adapter import language_models
 from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder
-from vlv.models.card import Provenance, model_card
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.draws import RowGenerator
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
-from vlv.models.folder import (
-    INDEX_NAME,
-    load_components,
-    read_index,
-)
-from vlv.models.pipeline import VLVPipeline
+from vlv.models.lora import add_low_rank
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.caption_meter import CaptionMeter
 from vlv.training.distributed import World, join_world
 from vlv.training.engine import captions_by, check_engine
+from vlv.training.export import Results, make_pipeline, save_result
 from vlv.training.feeding import columns_of, find_data, make_loader
 from vlv.training.held_out import DenoisingMeter, HeldOutLoss, Samples
 from vlv.training.loop import fit
 from vlv.training.objective import Batch, Evaluate, FitResult, Objective, Sample
 from vlv.training.parallel import check_sharding
 from vlv.training.parts import (
-    decoder_index,
+    encoder_folder,
+    framing_of,
     load_component,
     load_decoder,
     load_pretrained,
-    model_around,
     part_folder,
 )
 from vlv.training.precision import fast_products, store_frozen, warn_of_slow_products
@@ -101,7 +96,7 @@ def train(
     Args:
         config: The run.
         run_dir: Its folder.
-        export: Where the finished model goes; `run_dir/model` by default.
+        export: Where the whole model goes; `run_dir/model` by default, and nowhere where adapters train, see `Results`.
         max_seconds: Stop and save after this time.
         engine: That writes the captions of stage 3, where `stage3.engine` names one.
 
@@ -142,7 +137,8 @@ def train(
         num_held_out=len(held_out),
         learnt_from=encoder_folder(config),
     )
-    world.on_main(lambda: export_model(config, parts, export or run_dir / "model", known))
+    results = Results(run_dir, export)
+    world.on_main(lambda: save_result(config, parts, lambda: load_parts(config), results, known))
     return result
 
 
@@ -197,30 +193,6 @@ def load_encoder(config: RunConfig, decoder: DiffusionDecoder) -> VLVEncoder | V
     if encoder.bottleneck is not None:
         encoder.bottleneck.is_annealed = True
     return encoder
-
-
-def framing_of(config: RunConfig) -> Framing:
-    """How images become squares: as the settings say, or as the encoder that learns on has seen them.
-
-    Raises:
-        ConfigError: The two differ.
-    """
-    wanted, folder = config.data.framing, encoder_folder(config)
-    known = None
-    if folder is not None and (folder / INDEX_NAME).is_file():
-        known = read_index(folder).framing
-    if wanted and known and wanted != known:
-        raise ConfigError(
-            f'data.framing is "{wanted}", but the encoder in {folder} has seen images of the framing "{known}"; '
-            "leave data.framing out"
-        )
-    return wanted or known or DEFAULT_FRAMING
-
-
-def encoder_folder(config: RunConfig) -> Path | None:
-    """The model folder whose encoder learns on; None for a fresh encoder."""
-    source = config.model.encoder
-    return None if source is None else model_around(part_folder(source, ["embed"]), "encoder")
 
 
 def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> CaptionDecoder:
@@ -324,11 +296,16 @@ def _check_width(
 
 
 def make_objective(config: RunConfig, parts: Parts) -> Stage:
-    """What trains, and which loss."""
+    """What trains, and which loss; the parts get adapters where these train."""
     if config.stage1 is not None:
         return Stage1(parts.encoder, parts.decoder, config.stage1)
     if parts.caption_decoder is None:
         raise ConfigError(f"{config.stage} needs a caption decoder")
+    stage = config.stage2 or config.stage3
+    if stage is not None and stage.lora is not None:
+        encoder = parts.encoder if stage.trainable == "mlp+llm+encoder" else None
+        for model in language_models(encoder, parts.caption_decoder).values():
+            add_low_rank(model, stage.lora, config.loop.seed)
     if config.stage3 is not None:
         return Stage3(parts.encoder, parts.decoder, parts.caption_decoder, config.stage3)
     return Stage2(parts.encoder, parts.decoder, parts.caption_decoder, config.stage2)
@@ -404,43 +381,3 @@ def make_samples(config: RunConfig, parts: Parts, held_out: Sequence[Record]) ->
         return batch
 
     return Samples(make_pipeline(config, parts), held_out, load)
-
-
-# --- the finished model ----------------------------------------------------------------------------
-
-
-def make_pipeline(config: RunConfig, parts: Parts, **decoder: object) -> VLVPipeline:
-    """The parts as a pipeline; ``decoder`` supplies components other than those that training used."""
-    names = parts.decoder.components
-    components = {name: getattr(parts.decoder, name) for name in names} | decoder
-    return VLVPipeline(
-        encoder=parts.encoder,
-        caption_decoder=parts.caption_decoder,
-        image_size=config.data.image_size,
-        framing=framing_of(config),
-        **components,
-    )
-
-
-def export_model(config: RunConfig, parts: Parts, folder: Path, known: Provenance) -> None:
-    """Save the model folder with its card; a decoder from the hub is named in it, one from a folder is copied."""
-    source = config.model.decoder
-    names = parts.decoder.components
-    if Path(source.path).is_dir():
-        index = decoder_index(source, names)
-        copied = load_components(index, names, torch.float32)
-        pipe = make_pipeline(config, parts, **copied)
-        pipe.save_pretrained(folder, card=model_card(folder.name, pipe.components, known))
-        return
-    references = {
-        name: {
-            "repo": source.path,
-            "subfolder": f"{source.subfolder}/{name}" if source.subfolder else name,
-            "revision": source.revision,
-            **({"variant": source.variant} if source.variant else {}),
-        }
-        for name in names
-    }
-    pipe = make_pipeline(config, parts)
-    card = model_card(folder.name, pipe.components, known)
-    pipe.save_pretrained(folder, references=references, card=card)

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import torch
 from transformers import AutoTokenizer
 
-from vlv.config import PartSource
+from vlv.config import PartSource, RunConfig
+from vlv.data.framing import DEFAULT_FRAMING, Framing
+from vlv.errors import ConfigError
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.folder import (
     COMPONENTS,
@@ -100,3 +102,27 @@ def load_pretrained(kind: Any, source: PartSource, what: str) -> Any:
         return kind.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
+
+
+def framing_of(config: RunConfig) -> Framing:
+    """How images become squares: as the settings say, or as the encoder that learns on has seen them.
+
+    Raises:
+        ConfigError: The two differ.
+    """
+    wanted, folder = config.data.framing, encoder_folder(config)
+    known = None
+    if folder is not None and (folder / INDEX_NAME).is_file():
+        known = read_index(folder).framing
+    if wanted and known and wanted != known:
+        raise ConfigError(
+            f'data.framing is "{wanted}", but the encoder in {folder} has seen images of the framing "{known}"; '
+            "leave data.framing out"
+        )
+    return wanted or known or DEFAULT_FRAMING
+
+
+def encoder_folder(config: RunConfig) -> Path | None:
+    """The model folder whose encoder learns on; None for a fresh encoder."""
+    source = config.model.encoder
+    return None if source is None else model_around(part_folder(source, ["embed"]), "encoder")

@@ -102,7 +102,8 @@ class Stage3:
         }
         self.reference: CaptionDecoder | None = None
         if config.method == "dpo" or config.kl:
-            self.reference = copy.deepcopy(caption_decoder).requires_grad_(False)
+            resting = {id(p): p for p in caption_decoder.parameters() if not p.requires_grad}
+            self.reference = copy.deepcopy(caption_decoder, resting).requires_grad_(False)
             self.reference.tokenizer = caption_decoder.tokenizer
             parts["reference"] = self.reference
         self.module = nn.ModuleDict(parts)

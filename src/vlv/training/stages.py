@@ -22,6 +22,7 @@ from vlv.models.context import Context
 from vlv.models.diffusion import DiffusionDecoder, Posterior
 from vlv.models.draws import RowGenerator
 from vlv.models.encoder import VLVEncoder
+from vlv.models.lora import let_train
 from vlv.models.vision_encoder import VisionEncoder
 from vlv.training.objective import Batch, Losses
 from vlv.training.precision import compile_parts
@@ -192,7 +193,7 @@ class Stage2:
     def _freeze_llm(self, frozen: bool) -> None:
         """Let the gradient pass through the language model to psi, and leave none in it."""
         if self.config.trainable != "mlp":
-            self.caption_decoder.llm.requires_grad_(not frozen)
+            let_train(self.caption_decoder.llm, not frozen)
 
 
 def z_of(encoder: VLVEncoder | VisionEncoder, batch: Batch, generator: torch.Generator) -> Tensor:

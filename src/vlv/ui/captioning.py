@@ -142,7 +142,7 @@ class Writing:
             ConfigError: A number makes no sense.
         """
         return CaptionSettings(
-            flags.model,
+            flags.name,
             flags.revision,
             temperature=self.temperature or None,
             seed=int(self.seed or 0),

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vlv.models.adapter import adapted_name
+
 if TYPE_CHECKING:
     from vlv.jobs.images import MixSettings, SampleSettings
 
@@ -18,14 +20,21 @@ class ModelFlags:
     Attributes:
         model: Its name or folder.
         revision: On the hub.
+        adapter: Its folder, or id on the hub.
         device: As typed.
         dtype: As typed.
     """
 
     model: str = "vlv-tiny"
     revision: str | None = None
+    adapter: str | None = None
     device: str = "auto"
     dtype: str = "auto"
+
+    @property
+    def name(self) -> str:
+        """What results say that they were made with."""
+        return adapted_name(self.model, self.adapter)
 
     def words(self) -> list[str]:
         """As options."""
@@ -33,6 +42,7 @@ class ModelFlags:
             [
                 ("--model", self.model, "vlv-tiny"),
                 ("--revision", self.revision, None),
+                ("--adapter", self.adapter, None),
                 ("--device", self.device, "auto"),
                 ("--dtype", self.dtype, "auto"),
             ]

@@ -38,7 +38,7 @@ def settings_of(flags: ModelFlags, dtype: str, shipped: str = "vlv-tiny") -> Ver
     """
     calibration, _ = find_calibration(flags.model, flags.revision, shipped=shipped)
     return VerifySettings(
-        flags.model, calibration, flags.revision, claims=calibration.claims, dtype=dtype
+        flags.name, calibration, flags.revision, claims=calibration.claims, dtype=dtype
     )
 
 

@@ -144,7 +144,7 @@ def sample_settings(
 ) -> SampleSettings:
     """What the form says about sampling; empty fields have their defaults."""
     return SampleSettings(
-        bench.flags.model,
+        bench.flags.name,
         bench.flags.revision,
         int(steps or 20),
         2.0 if guidance is None else float(guidance),

@@ -100,6 +100,7 @@ class SearchPlan:
                 ("--image", self.image, None),
                 ("-k", self.k, 10),
                 ("--model", flags.model, "vlv-tiny"),
+                ("--adapter", flags.adapter, None),
                 ("--device", flags.device, "auto"),
                 ("--dtype", flags.dtype, "auto"),
             ]

@@ -28,6 +28,7 @@ from vlv.evaluation.experiments.sources import (
     model_captions,
     true_captions,
 )
+from vlv.models.adapter import split_name
 from vlv.models.arguments import present
 from vlv.models.folder import find_folder
 from vlv.models.pipeline import VLVPipeline
@@ -80,9 +81,10 @@ class Backends:
     _engines: ExitStack = field(default_factory=ExitStack, repr=False)
 
     def pipeline(self, name: str, dtype: torch.dtype = torch.float32) -> VLVPipeline:
-        """A VLV model, with weights of a dtype."""
+        """A VLV model, or MODEL+ADAPTER, with weights of a dtype."""
         if (name, dtype) not in self.pipes:
-            pipe = VLVPipeline.from_pretrained(name, dtype=dtype)
+            model, adapter = split_name(name)
+            pipe = VLVPipeline.from_pretrained(model, adapter=adapter, dtype=dtype)
             pipe.to(self.device)
             self.pipes[name, dtype] = pipe
         return self.pipes[name, dtype]
