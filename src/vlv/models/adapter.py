@@ -49,8 +49,8 @@ FORMAT = 1
 _TRAINED_NAME = "trained.safetensors"
 _PARTS = ("encoder", "text_encoder", "text_encoder_2", "caption_decoder")
 """What the captions of a model depend on."""
-_TAUGHT = ("styles", "answers_questions", "ends_by_itself")
-"""Settings of a caption decoder that stage 2 changes."""
+_FLAGS = ("answers_questions", "ends_by_itself", "obeys_lengths", "uses_known")
+"""Settings of a caption decoder that stage 2 changes, beside its styles."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def save_adapter(
     """
     if folder.exists() and not (folder / ABOUT_NAME).is_file() and any(folder.iterdir()):
         raise OutputError(f"{folder} exists and is no adapter; name a new folder or empty this one")
-    taught = {name: getattr(caption_decoder.config, name) for name in _TAUGHT}
+    taught = {name: getattr(caption_decoder.config, name) for name in ("styles", *_FLAGS)}
     about = {"format": FORMAT, "base": asdict(base), "caption_decoder": taught}
     with replacing_folder(folder) as temporary:
         for part, model in language_models(encoder, caption_decoder).items():
@@ -288,15 +288,11 @@ def _of(whole: Mapping[str, Tensor], parts: Mapping[str, Any]) -> Iterator[tuple
 
 def _teach(caption_decoder: CaptionDecoder, taught: Json) -> None:
     """Let the caption decoder know what the adapter taught it."""
-    match taught:
-        case {
-            "styles": dict() | None as styles,
-            "answers_questions": bool(answers),
-            "ends_by_itself": bool(ends),
-        } if all(isinstance(text, str) for text in (styles or {}).values()):
-            config = caption_decoder.config
-            config.styles, config.answers_questions, config.ends_by_itself = styles, answers, ends
-        case _:
-            raise ModelFolderError(
-                f"{ABOUT_NAME} does not say what the captions may be asked for; copy the adapter again"
-            )
+    styles = taught.get("styles", "")
+    are_texts = isinstance(styles, dict) and all(isinstance(x, str) for x in styles.values())
+    if not (styles is None or are_texts) or any(type(taught.get(x)) is not bool for x in _FLAGS):
+        raise ModelFolderError(
+            f"{ABOUT_NAME} does not say what the captions may be asked for; copy the adapter again"
+        )
+    for name in ("styles", *_FLAGS):
+        setattr(caption_decoder.config, name, taught[name])
