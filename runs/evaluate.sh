@@ -10,28 +10,33 @@ MODEL=${MODEL:-vlv-tiny}
 GUIDANCES=${GUIDANCES:-1 2 3 4}
 DTYPE=${DTYPE:-auto}
 ABLATIONS=${ABLATIONS:-1}
+# RIVAL=out/tiny/parts/florence sets the captions of the Florence-2 that the encoder was made from beside ours.
+RIVAL=${RIVAL:-}
 
 guidances=()
 for guidance in $GUIDANCES; do guidances+=(--guidance "$guidance"); done
 
+rival=() against=()
+if [ -n "$RIVAL" ]; then rival=(--from "rival=florence:$RIVAL") against=(--against rival); fi
+
 # 1, 2 and 6: pictures from captions and from z, their claims and their 3-D boxes
 vlv eval predict reconstruction --run-dir "$OUT/reconstruction" --num "$NUM" --seed "$SEED" --generator "model:$MODEL" --dtype "$DTYPE" \
-  --from true --from "ours=model:$MODEL" --from "z=z:$MODEL" --from words --from other "${guidances[@]}"
+  --from true --from "ours=model:$MODEL" "${rival[@]}" --from "z=z:$MODEL" --from words --from other "${guidances[@]}"
 vlv eval judge "$OUT/reconstruction" --judge pixels --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/reconstruction"
 
 # 3: ratings, and choices in both orders; BLEU, ROUGE-L, CIDEr-D and claims of the same captions
 vlv eval predict arena --run-dir "$OUT/arena" --num "$NUM" --seed "$SEED" \
-  --from true --from again --from "ours=model:$MODEL" --from words --from other
-vlv eval judge "$OUT/arena" --judge exact --judge references --judge claims
+  --from true --from again --from "ours=model:$MODEL" "${rival[@]}" --from words --from other
+vlv eval judge "$OUT/arena" --judge exact --judge linear --judge references --judge claims
 vlv eval judge "$OUT/arena" --judge choice=exact --pairs
-vlv eval score "$OUT/arena"
+vlv eval score "$OUT/arena" "${against[@]}"
 
 # 4: questions answered from captions alone
 vlv eval predict vqa --run-dir "$OUT/vqa" --num "$NUM" --seed "$SEED" \
-  --from true --from "ours=model:$MODEL" --from words --from other
+  --from true --from "ours=model:$MODEL" "${rival[@]}" --from words --from other
 vlv eval judge "$OUT/vqa" --judge parser
-vlv eval score "$OUT/vqa"
+vlv eval score "$OUT/vqa" "${against[@]}"
 
 # 7: mixes of embeddings
 vlv eval predict mixes --run-dir "$OUT/mixes" --num "$NUM" --seed "$SEED" --model "$MODEL" --dtype "$DTYPE"

@@ -17,8 +17,7 @@ from vlv.data.source import find_records
 from vlv.errors import DataError
 from vlv.models.encoder import VLVEncoder, normalize
 from vlv.progress import Progress
-from vlv.training import own_captions
-from vlv.training.own_captions import _write, own_caption_ids
+from vlv.training.own_captions import own_caption_ids
 
 
 def test_same_tokens_as_florence_with_its_ordinary_inputs(
@@ -34,7 +33,7 @@ def test_same_tokens_as_florence_with_its_ordinary_inputs(
         num_beams=1,
         do_sample=False,
     )
-    assert torch.equal(_write(tiny_encoder, pixels), expected)
+    assert torch.equal(tiny_encoder.write(pixels, tiny_encoder.num_queries), expected)
 
 
 def captions(encoder: VLVEncoder, records: list[Record], journal: Path, **options: Any) -> Any:
@@ -66,16 +65,19 @@ def test_captions_are_written_once_and_go_on_after_an_interruption(
     whole = captions(tiny_encoder, records, tmp_path / "whole.jsonl")
     assert whole.shape == (5, tiny_encoder.num_queries)
     assert (whole[:, 0] == tiny.make_clip_tokenizer().bos_token_id).all()
-    answers = iter([own_captions._write])
+    plain = VLVEncoder.write
+    answers = iter([plain])
     with monkeypatch.context() as patch:
-        patch.setattr(own_captions, "_write", lambda *arguments: next(answers)(*arguments))
+        patch.setattr(VLVEncoder, "write", lambda *arguments: next(answers)(*arguments))
         with pytest.raises(StopIteration):
             captions(tiny_encoder, records, tmp_path / "run" / "own.jsonl")
     sizes: list[int] = []
-    plain = own_captions._write
-    monkeypatch.setattr(
-        own_captions, "_write", lambda e, pixels: (sizes.append(len(pixels)), plain(e, pixels))[1]
-    )
+
+    def write(encoder: VLVEncoder, pixels: torch.Tensor, most: int) -> torch.Tensor:
+        sizes.append(len(pixels))
+        return plain(encoder, pixels, most)
+
+    monkeypatch.setattr(VLVEncoder, "write", write)
     assert np.array_equal(captions(tiny_encoder, records, tmp_path / "run" / "own.jsonl"), whole)
     assert sizes == [2, 1]  # the first two were done
     assert np.array_equal(captions(tiny_encoder, records, tmp_path / "run" / "own.jsonl"), whole)

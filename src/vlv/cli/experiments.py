@@ -304,6 +304,13 @@ class ScoreOptions:
     baseline: Annotated[
         Path | None, typer.Option(help="Another run, or its scores.jsonl, for paired tests.")
     ] = None
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="A source of this run, or a guidance such as ours.g2: all others are tested against it.",
+        ),
+    ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of intervals and tests.")] = 0
 
 
@@ -317,15 +324,15 @@ def score(given: ScoreOptions) -> int:
     from vlv.evaluation.results import Results, format_results
 
     run = Run.open(given.run_folder)
-    section = score_experiment(run, given.seed, given.baseline)
+    section = score_experiment(run, given.seed, given.baseline, given.against)
     typer.echo(format_results(Results({}, (section,))))
     content = json.loads((run.folder / "result.json").read_text("utf-8"))
     for key, found in content["comparisons"].items():
         if found["p"] is None:
-            typer.echo(f"{key}: nothing to compare with the baseline")
+            typer.echo(f"{key}: nothing to compare")
             continue
         typer.echo(
-            f"{key}: {found['difference']:+.4f} against the baseline "
+            f"{key}: {found['difference']:+.4f}{'' if ' over ' in key else ' against the baseline'} "
             f"({found['low']:+.4f} to {found['high']:+.4f}), p = {found['p']:.3g}, n = {found['n']}"
         )
     for note in content["notes"]:

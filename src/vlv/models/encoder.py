@@ -281,6 +281,39 @@ class VLVEncoder(ImageEncoder):
         encoder._fill_head(seed)
         return encoder
 
+    @property
+    def longest_caption(self) -> int:
+        """Tokens that `write` has positions for."""
+        return _language_config(self.config).max_position_embeddings - 1
+
+    @torch.no_grad()
+    def write(self, pixels: Tensor, max_new_tokens: int) -> Tensor:
+        """Captions of Florence-2 itself, greedy, from the image and the prompt; the queries have no part in them.
+
+        Args:
+            pixels: (B, 3, H, W), float in [0, 1] or uint8.
+            max_new_tokens: T, the most tokens.
+
+        Returns:
+            Token ids of its tokenizer, (B, T) or fewer.
+        """
+        backbone: Any = self.backbone
+        features = self.image_features(pixels)  # (B, N, d)
+        prompt = torch.tensor(self.config.prompt_ids, device=features.device)
+        prompt = backbone.get_input_embeddings()(prompt).expand(len(features), -1, -1)  # (B, P, d)
+        memory = backbone.model.language_model.encoder(
+            inputs_embeds=torch.cat([features, prompt], 1)
+        )
+        seen = torch.ones(memory[0].shape[:2], dtype=torch.long, device=features.device)
+        ids: Tensor = backbone.generate(
+            encoder_outputs=memory,  # generate() itself drops inputs_embeds for this class
+            attention_mask=seen,
+            max_new_tokens=max_new_tokens,
+            num_beams=1,
+            do_sample=False,
+        )
+        return ids
+
     def _fill_head(self, seed: int) -> None:
         """Draw queries and projector on the CPU and move them beside the backbone."""
         generator = torch.Generator().manual_seed(seed)

@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     BartTokenizer,
+    CLIPImageProcessorPil,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
@@ -29,6 +30,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
+from vlv.models.encoder import VLVEncoderConfig
 from vlv.storage import Json
 from vlv.toyworld.questions import ask
 from vlv.toyworld.scene import sample_scene
@@ -196,6 +198,16 @@ def make_scheduler() -> DDIMScheduler:
         steps_offset=1,
     )
     return scheduler
+
+
+def make_image_processor() -> CLIPImageProcessorPil:
+    """What Florence-2 does to its images, kept beside it for whoever loads it alone."""
+    return CLIPImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        do_center_crop=False,
+        image_mean=list(VLVEncoderConfig.image_mean),
+        image_std=list(VLVEncoderConfig.image_std),
+    )
 
 
 def make_florence(tokenizer: BartTokenizer, seed: int) -> Florence2ForConditionalGeneration:

@@ -338,7 +338,7 @@ def _florence(source: Source) -> Prepared:
         )
 
     def save() -> None:
-        _save(models / "florence", florence, tokenizer)
+        _save(models / "florence", florence, tokenizer, components.make_image_processor())
 
     return Prepared(
         FlorenceObjective(florence, tokenizer, _normalisation()), columns, save, components.TASKS

@@ -1,18 +1,15 @@
 """The encoder's own captions for the warm start, written before training by the Florence-2 that it is made of.
 
-Shapes: B batch, N image tokens, P prompt tokens, L ids of the text tower, d Florence width.
+Shapes: N records, L ids of the text tower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from vlv.data.loader import LoaderSettings, OnBad, epoch_batches
@@ -55,7 +52,7 @@ def own_caption_ids(
         batches = epoch_batches(missing, settings, on_bad=on_bad)
         with Journal(journal) as file, Progress(len(missing), what="own captions") as progress:
             for batch in batches:
-                ids = _write(encoder, batch["pixels"].to(encoder.device))
+                ids = encoder.write(batch["pixels"].to(encoder.device), encoder.num_queries)
                 texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
                 new = dict(zip(batch["ids"], (text.strip() for text in texts), strict=True))
                 file.append({"id": name, "caption": text} for name, text in new.items())
@@ -70,22 +67,4 @@ def own_caption_ids(
 def _ids_of(captions: list[str], tokenizer: PreTrainedTokenizerBase) -> NDArray[np.int64]:
     padded = tokenizer(captions, padding="max_length", truncation=True, return_tensors="np")
     ids: NDArray[np.int64] = padded.input_ids.astype(np.int64)
-    return ids
-
-
-@torch.no_grad()
-def _write(encoder: VLVEncoder, pixels: Tensor) -> Tensor:
-    """Captions of Florence-2 itself as its token ids, greedy, (B, T)."""
-    backbone: Any = encoder.backbone
-    features = encoder.image_features(pixels)  # (B, N, d)
-    prompt = torch.tensor(encoder.config.prompt_ids, device=features.device)
-    prompt = backbone.get_input_embeddings()(prompt).expand(len(features), -1, -1)  # (B, P, d)
-    memory = backbone.model.language_model.encoder(inputs_embeds=torch.cat([features, prompt], 1))
-    ids: Tensor = backbone.generate(
-        encoder_outputs=memory,  # generate() itself drops inputs_embeds for this class
-        attention_mask=torch.ones(memory[0].shape[:2], dtype=torch.long, device=features.device),
-        max_new_tokens=encoder.num_queries,
-        num_beams=1,
-        do_sample=False,
-    )
     return ids

@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests import tiny
 from tests.endpoint.server import ScriptedServer, always, images_of, text_of
 from tests.evaluation.support import judge
 from vlv.cli import run as vlv
-from vlv.errors import ConfigError, DataError
+from vlv.errors import ConfigError, DataError, ModelFolderError
 from vlv.evaluation.experiments import arena, rating
 from vlv.evaluation.experiments.judging import score_experiment
 from vlv.evaluation.experiments.predicting import predict_captions
 from vlv.evaluation.experiments.rating import Ballot, RatingServer
 from vlv.evaluation.experiments.run import Run
 from vlv.evaluation.experiments.samples import DataSet
+from vlv.evaluation.experiments.sources import CAPTION_KEY
+from vlv.toyworld.components import make_image_processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,6 +62,45 @@ def test_the_exact_judge_knows_the_truth(run: Run, make_backends: Callable[..., 
     assert found["choice.consistent"] == 1
     assert found["true.choice.strength"] > found["words.choice.strength"]
     assert found["true.exact.strength"] > found["other.exact.strength"]
+
+
+def test_every_source_is_tested_against_one_of_them(
+    run: Run, make_backends: Callable[..., Backends]
+) -> None:
+    for name in ("exact", "linear"):
+        assert judge(run, name, make_backends()).done == 18
+    found = {figure.key: figure for figure in score_experiment(run, 0, against="true").figures}
+    assert found["true.linear.rating"].estimate.value == 6
+    compared = json.loads((run.folder / "result.json").read_text())["comparisons"]
+    assert {key.split(".")[0] for key in compared} == {"other over true", "words over true"}
+    paired = compared["other over true.linear.rating"]
+    others = found["other.linear.rating"].estimate.value
+    assert paired["difference"] == pytest.approx(others - 6)
+    assert paired["high"] < 0
+    assert paired["n"] == 6
+    assert paired["label"] == "other: mean rating by linear (0 to 6), minus true"
+    with pytest.raises(DataError, match="no figure of this run begins with ours; name a source"):
+        score_experiment(run, 0, against="ours")
+    with pytest.raises(ConfigError, match="linear rates single captions"):
+        judge(run, "pairs=linear", make_backends(), pairs=True)
+
+
+def test_a_florence_writes_captions_of_its_own(
+    tmp_path: Path, make_backends: Callable[..., Backends]
+) -> None:
+    parts, folder = tiny.make_parts(), tmp_path / "florence"
+    for part in (parts.florence, parts.florence_tokenizer, make_image_processor()):
+        part.save_pretrained(folder)
+    settings = arena.settings([f"rival=florence:{folder}"])
+    run = Run.start(tmp_path / "run", arena.NAME, DataSet("test", 3, 3), settings)
+    assert predict_captions(run, make_backends()).done == 3
+    rows = run.rows("captions/rival", CAPTION_KEY)
+    assert [row["finish_reason"] for row in rows] == ["length"] * 3, "random weights end nothing"
+    assert all(row["caption"] and "<" not in row["caption"] for row in rows)
+    (folder / "preprocessor_config.json").unlink()
+    again = Run.start(tmp_path / "again", arena.NAME, DataSet("test", 3, 3), settings)
+    with pytest.raises(ModelFolderError, match="no readable preprocessor_config"):
+        predict_captions(again, make_backends())
 
 
 @pytest.mark.slow

@@ -127,6 +127,15 @@ def exact_judge(items: Iterator[Item], emit: Emit) -> None:
     emit(rows)
 
 
+def linear_judge(items: Iterator[Item], emit: Emit) -> None:
+    """Six times the F1 of a caption's claims: a scale without the steps of the rubric, on which one wrong claim costs most of the points."""
+    rows: list[Row] = []
+    for key, sample, captions in items:
+        (caption,) = captions
+        rows.append({**key, "rating": TOP * compare(parse(caption), sample.known_scene).f1})
+    emit(rows)
+
+
 def rubric(coverage: float, wrong: int, stated: int) -> int:
     """The rating of a caption whose claims are known.
 
@@ -252,10 +261,14 @@ def judge(run: Run, judge: Judge, backends: Backends, report: Report = silent) -
 def _rater(judge: Judge, backends: Backends) -> Rater:
     if judge.kind == "exact" and not judge.value:
         return exact_judge
+    if judge.kind == "linear" and not judge.value:
+        if judge.pairs:
+            raise ConfigError("linear rates single captions; compare two with exact")
+        return linear_judge
     if judge.kind == "endpoint":
         return endpoint_judge(backends.client(judge.value), pairs=judge.pairs)
     raise ConfigError(
-        f'"{judge.kind}" is no judge of captions; write exact or claims for the toy world, references, clip:MODEL, or '
+        f'"{judge.kind}" is no judge of captions; write exact, linear or claims for the toy world, references, clip:MODEL, or '
         "endpoint:MODEL@URL; people rate with vlv eval rate"
     )
 

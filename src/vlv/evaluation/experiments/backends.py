@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from transformers import AutoTokenizer, Florence2ForConditionalGeneration
 
+from vlv.config import PartSource
 from vlv.endpoint import Budget, Client, Endpoint, KeyedStore, Prices, split_spec
 from vlv.engine import EngineSettings, engine_writes
 from vlv.errors import ModelFolderError
@@ -25,17 +27,23 @@ from vlv.evaluation.experiments.sources import (
     Source,
     endpoint_captions,
     file_captions,
+    florence_captions,
     model_captions,
     true_captions,
 )
 from vlv.models.adapter import split_name
 from vlv.models.arguments import present
+from vlv.models.encoder import VLVEncoder
 from vlv.models.folder import find_folder
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.placement import DTYPES
+from vlv.models.vision_encoder import read_image_statistics
 from vlv.toyworld.inspector import Inspector, InspectorConfig
+from vlv.training.parts import load_pretrained, part_folder
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from vlv.evaluation.experiments.run import Settings
     from vlv.evaluation.experiments.samples import Sample
 
@@ -121,10 +129,29 @@ class Backends:
                 if self.engine is not None and decoder.writer is None:
                     self._engines.enter_context(engine_writes(decoder, self.engine))
                 return model_captions(pipe, self.batch_size, self.max_new_tokens)
+            case "florence":
+                return florence_captions(*self._florence(source.value), self.batch_size)
             case "endpoint":
                 return endpoint_captions(self.client(source.value))
             case _:
                 return true_captions(everything, source.kind, seed)
+
+    def _florence(self, name: str) -> tuple[VLVEncoder, PreTrainedTokenizerBase]:
+        """A Florence-2 as an encoder with the prompt of its detailed captions, and its tokenizer."""
+        source = PartSource(path=name)
+        folder = part_folder(source, None)
+        size, mean, std = read_image_statistics(folder)
+        tokenizer = load_pretrained(AutoTokenizer, source, "tokenizer of florence")
+        encoder = VLVEncoder.from_florence(
+            load_pretrained(Florence2ForConditionalGeneration, source, "florence").to(self.device),
+            tokenizer,
+            num_queries=1,
+            text_width=1,
+            image_size=size,
+            seed=0,
+        )
+        encoder.config.image_mean, encoder.config.image_std = mean, std
+        return encoder, tokenizer
 
     def generator(self, text: str, steps: int, dtype: torch.dtype = torch.float32) -> Generator:
         """What generates images from texts, with weights of a dtype."""

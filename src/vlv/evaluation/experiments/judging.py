@@ -42,7 +42,9 @@ def judge_run(run: Run, judge: Judge, backends: Backends, report: Report = silen
     return experiment_of(run).judge(run, judge, backends, report)
 
 
-def score_experiment(run: Run, seed: int, baseline: Path | None = None) -> Section:
+def score_experiment(
+    run: Run, seed: int, baseline: Path | None = None, against: str | None = None
+) -> Section:
     """The figures of a run, written into its folder.
 
     Raises:
@@ -50,4 +52,4 @@ def score_experiment(run: Run, seed: int, baseline: Path | None = None) -> Secti
         DataError: Nothing was judged, or the baseline does not fit.
     """
     experiment = experiment_of(run)
-    return score_run(run, experiment.score(run, seed), experiment.TITLE, seed, baseline)
+    return score_run(run, experiment.score(run, seed), experiment.TITLE, seed, baseline, against)

@@ -137,7 +137,12 @@ def figures_of(
 
 
 def score_run(
-    run: Run, scores: Scores, title: str, seed: int, baseline: Path | None = None
+    run: Run,
+    scores: Scores,
+    title: str,
+    seed: int,
+    baseline: Path | None = None,
+    against: str | None = None,
 ) -> Section:
     """Compute the figures of a run and write ``scores.jsonl`` and ``result.json``.
 
@@ -147,18 +152,21 @@ def score_run(
         title: Of the experiment.
         seed: Of intervals and tests.
         baseline: Another run's folder, or its ``scores.jsonl``: figures that both have are compared sample by sample.
+        against: What keys of this run begin with, such as a source's name: all others are compared with it likewise.
 
     Returns:
         All figures.
 
     Raises:
-        DataError: Nothing was judged yet, or the baseline has no sample of this run.
+        DataError: Nothing was judged yet, the baseline has no sample of this run, or no figure begins so.
     """
     if not scores.measures and not scores.figures:
         raise DataError(
             f"nothing of {run.folder} has been judged, so there is nothing to score; begin with vlv eval judge"
         )
     compared = {} if baseline is None else compare(scores, baseline, seed)
+    if against is not None:
+        compared |= compare_within(scores, against, seed)
     _note_few(scores)
     figures = figures_of(scores, seed)
     section = Section(run.experiment, title, figures, tuple(scores.tables))
@@ -270,30 +278,55 @@ def compare(scores: Scores, baseline: Path, seed: int) -> dict[str, Settings]:
             f"{baseline} shares no figure with this run: it has {', '.join(list(theirs)[:4])} ..., this run "
             f"{', '.join(m.key for m in scores.measures[:4])} ...; give the sources the same names"
         )
-    found: dict[str, Settings] = {}
-    for ours in common:
-        other = theirs[ours.key]
-        place = {id: row for row, id in enumerate(other.ids)}
-        rows = [(row, place[id]) for row, id in enumerate(ours.ids) if id in place]
-        if not rows:
-            raise DataError(
-                f"{baseline} was measured on other samples ({other.ids[0]} ...) than this run ({ours.ids[0]} ...); a "
-                "paired test needs the same"
-            )
-        if len(rows) < len(ours.ids):
-            note = f"compared with the baseline on the {len(rows)} of {len(ours.ids)} samples that both have"
-            scores.notes.extend([note] if note not in scores.notes else [])
-        mine, its = (np.array(column) for column in zip(*rows, strict=True))
-        paired = paired_test(
-            ours.columns[mine], other.columns[its], STATISTICS[ours.statistic], seed
+    return {m.key: _paired(scores, m, theirs[m.key], m.label, seed, str(baseline)) for m in common}
+
+
+def compare_within(scores: Scores, against: str, seed: int) -> dict[str, Settings]:
+    """Paired tests of every other source, or guidance, against one of the same run, as JSON values."""
+    theirs = {
+        m.key.removeprefix(f"{against}."): m
+        for m in scores.measures
+        if m.key.startswith(f"{against}.")
+    }
+    if not theirs:
+        heads = list(dict.fromkeys(m.key.split(".")[0] for m in scores.measures))
+        raise DataError(
+            f"no figure of this run begins with {against}; name a source, one of {', '.join(heads)}"
         )
-        found[ours.key] = {
-            "label": ours.label,
-            "unit": ours.unit,
-            "difference": number(paired.difference.value),
-            "low": number(paired.difference.low),
-            "high": number(paired.difference.high),
-            "n": paired.difference.n,
-            "p": number(paired.p),
-        }
+    found, depth = {}, against.count(".") + 1
+    for ours in scores.measures:
+        parts = ours.key.split(".")
+        head, rest = ".".join(parts[:depth]), ".".join(parts[depth:])
+        if head != against and rest in theirs:
+            label = f"{ours.label}, minus {against}"
+            found[f"{head} over {against}.{rest}"] = _paired(
+                scores, ours, theirs[rest], label, seed, against
+            )
     return found
+
+
+def _paired(
+    scores: Scores, ours: Measure, other: Measure, label: str, seed: int, baseline: str
+) -> Settings:
+    """The paired test of a figure on the samples that both have."""
+    place = {id: row for row, id in enumerate(other.ids)}
+    rows = [(row, place[id]) for row, id in enumerate(ours.ids) if id in place]
+    if not rows:
+        raise DataError(
+            f"{baseline} was measured on other samples ({other.ids[0]} ...) than this run ({ours.ids[0]} ...); a "
+            "paired test needs the same"
+        )
+    if len(rows) < len(ours.ids):
+        note = f"compared with the baseline on the {len(rows)} of {len(ours.ids)} samples that both have"
+        scores.notes.extend([note] if note not in scores.notes else [])
+    mine, its = (np.array(column) for column in zip(*rows, strict=True))
+    paired = paired_test(ours.columns[mine], other.columns[its], STATISTICS[ours.statistic], seed)
+    return {
+        "label": label,
+        "unit": ours.unit,
+        "difference": number(paired.difference.value),
+        "low": number(paired.difference.low),
+        "high": number(paired.difference.high),
+        "n": paired.difference.n,
+        "p": number(paired.p),
+    }

@@ -10,6 +10,7 @@ A source is written ``NAME=KIND`` or ``NAME=KIND:VALUE``:
 | ``again`` | in the toy world, the whole truth in other words: what a right caption scores against a reference |
 | ``file:PATH`` | JSON lines with ``id`` (or ``file_name``) and ``caption``, as ``vlv caption`` writes them |
 | ``model:MODEL`` | a VLV model |
+| ``florence:MODEL`` | the detailed captions of a Florence-2, from which encoders are made: a rival of their captions |
 | ``endpoint:MODEL@URL`` | a vision model behind an OpenAI-compatible address |
 | ``z:MODEL`` | none: images are reconstructed from the caption embedding itself |
 """
@@ -30,16 +31,19 @@ from vlv.evaluation.experiments.run import Emit, batches
 from vlv.evaluation.experiments.samples import Sample, read_rows
 from vlv.jobs.caption_files import names_of
 from vlv.jobs.table import Row
+from vlv.models.pixels import as_batch
 from vlv.toyworld.writing import describe
 
 if TYPE_CHECKING:
     from PIL import Image
+    from transformers import PreTrainedTokenizerBase
 
+    from vlv.models.encoder import VLVEncoder
     from vlv.models.pipeline import VLVPipeline
 
 CAPTION_KEY = ("id", "source")
 OF_REFERENCES = ("true", "other", "words", "again")
-KINDS = (*OF_REFERENCES, "file", "model", "endpoint", "z")
+KINDS = (*OF_REFERENCES, "file", "model", "florence", "endpoint", "z")
 
 CAPTION_PROMPT = (
     "Describe this picture in one paragraph, for a reader who has to draw it without having seen it. Say what kind of picture "
@@ -211,6 +215,40 @@ def model_captions(
                 for id, caption in zip(images, written, strict=True)
             ]
             emit([*bad, *rows])
+
+    return write
+
+
+def florence_captions(
+    encoder: VLVEncoder, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> Captioner:
+    """Greedy captions of a Florence-2.
+
+    Args:
+        encoder: Made of it, with the prompt of the captions.
+        tokenizer: Its own.
+        batch_size: Images worked on together.
+    """
+    end, most = tokenizer.eos_token_id, min(MAX_CAPTION_TOKENS, encoder.longest_caption)
+
+    def write(samples: Sequence[Sample], emit: Emit) -> None:
+        for batch in batches(samples, batch_size):
+            images, bad = open_images(batch)
+            if images:
+                pixels = as_batch(list(images.values()), encoder.config.image_size)
+                ids = encoder.write(pixels.to(encoder.device), most).cpu()
+                texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+                # the first token is the same, and the last one that there is room for is forced to be
+                ended = (ids[:, 1:most] == end).any(1).tolist()
+                bad += [
+                    {
+                        "id": id,
+                        "caption": " ".join(text.split()),
+                        "finish_reason": "stop" if is_whole else "length",
+                    }
+                    for id, text, is_whole in zip(images, texts, ended, strict=True)
+                ]
+            emit(bad)
 
     return write
 

@@ -108,7 +108,7 @@ def tables_of(result: Result) -> list[Table]:
             (c["label"], *(format_cell(c[key]) for key in _DIFFERENCE), str(c["n"]))
             for c in result["comparisons"].values()
         ]
-        found.append(Table("", ("against the baseline", *_DIFFERENCE, "n"), rows))
+        found.append(Table("", ("difference, paired", *_DIFFERENCE, "n"), rows))
     for one in result["tables"]:
         cells = [[format_cell(value) for value in row.values()] for row in one["rows"]]
         if cells:
