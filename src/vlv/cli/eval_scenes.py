@@ -1,4 +1,4 @@
-"""``vlv eval doubts``, ``best-of``, ``instruct``, ``search`` and ``representation``: what a model does with rendered scenes, whose truth is known."""
+"""``vlv eval doubts``, ``best-of``, ``instruct``, ``words``, ``search`` and ``representation``: what a model does with rendered scenes, whose truth is known."""
 
 from __future__ import annotations
 
@@ -188,6 +188,33 @@ def instruct(given: InstructOptions) -> int:
         )
     with given.scenes.collecting() as (folder, report):
         rows = collect(pipe, before, plan, folder, report)
+    given.scenes.show(measure(rows, plan))
+    return 0
+
+
+@options
+class WordsOptions:
+    """``vlv eval words``."""
+
+    model: common.ModelOptions
+    scenes: SceneOptions
+
+
+@takes_options
+def words(given: WordsOptions) -> int:
+    """Exclude and include words in captions of rendered scenes, and measure whether it is done and what it does to the truth.
+
+    Prints the share of excluded facts that stay out and of included words that are written, true and false ones, the claims that
+    are right in each case, and the bias that it took. Any model will do.
+    """
+    from vlv.evaluation.experiments.words import collect, measure
+    from vlv.storage import check_writable
+
+    plan = given.scenes.plan()
+    check_writable(given.scenes.json_file)
+    pipe = given.model.load(["caption"])
+    with given.scenes.collecting() as (folder, report):
+        rows = collect(pipe, plan, folder, report)
     given.scenes.show(measure(rows, plan))
     return 0
 
