@@ -75,6 +75,11 @@ class _Run(Settings):
     loop: LoopConfig
     """How long, and when to look."""
 
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Of the adapters that train in place of language models; None where these train whole."""
+        return None
+
     def spans(self) -> dict[str, int]:
         """Steps of a part of the run, by name."""
         return {"optim.warmup_steps": self.optim.warmup_steps}
@@ -125,6 +130,11 @@ class Stage2Run(_Run):
     stage1: ClassVar[None] = None
     stage3: ClassVar[None] = None
 
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Of the adapters of stage 2."""
+        return self.stage2.lora
+
     def spans(self) -> dict[str, int]:
         """Warm-up, and while parts are frozen."""
         return super().spans() | {
@@ -151,6 +161,11 @@ class Stage3Run(_Run):
 
     stage1: ClassVar[None] = None
     stage2: ClassVar[None] = None
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """Of the adapters of stage 3."""
+        return self.stage3.lora
 
     def contradictions(self) -> Iterator[str]:
         """Parts that were never trained, and caches that nothing reads."""

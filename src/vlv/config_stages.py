@@ -24,6 +24,8 @@ class LoraConfig(Settings):
     """Share of a layer's inputs that its adapter does not see in a step."""
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Layers that get an adapter: all linear ones but the output layer, or a list of names such as [q_proj, v_proj]."""
+    bits: Literal[4] | None = None
+    """Of each weight of the caption decoder's language model while its adapters train (QLoRA); null keeps them as they are."""
 
 
 class Stage1Config(Settings):

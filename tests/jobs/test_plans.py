@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import torch
@@ -27,10 +27,12 @@ from vlv.jobs.plans import (
 from vlv.models.architectures import outline
 from vlv.models.draws import RowGenerator
 from vlv.models.pipeline import VLVPipeline
-from vlv.training.assemble import Parts, make_objective, set_precision
+from vlv.models.placement import linear_layers
+from vlv.training.assemble import Parts, make_objective, prepare, set_precision
 from vlv.training.distributed import join_world
 from vlv.training.microbatches import with_targets
 from vlv.training.prediction import Footprint, num_bytes, predict_step, sum_of_bytes
+from vlv.training.recompute import predicted_peak
 from vlv.training.step import TrainingStep
 from vlv.training.weights import set_train_mode
 
@@ -109,6 +111,35 @@ def test_training_of_adapters(tiny_models: ModelPreset, precision: str) -> None:
     adapters = whole.stage2.model_copy(update={"lora": LoraConfig(rank=2)})
     low_rank = assert_predicted(tiny_models, whole.model_copy(update={"stage2": adapters}))
     assert low_rank.gradients < 0.5 * plan_training(tiny_models, "all", whole).footprint.gradients
+
+
+@pytest.mark.slow
+def test_training_beside_4_bits(tiny_models: ModelPreset) -> None:
+    """From shapes alone, and from real layers of bitsandbytes; against the weights that there are."""
+    for package in ("peft", "bitsandbytes"):
+        pytest.importorskip(package, reason='pip install "vlv[lora,quant]"')
+    run = config("stage2", "bf16", accumulate=2)
+    assert run.stage2 is not None
+
+    def with_bits(bits: Literal[4] | None) -> RunConfig:
+        lora = LoraConfig(rank=2, bits=bits)
+        return run.model_copy(update={"stage2": run.stage2.model_copy(update={"lora": lora})})  # type: ignore[union-attr]
+
+    half, packed = (
+        plan_training(tiny_models, "qlora", with_bits(bits)).footprint for bits in (None, 4)
+    )
+    linear = sum(layer.weight.numel() for layer in linear_layers(tiny.make_llm()).values())
+    assert half.weights - packed.weights == 1.5 * linear
+    assert half.gradients == packed.gradients
+    reader = tiny.make_caption_decoder()
+    objective = prepare(
+        with_bits(4), Parts(tiny.make_encoder(), tiny.make_decoder(), reader), torch.device("cpu")
+    )
+    optim, loop = run.optim, run.loop.model_copy(update={"accumulate": 2})
+    peak = predicted_peak(objective, tiny.IMAGE_SIZE, loop, optim, "never")
+    assert peak - num_bytes(objective.decoder) == pytest.approx(
+        packed.peak - num_bytes(tiny.make_decoder().text_encoder) / 2, rel=0.1
+    )
 
 
 def assert_predicted(tiny_models: ModelPreset, run: RunConfig) -> Footprint:

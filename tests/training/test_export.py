@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -46,6 +47,7 @@ def settings(base: Path, data: Path, stage: str = "stage2", **changes: Any) -> R
         "loop": {"steps": 3, "batch_size": 2, "trackers": []},
         stage: {"trainable": "mlp+llm", "lora": LORA},
     }
+    values["data"] |= changes.pop("held_out", {})
     for key, change in changes.items():
         values[key] = values[key] | change
     return parse_run(values)
@@ -103,6 +105,36 @@ def test_an_interrupted_run_ends_with_the_same_adapter(
     train(config, tmp_path / "parts")
     assert same_adapters(tmp_path / "whole", tmp_path / "parts")
     assert (tmp_path / "whole" / "adapter" / "encoder").is_dir() == (stage == "stage2")
+
+
+def test_adapters_train_beside_4_bits(
+    tiny_folder: Path, captioned: Path, pixels: torch.Tensor, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes", reason='4 bits need bitsandbytes: pip install "vlv[quant]"')
+    lora = {"trainable": "mlp+llm", "lora": LORA | {"bits": 4, "targets": "all-linear"}}
+    looked = {"precision": "bf16", "eval_every": 1}
+    held_out = {"held_out": [str(captioned)]}
+    config = settings(tiny_folder, captioned, stage2=lora, loop=looked, held_out=held_out)
+    before = files(tiny_folder)
+    train(config, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "parts", max_seconds=0)
+    train(config, tmp_path / "parts")
+    assert same_adapters(tmp_path / "whole", tmp_path / "parts")
+    assert files(tiny_folder) == before
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line).get("held_out_caption") for line in lines]
+    first, *_, last = [loss for loss in losses if loss is not None]
+    assert last < first, "gradients reach the adapters after each look, too"
+    adapter = tmp_path / "whole" / "adapter"
+    adapted = VLVPipeline.from_pretrained(tiny_folder, parts=["caption"], adapter=adapter)
+    assert adapted.caption_decoder is not None
+    z = adapted.embed(pixels)
+    captions = [*tiny.CAPTIONS[:3]]
+    loss = adapted.caption_decoder.loss(adapted.context(z).sequence, captions).item()
+    plain = VLVPipeline.from_pretrained(tiny_folder, parts=["caption"])
+    assert plain.caption_decoder is not None
+    assert loss < plain.caption_decoder.loss(plain.context(z).sequence, captions).item()
 
 
 def test_parts_of_several_folders_become_a_base(

@@ -149,8 +149,8 @@ def _train(settings: RunConfig, given: TrainOptions) -> str:
 def _where(settings: RunConfig, given: TrainOptions) -> str:
     from vlv.training.export import Results
 
-    stage, results = settings.stage2 or settings.stage3, Results(given.run_dir, given.export)
-    if stage is None or stage.lora is None:
+    results = Results(given.run_dir, given.export)
+    if settings.lora is None:
         return f"the model is in {results.model}"
     base = f", its base in {results.base}" if results.base.is_dir() else ""
     merged = "" if given.export is None else f", and merged with its base in {given.export}"

@@ -35,6 +35,7 @@ from vlv.training.prediction import (
     fake_mode,
     flops_per_image,
     make_fake,
+    pack_outline,
     peak_flops,
     predict_inference,
     predict_step,
@@ -197,6 +198,9 @@ def outlined_objective(config: RunConfig, parts: Parts) -> Stage:
         reader.tokenizer = FullLength(
             getattr(config.stage2 or config.stage3, "max_caption_tokens", None)
         )
+        if config.lora is not None and config.lora.bits:
+            bf16 = config.loop.precision == "bf16"
+            pack_outline(reader.llm, torch.bfloat16 if bf16 else torch.float32)
     return make_objective(config, parts)
 
 
@@ -349,20 +353,22 @@ def plan_run(config: RunConfig, run_dir: Path, *, num_processes: int = 1) -> Run
 
 def describe_parts(config: RunConfig, parts: Parts) -> tuple[PlannedPart, ...]:
     """Sizes of the parts, and how much of each will train."""
-    outlined_objective(config, parts)
     model = config.model
     sources = {
         "encoder": model.encoder or model.florence or model.backbone,
         "decoder": model.decoder,
         "caption_decoder": model.caption_decoder or model.llm,
     }
+    reader = parts.caption_decoder
+    unpacked = 0 if reader is None else num_parameters(reader)  # to be in 4 bits, perhaps
+    outlined_objective(config, parts)
     found = []
     for name, source in sources.items():
         module = getattr(parts, name)
         if module is not None and source is not None:
             trained = sum(p.numel() for p in set(module.parameters()) if p.requires_grad)
             adapters = sum(p.numel() for p in low_rank_parameters(module).values())
-            own = num_parameters(module) - adapters
+            own = unpacked if module is reader else num_parameters(module) - adapters
             found.append(PlannedPart(name, source.path, own, trained, adapters))
     return tuple(found)
 

@@ -105,6 +105,8 @@ def add_low_rank(model: PreTrainedModel, settings: LoraConfig, seed: int) -> Non
     )
     with _set_apart(seed):
         peft.inject_adapter_in_model(config, model)
+    for parameter in low_rank_parameters(model).values():
+        parameter.data = parameter.data.float()  # whatever the layers below are held in
 
 
 def _linear_names(model: PreTrainedModel) -> set[str]:

@@ -142,12 +142,15 @@ def at_work(pipe: VLVComponents, *names: str) -> Iterator[None]:
             part.to("cpu")
 
 
-def quantize_llm(caption_decoder: CaptionDecoder, bits: Literal[4, 8]) -> None:
+def quantize_llm(
+    caption_decoder: CaptionDecoder, bits: Literal[4, 8], dtype: torch.dtype | None = None
+) -> None:
     """Store the weights of the language model in fewer bits: 8 by torchao, 4 (NF4) by bitsandbytes.
 
     Args:
-        caption_decoder: Changed in place; it cannot be trained or saved afterwards.
+        caption_decoder: Changed in place; it cannot be saved afterwards, and of it only adapters on 4 bits can be trained.
         bits: Of each weight.
+        dtype: What 4 bits are multiplied in; None is that of the weights.
 
     Raises:
         ConfigError: The package is not installed.
@@ -156,10 +159,10 @@ def quantize_llm(caption_decoder: CaptionDecoder, bits: Literal[4, 8]) -> None:
     if bits == 8:
         _to_int8(llm)
     else:
-        _to_nf4(llm)
+        _to_nf4(llm, dtype)
 
 
-def _layers(llm: PreTrainedModel) -> dict[str, nn.Linear]:
+def linear_layers(llm: PreTrainedModel) -> dict[str, nn.Linear]:
     """The linear layers by name, without the output layer, which may share its weights with the embeddings."""
     head = llm.get_output_embeddings()
     return {
@@ -171,20 +174,20 @@ def _layers(llm: PreTrainedModel) -> dict[str, nn.Linear]:
 
 def _to_int8(llm: PreTrainedModel) -> None:
     quantization = _package("torchao.quantization", "8")
-    chosen = set(_layers(llm))
+    chosen = set(linear_layers(llm))
     quantization.quantize_(
         llm, quantization.Int8WeightOnlyConfig(), filter_fn=lambda _, name: name in chosen
     )
 
 
-def _to_nf4(llm: PreTrainedModel) -> None:
+def _to_nf4(llm: PreTrainedModel, dtype: torch.dtype | None) -> None:
     layers = _package("bitsandbytes.nn", "4")
-    for name, layer in _layers(llm).items():
+    for name, layer in linear_layers(llm).items():
         new = layers.Linear4bit(
             layer.in_features,
             layer.out_features,
             layer.bias is not None,
-            compute_dtype=layer.weight.dtype,
+            compute_dtype=dtype or layer.weight.dtype,
             quant_type="nf4",
             device="meta",
         )
@@ -204,5 +207,5 @@ def _package(name: str, bits: str) -> ModuleType:
         package = name.split(".")[0]
         raise ConfigError(
             f"{bits}-bit weights need {package} ({' '.join(str(error).split())}); "
-            'install it with pip install "vlv[quant]", or leave --llm-bits out'
+            'install it with pip install "vlv[quant]", or leave the number of bits out'
         ) from error

@@ -59,7 +59,7 @@ from vlv.training.parts import (
     load_pretrained,
     part_folder,
 )
-from vlv.training.precision import fast_products, store_frozen, warn_of_slow_products
+from vlv.training.precision import fast_products, pack_frozen, store_frozen, warn_of_slow_products
 from vlv.training.provenance import provenance
 from vlv.training.recompute import choose_recomputation
 from vlv.training.stage3 import Stage, Stage3
@@ -313,6 +313,8 @@ def make_objective(config: RunConfig, parts: Parts) -> Stage:
 
 def prepare(config: RunConfig, parts: Parts, device: torch.device) -> Stage:
     """The objective on its device, as exact as the settings say; what is recomputed is still to be chosen."""
+    if config.lora is not None and config.lora.bits and parts.caption_decoder is not None:
+        pack_frozen(parts.caption_decoder, config.loop.precision)
     parts.to(device)
     objective = make_objective(config, parts)
     if config.loop.precision == "bf16":

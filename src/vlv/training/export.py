@@ -67,8 +67,7 @@ def save_result(
         results: Where it goes.
         known: Of the finished model.
     """
-    stage = config.stage2 or config.stage3
-    if stage is None or stage.lora is None:
+    if config.lora is None:
         export_model(config, parts, results.model, known)
         return
     if parts.caption_decoder is None:

@@ -15,6 +15,7 @@ from vlv.models.captioner import CaptionDecoder
 from vlv.models.compilation import compile_layers, lay_out, repeated_layers, why_no_compiler
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import ImageEncoder
+from vlv.models.placement import quantize_llm
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,23 @@ def warn_of_slow_products(device: torch.device) -> None:
 
 
 def _stored(module: nn.Module) -> Iterable[Tensor]:
-    return module.state_dict(keep_vars=True).values()
+    """Parameters and persistent buffers; the scales of weights in 4 bits are neither, and have to stay as they are."""
+    own = {id(t) for t in (*module.parameters(), *module.buffers())}
+    return [t for t in module.state_dict(keep_vars=True).values() if id(t) in own]
+
+
+def pack_frozen(caption_decoder: CaptionDecoder, precision: str) -> None:
+    """Hold the language model's weights in 4 bits, beside which adapters train.
+
+    Raises:
+        ConfigError: bitsandbytes is missing.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    quantize_llm(caption_decoder, 4, dtype)
+    for layer in caption_decoder.llm.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            # there a pass without gradients would repack the weights, and those with gradients lose them
+            layer.support_avx512bf16_for_cpu = False
 
 
 @contextmanager

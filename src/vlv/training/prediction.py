@@ -20,7 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,12 +32,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vlv.config import LoopConfig, OptimConfig
 from vlv.models.draws import RowGenerator
+from vlv.models.lora import low_rank_parameters
+from vlv.models.placement import linear_layers
 from vlv.training.distributed import World
 from vlv.training.microbatches import with_targets
 from vlv.training.objective import Batch, Objective
 from vlv.training.parallel import gathered_bytes, units, uses_fsdp
 from vlv.training.step import TrainingStep
 from vlv.training.weights import set_train_mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +152,48 @@ def make_fake(module: nn.Module, dtype_of: Callable[[str], torch.dtype] | None =
                         nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
                     )
                 tensors[name] = made[id(tensor)]
+        if type(part).__name__ == "Linear4bit":
+            part.__class__ = PackedLinear
+
+
+class PackedLinear(nn.Linear):
+    """Stands for a layer whose weights have 4 bits, where there are shapes only: it unpacks them in each pass, as bitsandbytes does."""
+
+    compute_dtype: torch.dtype
+
+    def unpacked(self) -> Tensor:
+        """The weights in the dtype that they are multiplied in."""
+        return self.weight.new_empty(self.out_features, self.in_features, dtype=self.compute_dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The layer's output in the dtype of its input."""
+        out: Tensor = _FromFourBits.apply(input.to(self.compute_dtype), self)  # type: ignore[no-untyped-call]
+        return (out if self.bias is None else out + self.bias.to(out.dtype)).to(input.dtype)
+
+
+class _FromFourBits(torch.autograd.Function):
+    """A product with weights that are unpacked again for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: PackedLinear) -> Tensor:
+        ctx.layer = layer
+        return torch.nn.functional.linear(x, layer.unpacked())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient @ ctx.layer.unpacked(), None
+
+
+def pack_outline(llm: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give a language model without numbers, nor adapters, weights of 4 bits, which are multiplied in a dtype."""
+    if low_rank_parameters(llm):
+        return
+    for layer in linear_layers(llm).values():
+        size, device = (layer.weight.numel() + 1) // 2, layer.weight.device
+        layer.weight = nn.Parameter(torch.empty(size, 1, dtype=torch.uint8, device=device), False)
+        layer.__class__ = PackedLinear
+        layer.compute_dtype = dtype  # type: ignore[assignment]
 
 
 class _ScalarsAreOne(TorchDispatchMode):  # type: ignore[no-untyped-call]

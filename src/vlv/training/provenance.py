@@ -64,7 +64,7 @@ def describe_run(
         schedule=config.optim.schedule,
         seed=loop.seed,
         precision=loop.precision,
-        trains=_TRAINS[stage.trainable] + (", by adapters" if getattr(stage, "lora", None) else ""),
+        trains=_TRAINS[stage.trainable] + ("" if config.lora is None else ", by adapters"),
         settings=yaml.safe_load(forget_paths(text)),
         figures={name: value for name, value in last.items() if name not in {"step", "kind"}},
         num_held_out=num_held_out,
