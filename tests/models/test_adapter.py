@@ -118,7 +118,7 @@ def test_a_copy_of_the_base_in_half_precision_is_the_base(
     half = VLVPipeline.from_pretrained(tmp_path / "half", adapter=reader.adapter)
     z = half.embed(pixels)
     loss, other = (
-        float(decoder.loss(x.context(z).sequence, list(tiny.CAPTIONS[:3])))
+        decoder.loss(x.context(z).sequence, list(tiny.CAPTIONS[:3])).item()
         for x in (half, reader.trained)
         if (decoder := x.caption_decoder) is not None
     )

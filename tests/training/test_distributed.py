@@ -14,11 +14,27 @@ import pytest
 import torch
 
 from tests.training.ranks import Ranks, run_ranks
-from tests.training.support import Denoiser, RepeatableLoader, train, weights
+from tests.training.support import (
+    Denoiser,
+    RepeatableLoader,
+    loop_config,
+    optim_config,
+    train,
+    weights,
+)
+from tests.training.test_stages import make_batch, stage2
+from vlv.config import LoraConfig
 from vlv.errors import DataError, VLVError
+from vlv.models.draws import RowGenerator
+from vlv.models.lora import add_low_rank, low_rank_parameters
+from vlv.training.distributed import join_world
 from vlv.training.interrupt import Interrupted
 from vlv.training.journal import read_metrics
+from vlv.training.microbatches import with_targets
 from vlv.training.objective import Losses
+from vlv.training.stages import Stage2
+from vlv.training.step import TrainingStep
+from vlv.training.weights import set_train_mode
 
 GLOBAL_BATCH = 8
 
@@ -330,3 +346,32 @@ def poisoned(rank: int, run_dir: Path) -> Any:
     train(run_dir, objective, loader=loader, batch_size=4, log_every=1)
     state = json.loads((run_dir / "checkpoints" / "step-00000009" / "state.json").read_text())
     return state["skipped_steps"], weights(objective.module)
+
+
+def adapters_after_two_steps(rank: int, parallel: Any = None) -> dict[str, torch.Tensor]:
+    """What the language model's adapters learn of a batch that all processes share."""
+    del rank
+    made = stage2(trainable="mlp+llm")
+    add_low_rank(made.caption_decoder.llm, LoraConfig(rank=2), 0)
+    objective = Stage2(made.encoder, made.decoder, made.caption_decoder, made.config)
+    loop = loop_config(batch_size=2, parallel=parallel)
+    step = TrainingStep(objective, loop, optim_config(lr_scale={}), join_world())
+    set_train_mode(step.module)
+    for number in range(2):
+        draws = RowGenerator(0, number, range(2))
+        step([with_targets(make_batch(), objective, 2, draws)], number)
+    step.parallel.hand_over(None)
+    found = low_rank_parameters(objective.caption_decoder.llm)
+    return {name: parameter.detach().clone() for name, parameter in found.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_adapters_may_be_shared(parallel: str) -> None:
+    pytest.importorskip("peft", reason='adapters need the package peft: pip install "vlv[lora]"')
+    alone = adapters_after_two_steps(0)
+    assert any(bool(value.any()) for name, value in alone.items() if "lora_B" in name), "they learn"
+    for shared in run_ranks(2, adapters_after_two_steps, parallel):
+        assert shared.keys() == alone.keys()
+        for name, value in shared.items():
+            torch.testing.assert_close(value, alone[name], atol=1e-5, rtol=1e-3)
