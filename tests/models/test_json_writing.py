@@ -40,7 +40,12 @@ def needed() -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"num_beams": 3}, {"do_sample": True, "temperature": 2.0, "top_p": 0.9}]
+    "how",
+    [
+        {},
+        pytest.param({"num_beams": 3}, marks=pytest.mark.slow),
+        pytest.param({"do_sample": True, "temperature": 2.0, "top_p": 0.9}, marks=pytest.mark.slow),
+    ],
 )
 def test_captions_follow_the_schema(instructed_pipeline: VLVPipeline, how: dict[str, Any]) -> None:
     pipe, given = instructed_pipeline, images(3)

@@ -117,9 +117,9 @@ def test_a_tokenizer_without_bytes_is_refused() -> None:
     [
         {},
         {"num_beams": 3},
-        {"do_sample": True, "temperature": 2.0, "top_p": 0.5},
-        {"do_sample": True, "num_beams": 2},
-        {"prompt": "Give tags:"},
+        pytest.param({"do_sample": True, "temperature": 2.0, "top_p": 0.5}, marks=pytest.mark.slow),
+        pytest.param({"do_sample": True, "num_beams": 2}, marks=pytest.mark.slow),
+        pytest.param({"prompt": "Give tags:"}, marks=pytest.mark.slow),
     ],
 )
 def test_an_excluded_word_stays_out(instructed_pipeline: VLVPipeline, how: dict[str, Any]) -> None:
@@ -145,6 +145,7 @@ def test_a_caption_does_not_end_in_the_beginning_of_an_excluded_word(
     assert not any(text.startswith(f"A large{begun}") for text in written), "as it would be"
 
 
+@pytest.mark.slow
 def test_an_included_word_is_written_and_a_present_one_changes_nothing(
     instructed_pipeline: VLVPipeline, tiny_pipeline: VLVPipeline
 ) -> None:

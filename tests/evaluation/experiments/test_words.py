@@ -72,6 +72,7 @@ def test_a_fact_in_other_words_is_not_out() -> None:
     assert measure(rows, PLAN).figures["words.excluded"].estimate.value == 0
 
 
+@pytest.mark.slow
 def test_what_was_written_is_kept_and_the_command_prints_it(
     instructed_pipeline: VLVPipeline,
     instructed_folder: Path,
