@@ -12,6 +12,7 @@ pytest.importorskip("peft", reason='adapters need the package peft: pip install 
 from tests.cli.conftest import Vlv, write_image
 from tests.cli.test_train import write_config
 from tests.models.test_adapter import Adapted, adapted
+from vlv.jobs.push import check_card
 from vlv.models.pipeline import VLVPipeline
 from vlv.search.build import ABOUT_NAME
 
@@ -115,3 +116,9 @@ def test_a_run_with_adapters(
     again = vlv(*args, "--export", tmp_path / "merged")
     assert f"and merged with its base in {tmp_path / 'merged'}" in again.err
     assert vlv("caption", photo, "--model", tmp_path / "merged").code == 0
+
+
+def test_an_adapter_goes_to_the_hub(style: Adapted) -> None:
+    card = check_card(style.adapter, "me/style")
+    assert "# me/style\n" in card
+    assert "vlv caption IMAGE --model the-base --adapter me/style\n" in card

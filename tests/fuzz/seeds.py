@@ -192,6 +192,15 @@ def components() -> list[bytes]:
     return [bytes([number]) + path.read_bytes() for number, path in enumerate(model_files())]
 
 
+def adapters() -> list[bytes]:
+    """`vlv.json`, `adapter_config.json` and `adapter_model.safetensors` of an adapter."""
+    base = {"name": "a", "weights": {"encoder": "0" * 64}}
+    about = {"format": 1, "base": base, "caption_decoder": {"styles": {"short": "Short:"}}}
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8.0, "target_modules": ["q_proj"]}
+    weights = save({"base_model.model.q_proj.lora_A.weight": torch.ones(4, 2)})
+    return [json.dumps(about).encode(), json.dumps(settings).encode(), weights]
+
+
 def states() -> list[bytes]:
     """`manifest.json` and `state.json` of a checkpoint."""
     digest = {

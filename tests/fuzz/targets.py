@@ -19,7 +19,9 @@ from vlv.data.source import Source, find_records
 from vlv.endpoint.messages import parse_answer
 from vlv.errors import VLVError
 from vlv.jobs.formats import read_rows
+from vlv.models.adapter import read_about
 from vlv.models.folder import load_components, read_index
+from vlv.models.lora import read_settings, read_weights
 from vlv.training.checkpoint import load_checkpoint
 
 RULES = FilterConfig(decode=True, short_side_above=1, aspect_max=20.0)
@@ -116,6 +118,14 @@ def read_component(data: bytes, folder: Path) -> None:
     load_components(read_index(folder), [name], torch.float32, local_files_only=True)
 
 
+def read_adapter(data: bytes, folder: Path) -> None:
+    for name in ("vlv.json", "adapter_config.json", "adapter_model.safetensors"):
+        (folder / name).write_bytes(data)
+    attempt(lambda: read_about(folder))
+    attempt(lambda: read_settings(folder / "adapter_config.json"))
+    attempt(lambda: read_weights(folder / "adapter_model.safetensors"))
+
+
 def read_checkpoint(data: bytes, folder: Path) -> None:
     for changed in ("manifest.json", "state.json"):
         for name, good in zip(
@@ -137,6 +147,7 @@ TARGETS = {
     "answer": Target(seeds.answers, read_answer),
     "model index": Target(seeds.indexes, read_model_index),
     "component": Target(seeds.components, read_component),
+    "adapter": Target(seeds.adapters, read_adapter),
     "checkpoint": Target(seeds.states, read_checkpoint),
 }
 SHARES = {"image": 10, "tar": 4, "parquet": 4, "lines": 3}

@@ -180,10 +180,10 @@ def _poison(weights: dict[str, torch.Tensor]) -> None:
         (change_weights(WEIGHTS_NAME, _widen), r"holds \(7, 7\) for .*lora_A.*model has \(2, "),
         (change_weights(WEIGHTS_NAME, lambda x: x.pop(min(x))), "holds nothing for"),
         (change_weights(WEIGHTS_NAME, _poison), "holds NaN"),
-        (change_weights("trained.safetensors", _widen), r"holds \(7, 7\) for caption_decoder.mlp"),
+        (change_weights("trained.safetensors", _widen), r"holds \(7, 7\) for 'caption_decoder.mlp"),
         (
             change_weights("trained.safetensors", lambda x: x.update(other=torch.ones(1))),
-            "for other, where the model has nothing",
+            "for 'other', where the model has nothing",
         ),
     ],
 )

@@ -11,14 +11,14 @@ from vlv.cli import common
 
 
 def push(
-    folder: Annotated[Path, typer.Argument(help="A model folder.")],
+    folder: Annotated[Path, typer.Argument(help="A model folder, or the folder of an adapter.")],
     repo: Annotated[str, typer.Argument(help="OWNER/NAME on the hub; created if it is new.")],
     private: Annotated[
         bool | None, typer.Option(help="Of a new repository; by default as its owner has set.")
     ] = None,
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload a VLV model",
 ) -> int:
-    """Upload a model folder to the Hugging Face hub, with its model card.
+    """Upload a model folder, or an adapter, to the Hugging Face hub, with its card.
 
     Read the card (README.md in the folder) first: it says what is known of licences, data and figures.
     Log in with `hf auth login`.

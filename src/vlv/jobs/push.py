@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlv.errors import OutputError
+from vlv.models.adapter import ABOUT_NAME, read_about
 from vlv.models.card import CARD_NAME, read_card, rename_card, unknown_licences
 from vlv.models.folder import read_index
 from vlv.models.hub import upload
@@ -30,16 +31,16 @@ class Pushed:
 def push(
     folder: Path, repo: str, *, private: bool | None = None, message: str = "Upload a VLV model"
 ) -> Pushed:
-    """Upload all files of a model folder as they are; its card goes under the new name.
+    """Upload all files of a model folder, or of an adapter, as they are; its card goes under the new name.
 
     Args:
-        folder: A model folder.
+        folder: A model folder, or an adapter.
         repo: ``owner/name``; created where it does not exist.
         private: Of a created repository; None is the default of its owner.
         message: Of the commit.
 
     Raises:
-        ModelFolderError: The folder is no model.
+        ModelFolderError: The folder is neither.
         OutputError: A part lies elsewhere on this machine, or the hub refuses.
     """
     card = check_card(folder, repo)
@@ -56,9 +57,24 @@ def check_card(folder: Path, repo: str) -> str:
     """The card that goes to the hub, after a look at the folder.
 
     Raises:
-        ModelFolderError: The folder is no model.
+        ModelFolderError: The folder is neither a model nor an adapter.
         OutputError: A part is only named in it, and lies elsewhere on this machine.
     """
+    if (folder / ABOUT_NAME).is_file():
+        read_about(folder)
+    else:
+        _check_references(folder)
+    card = read_card(folder)
+    if card is None:
+        raise OutputError(
+            f"{folder} has no {CARD_NAME}; write one, or have one written with "
+            "VLVPipeline.from_pretrained(...).save_pretrained(...)"
+        )
+    return rename_card(card, repo)
+
+
+def _check_references(folder: Path) -> None:
+    """Refuse a model whose parts others would not find."""
     index = read_index(folder)
     for part, reference in index.components.items():
         where = str(reference["repo"]) if reference else ""
@@ -67,10 +83,3 @@ def check_card(folder: Path, repo: str) -> str:
                 f"the part {part} is only named in {folder} and lies in {where}, where nobody else finds it; save the "
                 "model with VLVPipeline.save_pretrained(..., references={}) first"
             )
-    card = read_card(folder)
-    if card is None:
-        raise OutputError(
-            f"{folder} has no {CARD_NAME}; write one, or have one written with "
-            "VLVPipeline.from_pretrained(...).save_pretrained(...)"
-        )
-    return rename_card(card, repo)

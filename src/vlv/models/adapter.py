@@ -249,11 +249,11 @@ def read_about(folder: Path) -> Json:
 
 
 def _check_base(folder: Path, about: Json, parts: Mapping[str, Any], index: ModelIndex) -> None:
-    name, weights = about["base"]["name"], about["base"]["weights"]
+    name, weights = " ".join(about["base"]["name"].split())[:100], about["base"]["weights"]
     for part in _PARTS:
         if part in parts and weights.get(part) != _hash(index, part):
             raise ModelFolderError(
-                f"the adapter {folder} belongs to the model {name:.100}, and the {part} of {index.folder} is another; "
+                f"the adapter {folder} belongs to the model {name}, and the {part} of {index.folder} is another; "
                 "name its base with --model"
             )
 
@@ -270,7 +270,7 @@ def _copy_whole(folder: Path, whole: Mapping[str, Tensor], parts: Mapping[str, A
         if name not in own or own[name].shape != tensor.shape:
             there = tuple(own[name].shape) if name in own else "nothing"
             raise ModelFolderError(
-                f"the adapter {folder} holds {tuple(tensor.shape)} for {name:.100}, where the model has {there}; "
+                f"the adapter {folder} holds {tuple(tensor.shape)} for {name!r:.100}, where the model has {there}; "
                 "name its base with --model, or copy the adapter again"
             )
     for name, tensor in _of(whole, parts):

@@ -215,6 +215,7 @@ def rename_card(card: str, name: str) -> str:
     if heading is None:
         return card
     card = card.replace(heading[0], f"# {name}", 1)
+    card = card.replace(f"--adapter {heading[1]}\n", f"--adapter {name}\n")
     return card.replace(f'from_pretrained("{heading[1]}")', f'from_pretrained("{name}")')
 
 

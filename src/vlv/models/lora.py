@@ -184,7 +184,7 @@ def _check_shapes(wrapped: nn.Module, weights: dict[str, Tensor], folder: Path) 
         there = tuple(weights[name].shape) if name in weights else "nothing"
         if there != own.get(name):
             raise ModelFolderError(
-                f"the adapter {folder} holds {there} for {name.removeprefix(_PREFIX)}, where the model has "
+                f"the adapter {folder} holds {there} for {name.removeprefix(_PREFIX)!r:.100}, where the model has "
                 f"{own.get(name, 'nothing')}; name its base with --model, or copy the adapter again"
             )
 
@@ -245,9 +245,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ModelFolderError(f"{path} is missing; copy the adapter again")
     try:
         weights = load_file(path)
+        bad = [name for name, tensor in weights.items() if not tensor.float().isfinite().all()]
     except Exception as error:  # no list of what the library throws is complete
-        raise ModelFolderError(f"{path} is damaged ({error}); copy the adapter again") from error
-    for name, tensor in weights.items():
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ModelFolderError(f"{path}: {name} holds NaN or infinity; train it again")
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFolderError(f"{path} is damaged ({reason}); copy the adapter again") from error
+    if bad:
+        raise ModelFolderError(f"{path}: {bad[0]!r:.100} holds NaN or infinity; train it again")
     return weights
