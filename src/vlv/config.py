@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 from pydantic import BaseModel, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
-from vlv.config_files import MODELS, RUNS, names_in, read_values
+from vlv.config_files import MODELS, RUNS, model_preset_names, names_in, read_values
 from vlv.config_sections import (
     ENCODERS,
     FREE_ON_RESUME,
@@ -241,11 +241,6 @@ _Kind = TypeVar("_Kind", bound=Settings)
 def preset_names() -> list[str]:
     """The names of runs that `load_config` knows."""
     return names_in(RUNS)
-
-
-def model_preset_names() -> list[str]:
-    """The names of models that `load_models` knows."""
-    return names_in(MODELS)
 
 
 def load_config(source: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -24,6 +24,17 @@ def names_in(folder: str) -> list[str]:
     return sorted(f.name.removesuffix(".yaml") for f in files if f.name.endswith(".yaml"))
 
 
+def model_preset_names() -> list[str]:
+    """The names of models that `load_models` knows."""
+    return names_in(MODELS)
+
+
+def known_repositories() -> list[Json]:
+    """The repositories whose configurations are in the package."""
+    files = (resources.files("vlv") / "presets" / "hub").iterdir()
+    return [yaml.safe_load(file.read_text("utf-8")) for file in files]
+
+
 def read_values(
     source: str | Path, overrides: Sequence[str] = (), folders: Sequence[str] = (RUNS, MODELS)
 ) -> tuple[Json, str]:

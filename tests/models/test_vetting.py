@@ -16,10 +16,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from vlv import VLVPipeline
+from vlv.config_files import known_repositories
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models import folder as folders
 from vlv.models import vetting
-from vlv.models.architectures import known_repositories
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

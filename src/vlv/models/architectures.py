@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
 import diffusers
 import torch
-import yaml
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from transformers import AutoConfig, CLIPTextConfig, CLIPTextModel, Florence2Config
 
 from vlv.config import ModelConfig, PartSource
+from vlv.config_files import known_repositories
 from vlv.errors import ModelFolderError
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.captioner_config import CaptionDecoderConfig
@@ -73,12 +72,6 @@ def find_architecture(source: PartSource, part: str) -> Architecture:
 def _file(name: str, part: str) -> str:
     file = "scheduler_config.json" if name == "scheduler" else "config.json"
     return file if len(_COMPONENTS[part]) == 1 else f"{name}/{file}"
-
-
-def known_repositories() -> list[Json]:
-    """The repositories whose configurations are in the package."""
-    files = (resources.files("vlv") / "presets" / "hub").iterdir()
-    return [yaml.safe_load(file.read_text("utf-8")) for file in files]
 
 
 def _cached(source: PartSource, file: str) -> Json:

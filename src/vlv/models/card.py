@@ -12,9 +12,9 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
+from vlv.config_files import known_repositories
 from vlv.data.foreign import decode_text, printable, read_file
 from vlv.errors import DataError, ModelFolderError
-from vlv.models.architectures import known_repositories
 from vlv.pages import render
 from vlv.storage import Json
 

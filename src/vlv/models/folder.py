@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from vlv.config_files import MODELS, RELEASED, names_in
+from vlv.config_files import RELEASED, model_preset_names, names_in
 from vlv.data.framing import DEFAULT_FRAMING, Framing
 from vlv.errors import MissingPartError, ModelFolderError
 from vlv.models.captioner import CaptionDecoder
@@ -207,7 +207,7 @@ def find_folder(
     shipped = shipped_models()
     if str(name) in shipped:
         return shipped[str(name)]
-    if str(name) in names_in(MODELS):
+    if str(name) in model_preset_names():
         raise ModelFolderError(
             f'"{name}" names untrained models to start from (see vlv info {name}); '
             "train with its presets first, or name a trained model"

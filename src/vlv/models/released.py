@@ -20,10 +20,9 @@ from huggingface_hub import constants
 from torch import Tensor
 
 from vlv.config import load_settings
-from vlv.config_files import RELEASED
+from vlv.config_files import RELEASED, known_repositories
 from vlv.config_sections import PartSource, Settings
 from vlv.errors import CheckpointError, ModelFolderError
-from vlv.models.architectures import known_repositories
 from vlv.models.card import Origin
 from vlv.models.folder import (
     INDEX_NAME,
