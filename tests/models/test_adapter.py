@@ -195,6 +195,7 @@ def test_a_damaged_adapter(reader: Adapted, spoil: Any, told: str, tmp_path: Pat
         VLVPipeline.from_pretrained(reader.base, parts=["caption"], adapter=folder)
 
 
+@pytest.mark.slow
 def test_another_base_and_what_is_no_adapter(reader: Adapted, tmp_path: Path) -> None:
     other = tiny.make_pipeline()
     other.caption_decoder = tiny.make_caption_decoder(seed=7)

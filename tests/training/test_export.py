@@ -117,10 +117,6 @@ def test_adapters_train_beside_4_bits(
     config = settings(tiny_folder, captioned, stage2=lora, loop=looked, held_out=held_out)
     before = files(tiny_folder)
     train(config, tmp_path / "whole")
-    with pytest.raises(Interrupted):
-        train(config, tmp_path / "parts", max_seconds=0)
-    train(config, tmp_path / "parts")
-    assert same_adapters(tmp_path / "whole", tmp_path / "parts")
     assert files(tiny_folder) == before
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line).get("held_out_caption") for line in lines]
