@@ -25,30 +25,32 @@ def bradley_terry(wins_PP: ArrayLike) -> Array:
     of i and n_ij the comparisons of i and j.
 
     Args:
-        wins_PP: (P, P), how often i beat j; a tie is half a win of either.
+        wins_PP: (..., P, P), how often i beat j; a tie is half a win of either.
 
     Returns:
-        (P,), without unit, geometric mean 1. A player that never won has 0 and one that never lost infinity, in the sense that
+        (..., P), without unit, geometric mean 1. A player that never won has 0 and one that never lost infinity, in the sense that
         no finite strengths are likeliest; then every strength is NaN, as it is where the comparisons fall into two groups.
 
     Raises:
         ValueError: The matrix is not square or has negative entries.
     """
     wins = np.array(wins_PP, np.float64)
-    if wins.ndim != 2 or wins.shape[0] != wins.shape[1] or (wins < 0).any():
+    if wins.ndim < 2 or wins.shape[-1] != wins.shape[-2] or (wins < 0).any():
         raise ValueError(f"wins are a square matrix of counts, got the shape {wins.shape}")
-    np.fill_diagonal(wins, 0)
-    if not _strongly_connected(wins > 0):
-        return np.full(len(wins), np.nan)
-    played, won = wins + wins.T, wins.sum(1)
-    p = np.ones(len(wins))
-    for _ in range(_MAX_ROUNDS):
-        new = won / (played / (p[:, None] + p)).sum(1)
-        new /= np.exp(np.log(new).mean())
-        if np.abs(new / p - 1).max() < 1e-12:
-            break
+    wins[..., range(wins.shape[-1]), range(wins.shape[-1])] = 0
+    strengths = np.full(wins.shape[:-1], np.nan)
+    finite = _strongly_connected(wins > 0)
+    played, won = (wins + wins.swapaxes(-1, -2))[finite], wins.sum(-1)[finite]
+    p = np.ones(won.shape)
+    for _ in range(_MAX_ROUNDS if p.size else 0):
+        new = won / (played / (p[:, :, None] + p[:, None])).sum(-1)
+        new /= np.exp(np.log(new).mean(-1, keepdims=True))
+        settled = np.abs(new / p - 1).max() < 1e-12
         p = new
-    return np.asarray(new)
+        if settled:
+            break
+    strengths[finite] = p
+    return strengths
 
 
 def bradley_terry_estimates(outcomes_NPP: ArrayLike, seed: int, num: int = 1000) -> list[Estimate]:
@@ -72,18 +74,19 @@ def bradley_terry_estimates(outcomes_NPP: ArrayLike, seed: int, num: int = 1000)
     counts = resample_counts(n, num, np.random.default_rng(seed))  # (R, N)
     totals = (counts @ outcomes.reshape(n, -1)).reshape(num, players, players)
     whole = bradley_terry(outcomes.sum(0) + prior)
-    drawn = np.array([bradley_terry(total + prior) for total in totals])
+    drawn = bradley_terry(totals + prior)
     low, high = np.nanquantile(drawn, ((1 - LEVEL) / 2, (1 + LEVEL) / 2), axis=0)
     rows = zip(whole.tolist(), low.tolist(), high.tolist(), strict=True)
     return [Estimate(value, least, most, n) for value, least, most in rows]
 
 
-def _strongly_connected(edges: NDArray[np.bool_]) -> bool:
-    """Whether a chain of wins leads from every player to every other."""
-    reach = edges | np.eye(len(edges), dtype=bool)
-    for _ in range(len(edges).bit_length()):
+def _strongly_connected(edges: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether a chain of wins leads from every player to every other, (...) of (..., P, P)."""
+    players = edges.shape[-1]
+    reach = edges | np.eye(players, dtype=bool)
+    for _ in range(players.bit_length()):
         reach = (reach.astype(np.int64) @ reach.astype(np.int64)) > 0
-    return bool(reach.all())
+    return np.asarray(reach.all((-1, -2)))
 
 
 def krippendorff_alpha(ratings_RU: ArrayLike, level: Level) -> float:
