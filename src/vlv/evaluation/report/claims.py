@@ -225,7 +225,7 @@ CLAIMS: tuple[Claim, ...] = (
         "mean rating by the exact judge lies less than 0.1 of 6 points below that of the Florence-2 it was made from (toy world, paired; "
         "our threshold)",
         _figure("ours over rival.exact.rating", -0.1, "mean rating, minus the rival's"),
-        "runs/evaluate.sh",
+        "RIVAL=out/tiny/parts/florence runs/evaluate.sh",
     ),
     Claim(
         "section 4.2.3",
@@ -233,7 +233,7 @@ CLAIMS: tuple[Claim, ...] = (
         "VQAv2 accuracy from our captions lies less than 0.01 below that from the captions of the Florence-2 it was made from (toy world, "
         "paired; our threshold)",
         _figure("ours over rival.parser.accuracy", -0.01, "accuracy, minus the rival's"),
-        "runs/evaluate.sh",
+        "RIVAL=out/tiny/parts/florence runs/evaluate.sh",
     ),
     Claim(
         "section 4.4.2",
