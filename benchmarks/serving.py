@@ -1,9 +1,9 @@
 """How much of the speed of `vlv caption` is left behind `vlv serve`, and what a flood does to it?
 
-    OMP_NUM_THREADS=2 python benchmarks/serving.py --num 200 --json benchmarks/results/serving-cpu.json
+    OMP_NUM_THREADS=1 python benchmarks/serving.py --num 200 --json benchmarks/results/serving-cpu.json
 
 The same rendered scenes are captioned in turn as a folder by `vlv caption`'s own job and through the server, by as many clients as
-four batches have images. Then comes a flood: more clients than the queue holds. Every request must get one answer: a caption, or 429.
+two batches have images. Then comes a flood: more clients than the queue holds. Every request must get one answer: a caption, or 429.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, serving(pipe, options) as url:
         files = scenes(Path(folder), options.num, pipe.image_size)
         bodies = [body(file) for file in files]
-        clients = 4 * options.batch_size
+        clients = 2 * options.batch_size
         contest = compete(
             "captions of a folder",
             f"{options.num} scenes, batches of {options.batch_size}",
