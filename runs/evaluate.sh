@@ -50,8 +50,11 @@ if [ "$ABLATIONS" = 1 ]; then
   ablations=("$OUT"/ablations/{warm,queries,data,bottleneck,control,unfreezing,decoder,drift})
 fi
 
+# what the paper's training would cost, from rates measured on a GPU
+python "$(dirname "$0")/../benchmarks/cost.py" --run-dir "$OUT/cost"
+
 mkdir -p "$OUT/results"
-for run in reconstruction arena vqa mixes; do cp "$OUT/$run/result.json" "$OUT/results/$run.json"; done
+for run in reconstruction arena vqa mixes cost; do cp "$OUT/$run/result.json" "$OUT/results/$run.json"; done
 for run in "${ablations[@]}"; do cp "$run/result.json" "$OUT/results/ablation-$(basename "$run").json"; done
 # what vlv eval toyworld measured of the model stands beside it, where its folder has that
 folder=$(python -c 'import sys; from vlv.models.folder import find_folder; print(find_folder(sys.argv[1]))' "$MODEL")

@@ -10,7 +10,19 @@ from typing import Literal, TypedDict
 from vlv.evaluation.statistics import Estimate
 from vlv.storage import Json
 
-Unit = Literal["share", "ratio", "dB", "length", "degrees", "tokens", "loss", "distance", "points"]
+Unit = Literal[
+    "share",
+    "ratio",
+    "dB",
+    "length",
+    "degrees",
+    "tokens",
+    "loss",
+    "distance",
+    "points",
+    "hours",
+    "USD",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +157,17 @@ def number(value: str | int | float) -> str | int | float | None:
 
 # --- as text ---------------------------------------------------------------------------------------
 
-_DIGITS = {"dB": 2, "points": 2, "degrees": 2, "tokens": 1, "length": 3, "loss": 4, "distance": 3}
+_DIGITS = {
+    "dB": 2,
+    "points": 2,
+    "degrees": 2,
+    "tokens": 1,
+    "length": 3,
+    "loss": 4,
+    "distance": 3,
+    "hours": 0,
+    "USD": 0,
+}
 _HEAD = ("", "value", "95 % interval", "n", "floor", "goal", "")
 _LEFT = (0, len(_HEAD) - 1)
 

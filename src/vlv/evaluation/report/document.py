@@ -102,7 +102,8 @@ def tables_of(result: Result) -> list[Table]:
     if "sections" in result:
         sections = result["sections"].values()
         return [_figures(s["title"], s["figures"]) for s in sections if "figures" in s]
-    found = [_figures("", result["figures"])]
+    is_interval = str(result["intervals"]).startswith("95 %")
+    found = [_figures("", result["figures"], "95 % interval" if is_interval else "range")]
     if result["comparisons"]:
         rows = [
             (c["label"], *(format_cell(c[key]) for key in _DIFFERENCE), str(c["n"]))
@@ -116,9 +117,9 @@ def tables_of(result: Result) -> list[Table]:
     return found
 
 
-def _figures(title: str, figures: Figures) -> Table:
+def _figures(title: str, figures: Figures, interval: str = "95 % interval") -> Table:
     rows = [figure_row(figure) for figure in figures.values()]
-    return Table(title, ("figure", "value", "95 % interval", "n"), rows)
+    return Table(title, ("figure", "value", interval, "n"), rows)
 
 
 def format_cell(value: str | float | None) -> str:
