@@ -156,6 +156,29 @@ def test_a_size_of_nothing_and_what_is_no_text_are_named(
     assert f"{field} is " in refusal(copy_of)
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "encoder:backbone_config",
+        "encoder:backbone_config.vision_config",
+        "caption_decoder:llm_config",
+    ],
+)
+def test_a_part_that_is_not_described_is_not_built_at_full_size(copy_of: Path, field: str) -> None:
+    """The default of a library is the largest model of its kind: gigabytes, for a file of three kilobytes."""
+    part, _, name = field.partition(":")
+    *way, last = name.split(".")
+
+    def edit(values: dict[str, Any]) -> None:
+        for step in way:
+            values = values[step]
+        del values[last]
+
+    path = copy_of / part / "config.json"
+    change(path, edit)
+    assert refusal(copy_of) == f"{path} has no {name}; copy the model again"
+
+
 def test_a_silly_image_size_of_the_index_is_named(copy_of: Path) -> None:
     for value in ("x", -3, 0, 64.5, [], {}, True, 10**30):
         change(

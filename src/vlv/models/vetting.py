@@ -154,7 +154,10 @@ def check_values(values: Json, kind: Any, path: Path, where: str = "") -> None:
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(values.get(name), dict):
             _check_rope(values[name], path, f"{where}{name}.")
+    is_own = kind.__module__.startswith("vlv.") or bool(where)  # we write all of it
     for name, inner in getattr(kind, "sub_configs", {}).items():
+        if is_own and not values.get(name):
+            raise ModelFolderError(f"{path} has no {where}{name}; copy the model again")
         if isinstance(values.get(name), dict):
             check_values(
                 values[name], _config_class(inner, values[name], path), path, f"{where}{name}."
