@@ -27,6 +27,8 @@ def table(file: Path) -> str:
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if "results" in found:
         return full_size(found)
+    if "figures" in found:
+        return plain(found)
     lines = []
     for contest in found["contests"]:
         more = [name for name in contest["rows"][0]["notes"] if name != "loss"]
@@ -45,6 +47,13 @@ def table(file: Path) -> str:
         f"{models}{found['threads']} threads, {versions['device']}, torch {versions['torch']}."
     )
     return "\n".join(lines) + "\n"
+
+
+def plain(found: dict[str, Any]) -> str:
+    """Figures that nothing is compared with."""
+    lines = [f"| {label} | {value:,.0f} |" for label, value in found["figures"].items()]
+    where = f"{found['images']:,} images, {found['model']}, torch {found['versions']['torch']}."
+    return "\n".join(["| | |", "|---|---:|", *lines, "", where]) + "\n"
 
 
 def full_size(found: dict[str, Any]) -> str:

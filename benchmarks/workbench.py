@@ -1,6 +1,6 @@
 """How soon does the workbench answer in a browser, and how much memory does a large folder take?
 
-    python benchmarks/workbench.py --images 100000 --json workbench.json
+    python benchmarks/workbench.py --images 100000 --json benchmarks/results/workbench-cpu.json
 
 `vlv ui` runs as a process of its own on a folder of small images, half of them with captions, and Chromium looks at it: first paint, the
 first page of images, a folder that is opened, a filter over all captions, and the time from the key that saves to the file on the disk.
@@ -54,7 +54,8 @@ def main() -> None:
     for label, value in figures.items():
         print(f"{label:<44} {value:10,.0f}")
     if options.json:
-        about = {"images": options.images, "model": options.model, "versions": versions()}
+        made_on = {k: v for k, v in versions().items() if k not in ("command", "platform")}
+        about = {"images": options.images, "model": options.model, "versions": made_on}
         options.json.write_text(json.dumps({**about, "figures": figures}, indent=1) + "\n")
 
 
