@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/serving.py --num 200 --json benchmarks/results/serving-cpu.json
 
 The same rendered scenes are captioned in turn as a folder by `vlv caption`'s own job and through the server, by as many clients as
-two batches have images. Then comes a flood: more clients than the queue holds. Every request must get one answer: a caption, or 429.
+two batches have images. Then comes a flood: more clients than the queue holds. Every request must get one
+answer: a caption, 429 where the queue is full, or 504 at the deadline. The clients are a process of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +57,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     pipe = VLVPipeline.from_pretrained(MODEL)
-    with tempfile.TemporaryDirectory() as folder, serving(pipe, options) as url:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(pipe, options) as url,
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
         files = scenes(Path(folder), options.num, pipe.image_size)
         bodies = [body(file) for file in files]
         clients = 2 * options.batch_size
@@ -63,11 +70,11 @@ def main() -> None:
             f"{options.num} scenes, batches of {options.batch_size}",
             {
                 "vlv caption": lambda: caption_folder(pipe, Path(folder), options.batch_size),
-                f"vlv serve, {clients} clients": lambda: asyncio.run(ask(url, bodies, clients)),
+                f"vlv serve, {clients} clients": lambda: elsewhere(pool, url, bodies, clients),
             },
             repeats=options.repeats,
         )
-        flood = flooded(url, bodies, options)
+        flood = flooded(pool, url, bodies, options)
     contests = [contest, flood]
     print(*contests, sep="\n")
     if options.json:
@@ -138,7 +145,23 @@ async def ask(
     return found
 
 
-def flooded(url: str, bodies: Sequence[dict[str, Any]], options: argparse.Namespace) -> Contest:
+def elsewhere(
+    pool: ProcessPoolExecutor, url: str, bodies: Sequence[dict[str, Any]], clients: int
+) -> list[tuple[int, float, str]]:
+    """What `ask` finds in another process, which takes no time of the server's."""
+    return pool.submit(_ask, url, bodies, clients).result()
+
+
+def _ask(url: str, bodies: Sequence[dict[str, Any]], clients: int) -> list[tuple[int, float, str]]:
+    return asyncio.run(ask(url, bodies, clients))
+
+
+def flooded(
+    pool: ProcessPoolExecutor,
+    url: str,
+    bodies: Sequence[dict[str, Any]],
+    options: argparse.Namespace,
+) -> Contest:
     """A calm and a flood: the seconds of answers, how many were refused, and memory."""
     rows = []
     wanted: dict[int, str] = {}
@@ -148,9 +171,9 @@ def flooded(url: str, bodies: Sequence[dict[str, Any]], options: argparse.Namesp
     ):
         before = resident(url)
         sent = [bodies[i % len(bodies)] for i in range(options.requests)]
-        found = asyncio.run(ask(url, sent, clients))
+        found = elsewhere(pool, url, sent, clients)
         statuses = Counter(status for status, _, _ in found)
-        assert set(statuses) <= {200, 429}, statuses
+        assert set(statuses) <= {200, 429, 504}, statuses
         for index, (status, _, text) in enumerate(found):
             if status == 200:  # one answer for each request, and the right one
                 assert wanted.setdefault(index % len(bodies), text) == text
@@ -160,6 +183,7 @@ def flooded(url: str, bodies: Sequence[dict[str, Any]], options: argparse.Namesp
             "p99 s": seconds[int(0.99 * (len(seconds) - 1))],
             "answered": statuses[200],
             "refused": statuses[429],
+            "late": statuses[504],
             "MiB more": (resident(url) - before) / 2**20,
         }
         rows.append((row, figures))

@@ -356,6 +356,7 @@ class Requests:
             raise as_api_error(error) from error
         finally:
             gone.cancel()
+            results.add_done_callback(_look_at)
             results.cancel()
             for future in futures:
                 future.cancel()
@@ -367,6 +368,12 @@ class Requests:
             f"there was no answer within {self.settings.timeout:g} s",
             code="deadline_exceeded",
         )
+
+
+def _look_at(results: asyncio.Future[list[R]]) -> None:
+    """Take note of how it ended, or asyncio would write an error for each answer that nobody waited for."""
+    if not results.cancelled():
+        results.exception()
 
 
 async def _forever() -> None:
