@@ -11,7 +11,9 @@ import pytest
 from vlv.toyworld import components
 
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed.py"
-SEARCH, TEACHER = (SPEED.with_name(f"{name}.py") for name in ("search", "teacher"))
+SEARCH, TEACHER, WORKERS = (
+    SPEED.with_name(f"{name}.py") for name in ("search", "teacher", "workers")
+)
 
 
 @pytest.mark.slow
@@ -71,3 +73,17 @@ def test_search(
     assert found["queries_per_second"] > 0
     assert found["found_first"] == found["among_candidates"] == 1
     assert "p99_ms" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_workers_that_are_killed_write_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "workers.json"
+    settings = ["--num", "24", "--per-shard", "8", "--workers", "2", "--kills", "1", "--every", "1"]
+    monkeypatch.setattr("sys.argv", [str(WORKERS), *settings, "--json", str(file)])
+    runpy.run_path(str(WORKERS), run_name="__main__")  # it fails where the bytes differ
+    rows = json.loads(file.read_text())["contests"][0]["rows"]
+    assert rows[0]["name"] == "one process on one core"
+    assert rows[-1]["name"] == "2 workers, 1 kills"
+    assert all(row["seconds"][0] > 0 for row in rows)

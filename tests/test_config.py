@@ -228,6 +228,8 @@ def test_contradictions_in_stage2(overrides: list[str], message: str) -> None:
         (["model.caption_decoder=null"], "stage3 needs model.caption_decoder"),
         (["loop.parallel=fsdp"], "stage3 writes captions with whole weights"),
         (["stage3.min_margin=0.1"], "min_margin has no effect with method rloo"),
+        (["stage3.reward=answers"], "set stage3.questions"),
+        (["stage3.questions=['red?']"], "questions have no effect with reward denoising"),
         (["stage3.method=dpo", "stage3.kl=0.1"], "kl has no effect with method dpo"),
         (["stage3.beta=0.2"], "beta has no effect with method rloo"),
         (["stage3.lora.rank=4", "stage3.engine=vllm"], "engine writes with whole weights"),

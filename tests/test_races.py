@@ -180,7 +180,7 @@ def test_the_page_agrees_with_the_figures(load: Any) -> None:
     report = load("report")
     text = report.PAGE.read_text(encoding="utf-8")
     assert report.page(text) == text, "run `python benchmarks/report.py`"
-    assert len(report.BLOCK.findall(text)) == 13
+    assert len(report.BLOCK.findall(text)) == 14
 
 
 def test_a_stage_measured_alone_keeps_the_other(load: Any, tmp_path: Path) -> None:

@@ -143,8 +143,12 @@ class Stage3Config(Settings):
 
     method: Literal["rejection", "dpo", "rloo"] = "rloo"
     """Learn the best candidate where it is clear, prefer the best to the worst, or follow the policy gradient."""
-    reward: Literal["denoising", "drawing", "redrawing", "context", "log_prob"] = "denoising"
+    reward: Literal["denoising", "drawing", "redrawing", "context", "answers", "log_prob"] = (
+        "denoising"
+    )
     """What judges a candidate (see vlv.training.rewards); log_prob is the control, which asks no judge."""
+    questions: list[str] = Field(default_factory=list)
+    """Of the reward answers: what is asked of the image and of its caption."""
     candidates: Annotated[int, Field(ge=2, le=1024)] = 8
     """N, samples of each image in each step."""
     temperature: PositiveFloat = 1.0
@@ -178,6 +182,10 @@ class Stage3Config(Settings):
             yield "lora has no effect with trainable mlp; remove it or train the language model"
         if self.lora is not None and self.engine is not None:
             yield "engine writes with whole weights and knows no adapters; remove engine or lora"
+        if self.reward == "answers" and not self.questions:
+            yield "reward answers asks questions; set stage3.questions"
+        if self.questions and self.reward != "answers":
+            yield f"questions have no effect with reward {self.reward}; remove them"
         if self.min_margin and self.method == "rloo":
             yield "min_margin has no effect with method rloo; set it to 0"
         if self.kl and self.method != "rloo":

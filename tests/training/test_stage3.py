@@ -10,8 +10,8 @@ from tests import tiny
 from tests.training.support import loop_config, optim_config
 from tests.training.test_stages import BATCH_SIZE, OneBatch, make_batch, trained_parts
 from vlv.config import Stage3Config
-from vlv.errors import DataError
-from vlv.models.decoding import Caption
+from vlv.errors import ConfigError, DataError
+from vlv.models.decoding import Caption, Generation
 from vlv.models.draws import RowGenerator, mixed_seed
 from vlv.models.hashing import weights_hash
 from vlv.models.scoring import Scoring, score_captions
@@ -30,6 +30,7 @@ CANDIDATES = 3
 
 def stage3(**settings: Any) -> Stage3:
     parts = tiny.make_encoder(), tiny.make_decoder(), tiny.make_caption_decoder()
+    parts[2].config.answers_questions = "questions" in settings
     values = {"candidates": CANDIDATES, "max_caption_tokens": 6, "score_timesteps": 2} | settings
     return Stage3(*parts, Stage3Config(**values))
 
@@ -140,7 +141,8 @@ def rollout(objective: Stage3, texts: Sequence[str]) -> tuple[Judges, Rollout]:
 
 @pytest.mark.parametrize("name", REWARDS)
 def test_rewards_are_one_number_for_each_caption_and_know_its_image(name: str) -> None:
-    objective = stage3(drawing_steps=2)
+    asked = {"questions": ["red?", "how many?"]} if name == "answers" else {}
+    objective = stage3(reward=name, drawing_steps=2, **asked)
     with objective.at_rest():
         found = REWARDS[name](*rollout(objective, ["a red cube", "a red cube", "a blue sphere"]))
     rows = found.view(BATCH_SIZE, 3)
@@ -180,6 +182,28 @@ def test_log_prob_is_that_of_the_caption_with_its_end() -> None:
             -objective.caption_decoder.loss(c[i : i + 1], [tiny.CAPTIONS[2]]) for i in (0, 1)
         ]
     torch.testing.assert_close(found, torch.stack(expected))
+
+
+def test_a_caption_earns_by_the_answers_that_it_shares_with_its_image() -> None:
+    objective = stage3(reward="answers", questions=["red?", "how many?"])
+    captioner = objective.caption_decoder
+    with objective.at_rest():
+        judges, given = rollout(objective, ["a red cube"])
+        found = REWARDS["answers"](judges, given)
+        told = objective.decoder.encode_text(["a red cube"]).c.sequence
+        expected = []
+        for question in ("red?", "how many?"):
+            how = Generation(prompt=[question] * BATCH_SIZE, tidy=False)
+            of_image = captioner.write(given.images.c.sequence, how)
+            losses = [captioner.loss(told, [x.text], instructions=[question]) for x in of_image]
+            expected.append(-torch.stack(losses))
+    torch.testing.assert_close(found, torch.stack(expected).mean(0))
+
+
+def test_a_model_that_answers_nothing_can_not_be_asked() -> None:
+    parts = tiny.make_encoder(), tiny.make_decoder(), tiny.make_caption_decoder()
+    with pytest.raises(ConfigError, match="was not taught to answer questions"):
+        Stage3(*parts, Stage3Config(reward="answers", questions=["red?"]))
 
 
 # --- methods

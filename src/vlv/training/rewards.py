@@ -16,6 +16,7 @@ from vlv.config import Stage3Config
 from vlv.models.arguments import present
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.context import Context
+from vlv.models.decoding import Generation
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.draws import mixed_seed
 from vlv.models.encoder import ImageEncoder
@@ -118,8 +119,28 @@ def log_prob(judges: Judges, rollout: Rollout) -> Tensor:
     return sums / torch.tensor([len(row) for row in tokens], device=sums.device)
 
 
+def answers(judges: Judges, rollout: Rollout) -> Tensor:
+    """Log-probability of a token of the answers that the image gets, when the caption alone is asked `stage3.questions`.
+
+    The captioner answers them itself, from c of the image and then from T(caption) in its place: a caption earns by what can be
+    told from it.
+    """
+    captioner, images = judges.captioner, rollout.images.c.sequence
+    told, rows = judges.decoder.encode_text(rollout.texts()).c.sequence, rollout.rows()
+    found = []
+    for question in judges.config.questions:
+        how = Generation(prompt=[question] * len(images), tidy=False)
+        tokens = captioner.token_rows([x.text for x in captioner.write(images, how)])
+        asked = captioner.instruction_rows([question] * len(rows))
+        right = [[tokens[row]] for row in rows]
+        sums = captioner.log_probs_of_tokens(told, right, instructions=asked)[:, 0]
+        found.append(sums / torch.tensor([len(x[0]) for x in right], device=sums.device))
+    return torch.stack(found).mean(0)
+
+
 REWARDS: dict[str, Reward] = {
-    reward.__name__: reward for reward in (denoising, drawing, redrawing, context, log_prob)
+    reward.__name__: reward
+    for reward in (denoising, drawing, redrawing, context, answers, log_prob)
 }
 """By the name that `stage3.reward` has."""
 
@@ -129,6 +150,7 @@ PASSES: dict[str, Callable[[Stage3Config], int]] = {
     "drawing": lambda config: 2 * config.drawing_steps,  # guidance asks twice
     "redrawing": lambda config: 2 * config.drawing_steps,
     "context": lambda _: 0,
+    "answers": lambda _: 0,
     "log_prob": lambda _: 0,
 }
 """Passes of the denoiser for each caption."""

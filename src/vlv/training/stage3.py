@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlv.config import LoopConfig, Stage3Config
+from vlv.models.asking import check_answers
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.decoding import Caption, Generation
 from vlv.models.diffusion import DiffusionDecoder, Posterior
@@ -80,6 +81,9 @@ class Stage3:
         decoder: Frozen; the judge.
         caption_decoder: Of stage 2.
         config: Method, reward, number of candidates, what trains.
+
+    Raises:
+        ConfigError: The reward asks questions, and the model was taught to answer none.
     """
 
     def __init__(
@@ -89,6 +93,8 @@ class Stage3:
         caption_decoder: CaptionDecoder,
         config: Stage3Config,
     ) -> None:
+        if config.reward == "answers":
+            check_answers(caption_decoder)
         encoder.trainable("language" if config.trainable == "mlp+llm+encoder" else "none")
         caption_decoder.trainable("mlp" if config.trainable == "mlp" else "mlp+llm")
         caption_decoder.find_head()
