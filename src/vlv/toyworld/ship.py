@@ -138,9 +138,9 @@ decoder). `inspector/` is the measuring instrument, not a part of the model.
 
 40,000 rendered scenes of the split `train` (seed 0); some pairs of shape and colour never occur in
 it. The text tower learns from pairs of captions and images, the U-Net from its frozen output.
-Florence-2 learns three captioning tasks (short, tags, detailed); its own tags are the warm start of
-stage 1. `training/` holds the settings,
-versions and logs of every run. {note}
+Florence-2 learns three captioning tasks (short, tags, detailed). Stage 1 starts from it with fresh
+queries and a fresh projector, and learns from images alone by the denoising loss alone; stage 2
+learns from captions too. `training/` holds the settings, versions and logs of every run. {note}
 
 ## Evaluation
 
