@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
 # From nothing to a finished vlv-tiny: several hours on two cores. The shipped weights were made by earlier forms of this
-# recipe, in steps that their model card names; stage 1 had a warm start then.
+# recipe, in steps that their model card names; stage 1 had a warm start then. weights/tiny-images-alone has what the language
+# model, Florence-2 and the stages became by the commands below, on the older parts.
 # Every step goes on where it was interrupted: run the script again. Steps that are done cost nothing.
+# PROCESSES trains the stages, one for each core or GPU; their number changes nothing but rounding.
 set -euo pipefail
 OUT=${OUT:-out/tiny}
 SEED=${SEED:-0}
+PROCESSES=${PROCESSES:-2}
 
 vlv toyworld render "$OUT/data/train" --split train --num 40000 --seed "$SEED"
 vlv toyworld render "$OUT/data/val" --split val --num 1000 --seed "$SEED"
@@ -18,13 +21,15 @@ pretrain() {  # PART DATA
 for part in inspector llm; do pretrain "$part" any; done
 for part in vae text unet vision florence; do pretrain "$part" train; done
 
-for stage in stage1 stage2; do
-  vlv train "tiny-$stage" --run-dir "$OUT/runs/$stage" --seed "$SEED"
-done
-vlv train tiny-captions-stage2 --run-dir "$OUT/runs/captions" --seed "$SEED"
+train() {  # PRESET RUN OPTION...
+  GPUS=$PROCESSES "$(dirname "$0")/launch.sh" train "$1" --run-dir "$OUT/runs/$2" --seed "$SEED" \
+    --set loop.batch_size=$((32 / PROCESSES)) "${@:3}"
+}
+for stage in stage1 stage2; do train "tiny-$stage" "$stage"; done
+train tiny-captions-stage2 captions
 
 # The control of the paper's Table 7, without stage 1: a fresh encoder learns from captions alone, from the first step.
-vlv train tiny-stage2 --run-dir "$OUT/runs/control" --seed "$SEED" \
+train tiny-stage2 control \
   --set model.encoder=null --set model.florence="$OUT/parts/florence" \
   --set "model.prompt=List what is shown in the image." --set data.latents=null \
   --set stage2.frozen_encoder_steps=0 --set stage2.denoising_weight=0 --set stage2.timesteps=uniform

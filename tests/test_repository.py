@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -12,9 +13,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import AutoConfig
 from typer.main import get_command
 
+from vlv import VLVPipeline
 from vlv.cli import app
+from vlv.toyworld.render import render
+from vlv.toyworld.scene import sample_scene
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -140,3 +145,25 @@ def test_links_between_the_pages_of_the_repository_lead_somewhere() -> None:
     for page in ROOT.glob("*.md"):
         for name in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
             assert (ROOT / name).exists(), f"{page.name} links to {name}"
+
+
+def test_committed_weights_are_small() -> None:
+    folders = (ROOT / "weights", ROOT / "src" / "vlv" / "weights")
+    files = [file for folder in folders for file in folder.rglob("*.safetensors")]
+    assert len(files) > 8
+    assert sum(file.stat().st_size for file in files) < 60e6
+
+
+def test_the_model_from_images_alone_captions_and_can_be_trained_further() -> None:
+    folder = ROOT / "weights" / "tiny-images-alone"
+    figures = json.loads((folder / "evaluation.json").read_text())["sections"]["captions"]
+    assert (
+        f"F1 {100 * figures['figures']['captions.f1']['value']:.1f} %"
+        in (folder / "README.md").read_text()
+    ), "the card has other figures than its evaluation"
+    pipe = VLVPipeline.from_pretrained(folder, parts=["caption"])
+    caption = pipe.caption(render(sample_scene(7, 0, "test")).image)
+    assert "small" in caption
+    assert "purple" in caption
+    for name in ("florence", "llm"):
+        assert AutoConfig.from_pretrained(folder / "parts" / name).model_type

@@ -22,7 +22,7 @@ from vlv.training.journal import read_metrics
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "runs").glob("*.sh"))
-_PRESETS = re.compile(r'(?:--config "?|vlv train "?|CONFIG:-)([a-z][\w$-]+)')
+_PRESETS = re.compile(r'(?:--config "?|\btrain "?|CONFIG:-)([a-z][\w$-]+)')
 
 
 def commands(script: Path) -> list[list[str]]:
@@ -39,7 +39,7 @@ def test_scripts_are_sound(script: Path) -> None:
     assert text.startswith("#!/usr/bin/env bash\n# ")
     assert "\nset -euo pipefail\n" in text
     assert subprocess.run(["bash", "-n", script], capture_output=True).returncode == 0
-    lines = text.replace("\\\n", " ").splitlines()
+    lines = [x for x in text.replace("\\\n", " ").splitlines() if not x.startswith("#")]
     names = [(line, name) for line in lines for name in _PRESETS.findall(line)]
     for line, name in names:
         if "vlv data filter" in line:
@@ -52,7 +52,7 @@ def test_scripts_are_sound(script: Path) -> None:
 def test_the_commands_of_the_small_recipe_are_understood(vlv: Vlv) -> None:
     """Each option of runs/tiny.sh is one that its command has."""
     found = commands(ROOT / "runs" / "tiny.sh")
-    assert len(found) == 10
+    assert len(found) == 7
     for words in found:
         depth = 2 if words[0] in {"toyworld", "eval"} else 1
         shown = vlv(*words[:depth], "--help")
