@@ -147,7 +147,7 @@ class Stage3Config(Settings):
         "denoising"
     )
     """What judges a candidate (see vlv.training.rewards); log_prob is the control, which asks no judge."""
-    questions: list[str] = Field(default_factory=list)
+    questions: list[str] = []
     """Of the reward answers: what is asked of the image and of its caption."""
     candidates: Annotated[int, Field(ge=2, le=1024)] = 8
     """N, samples of each image in each step."""
