@@ -147,7 +147,7 @@ class Stage3Config(Settings):
         "denoising"
     )
     """What judges a candidate (see vlv.training.rewards); log_prob is the control, which asks no judge."""
-    questions: list[str] = []
+    questions: list[str] = []  # noqa: RUF012 - pydantic copies it
     """Of the reward answers: what is asked of the image and of its caption."""
     candidates: Annotated[int, Field(ge=2, le=1024)] = 8
     """N, samples of each image in each step."""
