@@ -81,6 +81,7 @@ def test_workers_that_are_killed_write_the_same_bytes(
 ) -> None:
     file = tmp_path / "workers.json"
     settings = ["--num", "24", "--per-shard", "8", "--workers", "2", "--kills", "1", "--every", "1"]
+    monkeypatch.syspath_prepend(str(WORKERS.parent))
     monkeypatch.setattr("sys.argv", [str(WORKERS), *settings, "--json", str(file)])
     runpy.run_path(str(WORKERS), run_name="__main__")  # it fails where the bytes differ
     rows = json.loads(file.read_text())["contests"][0]["rows"]

@@ -37,7 +37,8 @@ def picture(answer: httpx.Response) -> Image.Image:
 
 
 def assert_same_image(a: Image.Image, b: Image.Image) -> None:
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    """Up to the last step of a colour: on some processors a sum depends on where its numbers lie in memory."""
+    np.testing.assert_allclose(np.asarray(a, int), np.asarray(b, int), rtol=0, atol=1)
 
 
 async def together(asked: Asked, *requests: tuple[str, Any]) -> list[httpx.Response]:

@@ -182,11 +182,12 @@ def test_share_of_a_way_back() -> None:
     assert list(ablations.undone("methods", "f1", tables, plan)) == []
 
 
-def test_the_rewards_that_are_compared_are_all_that_there_are() -> None:
+def test_the_rewards_that_are_compared_are_all_that_ask_no_questions() -> None:
     from vlv.training.rewards import REWARDS
 
     compared = {variant.name for variant in ABLATIONS["rewards"].variants}
-    assert compared == {*REWARDS, "before", "captions"}
+    # the shipped model was taught no questions
+    assert compared == {*REWARDS, "before", "captions"} - {"answers"}
 
 
 @pytest.mark.slow
