@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import combinations
 
@@ -21,6 +25,7 @@ from vlv.toyworld.scene import (
 )
 
 NUM_SCENES = 200
+PIXELS = "fcfd931d7b2bf393"  # of the first NUM_SCENES test scenes of seed 7
 LEAST_PIXELS = 40
 LEAST_SHARE = 0.6
 
@@ -41,6 +46,27 @@ def test_the_same_scene_gives_the_same_bytes(rendered: list[tuple[Scene, Renderi
         again = render(Scene.from_dict(scene.to_dict()))
         assert first.image.tobytes() == again.image.tobytes()
         assert first.objects.tobytes() == again.objects.tobytes()
+
+
+def digest_of(number: int) -> str:
+    """Hash of the pixels of some scenes."""
+    digest = hashlib.sha256()
+    for index in range(number):
+        digest.update(render(sample_scene(7, index, "test")).image.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def test_other_processors_give_the_same_bytes() -> None:
+    code = f"from tests.toyworld.test_render import digest_of; print(digest_of({NUM_SCENES}))"
+    older = {"OPENBLAS_CORETYPE": "Nehalem", "NPY_DISABLE_CPU_FEATURES": "X86_V4 X86_V3 AVX512_ICL"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env=os.environ | older,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert digest_of(NUM_SCENES) == done.stdout.strip() == PIXELS
 
 
 def test_format(rendered: list[tuple[Scene, Rendering]]) -> None:

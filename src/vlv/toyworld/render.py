@@ -66,7 +66,7 @@ class _Hits:
 
 
 def render(scene: Scene, size: int = SIZE_PX, supersample: int = 2) -> Rendering:
-    """Render a scene; the same scene gives the same bytes.
+    """Render a scene; the same scene gives the same bytes, on other processors too.
 
     Args:
         scene: what to draw.
@@ -89,9 +89,20 @@ def render(scene: Scene, size: int = SIZE_PX, supersample: int = 2) -> Rendering
     return Rendering(image, np.maximum(owner, -1))
 
 
+def _dot(a: Array, b: Array) -> Array:
+    """Products (..., 3) @ (3,) or (..., 3) @ (3, 3), summed in one order: BLAS rounds as the processor's kernel happens to."""
+    x, y, z = (a[..., axis, *[None] * (b.ndim - 1)] * b[axis] for axis in range(3))
+    return np.asarray(x + y + z)
+
+
+def _angle(side: Array, ahead: Array) -> NDArray[np.float64]:
+    """Angle of (P,) directions, radians; in double precision, where no processor's rounding reaches a colour."""
+    return np.asarray(np.arctan2(side.astype(np.float64), ahead.astype(np.float64)))
+
+
 def _camera_axes(origin: Array) -> tuple[Array, Array, Array]:
     forward = TARGET - origin
-    forward /= np.linalg.norm(forward)
+    forward /= np.sqrt(_dot(forward, forward))
     right = np.array((1.0, 0.0, 0.0), np.float32)
     return right, np.cross(right, forward).astype(np.float32), forward
 
@@ -109,8 +120,8 @@ def project(scene: Scene, points: Array, size: int = SIZE_PX) -> Array:
     origin = np.array((0.0, CAMERA_Y, scene.camera_height), np.float32)
     right, up, forward = _camera_axes(origin)
     offset = points - origin
-    depth = offset @ forward
-    plane = np.stack((offset @ right / depth, -(offset @ up) / depth), -1) / HALF_FIELD
+    depth = _dot(offset, forward)
+    plane = np.stack((_dot(offset, right) / depth, -_dot(offset, up) / depth), -1) / HALF_FIELD
     return np.asarray((plane + 1) * size / 2, np.float32)
 
 
@@ -179,7 +190,7 @@ def _to_local(solid: Solid, points: Array, rays: Array) -> tuple[Array, Array]:
     """Into the frame of the unit solid: centred, turned back by yaw, divided by its radius."""
     c, s = math.cos(solid.yaw), math.sin(solid.yaw)
     turn = np.array(((c, -s, 0), (s, c, 0), (0, 0, 1)), np.float32) / solid.radius
-    return (points - np.array(solid.centre, np.float32)) @ turn, rays @ turn
+    return _dot(points - np.array(solid.centre, np.float32), turn), _dot(rays, turn)
 
 
 def _quadratic(a: Array, b: Array, c: Array) -> tuple[Array, Array]:
@@ -258,7 +269,7 @@ def _surface(solid: Solid, local: Array, where: NDArray[np.intp], hits: _Hits) -
     normal = _local_normal(solid.shape, local)
     c, s = math.cos(solid.yaw), math.sin(solid.yaw)
     back = np.array(((c, s, 0), (-s, c, 0), (0, 0, 1)), np.float32)
-    hits.normal[where] = normal @ back
+    hits.normal[where] = _dot(normal, back)
     hits.albedo[where] = PALETTE[solid.colour]
     hits.band[where] = 0.0
     hits.gloss[where] = 0.0
@@ -267,7 +278,7 @@ def _surface(solid: Solid, local: Array, where: NDArray[np.intp], hits: _Hits) -
         bands = np.floor((local[:, 2] + height) / (2 * height) * 5 - 1e-4)
         hits.band[where] = (bands % 2 == 1).astype(np.float32)
     if solid.material == "shiny":
-        hits.gloss[where] = _gloss(solid, local @ back, normal @ back)
+        hits.gloss[where] = _gloss(solid, _dot(local, back), _dot(normal, back))
 
 
 def _local_normal(shape: str, p: Array) -> Array:
@@ -295,10 +306,10 @@ def _gloss(solid: Solid, p: Array, n: Array) -> Array:
     """
     if solid.shape == "sphere":
         spot = np.array((-0.35, -0.70, 0.62), np.float32)
-        return np.asarray(np.clip((n @ spot - 0.86) / 0.06, 0, 1))
+        return np.asarray(np.clip((_dot(n, spot) - 0.86) / 0.06, 0, 1))
     if solid.shape == "cube":
         return np.clip((0.20 - np.abs(p[:, 0] + 0.8 * p[:, 2] + 0.15)) / 0.08, 0, 1)
-    angle = np.arctan2(n[:, 0], -n[:, 1]) + 0.45
+    angle = _angle(n[:, 0], -n[:, 1]) + 0.45
     streak = np.clip((0.30 - np.abs(angle)) / 0.12, 0, 1)
     return np.where(np.abs(n[:, 2]) > 0.9, 0.0, streak)
 
@@ -310,7 +321,7 @@ def _lit(scene: Scene, points: Array, hits: _Hits, light: Array) -> Array:
     start = points[ground] + hits.normal[ground] * 2e-2
     for index, solid in enumerate(scene.solids):
         offset = np.array(solid.centre, np.float32) - start
-        along = offset @ light
+        along = _dot(offset, light)
         distance2 = (offset * offset).sum(-1) - along * along
         near = (distance2 < (solid.radius * BOUND[solid.shape]) ** 2) & (
             hits.solid[ground] != index
@@ -323,7 +334,7 @@ def _lit(scene: Scene, points: Array, hits: _Hits, light: Array) -> Array:
 
 def _hills(scene: Scene, rays: Array) -> NDArray[np.bool_]:
     """Sky rays (P, 3) that meet the far hills."""
-    angle = np.arctan2(rays[:, 0], rays[:, 1])
+    angle = _angle(rays[:, 0], rays[:, 1])
     height = (
         0.035 + 0.030 * np.sin(5.0 * angle + scene.phase) + 0.012 * np.sin(11 * angle - scene.phase)
     )
@@ -348,7 +359,7 @@ def _background(scene: Scene, rays: Array, hits: _Hits, *, flat: bool) -> Array:
 def _photo(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     del grid
     ambient, directional, _ = (np.array(c, np.float32) for c in LIGHT[scene.time])
-    lambert = np.clip(hits.normal @ light, 0, 1) * lit
+    lambert = np.clip(_dot(hits.normal, light), 0, 1) * lit
     base = np.where(hits.band[:, None] > 0, np.float32(0.95), hits.albedo)
     solid = base * (ambient + directional * (0.15 + 0.95 * lambert[:, None]))
     solid = solid + (0.98 - solid) * (0.85 * hits.gloss[:, None])
@@ -359,7 +370,7 @@ def _photo(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, gri
 
 def _cartoon(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     ambient, directional, _ = (np.array(c, np.float32) for c in LIGHT[scene.time])
-    step = ((hits.normal @ light) * lit > 0.25).astype(np.float32)[:, None]
+    step = ((_dot(hits.normal, light)) * lit > 0.25).astype(np.float32)[:, None]
     base = np.where(hits.band[:, None] > 0, np.float32(0.98), hits.albedo * 1.1)
     solid = base * (ambient + directional * (0.35 + 0.65 * step))
     solid = np.where(hits.gloss[:, None] > 0.5, np.float32(0.98), solid)
@@ -371,7 +382,7 @@ def _cartoon(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, g
 
 def _sketch(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     del scene, rays
-    tone = 0.50 + 0.38 * np.clip(hits.normal @ light, 0, 1) * lit
+    tone = 0.50 + 0.38 * np.clip(_dot(hits.normal, light), 0, 1) * lit
     tone = np.where(hits.band > 0, 0.97, tone)
     tone = tone + (0.98 - tone) * hits.gloss
     paper = np.where(hits.solid == -1, 0.66 + 0.30 * lit, 0.96)
@@ -381,7 +392,7 @@ def _sketch(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, gr
 
 def _sepia(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     colour = _photo(scene, rays, hits, lit, light, grid)
-    grey = colour @ np.array((0.35, 0.50, 0.15), np.float32)
+    grey = _dot(colour, np.array((0.35, 0.50, 0.15), np.float32))
     steps = np.linspace(-1, 1, grid, dtype=np.float32)
     vignette = 1 - 0.30 * np.clip(steps[None] ** 2 + steps[:, None] ** 2 - 0.5, 0, 1)
     tone = (0.10 + 0.86 * grey) * vignette.reshape(-1)
