@@ -100,6 +100,21 @@ def test_images_and_embeddings_are_mixed(tiny_pipeline: VLVPipeline, pixels: tor
     assert isinstance(tiny_pipeline.caption(z=mixed, **SHORT), str)
 
 
+def test_the_images_of_a_mix_are_embedded_in_one_batch(
+    tiny_pipeline: VLVPipeline, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    z, asked, embed = tiny_pipeline.embed(pixels[:2]), [], tiny_pipeline.embed
+
+    def counted(images: Any, **how: Any) -> torch.Tensor:
+        asked.append(len(images))
+        return embed(images, **how)
+
+    monkeypatch.setattr(tiny_pipeline, "embed", counted)
+    mixed = tiny_pipeline.mix([pixels[0], z[1], pixels[1]], keep=[2, 3, 1])
+    assert asked == [2]
+    assert torch.equal(mixed, torch.cat([z[0, :2], z[1, :3], z[1, :1]]))
+
+
 def test_guidance_leads_away_from_a_negative(
     tiny_pipeline: VLVPipeline, pixels: torch.Tensor
 ) -> None:

@@ -116,13 +116,16 @@ class EmbeddingPipeline(VLVComponents):
         """
         if not isinstance(items, Iterable):
             raise ConfigError(f"a mix is one of several images or embeddings, got {items!r:.60}")
-        zs = [
-            as_embeddings(cast("Tensor", x))
+        zs = {
+            place: as_embeddings(cast("Tensor", x))
+            for place, x in enumerate(items)
             if getattr(x, "ndim", 0) == 2 or isinstance(x, list)
-            else self.embed(cast("ImageLike", x))
-            for x in items
-        ]
-        return mix_embeddings(zs, keep=keep, weights=weights, mode=mode)
+        }
+        images = {place: cast("ImageLike", x) for place, x in enumerate(items) if place not in zs}
+        if images:  # together: one pass, and the same rounding wherever a mix is asked for
+            zs |= zip(images, self.embed(list(images.values())), strict=True)
+        ordered = [zs[place] for place in sorted(zs)]
+        return mix_embeddings(ordered, keep=keep, weights=weights, mode=mode)
 
     def _latents(self, images: Sequence[ImageLike]) -> Tensor:
         """Latents (B, k, h, w) of images, of the posterior's mean."""
