@@ -42,7 +42,10 @@ def vlv(*arguments: object) -> None:
 def digest(tensor: torch.Tensor) -> list[float]:
     """Mean, spread and two fixed projections: a change anywhere shows."""
     values = tensor.detach().double().flatten()
-    waves = [torch.cos(torch.arange(len(values)) * step).double() for step in (0.37, 1.91)]
+    places = torch.arange(
+        len(values), dtype=torch.float64
+    )  # the cosine of many turns, in float32, is the processor's own
+    waves = [torch.cos(places * step) for step in (0.37, 1.91)]
     return [float(values.mean()), float(values.std()), *(float(values @ w) for w in waves)]
 
 
@@ -52,16 +55,32 @@ def shipped_model(_: Path) -> dict[str, Any]:
     images = [render(sample_scene(7, index, "test")).image for index in range(4)]
     z = pipe.embed(images)
     mixed = pipe.mix([images[0], images[1]], weights=[0.5, 0.5], mode="slerp")
-    drawn = [pipe.reconstruct(z=one, seed=3, steps=4) for one in (z[0], mixed)]
+    reconstructions = [pipe.reconstruct(z=one, seed=3, steps=4) for one in (z[0], mixed)]
+    generated = pipe.generate("A red cube.", seed=1, steps=4)
     return {
         "captions": pipe.caption(images),
         "z": digest(z),
         "mixed": digest(mixed),
-        "pixels": [digest(torch.from_numpy(np.array(image)) / 255) for image in drawn],
+        "pixels": [
+            digest(pixels(pipe, pipe.context(one), 3, image))
+            for one, image in zip((z[0], mixed), reconstructions, strict=True)
+        ],
         "generated": digest(
-            torch.from_numpy(np.array(pipe.generate("A red cube.", seed=1, steps=4))) / 255
+            pixels(pipe, pipe.decoder.encode_text(["A red cube."]).c, 1, generated)
         ),
     }
+
+
+def pixels(
+    pipe: VLVPipeline, c: torch.Tensor, seed: int, image: Image.Image, steps: int = 4
+) -> torch.Tensor:
+    """What an image was before it was rounded to 256 colours: there another processor may come to the next one."""
+    (drawn,) = pipe.decoder.sample(
+        c, seeds=[seed], steps=steps, height=pipe.image_size, width=pipe.image_size
+    )
+    shown = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    assert (drawn * 255 - shown).abs().max() <= 0.5 + 1e-3
+    return drawn
 
 
 def write_parts(folder: Path) -> None:
