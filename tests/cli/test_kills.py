@@ -158,12 +158,16 @@ def test_killed_at_random_and_repeated(name: str, jobs: dict[str, Job], tmp_path
 
 def start(commands: Sequence[Arguments], clock: float) -> int:
     """Run commands one after the other in a process of its own, which has imported everything already."""
+    # a signal waits until the child has its own way out: before, it would end this test's run
+    waiting = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
         return process
     code = UNREADY
     try:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, waiting)
         null = os.open(os.devnull, os.O_RDWR)
         for stream in range(3):
             os.dup2(null, stream)
