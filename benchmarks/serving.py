@@ -1,6 +1,6 @@
 """How much of the speed of `vlv caption` is left behind `vlv serve`, and what a flood does to it?
 
-    OMP_NUM_THREADS=1 python benchmarks/serving.py --num 200 --json benchmarks/results/serving-cpu.json
+    OMP_NUM_THREADS=1 python benchmarks/serving.py --json benchmarks/results/serving-cpu.json
 
 The same rendered scenes are captioned in turn as a folder by `vlv caption`'s own job and through the server, by as many clients as
 two batches have images. Then comes a flood: more clients than the queue holds. Every request must get one
@@ -48,7 +48,12 @@ MODEL = "vlv-tiny"
 def main() -> None:
     """Print both contests."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--num", type=int, default=200, help="scenes of a round")
+    parser.add_argument(
+        "--num",
+        type=int,
+        default=1000,
+        help="scenes of a round: the last batch of a round is seldom full",
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--queue-size", type=int, default=64)
     parser.add_argument("--flood", type=int, default=400, help="clients of the flood")

@@ -27,6 +27,10 @@ train() {  # PRESET RUN OPTION...
 }
 for stage in stage1 stage2; do train "tiny-$stage" "$stage"; done
 train tiny-captions-stage2 captions
+# Images alone once more: the frozen decoder judges the captions that the model writes of them.
+train tiny-stage3 stage3 --set loop.batch_size=$((16 / PROCESSES)) \
+  --set model.encoder="$OUT/runs/captions/model" --set model.caption_decoder="$OUT/runs/captions/model" \
+  --set model.decoder="$OUT/parts" --set data.features="$OUT/parts/features" --set data.latents="$OUT/parts/latents"
 
 # The control of the paper's Table 7, without stage 1: a fresh encoder learns from captions alone, from the first step.
 train tiny-stage2 control \
@@ -34,10 +38,10 @@ train tiny-stage2 control \
   --set "model.prompt=List what is shown in the image." --set data.latents=null \
   --set stage2.frozen_encoder_steps=0 --set stage2.denoising_weight=0 --set stage2.timesteps=uniform
 
-vlv eval toyworld --model "$OUT/runs/captions/model" --inspector "$OUT/parts/inspector" \
-  --stage1 "$OUT/runs/stage1/model" --control "$OUT/runs/control/model" \
+vlv eval toyworld --model "$OUT/runs/stage3/model" --inspector "$OUT/parts/inspector" \
+  --stage1 "$OUT/runs/stage1/model" --stage2 "$OUT/runs/captions/model" --control "$OUT/runs/control/model" \
   --num 2000 --seed 1 --json "$OUT/evaluation.json"
-vlv toyworld ship --model "$OUT/runs/captions/model" --parts "$OUT/parts" --runs "$OUT/runs" \
+vlv toyworld ship --model "$OUT/runs/stage3/model" --parts "$OUT/parts" --runs "$OUT/runs" \
   --results "$OUT/evaluation.json" "$OUT/vlv-tiny"
 # What the frozen decoder's evidence about captions is worth, fit where the truth is known.
 vlv eval doubts --model "$OUT/vlv-tiny" --split val --seed 7 --num 256 --evidence "$OUT/doubts" --fit "$OUT/vlv-tiny/doubts.json"

@@ -155,7 +155,7 @@ def test_committed_weights_are_small() -> None:
 
 
 def test_the_model_from_images_alone_captions_and_can_be_trained_further() -> None:
-    folder = ROOT / "weights" / "tiny-images-alone"
+    folder = ROOT / "weights" / "tiny-stage2"
     figures = json.loads((folder / "evaluation.json").read_text())["sections"]["captions"]
     assert (
         f"F1 {100 * figures['figures']['captions.f1']['value']:.1f} %"

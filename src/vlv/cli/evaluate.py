@@ -49,6 +49,9 @@ class ModelsOptions:
     stage1: Annotated[
         str | None, typer.Option(help="The model before stage 2, to compare the reconstructions.")
     ] = None
+    stage2: Annotated[
+        str | None, typer.Option(help="The model before stage 3, to compare the captions.")
+    ] = None
     control: Annotated[
         str | None, typer.Option(help="A model trained without stage 1, to compare.")
     ] = None
@@ -69,10 +72,9 @@ class ModelsOptions:
             return VLVPipeline.from_pretrained(name, adapter=adapter).to(device)
 
         inspector = load_inspector(self.inspector or Path(self.model), device)
-        stage1, control = (
-            None if name is None else load(name) for name in (self.stage1, self.control)
-        )
-        return Models(load(self.model, self.adapter), inspector, stage1, control)
+        others = {"stage1": self.stage1, "stage2": self.stage2, "control": self.control}
+        loaded = {role: None if name is None else load(name) for role, name in others.items()}
+        return Models(load(self.model, self.adapter), inspector, **loaded)
 
 
 @option_group("Output")

@@ -140,7 +140,8 @@ decoder). `inspector/` is the measuring instrument, not a part of the model.
 it. The text tower learns from pairs of captions and images, the U-Net from its frozen output.
 Florence-2 learns three captioning tasks (short, tags, detailed). Stage 1 starts from it with fresh
 queries and a fresh projector, and learns from images alone by the denoising loss alone; stage 2
-learns from captions too. `training/` holds the settings, versions and logs of every run. {note}
+learns from captions too; in stage 3 the frozen decoder judges the captions that the model writes of
+images without any. `training/` holds the settings, versions and logs of every run. {note}
 
 ## Evaluation
 

@@ -54,7 +54,7 @@ def evaluate(pipe: VLVPipeline, folder: Path, *, models: Any = (), **plan: Any) 
 @pytest.fixture(scope="module")
 def measured(tiny_pipeline: VLVPipeline, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp("measured")
-    return evaluate(tiny_pipeline, folder, models=(tiny_pipeline, tiny_pipeline))
+    return evaluate(tiny_pipeline, folder, models=(tiny_pipeline,) * 3)
 
 
 # --- known answers ----------------------------------------------------------------------------------
@@ -71,19 +71,21 @@ def known(tmp_path: Path) -> Callable[..., dict[str, float]]:
         section: str,
         *,
         captions: Callable[[list[Sample], int], str] | None = None,
+        before: Callable[[list[Sample], int], str] | None = None,
         seen: dict[str, Callable[[list[Sample], int], Sample]] | None = None,
         split: str = "test",
     ) -> dict[str, float]:
         images = sorted((seen or {}).keys() - {"original"})
+        told = {n: f for n, f in {"model": captions, "stage2": before}.items() if f is not None}
         settings = {
             "sections": [section], "composition": NUM if split == "composition" else 0, "guidances": [2.0],
-            "images": images, "captions": ["model"] if captions else [], "sources": {},
+            "images": images, "captions": [*told], "sources": {},
         }  # fmt: skip
         run = Run.start(tmp_path / section, toyworld.NAME, DataSet("test", 3, NUM), settings)
         samples = Tables(run, 0).samples[split]
-        if captions:
-            rows = [{"id": s.id, "source": "model", "caption": captions(samples, n), "n_tokens": 9, "finish_reason": "stop"} for n, s in enumerate(samples)]  # fmt: skip
-            with run.filling("captions/model", CAPTION_KEY, {}) as table:
+        for source, text_of in told.items():
+            rows = [{"id": s.id, "source": source, "caption": text_of(samples, n), "n_tokens": 9, "finish_reason": "stop"} for n, s in enumerate(samples)]  # fmt: skip
+            with run.filling(f"captions/{source}", CAPTION_KEY, {}) as table:
                 table.append(rows)
         with run.filling("judgements/inspector", IMAGE_KEY, {}) as table:
             for source, scene_of in (seen or {}).items():
@@ -136,6 +138,23 @@ def test_silence_and_repetition(known: Callable[..., dict[str, float]]) -> None:
     assert math.isnan(found["captions.hallucinated"])
     assert math.isnan(found["captions.relations"])
     assert found["captions.distinct"] == pytest.approx(1 / NUM)
+
+
+def test_captions_are_held_against_those_before(known: Callable[..., dict[str, float]]) -> None:
+    """Half of the captions were those of other scenes; now a quarter are."""
+
+    def half(samples: list[Sample], number: int) -> str:
+        return (next_one if number % 2 else own)(samples, number).references[0]
+
+    def quarter(samples: list[Sample], number: int) -> str:
+        return (next_one if number % 4 == 1 else own)(samples, number).references[0]
+
+    found = known("stage2", before=half, captions=quarter)
+    assert 0.2 < found["stage2.hallucinated_ratio"] < 0.8
+    assert 1 < found["stage2.recall_ratio"] < 1 / found["stage2.recall"]
+    assert found["stage2.stated_ratio"] == pytest.approx(1, abs=0.1)
+    same = known("stage2", before=half, captions=half)
+    assert same["stage2.hallucinated_ratio"] == same["stage2.recall_ratio"] == 1
 
 
 def test_images_that_show_their_scenes(known: Callable[..., dict[str, float]]) -> None:

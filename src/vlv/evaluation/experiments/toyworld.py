@@ -48,7 +48,7 @@ from vlv.training.journal import versions
 
 NAME = "toyworld"
 TITLE = "A model of the toy world"
-STAGE1, CONTROL = "stage1", "control"
+STAGE1, STAGE2, CONTROL = "stage1", "stage2", "control"
 JUDGE = Judge("inspector", "inspector", "inspector")
 NUM_REFERENCES = 5000
 """Further renders, independent of those that are reconstructed, for the distances between sets."""
@@ -60,6 +60,7 @@ SOURCES = {
     "model": Source("model", "model", MODEL),
     "z": Source("z", "z", MODEL),
     "stage1": Source("stage1", "z", STAGE1),
+    "stage2": Source("stage2", "model", STAGE2),
     "control": Source("control", "model", CONTROL),
     "control-z": Source("control-z", "z", CONTROL),
 }
@@ -74,18 +75,25 @@ class Models:
         model: Sections whose parts it lacks are reported as not measured.
         inspector: The instrument, on the model's device.
         stage1: The model before stage 2, for the section of that name.
+        stage2: The model before stage 3, likewise.
         control: A model trained without stage 1, likewise.
     """
 
     model: VLVPipeline
     inspector: Inspector
     stage1: VLVPipeline | None = None
+    stage2: VLVPipeline | None = None
     control: VLVPipeline | None = None
 
     @property
     def by_role(self) -> dict[str, VLVPipeline]:
         """The models that are there."""
-        roles = {MODEL: self.model, STAGE1: self.stage1, CONTROL: self.control}
+        roles = {
+            MODEL: self.model,
+            STAGE1: self.stage1,
+            STAGE2: self.stage2,
+            CONTROL: self.control,
+        }
         return {role: pipe for role, pipe in roles.items() if pipe is not None}
 
 
@@ -222,7 +230,7 @@ def lacking(pipe: VLVPipeline, components: Sequence[str]) -> list[str]:
 def _missing(roles: Mapping[str, VLVPipeline], name: str) -> str | None:
     """Why a section cannot be measured; None if it can."""
     needs = SECTIONS[name].needs
-    if name in (STAGE1, CONTROL):
+    if name in (STAGE1, STAGE2, CONTROL):
         if name not in roles:
             return f"no model folder was given (--{name} FOLDER)"
         if absent := lacking(roles[name], needs):

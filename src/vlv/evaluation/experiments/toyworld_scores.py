@@ -57,6 +57,7 @@ TARGETS: dict[str, Target] = {
     "captions.hallucinated": Target(0.03, 0.01),
     "captions.relations": Target(0.90, 0.98),
     "captions.finished": Target(0.995, 1.0),
+    "stage2.hallucinated_ratio": Target(0.7, 0.3),
     "regeneration.ratio": Target(0.90, 0.98),
     "composition.teacher_pairs": Target(0.60, 0.85),
     "composition.reconstruction_pairs": Target(0.50, 0.80),
@@ -278,6 +279,29 @@ def stage1(t: Tables) -> Scores:
     return scores
 
 
+def stage2(t: Tables) -> Scores:
+    """What stage 3 did to the captions."""
+    scores, before, after = Scores(), t.written("stage2"), t.written("model")
+    caption_figures(scores, "stage2", before)
+    scores.add("stage2.recall", "claims of captions: recall", before.recall, "ratio")
+    label = "hallucinated, after relative to before"
+    both = joined(_wrong(after), _wrong(before))
+    scores.add("stage2.hallucinated_ratio", label, both, "ratio_of_ratios", "ratio")
+    both = joined(after.recall, before.recall)
+    label = "recall, after relative to before"
+    scores.add("stage2.recall_ratio", label, both, "ratio_of_ratios", "ratio")
+    label = "claims stated, after relative to before"
+    both = joined(part(after.all_claims, 0), part(before.all_claims, 0))
+    scores.add("stage2.stated_ratio", label, both, "ratio", "ratio")
+    scores.tables.append(per_fact("captions per fact, before stage 3", before.counts))
+    return scores
+
+
+def _wrong(written: Stated) -> Columns:
+    """(wrong, stated) claims."""
+    return {id: [stated - right, stated] for id, (right, stated) in written.precision.items()}
+
+
 def control(t: Tables) -> Scores:
     """A model trained without stage 1 (paper, Table 7)."""
     scores, without, ours = Scores(), t.written("control"), t.written("model")
@@ -340,6 +364,7 @@ SECTIONS: dict[str, Recipe] = {
     "regeneration": Recipe("image from our caption", regeneration, COMPONENTS, ("model", "true")),
     "fid": Recipe("toy FID and KID against other renders", fid, _DRAW, _ALL),
     "stage1": Recipe("the model before stage 2", stage1, _REBUILD, ("stage1", "z")),
+    "stage2": Recipe("the model before stage 3", stage2, _CAPTION, (), ("stage2", "model")),
     "control": Recipe("without stage 1", control, _CAPTION, ("control-z",), ("control", "model")),
     COMPOSITION: Recipe("composition: unseen pairs of shape and colour", composition, (), ("true", "z"), ("model",)),
 }  # fmt: skip
@@ -354,6 +379,7 @@ SUMMARY = (
     "captions.f1",
     "captions.hallucinated",
     "captions.relations",
+    "stage2.hallucinated_ratio",
     "regeneration.ratio",
     "composition.teacher_pairs",
     "composition.reconstruction_pairs",
