@@ -65,7 +65,7 @@ class Url:
             OSError: The file cannot be opened.
         """
         raw = _Command(self.text) if self.is_command else _Remote(_open_url(self.text))
-        return cast("BinaryIO", io.BufferedReader(raw, _BUFFER_BYTES))
+        return io.BufferedReader(raw, _BUFFER_BYTES)
 
 
 Location = Path | Url
@@ -80,7 +80,7 @@ def open_location(location: Location) -> BinaryIO:
     """
     if isinstance(location, Url):
         return location.open()
-    return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", open_regular(location))))
+    return io.BufferedReader(open_regular(location))
 
 
 def open_seekable(location: Location) -> BinaryIO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypeGuard
 
 import numpy as np
 import torch
@@ -41,7 +41,7 @@ def as_float(pixels: Tensor) -> Tensor:
     return pixels
 
 
-def is_single(images: object) -> bool:
+def is_single(images: object) -> TypeGuard[ImageLike]:
     """Whether `images` is one image rather than several."""
     if isinstance(images, np.ndarray | Tensor):
         return images.ndim <= 3
@@ -55,7 +55,7 @@ def as_list(images: object) -> list[ImageLike]:
         ImageError: There is no image.
     """
     if is_single(images):
-        return [cast("ImageLike", images)]
+        return [images]
     if not isinstance(images, Iterable):
         raise ImageError(
             f"an image is a PIL image, a path, bytes, an array or a tensor, got {type(images).__name__}"

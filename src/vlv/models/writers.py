@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from transformers import (
@@ -95,7 +95,8 @@ class OwnWriter:
                 ids = self._generate(prefix, rows, writing, copies)
         finally:
             self._llm.train(training)
-        return cast("list[list[int]]", ids.tolist())
+        written: list[list[int]] = ids.tolist()
+        return written
 
     def _generate(self, prefix: Tensor, rows: Tensor, writing: Writing, copies: int) -> Tensor:
         """The search of transformers, (B N, up to max_new_tokens)."""
@@ -125,7 +126,7 @@ class OwnWriter:
                 torch.manual_seed(seeds[0])
             shared = copies > 1 and how.num_beams == 1 and can_share(self._llm)
             known = {"past_key_values": read_once(self._llm, prefix, copies)} if shared else {}
-            ids = self._llm.generate(
+            ids: Tensor = self._llm.generate(
                 **known,
                 inputs_embeds=rows,
                 attention_mask=torch.ones(rows.shape[:2], dtype=torch.long, device=rows.device),
@@ -133,4 +134,4 @@ class OwnWriter:
                 logits_processor=processors,
                 synced_gpus=False,  # it would wait for processes that do not generate
             )
-        return cast("Tensor", ids)
+        return ids
