@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a finished vlv-tiny: several hours on two cores. The shipped weights were made by earlier forms of this
-# recipe, in steps that their model card names; stage 1 had a warm start then. weights/tiny-images-alone has what the language
-# model, Florence-2 and the stages became by the commands below, on the older parts.
+# From nothing to a finished vlv-tiny: several hours on two cores. Of the shipped weights, language model, Florence-2 and all
+# stages were made by the commands below; VAE, text tower, U-Net and inspector are older, made in steps that the model card
+# names. weights/tiny-stage2 has the model before stage 3.
 # Every step goes on where it was interrupted: run the script again. Steps that are done cost nothing.
 # PROCESSES trains the stages, one for each core or GPU; their number changes nothing but rounding.
 set -euo pipefail

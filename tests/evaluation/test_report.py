@@ -12,7 +12,7 @@ import pytest
 from vlv.cli import run as vlv
 from vlv.errors import DataError
 from vlv.evaluation.report.claims import CLAIMS, findings
-from vlv.evaluation.report.document import make_document, paper, read_results
+from vlv.evaluation.report.document import make_document, paper, read_notes, read_results
 from vlv.evaluation.report.page import grid
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def verdicts(figures: dict[str, Any]) -> dict[str, str]:
 
 
 def test_the_committed_results_are_those_of_their_files() -> None:
-    results = read_results([DOCS / "results", EVALUATION])
-    assert (DOCS / "results.md").read_text("utf-8") == make_document(results, "docs/results"), (
+    files = [DOCS / "results", EVALUATION]
+    document = make_document(read_results(files), "docs/results", read_notes(files))
+    assert (DOCS / "results.md").read_text("utf-8") == document, (
         "run vlv eval results docs/results src/vlv/weights/tiny/evaluation.json"
     )
 
@@ -123,7 +124,9 @@ def test_a_page_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         assert words in text
     assert "noise floor" in text
     document = tmp_path / "results.md"
+    (folder / "notes.md").write_text("All of an older model.\n")
     assert vlv(["eval", "results", str(folder), "-o", str(document)]) == 0
+    assert "\nAll of an older model.\n" in document.read_text("utf-8")
     value = json.loads((folder / "result.json").read_text())["figures"]["true.g2.toy.claims"][
         "value"
     ]

@@ -80,6 +80,17 @@ def test_without_results_the_card_says_so(tiny_folder: Path, parts: Path, tmp_pa
     assert "Not measured yet" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_parts_that_are_named_are_written_whole(
+    tiny_folder: Path, parts: Path, tmp_path: Path
+) -> None:
+    pipe = VLVPipeline.from_pretrained(tiny_folder)
+    named = {"repo": str(tiny_folder), "subfolder": "vae", "revision": None}
+    pipe.save_pretrained(tmp_path / "model", references={"vae": named})
+    assert not (tmp_path / "model" / "vae").exists()
+    ship(tmp_path / "model", parts, tmp_path / "no-runs", tmp_path / "out")
+    assert (tmp_path / "out" / "vae" / "diffusion_pytorch_model.safetensors").is_file()
+
+
 def test_refuses_without_inspector(tiny_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="no inspector"):
         ship(tiny_folder, tmp_path, tmp_path, tmp_path / "out")

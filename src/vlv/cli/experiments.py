@@ -397,11 +397,14 @@ def results(
         "docs/results.md"
     ),
 ) -> int:
-    """Write docs/results.md from result files: the claims, every figure, and the paper's."""
-    from vlv.evaluation.report.document import make_document, read_results
+    """Write docs/results.md from result files: the claims, every figure, and the paper's.
+
+    The text of a notes.md in a folder of results stands above them.
+    """
+    from vlv.evaluation.report.document import make_document, read_notes, read_results
     from vlv.storage import write_text
 
     folder = files[0].as_posix()
-    write_text(output, make_document(read_results(files), folder))
+    write_text(output, make_document(read_results(files), folder, read_notes(files)))
     common.say(f"written: {output}")
     return 0

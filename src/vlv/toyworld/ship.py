@@ -48,7 +48,8 @@ def ship(
     )
     figures = json.loads(results.read_text("utf-8")) if results is not None else None
     with replacing_folder(out) as folder:
-        pipe.save_pretrained(folder, dtype=torch.float16)
+        # whole: a part that stage 3 took from the shipped model would be named there, and the folder would name itself
+        pipe.save_pretrained(folder, dtype=torch.float16, references={})
         write_component(inspector, folder / "inspector", torch.float16)
         for log in sorted(runs.glob("*/metrics.jsonl")):
             _keep_run(log.parent, folder / "training" / log.parent.name)

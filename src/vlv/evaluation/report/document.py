@@ -65,6 +65,12 @@ def read_results(paths: Sequence[Path]) -> dict[str, Result]:
     return results
 
 
+def read_notes(paths: Sequence[Path]) -> str:
+    """What a reader has to know of all results: the text of `notes.md` in their folders."""
+    files = [path / "notes.md" for path in paths]
+    return "\n".join(file.read_text("utf-8") for file in files if file.is_file())
+
+
 def paper() -> Json:
     """The paper's tables with their citation."""
     file = resources.files("vlv.evaluation.report") / "paper.json"
@@ -72,14 +78,15 @@ def paper() -> Json:
     return content
 
 
-def make_document(results: Mapping[str, Result], folder: str) -> str:
+def make_document(results: Mapping[str, Result], folder: str, notes: str = "") -> str:
     """The whole document.
 
     Args:
         results: By name.
         folder: Where their files are, for the reader.
+        notes: What stands above all figures.
     """
-    parts = [_HEAD.format(folder=folder)]
+    parts = [_HEAD.format(folder=folder), *([notes] if notes else [])]
     if not any(
         str(result.get("experiment", "")).startswith("ablation") for result in results.values()
     ):
