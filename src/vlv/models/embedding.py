@@ -116,18 +116,21 @@ class EmbeddingPipeline(VLVComponents):
         """
         if not isinstance(items, Iterable):
             raise ConfigError(f"a mix is one of several images or embeddings, got {items!r:.60}")
-        zs = {
-            place: as_embeddings(cast("Tensor", x))
-            for place, x in enumerate(items)
-            if getattr(x, "ndim", 0) == 2 or isinstance(x, list)
-        }
-        images = {place: cast("ImageLike", x) for place, x in enumerate(items) if place not in zs}
-        if images:  # together: one pass, and the same rounding wherever a mix is asked for
-            zs |= zip(images, self.embed(list(images.values())), strict=True)
-        ordered = [zs[place] for place in sorted(zs)]
-        return mix_embeddings(ordered, keep=keep, weights=weights, mode=mode)
+        given = list(items)
+        images = [cast("ImageLike", x) for x in given if not _is_embedding(x)]
+        # in one batch: faster, and the same rounding wherever a mix is asked for
+        embedded = iter(self.embed(images)) if images else iter(())
+        zs = [
+            as_embeddings(cast("Tensor", x)) if _is_embedding(x) else next(embedded) for x in given
+        ]
+        return mix_embeddings(zs, keep=keep, weights=weights, mode=mode)
 
     def _latents(self, images: Sequence[ImageLike]) -> Tensor:
         """Latents (B, k, h, w) of images, of the posterior's mean."""
         pixels = as_batch(images, self.image_size, self.framing)
         return self.decoder.encode(pixels.to(present(self.vae, "vae").device))
+
+
+def _is_embedding(x: object) -> bool:
+    """Whether an item of a mix is (Q, D); images have three dimensions, or none."""
+    return getattr(x, "ndim", 0) == 2 or isinstance(x, list)
