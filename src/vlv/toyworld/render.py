@@ -370,7 +370,7 @@ def _photo(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, gri
 
 def _cartoon(scene: Scene, rays: Array, hits: _Hits, lit: Array, light: Array, grid: int) -> Array:
     ambient, directional, _ = (np.array(c, np.float32) for c in LIGHT[scene.time])
-    step = ((_dot(hits.normal, light)) * lit > 0.25).astype(np.float32)[:, None]
+    step = (_dot(hits.normal, light) * lit > 0.25).astype(np.float32)[:, None]
     base = np.where(hits.band[:, None] > 0, np.float32(0.98), hits.albedo * 1.1)
     solid = base * (ambient + directional * (0.35 + 0.65 * step))
     solid = np.where(hits.gloss[:, None] > 0.5, np.float32(0.98), solid)
