@@ -11,13 +11,11 @@ TORCH  := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
 VLLM   := 0.32.0
 # one thread per process: two processes with two threads each are slower than either alone
 ONE    := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1
-# where make engine has installed vLLM, its tests are not skipped
-ENGINE := $(patsubst %,VLV_ENGINE_PYTHON=%,$(wildcard $(abspath $(VENV))/engine/bin/python))
 # neighbours stay together, so that fixtures of a module are made once; who is done takes from the other
 SHARED := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all engine check fmt setup pages docs
+.PHONY: help demo test test-all test-ui engine check fmt setup pages docs
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##/\1 ##/p' $(MAKEFILE_LIST) | awk -F ' ##' '{printf "  make %-9s%s\n", $$1, $$2}'
@@ -28,10 +26,15 @@ demo: $(VENV)/.demo  ## caption, rebuild and mix images with the shipped model; 
 test: $(VENV)/.dev  ## run the quick tests
 	$(ONE) $(BIN)/python -m pytest $(SHARED) -m "not slow" $(ARGS)
 
-test-all: $(VENV)/.dev  ## run all tests: kills, ranks, Ray, faults and combinations too
-	$(ONE) $(ENGINE) $(BIN)/python -m pytest $(SHARED) $(ARGS)
+test-all: $(VENV)/.dev test-ui  ## run all tests: kills, ranks, Ray, faults, a browser and an engine too
+# there is no build of vLLM for every processor: without one its tests are skipped
+	-$(MAKE) engine
+	$(ONE) $(BIN)/python -m pytest $(SHARED) $(ARGS)
 
-engine: $(VENV)/engine/.done  ## install vLLM for processors, in an environment of its own, for make test-all to test
+test-ui: $(VENV)/ui/.done  ## run the tests of the workbench, in Chromium where there is one
+	$(ONE) $(VENV)/ui/bin/python -m pytest $(SHARED) tests/ui
+
+engine: $(VENV)/engine/.done  ## install vLLM for processors, in an environment of its own
 
 check: $(VENV)/.dev  ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -70,6 +73,14 @@ $(VENV)/.dev: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.docs: $(VENV)/.dev
 	$(PIP) --editable ".[docs]"
+	@touch $@
+
+# what pip install "vlv[ui]" gives: Gradio wants an older Pillow than the other tests run with
+$(VENV)/ui/.done: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)/ui
+	sed '/^pillow==/d' constraints.txt > $(VENV)/ui/constraints.txt
+	$(VENV)/ui/bin/python -m pip install --quiet --constraint $(VENV)/ui/constraints.txt $(TORCH)
+	$(VENV)/ui/bin/python -m pip install --quiet --constraint $(VENV)/ui/constraints.txt --editable ".[ui,search,dev]" playwright
 	@touch $@
 
 $(VENV)/engine/.done: constraints.txt

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,11 @@ from vlv.models.pipeline import VLVPipeline
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
 
-PYTHON = os.environ.get("VLV_ENGINE_PYTHON")
-NUM = int(os.environ.get("VLV_ENGINE_SCENES", "24"))
+INSTALLED = Path(sys.prefix) / "engine"  # by make engine
+PYTHON = os.environ.get("VLV_ENGINE_PYTHON") or (
+    str(INSTALLED / "bin/python") if (INSTALLED / ".done").exists() else None
+)
+NUM = int(os.environ.get("VLV_ENGINE_SCENES", "500"))
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(PYTHON is None, reason="no vLLM: run make engine, or set VLV_ENGINE_PYTHON"),
