@@ -12,11 +12,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from tests.ui.conftest import write_folder
+from tests.search.support import telling_space
+from tests.ui.conftest import CAPTIONS, write_folder, write_image
+from vlv.evaluation.experiments import arena
+from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.predicting import predict_captions
+from vlv.evaluation.experiments.run import Run
+from vlv.evaluation.experiments.samples import DataSet
 from vlv.models.pipeline import VLVPipeline
+from vlv.search.index import Index
 from vlv.serve.sockets import listen
 from vlv.ui.commands import ModelFlags
 from vlv.ui.desk import Desk
+from vlv.ui.searching import SearchableIndex
 from vlv.ui.workbench import Workbench
 
 pytest.importorskip("gradio", reason='the workbench needs pip install "vlv[ui]"')
@@ -31,6 +39,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
 ]
+PALE = (Path(__file__).parent / "contrast.js").read_text("utf-8")
+TABS = ("Caption", "Reconstruct", "Mix", "Search", "Arena")
 WAIT_MS = 60_000  # of a busy machine
 
 
@@ -46,7 +56,16 @@ def server(folder: Path, tiny_folder: Path, tiny_pipeline: VLVPipeline) -> Itera
     from vlv.ui.server import Server
 
     flags = ModelFlags(str(tiny_folder), device="cpu", dtype="float32")
-    bench = Workbench(Desk(lambda: tiny_pipeline), flags, "float32", folder.parent / "work")
+    where = folder.parent / "images.index"
+    space = telling_space(tiny_pipeline, sorted(folder.rglob("*.png")))
+    Index.build([folder], where, tiny_pipeline, space=space)
+    bench = Workbench(
+        Desk(lambda: tiny_pipeline),
+        flags,
+        "float32",
+        folder.parent / "work",
+        SearchableIndex(where),
+    )
     server = Server(bench, listen("127.0.0.1", 0), str(folder))
     bench.desk.preload()
     thread = threading.Thread(target=server.serve_until_signal, daemon=True)
@@ -226,11 +245,77 @@ def test_reconstruct_and_mix(window: Window, folder: Path) -> None:
     assert max(frames.evaluate_all("all => all.map(x => x.getBoundingClientRect().right)")) <= 390
 
 
+def test_a_stop_keeps_what_is_finished(window: Window, tmp_path: Path) -> None:
+    for number in range(400):
+        write_image(tmp_path / f"{number:03d}.png", number)
+    page = window.page
+    path = page.locator("#vlv-path input, #vlv-path textarea")
+    path.fill(str(tmp_path))
+    path.press("Enter")
+    window.wait_for(".vlv-where", "400 images")
+    page.get_by_label("all shown").first.check()
+    window.wait_for(".vlv-command", f"vlv caption {tmp_path}")
+    page.locator("#vlv-write").click()
+    wait_until(lambda: list(tmp_path.glob("*.txt")))
+    page.locator("#vlv-stop").click()
+    window.wait_for(".vlv-message", "stopped")
+    written = list(tmp_path.glob("*.txt"))
+    assert 0 < len(written) < 400
+    assert all(x.read_text().endswith("\n") for x in written)
+
+
+def test_search(window: Window, folder: Path) -> None:
+    page = window.page
+    page.get_by_role("tab", name="Search").click()
+    field = page.get_by_label("What to find, in words")
+    field.fill("a red cube")
+    field.press("Enter")
+    page.wait_for_selector("#vlv-found img")
+    window.wait_for(".vlv-command", "'a red cube'")
+    field.fill("")
+    with page.expect_response(lambda answer: "/upload" in answer.url):
+        page.set_input_files("input[type=file] >> nth=-1", folder / "c.png")
+    page.wait_for_timeout(500)  # until the page has kept it
+    page.locator("#vlv-find").click()
+    window.wait_for(".vlv-command", "--image")
+    assert page.locator("#vlv-found .grid-container > *").count() == len(CAPTIONS)
+
+
+def test_a_ballot_by_keyboard(window: Window, tmp_path: Path) -> None:
+    how = arena.settings(["true", "words"])
+    run = Run.start(tmp_path / "run", arena.NAME, DataSet("test", 3, 2), how)
+    predict_captions(run, Backends(batch_size=3))
+    page, keys = window.page, window.page.keyboard
+    page.get_by_role("tab", name="Arena").click()
+    page.get_by_label("Run", exact=True).fill(str(run.folder))
+    page.get_by_label("Your name in the results").fill("anna")
+    page.get_by_role("button", name="Begin").click()
+    for number, key in enumerate(("ArrowLeft", "t", "ArrowRight", "s")):
+        window.wait_for(".vlv-message", f"{number} of 4 judged")
+        assert "true" not in window.text("#vlv-arena .vlv-texts").split(), "it is blind"
+        page.locator("#vlv-tie").focus()
+        keys.press(key)
+    window.wait_for(".vlv-message", "all is judged and saved")
+    rows = run.rows("judgements/anna", arena.PAIR_KEY)
+    assert [row.get("winner") for row in rows] == ["first", "tie", "second", None]
+    assert {(row["first"], row["second"]) for row in rows} == {("true", "words"), ("words", "true")}
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_narrow_window_holds_everything(browser: Any, server: Server, scheme: str) -> None:
     window = Window(browser, server, viewport={"width": 390, "height": 844}, color_scheme=scheme)
-    for tab in ("Caption", "Reconstruct", "Mix", "Arena"):
+    for tab in TABS:
         window.page.get_by_role("tab", name=tab).click()
         wide = window.page.evaluate("document.documentElement.scrollWidth - innerWidth")
         assert wide <= 0, tab
+    window.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_texts_can_be_read(browser: Any, server: Server, scheme: str) -> None:
+    window = Window(browser, server, viewport={"width": 1280, "height": 900}, color_scheme=scheme)
+    for tab in TABS:
+        window.page.get_by_role("tab", name=tab).click()
+        window.page.mouse.move(0, 0)
+        assert window.page.evaluate(PALE) == [], tab
     window.close()

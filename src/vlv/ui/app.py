@@ -53,6 +53,21 @@ def build_page(bench: Workbench, folder: str | None = None) -> gr.Blocks:
     return page
 
 
+def _theme() -> gr.themes.Base:
+    """Gradio's own, darker where white text or a white page would make it hard to read (WCAG 2.2, 1.4.3)."""
+    theme = gr.themes.Default(
+        font=_FONTS, font_mono=_MONO, primary_hue="indigo", neutral_hue="slate"
+    )
+    return theme.set(
+        body_text_color_subdued="*neutral_600",
+        color_accent="*primary_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_cancel_background_fill="#b91c1c",
+        button_cancel_background_fill_hover="#991b1b",
+    )
+
+
 def build_app(bench: Workbench, folder: str | None = None) -> Guard:
     """The page as an ASGI application that answers to one browser on this machine.
 
@@ -91,9 +106,7 @@ def build_app(bench: Workbench, folder: str | None = None) -> Guard:
         ssr_mode=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Default(
-            font=_FONTS, font_mono=_MONO, primary_hue="indigo", neutral_hue="slate"
-        ),
+        theme=_theme(),
         css=(assets / "style.css").read_text("utf-8"),
         head=f"<script>{(assets / 'keys.js').read_text('utf-8')}</script>",
     )
