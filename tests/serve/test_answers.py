@@ -207,6 +207,26 @@ def test_images_are_those_of_the_pipeline(asked: Asked, tiny_pipeline: VLVPipeli
     assert_same_image(picture(answer), tiny_pipeline.reconstruct(z=z, **how))
 
 
+def test_questions_are_answered_as_by_the_pipeline(
+    make: Make, asked: Asked, instructed_pipeline: VLVPipeline
+) -> None:
+    taught = make(pipe=instructed_pipeline)
+    for question, text in (("is it a cube?", "yes"), ("how many objects are there?", "two")):
+        wanted = instructed_pipeline.ask(image(0), question)
+        answer = taught.one("/v1/ask", {"image": url(0), "question": question}).json()
+        assert (answer["answer"], answer["finished"]) == (text, True)
+        assert answer["yes"] == (
+            None if wanted.yes is None else pytest.approx(wanted.yes, abs=1e-4)
+        )
+    body = {"image": url(0), "question": "is it a cube?"}
+    assert "was not taught" in assert_refused(asked.one("/v1/ask", body), 400, "invalid_value")
+    for more, code in (
+        ({"question": " "}, "limit_exceeded"),
+        ({"max_tokens": 10**6}, "limit_exceeded"),
+    ):
+        assert_refused(taught.one("/v1/ask", body | more), 400, code)
+
+
 def test_verification_is_that_of_the_pipeline(asked: Asked, tiny_pipeline: VLVPipeline) -> None:
     captions = ["A red cube.", "Two blue cylinders under a low sun."]
     wanted = tiny_pipeline.score(image(0), captions)

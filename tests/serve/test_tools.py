@@ -27,7 +27,7 @@ from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.mixing import mix_embeddings
 from vlv.models.pipeline import VLVPipeline
 from vlv.serve.settings import Limits, ServeSettings
-from vlv.serve.tools import Roots, ToolServer
+from vlv.serve.tools import TOOLS, Roots, ToolServer
 
 Ask = Callable[..., Any]
 
@@ -122,7 +122,7 @@ def test_what_there_is(tiny_pipeline: VLVPipeline) -> None:
     server = ToolServer(lambda: tiny_pipeline, ServeSettings(MODEL), Roots())
     listed = session(server, lambda client: client.list_tools())
     tools = {tool.name: tool for tool in listed.tools}
-    assert set(tools) == {"caption", "reconstruct", "generate", "mix", "verify"}
+    assert set(tools) == {"caption", "ask", "reconstruct", "generate", "mix", "verify"}
     schema = tools["mix"].input_schema
     assert schema["required"] == ["images"]
     assert "model" not in schema["properties"]
@@ -169,6 +169,15 @@ def test_images_are_those_of_the_pipeline(ask: Ask, tiny_pipeline: VLVPipeline) 
     result = ask("mix", images=["a.png", url(1)], keep=[3, 2], **given)
     assert drawn(result).tobytes() == expected.tobytes()
     assert result.structured_content == {"seed": 3}
+
+
+def test_questions(ask: Ask, instructed_pipeline: VLVPipeline) -> None:
+    given = {"image": "a.png", "question": "is it a cube?"}
+    result = ask("ask", pipe=instructed_pipeline, **given)
+    assert result.content[0].text == "yes"
+    wanted = instructed_pipeline.ask(image(0), "is it a cube?").yes
+    assert result.structured_content["yes"] == pytest.approx(wanted, abs=1e-4)
+    assert_refused(ask("ask", **given), "was not taught to answer questions")
 
 
 def test_verification(ask: Ask, tiny_pipeline: VLVPipeline) -> None:
@@ -248,7 +257,7 @@ def test_a_model_that_cannot_be_loaded(folder: Path, capsys: pytest.CaptureFixtu
     server = ToolServer(load, ServeSettings(MODEL), Roots([folder]))
 
     async def work(client: Client) -> Any:
-        assert len((await client.list_tools()).tools) == 5
+        assert len((await client.list_tools()).tools) == len(TOOLS)
         return [await client.call_tool("caption", {"image": "a.png"}) for _ in range(2)]
 
     for result in session(server, work):
@@ -280,7 +289,7 @@ def test_tools_are_listed_while_the_model_loads(tiny_pipeline: VLVPipeline, fold
             asyncio.create_task(client.call_tool("caption", {"image": name, "max_tokens": 8}))
             for name in ("a.png", "more/b.png")
         ]
-        assert len((await client.list_tools()).tools) == 5
+        assert len((await client.list_tools()).tools) == len(TOOLS)
         assert not any(call.done() for call in calls)
         may_load.set()
         return await asyncio.gather(*calls)

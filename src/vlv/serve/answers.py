@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from vlv.models import asking
     from vlv.models.decoding import Caption
     from vlv.models.doubts import Verdict
     from vlv.models.scoring import Scores
@@ -112,6 +113,12 @@ def scores(model: str, found: Scores) -> Answer:
     ]
     about = {"best": found.best, "margin": found.margin}
     return {"object": "list", "model": model, "data": data, **about}
+
+
+def answered(model: str, found: asking.Answer) -> Answer:
+    """What the model answers, with the probability of yes where the answer is yes or no."""
+    about = {"answer": found.text, "yes": found.yes, "finished": found.finished}
+    return {"object": "answer", "model": model, **about}
 
 
 def verdicts(model: str, found: Sequence[Verdict]) -> Answer:

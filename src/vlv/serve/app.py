@@ -38,6 +38,7 @@ def build_app(service: Service, keys: Keys, *, local_only: bool = True) -> Guard
     }
     posts: dict[str, Route] = {
         "/v1/chat/completions": service.chat,
+        "/v1/ask": service.ask,
         "/v1/embed": service.embed,
         "/v1/reconstruct": service.reconstruct,
         "/v1/generate": service.generate,

@@ -22,6 +22,7 @@ from vlv.serve.errors import ApiError, ClientLeftError, as_api_error
 from vlv.serve.fetching import Fetcher
 from vlv.serve.images import is_address, open_image
 from vlv.serve.schema import (
+    AskBody,
     CaptionBody,
     DrawBody,
     EmbedBody,
@@ -32,6 +33,7 @@ from vlv.serve.schema import (
     VerifyBody,
 )
 from vlv.serve.work import (
+    Ask,
     Describe,
     Doubt,
     Embed,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from vlv.models.asking import Answer
     from vlv.models.decoding import Caption
     from vlv.models.doubts import Verdict
     from vlv.models.pipeline import VLVPipeline
@@ -131,6 +134,16 @@ class Requests:
         if work.temperature is None:  # all choices are the same caption
             return await self._compute(left, work, seeded[:1], deadline) * count
         return await self._compute(left, work, seeded, deadline)
+
+    async def ask(self, body: AskBody, left: Leaving | None = None) -> Answer:
+        """The answer to a question about an image."""
+        deadline = self.begin(body.model)
+        self._check_text("question", body.question)
+        self._check_count("max_tokens", body.max_tokens or 1, self.settings.limits.tokens)
+        (image,) = await self._open([body.image], ["image"], deadline)
+        item = (image, body.question)
+        (found,) = await self._compute(left, Ask(body.max_tokens), [item], deadline)
+        return found
 
     async def embed(self, body: EmbedBody, left: Leaving | None = None) -> list[Tensor]:
         """The caption embeddings of images, (Q, D) each."""

@@ -192,6 +192,14 @@ class CaptionBody(_Body):
     seed: Seed | None = None
 
 
+class AskBody(_Body):
+    """A question about an image, for a model that was taught to answer."""
+
+    image: ImageURL
+    question: Text
+    max_tokens: int | None = Field(None, ge=1)
+
+
 class EmbedBody(_Body):
     """A request for caption embeddings."""
 

@@ -13,6 +13,7 @@ from vlv.serve.errors import ApiError
 from vlv.serve.metrics import Metrics
 from vlv.serve.requests import Requests
 from vlv.serve.schema import (
+    AskBody,
     CaptionBody,
     ChatBody,
     DrawBody,
@@ -128,6 +129,11 @@ class Service:
         return JSONResponse(answers.completion(model, captions, usage, text_unused=unused))
 
     # --- the other abilities ---------------------------------------------------------------------
+
+    async def ask(self, body: AskBody, request: Request) -> Response:
+        """Answer a question about an image."""
+        found = await self._requests.ask(body, _leaving(request))
+        return JSONResponse(answers.answered(self.settings.model, found))
 
     async def embed(self, body: EmbedBody, request: Request) -> Response:
         """Give the caption embeddings of images."""

@@ -31,6 +31,7 @@ from vlv.serve.images import is_address
 from vlv.serve.requests import Requests
 from vlv.serve.schema import (
     IMAGE,
+    AskBody,
     CaptionBody,
     GenerateBody,
     MixBody,
@@ -134,6 +135,11 @@ async def _caption(requests: Requests, body: CaptionBody) -> types.CallToolResul
     return _said("\n".join(one.text for one in captions), {"captions": found})
 
 
+async def _ask(requests: Requests, body: AskBody) -> types.CallToolResult:
+    found = await requests.ask(body)
+    return _said(found.text, answers.answered(requests.settings.model, found))
+
+
 async def _verify(requests: Requests, body: VerifyBody) -> types.CallToolResult:
     model = requests.settings.model
     if body.doubts:
@@ -168,6 +174,12 @@ TOOLS = (
         "Describe an image in words. Without temperature the likeliest caption.",
         CaptionBody,
         _caption,
+    ),
+    Tool(
+        "ask",
+        "Answer a question about an image, if the model was taught to; yes is the probability of yes where the answer is yes or no.",
+        AskBody,
+        _ask,
     ),
     Tool(
         "reconstruct",

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from vlv.models.asking import Answer
     from vlv.models.decoding import Caption, GenerationOptions
     from vlv.models.diffusion import Sampler
     from vlv.models.doubts import Verdict
@@ -72,6 +73,20 @@ class Describe:
         if self.temperature is not None:
             options |= {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
         return [(caption, z.shape[1]) for caption in pipe.describe(z=z, batch_size=size, **options)]
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Answers to questions, one about each image."""
+
+    max_new_tokens: int | None = None
+    kind = "ask"
+
+    def run(self, pipe: VLVPipeline, items: Sequence[tuple[Image.Image, str]]) -> list[Answer]:
+        """Answer them."""
+        images, questions = [image for image, _ in items], [question for _, question in items]
+        size, longest = len(items), self.max_new_tokens
+        return pipe.ask(images, questions, max_new_tokens=longest, batch_size=size)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

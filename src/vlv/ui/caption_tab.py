@@ -64,7 +64,7 @@ class CaptionTab:
             )
         with gr.Accordion("Drop images", open=False):
             self.drop = gr.File(
-                file_count="multiple", file_types=["image"], show_label=False, height=120
+                file_count="multiple", file_types=["image"], show_label=False, height=140
             )
         with gr.Row(elem_classes="vlv-main"):
             with gr.Column(scale=5, min_width=300):

@@ -48,7 +48,7 @@ class MixTab:
                     file_count="multiple",
                     file_types=["image"],
                     label="2 to 4 images, in order",
-                    height=110,
+                    height=140,
                 )
                 self.take = gr.Button("Take the marked images of the Caption tab", size="sm")
                 self.chosen = gr.HTML(js_on_load=None, apply_default_css=False)
@@ -67,7 +67,7 @@ class MixTab:
                 self.drop_negative = gr.File(
                     file_types=["image"],
                     label="Negative image, which no mix must resemble (optional)",
-                    height=110,
+                    height=140,
                 )
                 self.sampling = sampling_fields()
                 with gr.Row(elem_classes="vlv-row"):

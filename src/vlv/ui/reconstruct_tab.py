@@ -36,7 +36,7 @@ class ReconstructTab:
         self.image = gr.State("")
         with gr.Row(elem_classes="vlv-main"):
             with gr.Column(scale=2, min_width=280):
-                self.drop = gr.File(file_types=["image"], label="Image", height=110)
+                self.drop = gr.File(file_types=["image"], label="Image", height=140)
                 self.take = gr.Button("Take the image of the Caption tab", size="sm")
                 self.chosen = gr.HTML(js_on_load=None, apply_default_css=False)
                 self.sampling = sampling_fields()

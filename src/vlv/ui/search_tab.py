@@ -38,7 +38,7 @@ class SearchTab:
                     elem_id="vlv-search",
                 )
                 self.drop = gr.File(
-                    file_types=["image"], label="Or images that are like this one", height=110
+                    file_types=["image"], label="Or images that are like this one", height=140
                 )
                 self.k = gr.Number(
                     10, label="How many images", precision=0, minimum=1, maximum=MOST_FOUND
