@@ -15,7 +15,7 @@ from vlv.toyworld.components import TEXT_POSITIONS
 from vlv.toyworld.language import Claims, compare, parse, true_claims
 from vlv.toyworld.scene import COLOURS, Scene
 from vlv.toyworld.words import OBJECT_FACTS, PLAIN, SCENE_FACTS, WORDS, phrases_of
-from vlv.toyworld.writing import FORMS, Form, describe, relation_only
+from vlv.toyworld.writing import FORMS, Form, describe
 
 
 def write(scene: Scene, form: Form, seed: int = 0) -> str:
@@ -245,16 +245,6 @@ def test_many_texts_tell_the_place_by_a_relation_alone(scenes: list[Scene]) -> N
     assert len(alone) > 0.4 * len(pairs)
     kinds = Counter(c.relations[0][1] for c in alone)
     assert set(kinds) == {"left", "right", "front", "behind"}
-
-
-def test_relation_sentences_need_two_objects() -> None:
-    text = relation_only(
-        make_scene(make_solid(column="left"), make_solid("cone", column="right")),
-        np.random.default_rng(0),
-    )
-    assert len(parse(text).relations) == 1
-    with pytest.raises(ConfigError, match="two objects, and the scene has 1"):
-        relation_only(make_scene(), np.random.default_rng(0))
 
 
 def test_an_article_fits_its_word() -> None:

@@ -8,7 +8,6 @@ names every object. What cannot be seen is never said: no colours, ground or tim
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Literal
@@ -310,22 +309,6 @@ def describe_partly(scene: Scene, rng: np.random.Generator) -> str:
     if rng.random() < richness:
         said["light"] = WORDS["light"][scene.light][0]
     return _with_surroundings(_join(parts), said, rng)
-
-
-def relation_only(scene: Scene, rng: np.random.Generator) -> str:
-    """A sentence about a scene of two objects that says where they stand by their relation alone.
-
-    Raises:
-        ConfigError: if the scene has another number of objects.
-    """
-    if len(scene.solids) != 2:
-        raise ConfigError(f"a relation needs two objects, and the scene has {len(scene.solids)}")
-    objects = true_claims(scene).objects
-    pairs = list(itertools.permutations(range(2), 2))
-    order = pairs[int(rng.integers(2))]
-    things = [(_only(objects[i], ("colour", "shape")), scene.solids[i]) for i in order]
-    (first, a), (second, b) = things
-    return f"A {_say('style', scene.style, rng)} of {_noun(first, rng)} {_how(a, b, rng)} {_noun(second, rng)}."
 
 
 # --- many texts -----------------------------------------------------------------------------------

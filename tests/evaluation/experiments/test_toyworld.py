@@ -31,11 +31,14 @@ from vlv.evaluation.experiments.toyworld_scores import (
 )
 from vlv.evaluation.experiments.toyworld_tables import Tables
 from vlv.evaluation.experiments.viewing import IMAGE_KEY, Features, table_name
+from vlv.evaluation.metrics.claims import facts_shown, relations_shown
+from vlv.evaluation.metrics.features import stack
 from vlv.evaluation.report.page import example_sheet
 from vlv.evaluation.results import Results, format_results, format_summary
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.pipeline import VLVPipeline
-from vlv.toyworld.language import true_claims
+from vlv.toyworld.language import parse, true_claims
+from vlv.toyworld.writing import describe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -199,13 +202,30 @@ def test_every_section_gives_finite_figures(measured: Measured) -> None:
         assert section.figures
     assert TARGETS.keys() | set(SUMMARY) <= results.figures.keys()
     # text does not help an untrained U-Net, and eight scenes state no relation
-    open_ones = {"denoising.way", "captions.relations", "teacher.relations"}
+    open_ones = {"denoising.way", "captions.relations", "teacher.relations", "plain.relations"}
     for key, figure in results.figures.items():
         if key not in open_ones and not key.endswith(("hallucinated", "_pairs")):
             assert math.isfinite(figure.estimate.value), key
     assert results.figures["stage1.ratio"].estimate.value == 1
     assert results.figures["captions.f1"].estimate.n == 8
     assert results.figures["composition.originals"].estimate.n == 2
+
+
+def test_plain_sentences_are_drawn_and_looked_at(
+    measured: Measured, tiny_pipeline: VLVPipeline
+) -> None:
+    _, run = measured
+    samples = run.data.samples()
+    texts = [describe(s.known_scene, "plain", np.random.default_rng([s.seed, 4])) for s in samples]
+    images = tiny_pipeline.generate(
+        texts, steps=2, guidance=2.0, seed=[s.seed for s in samples], batch_size=4
+    )
+    seen = [report.claims for report in make_inspector().inspect(stack(images))]
+    said = [parse(text) for text in texts]
+    wanted = np.concatenate([facts_shown(said, seen), relations_shown(said, seen)], 1)
+    assert wanted[:, 1].min() > 0
+    rows = {row["id"]: row["shown"] for row in run.rows("measured/plain", ("id",))}
+    assert [rows[s.id] for s in samples] == wanted.tolist()
 
 
 def test_the_report_holds_everything(measured: Measured) -> None:

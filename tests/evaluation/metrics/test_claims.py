@@ -10,6 +10,7 @@ from vlv.evaluation.metrics.claims import (
     FACTS,
     claim_counts,
     equal_tokens,
+    facts_shown,
     object_counts,
     place_errors,
     relation_columns,
@@ -18,6 +19,7 @@ from vlv.evaluation.metrics.claims import (
 )
 from vlv.toyworld.language import Claims, parse, true_claims
 from vlv.toyworld.scene import HELD_OUT, Scene, Solid, sample_scene
+from vlv.toyworld.writing import describe
 
 
 def scene(*solids: Solid, style: str = "photo") -> Scene:
@@ -109,6 +111,27 @@ def test_relations_of_a_text_are_looked_for_in_its_image() -> None:
     twins = scene(CUBE, dataclasses.replace(CUBE, size="small", column="right"))
     text = parse("The large cube is to the left of the other.")
     np.testing.assert_array_equal(relations_shown([text], [seen(twins)]), [[1, 1]])
+
+
+def test_facts_of_plain_sentences_are_found_in_true_pictures() -> None:
+    scenes = [sample_scene(5, row, "test") for row in range(80)]
+    texts = [describe(s, "plain", np.random.default_rng([5, n])) for n, s in enumerate(scenes)]
+    facts = facts_shown([parse(text) for text in texts], [true_claims(s) for s in scenes])
+    assert (facts[:, 0] == facts[:, 1]).all()
+    assert (facts[:, 2] == facts[:, 3]).all()
+    assert facts[:, 3].tolist() == [len(s.solids) for s in scenes]
+
+
+def test_missing_surplus_and_wrong_objects_count() -> None:
+    text = parse("A cartoon of a red cube and a blue sphere.")
+    cube, ball = {"shape": "cube", "colour": "red"}, {"shape": "sphere", "colour": "blue"}
+    pictures = [
+        Claims({"style": "cartoon"}, (cube,)),
+        Claims({"style": "photo"}, (cube, ball, cube)),
+        Claims({"style": "cartoon"}, (cube, ball | {"colour": "green"})),
+    ]
+    facts = facts_shown([text] * 3, pictures)
+    assert facts.tolist() == [[3, 5, 1, 2], [4, 5, 2, 3], [4, 5, 1, 2]]
 
 
 def test_tokens_are_compared_place_by_place() -> None:

@@ -15,6 +15,7 @@ from vlv.evaluation.metrics.features import (
     ClipScore,
     clean_resize,
     cosine,
+    feature_distances,
     inception_features,
     inspector_features,
     pieces,
@@ -154,3 +155,9 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
         vision_features(str(tmp_path))
     with pytest.raises(ModelFolderError, match="no CLIP"):
         ClipScore(str(tmp_path))
+
+
+def test_feature_distances() -> None:
+    first, second = np.zeros((2, 4), np.float32), np.zeros((2, 4), np.float32)
+    second[0, :2] = 3, 4
+    assert feature_distances(first, second).tolist() == [5, 0]

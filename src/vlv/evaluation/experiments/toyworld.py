@@ -29,7 +29,7 @@ from vlv.evaluation.experiments.run import Judge, Report, Run, Settings, batches
 from vlv.evaluation.experiments.samples import DataSet, Sample
 from vlv.evaluation.experiments.scoring import Scores
 from vlv.evaluation.experiments.sources import Source
-from vlv.evaluation.experiments.toyworld_meters import METERS, MODEL, TIMESTEPS
+from vlv.evaluation.experiments.toyworld_meters import INSPECTOR, METERS, MODEL, TIMESTEPS
 from vlv.evaluation.experiments.toyworld_scores import SECTIONS, score_all, score_sections
 from vlv.evaluation.experiments.toyworld_tables import COMPOSITION, TEST, Tables, split_samples
 from vlv.evaluation.experiments.viewing import ORIGINAL, Viewer, captions_of, sources_of
@@ -49,7 +49,7 @@ from vlv.training.journal import versions
 NAME = "toyworld"
 TITLE = "A model of the toy world"
 STAGE1, STAGE2, CONTROL = "stage1", "stage2", "control"
-JUDGE = Judge("inspector", "inspector", "inspector")
+JUDGE = Judge("inspector", "inspector", INSPECTOR)
 NUM_REFERENCES = 5000
 """Further renders, independent of those that are reconstructed, for the distances between sets."""
 MAX_CAPTION_TOKENS = 160

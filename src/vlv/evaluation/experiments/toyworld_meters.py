@@ -1,4 +1,4 @@
-"""What is measured of a model in the toy world without a caption or an image: what the VAE loses, the denoising loss, z as words.
+"""What is measured of a model in the toy world in a table of its own: what the VAE loses, the denoising loss, z as words, plain sentences.
 
 Shapes: B batch, Q queries, D text width.
 """
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from vlv.evaluation.experiments.backends import Backends
+from vlv.evaluation.experiments.generators import Job
 from vlv.evaluation.experiments.run import Emit, Key, Report, Run, batches, by_id
 from vlv.evaluation.experiments.samples import Sample
 from vlv.evaluation.experiments.sources import open_images
-from vlv.evaluation.metrics.claims import equal_tokens
+from vlv.evaluation.metrics.claims import equal_tokens, facts_shown, relations_shown
 from vlv.evaluation.metrics.features import stack
 from vlv.evaluation.metrics.pixels import psnr, squared_error
 from vlv.jobs.table import Row
@@ -23,11 +24,14 @@ from vlv.jobs.tally import Tally
 from vlv.models.arguments import present
 from vlv.models.batching import side_by_side
 from vlv.models.context import Context
+from vlv.toyworld.language import Claims, parse
 from vlv.toyworld.render import render
 from vlv.toyworld.writing import describe
 
 MODEL = "model"
 """Name of the model among the pipelines of `Backends`."""
+INSPECTOR = "inspector"
+"""Name of the inspector among those of `Backends`."""
 TIMESTEPS = (50, 150, 250, 350, 450, 550, 650, 750, 850, 950)
 """Thousandths of the noise schedule at which the denoising loss is measured: an even grid for the mean over all."""
 
@@ -154,5 +158,32 @@ class WordsMeter(Meter):
         return lambda: rows
 
 
-METERS: dict[str, type[Meter]] = {"vae": VAEMeter, "denoising": LossMeter, "words": WordsMeter}
+class PlainMeter(Meter):
+    """Images of sentences as people type them: which of the stated facts and relations the inspector finds."""
+
+    def prepare(self, batch: Sequence[Sample]) -> Callable[[], list[Row]]:
+        """(shown, stated) facts, objects with all stated facts, and relations of each."""
+        settings = self.run.settings
+        texts = [
+            describe(s.known_scene, "plain", np.random.default_rng([s.seed, 4])) for s in batch
+        ]
+        generator = self.backends.generator(settings["generator"], settings["steps"])
+        (guidance,) = settings["guidances"]
+        job = generator.prepare(texts, [s.seed for s in batch], guidance)
+        return lambda: self._measure([parse(text) for text in texts], job)
+
+    def _measure(self, said: Sequence[Claims], job: Job) -> list[Row]:
+        inspector = self.backends.inspector(INSPECTOR)
+        images, _ = job()
+        seen = [r.claims for r in inspector.inspect(stack(images).to(inspector.device))]
+        counts = np.concatenate([facts_shown(said, seen), relations_shown(said, seen)], 1)
+        return [{"shown": row} for row in counts.tolist()]
+
+
+METERS: dict[str, type[Meter]] = {
+    "vae": VAEMeter,
+    "denoising": LossMeter,
+    "words": WordsMeter,
+    "plain": PlainMeter,
+}
 """By the section whose table they fill."""

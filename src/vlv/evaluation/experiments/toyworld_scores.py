@@ -33,11 +33,11 @@ from vlv.evaluation.metrics.distances import (
     kernel_estimate,
     too_few_images,
 )
+from vlv.evaluation.metrics.features import feature_distances
 from vlv.evaluation.results import Figure, Section, Table, Target, Unit
 from vlv.evaluation.statistics import Estimate
 from vlv.models.folder import COMPONENTS, NEEDED
 from vlv.toyworld.language import parse
-from vlv.toyworld.probes import feature_distances
 
 TARGETS: dict[str, Target] = {
     "vae.psnr": Target(36, 40),
@@ -204,6 +204,17 @@ def words(t: Tables) -> Scores:
     return scores
 
 
+def plain(t: Tables) -> Scores:
+    """Text to image, from sentences as people type them: some of the attributes, places by relations alone."""
+    scores, shown = Scores(), t.measured("plain")
+    scores.add("plain.facts", "stated facts that the inspector finds", part(shown, 0, 1), "ratio")
+    label = "objects with all that is stated of them, of those stated or found"
+    scores.add("plain.objects", label, part(shown, 2, 3), "ratio")
+    label = "stated relations that the inspector finds"
+    scores.add("plain.relations", label, part(shown, 4, 5), "ratio")
+    return scores
+
+
 def captions(t: Tables) -> Scores:
     """Claims of the captions against the truth."""
     scores, written, rows = Scores(), t.written("model"), t.captions("model")
@@ -356,6 +367,7 @@ SECTIONS: dict[str, Recipe] = {
     "vae": Recipe("VAE, held-out renders", vae, ("vae",)),
     "inspector": Recipe("inspector, on true renders", inspector),
     "teacher": Recipe("image from the true caption", teacher, _DRAW, ("true",)),
+    "plain": Recipe("image from a plain sentence", plain, _DRAW),
     "denoising": Recipe("stage 1: held-out denoising loss", denoising, _REBUILD),
     "reconstruction": Recipe("reconstruction from z", reconstruction, _REBUILD, ("z", "true")),
     "unsaid": Recipe("what captions do not say", unsaid, _REBUILD, ("z", "true")),

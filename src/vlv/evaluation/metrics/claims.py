@@ -6,15 +6,15 @@ Shapes: N scenes, F facts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlv.toyworld.language import Claims, compare, true_claims
-from vlv.toyworld.probes import shows_relation
+from vlv.toyworld.language import Claims, compare, name_of, pair_objects, true_claims
 from vlv.toyworld.scene import COLOURED_STYLES, COLUMNS, HELD_OUT, Scene
-from vlv.toyworld.words import OBJECT_FACTS, SCENE_FACTS
+from vlv.toyworld.words import NAME_FACTS, OBJECT_FACTS, SCENE_FACTS
 
 Counts = NDArray[np.float64]
 Place = Sequence[float]
@@ -56,6 +56,55 @@ def relations_shown(texts: Sequence[Claims], seen: Sequence[Claims]) -> Counts:
         for said, s in zip((set(t.relations) for t in texts), seen, strict=True)
     ]
     return np.array(rows, np.float64)
+
+
+def shows_relation(relation: tuple[str, str, str], seen: Claims) -> tuple[bool, bool]:
+    """Whether two of the objects seen stand as a relation says, and whether both of its objects are there."""
+    first, kind, second = relation
+    pairs = [
+        (a, b)
+        for a, b in itertools.permutations(seen.objects, 2)
+        if _is_called(a, first) and _is_called(b, second)
+    ]
+    return any(_stands(kind, a, b) for a, b in pairs), bool(pairs)
+
+
+def _is_called(facts: Mapping[str, str], name: str) -> bool:
+    own = {facts[fact] for fact in NAME_FACTS if fact in facts} | {name_of({})}
+    return set(name.split()) <= own
+
+
+def _stands(kind: str, a: Mapping[str, str], b: Mapping[str, str]) -> bool:
+    step = COLUMNS.index(a["column"]) - COLUMNS.index(b["column"])
+    if kind in ("left", "right"):
+        return step < 0 if kind == "left" else step > 0
+    return (a["row"], b["row"]) == (("front", "back") if kind == "front" else ("back", "front"))
+
+
+def facts_shown(texts: Sequence[Claims], seen: Sequence[Claims]) -> Counts:
+    """How many of the facts that texts state the inspector finds in their images.
+
+    Args:
+        texts: Claims of the texts.
+        seen: What the inspector sees in the images.
+
+    Returns:
+        For every text (N, 4): facts shown, facts stated; objects shown with all their stated facts, objects that are
+        stated or shown.
+    """
+    return np.array([_facts(t, s) for t, s in zip(texts, seen, strict=True)], np.float64)
+
+
+def _facts(said: Claims, seen: Claims) -> tuple[int, int, int, int]:
+    shown = len(said.scene.items() & seen.scene.items())
+    stated = len(said.scene)
+    whole = 0
+    pairs = pair_objects(said.objects, seen.objects)
+    for mine, real in pairs:
+        shown += len(mine.items() & real.items())
+        stated += len(mine)
+        whole += bool(mine) and mine.items() <= real.items()
+    return shown, stated, whole, len(pairs)
 
 
 def unseen_pairs(claims: Sequence[Claims], scenes: Sequence[Scene]) -> Counts:

@@ -247,3 +247,11 @@ def pieces(ids: Sequence[int], room: int) -> list[Sequence[int]]:
     short, more = divmod(len(ids), number)
     ends = [0, *(short * (i + 1) + min(i + 1, more) for i in range(number))]
     return [ids[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def feature_distances(
+    seen: NDArray[np.float32], originals: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Distance of every image from its original in the inspector's features, (N, W) each to (N,)."""
+    difference = seen.astype(np.float64) - originals.astype(np.float64)
+    return np.asarray(np.linalg.norm(difference, axis=1))
