@@ -25,6 +25,9 @@ vlv eval predict reconstruction --run-dir "$OUT/reconstruction" --num "$NUM" --s
 vlv eval judge "$OUT/reconstruction" --judge pixels --judge "toy=inspector:$MODEL"
 vlv eval score "$OUT/reconstruction"
 
+# what images of plain sentences show, beside those of complete captions
+vlv eval toyworld --model "$MODEL" --sections plain,teacher --num "$NUM" --seed "$SEED" --json "$OUT/plain.json"
+
 # 3: ratings, and choices in both orders; BLEU, ROUGE-L, CIDEr-D and claims of the same captions
 vlv eval predict arena --run-dir "$OUT/arena" --num "$NUM" --seed "$SEED" \
   --from true --from again --from "ours=model:$MODEL" "${rival[@]}" --from words --from other
