@@ -475,16 +475,21 @@ def test_half_a_line_of_metrics_is_dropped(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 10))
 
 
-def test_run_folder_holds_settings_and_versions(tmp_path: Path) -> None:
+@pytest.mark.parametrize("program", ["/opt/env/bin/vlv", "/opt/env/vlv/__main__.py"])
+def test_run_folder_holds_settings_and_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
     import yaml
 
+    monkeypatch.setattr("sys.argv", [program, "train", "my run.yaml"])
     train(tmp_path, settings={"part": "a"})
     settings = yaml.safe_load((tmp_path / "config.yaml").read_text())
     assert settings["part"] == "a"
     assert settings["loop"]["steps"] == 9
     assert settings["optim"]["betas"] == [0.9, 0.99]
     versions = json.loads((tmp_path / "versions.json").read_text())
-    assert {"torch", "python", "command"} <= versions.keys()
+    assert {"torch", "python"} <= versions.keys()
+    assert versions["command"] == "vlv train 'my run.yaml'", "without the folders of this machine"
 
 
 def test_samples_and_tensorboard(tmp_path: Path) -> None:

@@ -274,9 +274,15 @@ def versions() -> dict[str, str]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": str(torch.get_num_threads()),
-        "command": shlex.join(sys.argv),
+        "command": shlex.join([_program(), *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _program() -> str:
+    """The program that runs, without the folder of this machine in which it lies."""
+    name = Path(sys.argv[0]).name
+    return "vlv" if name == "__main__.py" else name
 
 
 def _installed(package: str) -> bool:
