@@ -18,7 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.search_space import Space
+from vlv.models.search_space import PlainSpace
 from vlv.search.build import ModelName, begin_index
 from vlv.search.engine import update_graph
 from vlv.search.index import Index, Query
@@ -61,7 +61,7 @@ def measure(index: Index, given: argparse.Namespace, centres: torch.Tensor) -> J
         tokens = tokens_of(number, shape, centres)[: given.query_tokens]
         noise = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(number + 1))
         tokens = F.normalize(tokens + 0.3 * noise / given.width**0.5, dim=-1)
-        query = Query(tokens, pooled(tokens))
+        query = Query(tokens, pooled(tokens), torch.full((len(tokens),), 1 / len(tokens)))
         began = time.perf_counter()
         near, _ = index.store.nearest(query.pooled.numpy(), given.candidates)
         first_seconds.append(time.perf_counter() - began)
@@ -95,8 +95,7 @@ def main() -> None:
     given = parser.parse_args()
     pipe = VLVPipeline.from_pretrained("vlv-tiny", parts=["search"])
     D = pipe.decoder.text_width
-    centre, matrix = torch.zeros(D), torch.zeros(D, given.width)
-    space = Space(centre, matrix, centre, matrix, matrix, matrix)
+    space = PlainSpace(torch.zeros(D), torch.zeros(D, given.width))
     centres = torch.randn(CLUSTERS, given.width, generator=torch.Generator().manual_seed(0))
     centres = F.normalize(centres, dim=-1)
     with tempfile.TemporaryDirectory() as temporary:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlv.models.search_space import Space
+from vlv.models.search_space import PlainSpace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
 
 
-def telling_space(pipe: VLVPipeline, paths: Sequence[Path]) -> Space:
+def telling_space(pipe: VLVPipeline, paths: Sequence[Path]) -> PlainSpace:
     """Leaves out what the positions of a context have in common in these images."""
     c = pipe.context(pipe.embed(list(paths))).sequence.float()  # (B, L, D)
     centre = c.mean((0, 1))
     positions = c.mean(0) - centre  # (L, D), of rank L - 1
     others = torch.linalg.svd(positions).Vh[len(positions) - 1 :].T  # (D, D - L + 1)
-    return Space(centre, others, centre, others, others, others)
+    return PlainSpace(centre, others)

@@ -19,7 +19,7 @@ from tests.search.support import telling_space
 from vlv.data.source import find_records
 from vlv.errors import ConfigError, DataError, OutputError
 from vlv.models.pipeline import VLVPipeline
-from vlv.models.search_space import Space
+from vlv.models.search_space import PlainSpace
 from vlv.search.build import IndexJob, ModelName
 from vlv.search.engine import load_usearch
 from vlv.search.index import Index
@@ -39,12 +39,12 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def space(photos: Path, tiny_pipeline: VLVPipeline) -> Space:
+def space(photos: Path, tiny_pipeline: VLVPipeline) -> PlainSpace:
     return telling_space(tiny_pipeline, sorted(photos.iterdir()))
 
 
 @pytest.fixture
-def index(photos: Path, tmp_path: Path, tiny_pipeline: VLVPipeline, space: Space) -> Index:
+def index(photos: Path, tmp_path: Path, tiny_pipeline: VLVPipeline, space: PlainSpace) -> Index:
     return Index.build([photos], tmp_path / "index", tiny_pipeline, space=space)
 
 
@@ -103,7 +103,7 @@ def test_small_pictures_are_kept(index: Index) -> None:
 
 @pytest.mark.usefixtures("small_parts")
 def test_new_images_are_added_and_old_ones_stay(
-    photos: Path, tmp_path: Path, tiny_pipeline: VLVPipeline, space: Space
+    photos: Path, tmp_path: Path, tiny_pipeline: VLVPipeline, space: PlainSpace
 ) -> None:
     later = [(photos / name, (photos / name).read_bytes()) for name in ("1.png", "6.png")]
     for path, _ in later:
@@ -237,9 +237,9 @@ def test_folders_that_are_no_index(
 
 
 def test_another_space_is_another_index(
-    index: Index, photos: Path, tmp_path: Path, tiny_pipeline: VLVPipeline, space: Space
+    index: Index, photos: Path, tmp_path: Path, tiny_pipeline: VLVPipeline, space: PlainSpace
 ) -> None:
-    space = Space(*(x[..., :5] if x.ndim == 2 else x for x in space.tensors))
+    space = PlainSpace(space.centre, space.matrix[:, :5])
     write_image(photos / "new.png", 9)
     with pytest.raises(OutputError, match="another search space"):
         Index.build([photos], tmp_path / "index", tiny_pipeline, space=space)
@@ -247,7 +247,7 @@ def test_another_space_is_another_index(
     (part,), _ = read_parts(tmp_path / "small" / "parts")
     assert part.tokens([0, 7]).shape == (2, tiny.NUM_QUERIES, 5)
     assert small.search(image=photos / "new.png", k=1)[0].id == "new.png"
-    wide = Space(torch.zeros(9), torch.eye(9), torch.zeros(9), *[torch.eye(9)] * 3)
+    wide = PlainSpace(torch.zeros(9), torch.eye(9))
     with pytest.raises(DataError, match="contexts of width 9"):
         Index.build([photos], tmp_path / "wide", tiny_pipeline, space=wide)
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import torch
 
 from vlv.models.pipeline import VLVPipeline
-from vlv.search.space import max_sim, plain_space, read_texts
+from vlv.models.search_net import Embedded
+from vlv.search.space import alikeness, max_sim, plain_space, read_texts
 
 
-def test_late_interaction_is_the_mean_of_each_token_s_best() -> None:
-    query = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+def test_late_interaction_is_the_weighted_mean_of_each_token_s_best() -> None:
+    tokens = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     images = torch.tensor([[[1.0, 0.0], [0.6, 0.8]], [[-1.0, 0.0], [0.0, 1.0]]])
+    query = Embedded(tokens, tokens[0], torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(max_sim(query, images), torch.tensor([0.9, 0.5]))
+    query = query._replace(weights=torch.tensor([0.1, 0.9]))
+    torch.testing.assert_close(max_sim(query, images), torch.tensor([0.82, 0.9]))
     torch.testing.assert_close(
-        max_sim(query, images, both_ways=True), torch.tensor([(0.9 + 0.9) / 2, (0.5 + 0.5) / 2])
+        alikeness(tokens, images), torch.tensor([(0.9 + 0.9) / 2, (0.5 + 0.5) / 2])
     )
 
 
 def test_an_image_is_most_like_itself() -> None:
     tokens = torch.nn.functional.normalize(torch.randn(5, 7, 4), dim=-1)
-    scores = torch.stack([max_sim(x, tokens, both_ways=True) for x in tokens])
+    scores = torch.stack([alikeness(x, tokens) for x in tokens])
     assert scores.argmax(1).tolist() == list(range(5))
     torch.testing.assert_close(scores.diagonal(), torch.ones(5))
     torch.testing.assert_close(scores, scores.T)

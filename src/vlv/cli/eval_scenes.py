@@ -246,6 +246,9 @@ class SearchOptions:
         ),
     ] = None
     steps: Annotated[int, typer.Option(min=1, help="Of --fit.")] = 1000
+    fit_batch: Annotated[
+        int, typer.Option(min=2, help="Of --fit: scenes among which a text has to find its own.")
+    ] = 128
 
 
 @takes_options
@@ -288,13 +291,13 @@ def search(given: SearchOptions) -> int:
 def _fit_space(given: SearchOptions, file: Path) -> int:
     from vlv.evaluation.experiments.search import fit
     from vlv.storage import check_writable
-    from vlv.training.projection import FitPlan
+    from vlv.training.search_space import FitPlan
 
     plan = given.scenes.plan()
-    how = FitPlan(steps=given.steps, seed=plan.seed)
+    how = FitPlan(steps=given.steps, batch_size=given.fit_batch, seed=plan.seed)
     check_writable(file)
     pipe = given.model.load(["search"])
-    with common.Progress(plan.num + how.steps, unit="step", resumable=False) as progress:
+    with common.Progress(2 * plan.num + how.steps, unit="step", resumable=False) as progress:
         space = fit(pipe, plan, how, progress.advance)
     space.save(file)
     common.say(f"written: {file}")

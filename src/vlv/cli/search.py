@@ -84,11 +84,19 @@ class FitOptions:
         ),
     ]
     caption_column: common.CaptionColumn = None
+    variants: Annotated[
+        str | None,
+        typer.Option(
+            metavar="INPUT",
+            help="The same images in another style, light or crop, under the same names: images are found beyond these differences.",
+        ),
+    ] = None
     width: Annotated[int, typer.Option(min=1, help="Numbers of a token in the index.")] = 128
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of an image in the index.")] = 16
     steps: Annotated[int, typer.Option(min=1, help="Batches to learn from.")] = 1000
     fit_batch: Annotated[
         int, typer.Option(min=2, help="Images among which a caption has to find its own.")
-    ] = 64
+    ] = 128
     seed: common.Seed = 0
     batch_size: common.BatchSize = 32
     model: common.ModelOptions
@@ -99,30 +107,34 @@ class FitOptions:
 def fit(given: FitOptions) -> int:
     """Fit a search space to a model, from images with captions: texts find images better, and an index becomes smaller.
 
-    Two linear maps are learnt, of images and of texts, under which a caption and its sentences find their own image among others.
+    A small network is learnt, under which a caption and its sentences find their own image among others.
     """
+    from vlv.data.source import find_records
     from vlv.errors import OutputError
     from vlv.search.fit import fit_space, read_pairs
     from vlv.storage import check_writable
-    from vlv.training.projection import FitPlan
+    from vlv.training.search_space import FitPlan
 
-    plan = FitPlan(given.width, given.steps, given.fit_batch, seed=given.seed)
+    plan = FitPlan(given.width, given.tokens, given.steps, given.fit_batch, seed=given.seed)
     if given.output.suffix != ".safetensors":
         raise OutputError(f"{given.output} must end in .safetensors")
     check_writable(given.output)
     records = given.source.find(given.caption_column, detail="texts")
+    variants = find_records([given.variants]) if given.variants else []
     pipe = given.model.load(["search"])
-    with common.Progress(len(records), what="embedding", resumable=False) as progress:
-        c, texts = read_pairs(
+    total = len(records) + len(variants)
+    with common.Progress(total, what="embedding", resumable=False) as progress:
+        captioned = read_pairs(
             pipe,
             records,
+            variants,
             batch_size=given.batch_size,
             report=lambda batch: progress.report([item.error for item in batch]),
         )
     with common.Progress(plan.steps, what="fitting", unit="step", resumable=False) as progress:
-        space = fit_space(pipe, c, texts, plan, lambda loss: progress.advance())
+        space = fit_space(pipe, captioned, plan, lambda loss: progress.advance())
     space.save(given.output)
-    common.say(f"fitted to {len(c)} images: {given.output}")
+    common.say(f"fitted to {len(captioned.c)} images: {given.output}")
     return 0
 
 

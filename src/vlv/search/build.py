@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from vlv.models.pipeline import VLVPipeline
 
 ABOUT_NAME = "index.json"
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

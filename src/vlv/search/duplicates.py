@@ -8,7 +8,7 @@ import numpy as np
 
 from vlv.errors import ConfigError
 from vlv.models.arguments import finite
-from vlv.search.space import max_sim
+from vlv.search.space import alikeness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,7 +50,7 @@ def near_duplicates(
         near = np.sort(keys[keys > key])
         if len(near):
             own = store.tokens(np.array([key], np.uint64))[0]
-            scores = max_sim(own, store.tokens(near), both_ways=True).numpy()
+            scores = alikeness(own, store.tokens(near)).numpy()
             for other in near[scores >= at_least].tolist():
                 leader[find(other)] = find(key)
         report(1)

@@ -11,6 +11,7 @@ import numpy as np
 from vlv.data.source import Source
 from vlv.errors import ConfigError
 from vlv.models.arguments import as_embeddings, whole_number
+from vlv.models.search_net import Embedded
 from vlv.search.build import IndexJob, ModelName, check_model
 from vlv.search.space import max_sim, read_texts
 from vlv.search.store import Store
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from vlv.models.arguments import Embeddings
     from vlv.models.pipeline import VLVPipeline
@@ -41,7 +41,7 @@ class Hit:
     rank: int
     """From 1."""
     score: float
-    """Mean cosine of late interaction, from -1 to 1; comparable within one query."""
+    """Weighted mean cosine of late interaction, from -1 to 1; comparable within one query."""
     id: str
     file_name: str
     sha256: str | None
@@ -56,15 +56,8 @@ class Hit:
         return row | {"score": round(self.score, 6)}
 
 
-@dataclass(frozen=True, eq=False)
-class Query:
-    """What is searched for, in the search space."""
-
-    tokens: Tensor
-    """(T, d)."""
-    pooled: Tensor
-    """(d,)."""
-    is_image: bool = False
+Query = Embedded
+"""What is searched for, in the search space: tokens (T, d), weights (T,) and pooled vector (d,)."""
 
 
 class Index:
@@ -176,19 +169,19 @@ class Index:
         for text in texts:
             if not isinstance(text, str) or not text.strip():
                 raise ConfigError("the query is empty; describe in words what to find")
-        return [Query(*self.space.text(c)) for c in read_texts(self.pipe, texts)]
+        return [self.space.text(c) for c in read_texts(self.pipe, texts)]
 
     def image_queries(self, z: Embeddings) -> list[Query]:
         """Queries of caption embeddings (B, Q, D)."""
-        found = self.space.images(self.pipe.context(z).sequence)
-        return [Query(x, pooled, is_image=True) for x, pooled in zip(*found, strict=True)]
+        found = self.space.image_queries(self.pipe.context(z).sequence)
+        return [Query(*one) for one in zip(*found, strict=True)]
 
     def rank(self, query: Query, k: int = 10, candidates: int = CANDIDATES) -> list[Hit]:
         """The images nearest to a query, best first."""
         whole_number("k", k, 1, MOST_HITS)
         whole_number("candidates", candidates, 1)
         keys = np.sort(self._nearest(query, max(k, candidates))[0])
-        scores = max_sim(query.tokens, self.store.tokens(keys), both_ways=query.is_image).numpy()
+        scores = max_sim(query, self.store.tokens(keys)).numpy()
         best = np.argsort(-scores, kind="stable")[:k]
         return self._hits(keys[best], scores[best])
 

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from vlv.models.arguments import present
 from vlv.models.placement import at_work
-from vlv.models.search_space import Space
+from vlv.models.search_space import PlainSpace
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vlv.models.pipeline import VLVPipeline
+    from vlv.models.search_net import Embedded
 
 
-def plain_space(pipe: VLVPipeline) -> Space:
+def plain_space(pipe: VLVPipeline) -> PlainSpace:
     """The space of a model to which none was fitted: contexts as they are, without what the empty text has in common with all."""
     with at_work(pipe, *pipe.decoder.towers):
         centre = pipe.decoder.null_context().sequence[0].mean(0).cpu().float()
-    same = torch.eye(len(centre))
-    return Space(centre, same, centre, same, same, same)
+    return PlainSpace(centre, torch.eye(len(centre)))
 
 
 def read_texts(pipe: VLVPipeline, texts: Sequence[str]) -> list[Tensor]:
@@ -37,18 +37,23 @@ def read_texts(pipe: VLVPipeline, texts: Sequence[str]) -> list[Tensor]:
     return [row[1 : max(2, len(found))] for row, found in zip(c, ids, strict=True)]
 
 
-def max_sim(query: Tensor, images: Tensor, *, both_ways: bool = False) -> Tensor:
+def max_sim(query: Embedded, images: Tensor) -> Tensor:
     """Late interaction (Khattab and Zaharia 2020): each token of the query is held against its nearest token of the image.
 
     Args:
-        query: (T, d).
+        query: Tokens (T, d) and their weights (T,).
         images: (K, L, d).
-        both_ways: Add what the image's tokens find in the query, for queries that are images themselves.
 
     Returns:
-        The mean cosine over the tokens, (K,), from -1 to 1.
+        The weighted mean cosine over the tokens, (K,), from -1 to 1.
     """
     K, L, d = images.shape
-    cosines = (query @ images.reshape(K * L, d).T).view(len(query), K, L)
-    found = cosines.amax(-1).mean(0)
-    return (found + cosines.amax(0).mean(-1)) / 2 if both_ways else found
+    cosines = images.reshape(K * L, d) @ query.tokens.T
+    return cosines.view(K, L, -1).amax(1) @ query.weights
+
+
+def alikeness(tokens: Tensor, images: Tensor) -> Tensor:
+    """The same of an image (L, d) and others (K, L, d) in both directions, every token weighing the same: (K,)."""
+    K, L, d = images.shape
+    cosines = (images.reshape(K * L, d) @ tokens.T).view(K, L, len(tokens))
+    return (cosines.amax(1).mean(-1) + cosines.amax(2).mean(-1)) / 2

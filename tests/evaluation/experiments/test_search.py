@@ -87,7 +87,7 @@ def test_the_command_measures_and_fits(
     space, file = tmp_path / "s.safetensors", tmp_path / "f.json"
     fit = ["eval", "search", "--split", "train", "--num", "8", "--steps", "3", "--fit", str(space)]
     assert vlv([*fit, *model]) == 0
-    assert Space.load(space).width == 32
+    assert Space.load(space).width == 128
     command = ["eval", "search", "--num", "4", "--queries", "2", "--space", str(space), *model]
     assert vlv([*command, "--json", str(file)]) == 0
     assert "recall at 1" in capsys.readouterr().out

@@ -26,7 +26,7 @@ from vlv.evaluation.statistics import estimate, mean
 from vlv.models.arguments import whole_number
 from vlv.models.draws import mixed_seed
 from vlv.search.build import IndexJob, ModelName
-from vlv.search.fit import fit_space
+from vlv.search.fit import Captioned, fit_space
 from vlv.search.index import CANDIDATES, Hit, Index, Query
 from vlv.search.space import max_sim, read_texts
 from vlv.toyworld.language import compare, parse
@@ -39,15 +39,17 @@ if TYPE_CHECKING:
 
     from vlv.jobs.table import Row
     from vlv.models.pipeline import VLVPipeline
-    from vlv.models.search_space import Space
+    from vlv.models.search_space import FittedSpace, Space
     from vlv.toyworld.scene import Scene
-    from vlv.training.projection import FitPlan
+    from vlv.training.search_space import FitPlan
 
 TEXT_TO_IMAGE = Target(0.8, 0.95)
 """Recall at 1, mean over the forms of texts."""
 IMAGE_TO_IMAGE = Target(0.6, 0.85)
 """Recall at 10 of the same content in another style."""
 _AT = 10
+_TAUGHT: tuple[tuple[Form, int], ...] = (("short", 2), ("tags", 1), ("detailed", 1), ("plain", 3))
+"""How many texts of each form a space is fitted to: those that say least are the hardest to find by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,21 +115,37 @@ def build(
     return index
 
 
-def fit(pipe: VLVPipeline, plan: ScenePlan, how: FitPlan, report: Callable[[int], None]) -> Space:
-    """Fit a search space to scenes and texts of every form."""
-    c: list[Tensor] = []
-    texts: list[list[str]] = []
-    for start in range(0, plan.num, plan.batch_size):
-        some = range(start, min(plan.num, start + plan.batch_size))
-        images = [render(plan.scene(index), pipe.image_size).image for index in some]
-        c.append(pipe.context(pipe.embed(images, batch_size=len(images))).sequence.cpu().half())
-        texts += [[_text(plan, form, index) for form in FORMS] for index in some]
-        report(len(some))
-    return fit_space(pipe, torch.cat(c), texts, how, lambda loss: report(1))
+def fit(
+    pipe: VLVPipeline, plan: ScenePlan, how: FitPlan, report: Callable[[int], None]
+) -> FittedSpace:
+    """Fit a search space to scenes, texts of every form, and the same content in another style."""
+    scenes = [plan.scene(index) for index in range(plan.num)]
+    others = [in_another_style(scene, plan.seed, index) for index, scene in enumerate(scenes)]
+    c, variants = (_contexts(pipe, some, plan.batch_size, report) for some in (scenes, others))
+    texts = [
+        [_text(plan, form, index, draw) for form, count in _TAUGHT for draw in range(count)]
+        for index in range(plan.num)
+    ]
+    return fit_space(pipe, Captioned(c, texts, variants), how, lambda loss: report(1))
 
 
-def _text(plan: ScenePlan, form: Form, index: int) -> str:
-    rng = np.random.default_rng(mixed_seed(plan.seed, f"search {form}", index))
+def _contexts(
+    pipe: VLVPipeline, scenes: Sequence[Scene], batch_size: int, report: Callable[[int], None]
+) -> Tensor:
+    """Contexts of rendered scenes, (N, L, D) in half precision."""
+    found: list[Tensor] = []
+    for start in range(0, len(scenes), batch_size):
+        images = [render(x, pipe.image_size).image for x in scenes[start : start + batch_size]]
+        z = pipe.embed(images, batch_size=len(images))
+        found.append(pipe.context(z).sequence.cpu().half())
+        report(len(images))
+    return torch.cat(found)
+
+
+def _text(plan: ScenePlan, form: Form, index: int, draw: int = 0) -> str:
+    """A text of a scene; those of different draws say it in other words, and plain ones say other things."""
+    stream = f"search {form}" if draw == 0 else f"search {form} {draw}"
+    rng = np.random.default_rng(mixed_seed(plan.seed, stream, index))
     return describe(plan.scene(index), form, rng)
 
 
@@ -165,7 +183,7 @@ class CaptionSearch:
         """The number of the caption that is nearest to a text."""
         cosines = self._pooled @ query.pooled
         best = cosines.topk(min(candidates, len(cosines))).indices.tolist()
-        scores = [float(max_sim(query.tokens, self._found[i].tokens[None])) for i in best]
+        scores = [float(max_sim(query, self._found[i].tokens[None])) for i in best]
         return int(best[int(np.argmax(scores))])
 
 
