@@ -165,9 +165,17 @@ def test_a_space_is_fitted_to_images_with_captions(
     build = ("index", "build", tmp_path / "told", "--model", tiny_folder, "--space", space)
     assert vlv(*build, "-o", tmp_path / "index").code == 0
     assert len(vlv("search", tmp_path / "index", "a cube").out.splitlines()) == 9
+    write_image(tmp_path / "painted" / "3.png", 20)
+    write_image(tmp_path / "others" / "a.png", 20)
+    paired = (*fit, "--variants", tmp_path / "painted", "-o", tmp_path / "paired.safetensors")
+    assert "fitted to 8 images, 1 of them with a variant" in vlv(*paired).err
+    assert (tmp_path / "paired.safetensors").read_bytes() != space.read_bytes()
     for words, arguments in {
         "must end in .safetensors": (*fit, "-o", tmp_path / "x.pt"),
         "too few to fit": (*fit, "-o", space, "--limit", 3),
+        "none of the variants has the id of an image, such as '0.png'; the first is 'a.png'": (
+            *(*fit, "--variants", tmp_path / "others", "-o", space),
+        ),
     }.items():
         assert words in vlv(*arguments).err
 

@@ -134,7 +134,8 @@ def fit(given: FitOptions) -> int:
     with common.Progress(plan.steps, what="fitting", unit="step", resumable=False) as progress:
         space = fit_space(pipe, captioned, plan, lambda loss: progress.advance())
     space.save(given.output)
-    common.say(f"fitted to {len(captioned.c)} images: {given.output}")
+    pairs = f", {captioned.num_variants} of them with a variant" if variants else ""
+    common.say(f"fitted to {len(captioned.c)} images{pairs}: {given.output}")
     return 0
 
 

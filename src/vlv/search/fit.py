@@ -39,6 +39,8 @@ class Captioned:
     """Of each image, in one order of kinds."""
     variants: Tensor | None = None
     """(N, L, D): the same content in another form."""
+    num_variants: int = 0
+    """How many of them are not the image itself."""
 
 
 def fit_space(
@@ -111,7 +113,8 @@ def read_pairs(
         return Captioned(images, texts)
     others = {record.id: c for record, c in _contexts(pipe, paired, batch_size, report)}
     rows = [others.get(name, c) for name, c in found.items()]
-    return Captioned(images, texts, torch.stack(rows) if rows else torch.empty(0))
+    together = torch.stack(rows) if rows else torch.empty(0)
+    return Captioned(images, texts, together, len(others.keys() & found.keys()))
 
 
 def _contexts(
