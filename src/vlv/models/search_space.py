@@ -126,7 +126,7 @@ class PlainSpace(Space):
 
     @property
     def text_width(self) -> int:
-        """D."""
+        """Numbers of a token of a context, D."""
         return len(self.matrix)
 
     @property
@@ -171,12 +171,12 @@ class FittedSpace(Space):
 
     @property
     def text_width(self) -> int:
-        """D."""
+        """Numbers of a token of a context, D."""
         return self._net.text_width
 
     @property
     def width(self) -> int:
-        """D."""
+        """Numbers of a token in the space, d."""
         return self._net.width
 
     @torch.no_grad()
