@@ -7,7 +7,7 @@ text positions. Every builder takes a seed and leaves the global random state un
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from typing import Any, Literal, TypeVar
 
@@ -81,7 +81,9 @@ def _texts(num_scenes: int) -> Iterator[str]:
     yield from PROMPTS.values()
 
 
-def _train_bpe(special: list[str], vocab_size: int, suffix: str = "") -> tuple[dict[str, int], Any]:
+def _train_bpe(
+    texts: Iterable[str], special: list[str], vocab_size: int, suffix: str = ""
+) -> tuple[dict[str, int], Any]:
     """Vocabulary and merges (pairs, which transformers wants but annotates as strings)."""
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix=suffix))
     if suffix:
@@ -102,29 +104,35 @@ def _train_bpe(special: list[str], vocab_size: int, suffix: str = "") -> tuple[d
         initial_alphabet=alphabet,
         **ending,
     )
-    tokenizer.train_from_iterator(corpus(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     model: Json = json.loads(tokenizer.to_str())["model"]
     return model["vocab"], [(left, right) for left, right in model["merges"]]
 
 
-def make_text_tokenizer() -> CLIPTokenizer:
-    """CLIP's tokenizer class over the words of the world, `TEXT_POSITIONS` long."""
-    vocab, merges = _train_bpe(["<|startoftext|>", "<|endoftext|>"], 900, "</w>")
+def make_text_tokenizer(
+    texts: Iterable[str] | None = None, vocab_size: int = 900
+) -> CLIPTokenizer:
+    """CLIP's tokenizer class over the words of some texts, or else of the world, `TEXT_POSITIONS` long."""
+    texts = corpus() if texts is None else texts
+    vocab, merges = _train_bpe(texts, ["<|startoftext|>", "<|endoftext|>"], vocab_size, "</w>")
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_POSITIONS)
 
 
 def make_florence_tokenizer() -> BartTokenizer:
     """BART's tokenizer class: `<s> text </s>`, with the image placeholder of Florence-2."""
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<image>"]
-    vocab, merges = _train_bpe(special, 700)
+    vocab, merges = _train_bpe(corpus(), special, 700)
     tokenizer = BartTokenizer(vocab=vocab, merges=merges)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     return tokenizer
 
 
-def make_llm_tokenizer() -> Qwen2Tokenizer:
-    """Qwen2's tokenizer class; the pad token is the end token, as in Qwen2.5."""
-    vocab, merges = _train_bpe(["<|endoftext|>"], 700)
+def make_llm_tokenizer(
+    texts: Iterable[str] | None = None, vocab_size: int = 700
+) -> Qwen2Tokenizer:
+    """Qwen2's tokenizer class over some texts, or else the world's; the pad token is the end token, as in Qwen2.5."""
+    texts = corpus() if texts is None else texts
+    vocab, merges = _train_bpe(texts, ["<|endoftext|>"], vocab_size)
     return Qwen2Tokenizer(vocab=vocab, merges=merges)
 
 

@@ -228,7 +228,7 @@ def _inspector(source: Source) -> Prepared:
     return Prepared(
         InspectorObjective(inspector),
         source.images("pixels", labels=True),
-        lambda: _save(source.models / "inspector", inspector),
+        lambda: save_parts(source.models / "inspector", inspector),
     )
 
 
@@ -237,14 +237,14 @@ def _vae(source: Source) -> Prepared:
     columns = source.images("pixels", "boxes")
 
     def save() -> None:
-        vae.register_to_config(scaling_factor=round(1 / _latent_std(vae, columns["pixels"]), 4))
-        _save(source.models / "vae", vae)
+        vae.register_to_config(scaling_factor=round(1 / latent_std(vae, columns["pixels"]), 4))
+        save_parts(source.models / "vae", vae)
 
     return Prepared(VaeObjective(vae), columns, save)
 
 
 @torch.no_grad()
-def _latent_std(vae: AutoencoderKL, pixels: Tensor, num_images: int = 1024) -> float:
+def latent_std(vae: AutoencoderKL, pixels: Tensor, num_images: int = 1024) -> float:
     """Standard deviation of the latents: its inverse is the latent scale."""
     some = torch.split(pixels[:num_images].to(vae.device), 64)
     means = [vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in some]
@@ -262,12 +262,12 @@ def _text(source: Source) -> Prepared:
     texts = source.texts(tokenizer, write, 4, components.TEXT_POSITIONS)
 
     def save() -> None:
-        _save(source.models / "text", tower)
-        _save(source.models / "tokenizer", tokenizer)
+        save_parts(source.models / "text", tower)
+        save_parts(source.models / "tokenizer", tokenizer)
 
     return Prepared(
         TextTowerObjective(tower, images, reader),
-        source.images("pixels", labels=True) | {"texts": _padded(texts, tokenizer)},
+        source.images("pixels", labels=True) | {"texts": padded_tokens(texts, tokenizer)},
         save,
         ["texts"],
     )
@@ -282,25 +282,25 @@ def _unet(source: Source) -> Prepared:
     scheduler = components.make_scheduler()
     decoder = DiffusionDecoder(tower, tokenizer, unet, vae, scheduler)
     columns = source.images("pixels", "boxes")
-    mean, std = _latents(decoder.to(source.device), columns.pop("pixels"))
+    mean, std = posteriors(decoder.to(source.device), columns.pop("pixels"))
     write = partial(write_mixed, shares=TeacherObjective.shares)
     texts = source.texts(tokenizer, write, 8, components.TEXT_POSITIONS)
 
     def save() -> None:
-        _save(models / "unet", unet)
-        _save(models / "text_encoder", tower)
-        _save(models / "scheduler", scheduler)
+        save_parts(models / "unet", unet)
+        save_parts(models / "text_encoder", tower)
+        save_parts(models / "scheduler", scheduler)
 
-    columns |= {"latents_mean": mean, "latents_std": std, "texts": _padded(texts, tokenizer)}
+    columns |= {"latents_mean": mean, "latents_std": std, "texts": padded_tokens(texts, tokenizer)}
     return Prepared(TeacherObjective(decoder), columns, save, ["texts"])
 
 
-def _padded(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
+def padded_tokens(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
     """Token ids (N, V, L) with as many positions as the tower has, which is how it is used."""
     return F.pad(ids, (0, components.TEXT_POSITIONS - ids.shape[-1]), value=tokenizer.pad_token_id)
 
 
-def _latents(decoder: DiffusionDecoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def posteriors(decoder: DiffusionDecoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the VAE's posteriors of images (N, 3, S, S), half precision."""
     parts = [
         decoder.posterior(batch.to(decoder.text_encoder.device))
@@ -316,7 +316,7 @@ def _vision(source: Source) -> Prepared:
     return Prepared(
         InspectorObjective(reader),
         source.images("pixels", labels=True),
-        lambda: _save(source.models / "florence_vision", florence),
+        lambda: save_parts(source.models / "florence_vision", florence),
     )
 
 
@@ -338,7 +338,7 @@ def _florence(source: Source) -> Prepared:
         )
 
     def save() -> None:
-        _save(models / "florence", florence, tokenizer, components.make_image_processor())
+        save_parts(models / "florence", florence, tokenizer, components.make_image_processor())
 
     return Prepared(
         FlorenceObjective(florence, tokenizer, _normalisation()), columns, save, components.TASKS
@@ -358,7 +358,7 @@ def _llm(source: Source, size: components.LlmSize = "medium") -> Prepared:
     texts = source.texts(tokenizer, write_at_length, 4, MOST_TOKENS, str(tokenizer.eos_token))
 
     return Prepared(
-        LlmObjective(llm), {"texts": texts}, lambda: _save(folder, llm, tokenizer), ["texts"]
+        LlmObjective(llm), {"texts": texts}, lambda: save_parts(folder, llm, tokenizer), ["texts"]
     )
 
 
@@ -373,7 +373,7 @@ _PREPARE: dict[Part, Callable[[Source], Prepared]] = {
 }
 
 
-def _save(folder: Path, *parts: Any) -> None:
+def save_parts(folder: Path, *parts: Any) -> None:
     """Save what lies in one folder: all of it, or nothing."""
     with replacing_folder(folder) as temporary:
         for part in parts:
