@@ -20,13 +20,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from examples.pictograms.drawing import colour_grids
 from examples.pictograms.words import say_any
 from vlv.data.loader import LoaderSettings, epoch_batches
 from vlv.data.records import Record
 from vlv.data.source import find_records
 from vlv.errors import DataError, VLVError
 from vlv.models.diffusion import DiffusionDecoder
-from vlv.models.folder import shipped_models
+from vlv.models.folder import find_folder
 from vlv.progress import say
 from vlv.toyworld import components
 from vlv.toyworld.objectives import TeacherObjective, VaeObjective
@@ -38,6 +39,8 @@ from vlv.training.loop import fit
 START = "vlv-tiny"
 VOCABULARY = 2600
 """Tokens of the text tower: the 45 colour words and the more frequent words of labels and tags are whole."""
+POSITIONS = 24
+"""Tokens of a text: the colours of 16 cells and a name; the length of z, on which the time of both stages depends."""
 VARIANTS = 4
 """Texts of each picture."""
 
@@ -48,17 +51,21 @@ RECIPES = {
 """Budgets for one shared core, about 10 and 30 minutes; more steps make a better decoder."""
 
 
-def texts_of(records: Sequence[Record], variants: int, seed: int) -> list[str]:
-    """V texts of every picture, one after the other, that depend on the seed and the record's id alone."""
+def texts_of(records: Sequence[Record], pixels: Tensor, variants: int, seed: int) -> list[str]:
+    """V texts of every picture, one after the other, that depend on the seed and the picture alone.
+
+    Raises:
+        DataError: A record does not say what its picture shows.
+    """
     texts = []
-    for record in records:
+    for record, grid in zip(records, colour_grids(pixels.numpy()), strict=True):
         about = record.meta or {}
-        if "grid" not in about:
+        if "form" not in about:
             raise DataError(
                 f"{record.id} has no words; render it with `python -m examples.pictograms.render`"
             )
         rng = np.random.default_rng([seed, *record.id.encode()])
-        texts += [say_any(about, rng) for _ in range(variants)]
+        texts += [say_any(about, grid, rng) for _ in range(variants)]
     return texts
 
 
@@ -68,9 +75,11 @@ def pixels_of(records: Sequence[Record]) -> Tensor:
     return torch.cat([batch["pixels"] for batch in epoch_batches(list(records), settings)])
 
 
-def train_vae(records: Sequence[Record], parts: Path, run: Path, recipe: Recipe, seed: int) -> None:
-    """The VAE, from that of `START`; its latent scale is measured at the end."""
-    vae: AutoencoderKL = AutoencoderKL.from_pretrained(shipped_models()[START] / "vae")
+def train_vae(
+    records: Sequence[Record], start: Path, parts: Path, run: Path, recipe: Recipe, seed: int
+) -> None:
+    """The VAE, from another one; its latent scale is measured at the end."""
+    vae: AutoencoderKL = AutoencoderKL.from_pretrained(start / "vae")
     vae = vae.float()
     pixels = pixels_of(records)
     columns = {"pixels": pixels, "boxes": _no_boxes(len(pixels))}
@@ -80,20 +89,19 @@ def train_vae(records: Sequence[Record], parts: Path, run: Path, recipe: Recipe,
 
 
 def train_unet(
-    records: Sequence[Record], parts: Path, run: Path, recipe: Recipe, seed: int
+    records: Sequence[Record], start: Path, parts: Path, run: Path, recipe: Recipe, seed: int
 ) -> None:
     """U-Net and text tower, told in words what is in the picture."""
-    texts = texts_of(records, VARIANTS, seed)
-    tokenizer = components.make_text_tokenizer(texts, VOCABULARY)
-    tower = _tower(tokenizer, seed)
-    start = shipped_models()[START]
+    pixels = pixels_of(records)
+    texts = texts_of(records, pixels, VARIANTS, seed)
+    tokenizer = components.make_text_tokenizer(texts, VOCABULARY, POSITIONS)
+    tower = _tower(tokenizer, start, seed)
     unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(start / "unet")
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(parts / "vae")
     scheduler = components.make_scheduler()
     decoder = DiffusionDecoder(tower, tokenizer, unet.float(), vae, scheduler)
-    mean, std = posteriors(decoder, pixels_of(records))
-    length = components.TEXT_POSITIONS
-    ids = token_column(tokenizer, texts, VARIANTS, max_length=length)
+    mean, std = posteriors(decoder, pixels)
+    ids = token_column(tokenizer, texts, VARIANTS, max_length=POSITIONS)
     columns = {
         "latents_mean": mean,
         "latents_std": std,
@@ -107,11 +115,14 @@ def train_unet(
     save_parts(parts / "scheduler", scheduler)
 
 
-def _tower(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
-    """`START`'s text tower with fresh embeddings for another vocabulary."""
+def _tower(tokenizer: CLIPTokenizer, start: Path, seed: int) -> CLIPTextModel:
+    """Another text tower with fresh embeddings for this vocabulary."""
     tower = components.make_text_encoder(tokenizer, seed)
-    old = CLIPTextModel.from_pretrained(shipped_models()[START] / "text_encoder").float()
+    old = CLIPTextModel.from_pretrained(start / "text_encoder").float()
     state = {k: v for k, v in old.state_dict().items() if "token_embedding" not in k}
+    for name, value in tower.state_dict().items():
+        if "position_embedding" in name:  # ours is shorter
+            state[name] = state[name][: len(value)]
     tower.load_state_dict(state, strict=False)
     table = tower.get_input_embeddings().weight
     with torch.no_grad():  # the rest was trained on embeddings of this size
@@ -146,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", required=True, help="shards of `python -m examples.pictograms.render`")
     parser.add_argument("--parts", type=Path, required=True, help="folder of the decoder's parts")
     parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("--start", default=START, help="model whose parts learn on; vlv-tiny")
     parser.add_argument("--steps", type=int, help="instead of the recipe's")
     parser.add_argument("--batch-size", type=int, help="instead of the recipe's")
     parser.add_argument("--lr", type=float, help="instead of the recipe's")
@@ -157,7 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe = Recipe(**{**_fields(RECIPES[given.part]), **changes})
     train = {"vae": train_vae, "unet": train_unet}[given.part]
     try:
-        train(find_records([given.data]), given.parts, given.run_dir, recipe, given.seed)
+        records, start = find_records([given.data]), find_folder(given.start)
+        train(records, start, given.parts, given.run_dir, recipe, given.seed)
     except (VLVError, Interrupted) as error:
         say(f"decoder: {error}")
         return 1

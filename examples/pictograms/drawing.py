@@ -16,7 +16,7 @@ from PIL import Image, ImageEnhance
 from vlv.errors import DataError
 
 SIDE = 64
-GRID = 6
+GRID = 4
 _DRAWN = 160
 """Side at which files are drawn; pictures are made smaller from there."""
 
@@ -84,11 +84,21 @@ def _perceived(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
 _TABLE = _perceived(np.stack(list(COLOURS.values())))
 
 
-def colour_grid(image: Image.Image) -> list[str]:
-    """The colour words of G x G cells, row by row from the top left."""
-    cells = np.asarray(image.convert("RGB").resize((GRID, GRID), Image.Resampling.BOX), float)
-    distance = ((_perceived(cells.reshape(-1, 1, 3)) - _TABLE) ** 2).sum(-1)  # (G G, colours)
-    return [_NAMES[i] for i in distance.argmin(1)]
+def colour_grids(pixels: NDArray[np.uint8]) -> list[str]:
+    """The colour words of the G x G cells of pictures, row by row from the top left.
+
+    Args:
+        pixels: (N, 3, S, S), S divisible by G.
+
+    Returns:
+        Of each picture its words, joined by spaces.
+    """
+    count, _, side, _ = pixels.shape
+    cell = side // GRID
+    cells = pixels.reshape(count, 3, GRID, cell, GRID, cell).mean((3, 5))  # (N, 3, G, G)
+    points = _perceived(cells.transpose(0, 2, 3, 1).reshape(count, -1, 1, 3))
+    nearest = ((points - _TABLE) ** 2).sum(-1).argmin(-1)  # (N, G G)
+    return [" ".join(_NAMES[i] for i in row) for row in nearest]
 
 
 def draw(data: bytes) -> Image.Image:

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from examples.pictograms.concepts import Concept, drawings, read_concepts
-from examples.pictograms.drawing import colour_grid, compose, draw, place
+from examples.pictograms.drawing import compose, draw, place
 from examples.pictograms.fetch import Package, packages
 from vlv.data.shards import TarShardWriter, shard_path
 from vlv.errors import DataError, OutputError, VLVError
@@ -96,7 +96,7 @@ def plan(
     return items
 
 
-def describe(item: Item, background: str, picture: Image.Image) -> dict[str, object]:
+def describe(item: Item, background: str) -> dict[str, object]:
     """What is known about a picture: all that its texts are made of."""
     return {
         "concept": item.concept.code,
@@ -106,7 +106,6 @@ def describe(item: Item, background: str, picture: Image.Image) -> dict[str, obj
         "style": item.style.style,
         "form": item.style.form,
         "background": background,
-        "grid": " ".join(colour_grid(picture)),
     }
 
 
@@ -119,7 +118,7 @@ def record(item: Item, drawing: Image.Image) -> dict[str, bytes | str | Mapping[
     return {
         "png": png.getvalue(),
         "txt": item.concept.label,
-        "json": describe(item, how.background, picture),
+        "json": describe(item, how.background),
     }
 
 

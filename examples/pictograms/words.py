@@ -1,7 +1,7 @@
 """The texts of a picture: its name in several styles, and its colours, cell by cell.
 
 `name` is what captions say. `drawn` says who drew it, `tagged` adds tags, `grid` begins with the colours of the cells from
-the top left: what no name says, and what a picture can be rebuilt from.
+the top left (`drawing.colour_grids`): what no name says, and what a picture can be rebuilt from.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ def article(label: str) -> str:
     return f"an {label}" if label[0] in "aeiou" else f"a {label}"
 
 
-def say(about: Mapping[str, object], form: Form, rng: np.random.Generator) -> str:
+def say(about: Mapping[str, object], form: Form, grid: str, rng: np.random.Generator) -> str:
     """Write a text of a picture.
 
     Args:
         about: What its record says (`render.describe`).
         form: Which text.
+        grid: The words of its colours.
         rng: Of what is left open: tags, and whether the background is said.
     """
-    label = str(about["label"])
+    label, kind = str(about["label"]), str(about["form"])
     if form == "name":
         return label
-    drawn = f"{about['form']} of {article(label)}"
-    if rng.random() < 0.5:
-        drawn += f" on {about['background']}"
-    if form == "drawn":
-        return drawn
     if form == "grid":
-        return f"{about['grid']} : {drawn}"
+        return f"{grid} {label}, {kind.partition(' ')[2]}"
+    drawn = f"{kind} of {article(label)}"
+    if form == "drawn":
+        return drawn if rng.random() < 0.5 else f"{drawn} on {about['background']}"
     tags = [str(tag) for tag in about["tags"]]  # type: ignore[attr-defined]
     chosen = [tags[i] for i in rng.permutation(len(tags))[:3]]
     return ", ".join([drawn, str(about["group"]).replace("-", " "), *chosen])
 
 
-def say_any(about: Mapping[str, object], rng: np.random.Generator) -> str:
+def say_any(about: Mapping[str, object], grid: str, rng: np.random.Generator) -> str:
     """A text in a form drawn by `SHARES`."""
-    return say(about, FORMS[int(rng.choice(len(FORMS), p=list(SHARES.values())))], rng)
+    form = FORMS[int(rng.choice(len(FORMS), p=list(SHARES.values())))]
+    return say(about, form, grid, rng)

@@ -233,7 +233,7 @@ class ModelSources(Settings):
     decoder: PartSource
     """The frozen diffusion decoder: a model folder in the diffusers layout."""
     llm: PartSource | None = None
-    """Stage 2: the language model that becomes the caption decoder."""
+    """Stage 2: the language model that becomes the caption decoder: a folder, or a GGUF file, which is converted once."""
     caption_decoder: PartSource | None = None
     """Stage 2: a model folder or a caption decoder that learns on, instead of llm with a fresh projector."""
 

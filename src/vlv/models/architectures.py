@@ -20,6 +20,7 @@ from vlv.models.captioner_config import CaptionDecoderConfig
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.encoder import VLVEncoder, VLVEncoderConfig
 from vlv.models.folder import scheduler_class, shipped_models
+from vlv.models.gguf_files import unpacked
 from vlv.models.vetting import read_json
 from vlv.storage import Json
 
@@ -158,7 +159,7 @@ def _caption_decoder(model: ModelConfig, decoder: DiffusionDecoder) -> CaptionDe
         folder = _component(model.caption_decoder, "caption_decoder")
         config = CaptionDecoderConfig.from_pretrained(folder)
     elif model.llm is not None:
-        configs = find_architecture(_local(model.llm), "llm").configs
+        configs = find_architecture(_local(unpacked(model.llm)), "llm").configs
         llm = AutoConfig.for_model(**_without_class(configs["llm"]))
         config = CaptionDecoderConfig(llm_config=llm, text_width=decoder.text_width)
     else:

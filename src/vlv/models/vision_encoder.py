@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_processing_base import ImageProcessingMixin
 
+import vlv.models.efficientnet_lite  # noqa: F401 - AutoModel learns of it
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import bottleneck_of
 from vlv.models.compilation import own_precision

@@ -110,12 +110,12 @@ def _train_bpe(
 
 
 def make_text_tokenizer(
-    texts: Iterable[str] | None = None, vocab_size: int = 900
+    texts: Iterable[str] | None = None, vocab_size: int = 900, positions: int = TEXT_POSITIONS
 ) -> CLIPTokenizer:
-    """CLIP's tokenizer class over the words of some texts, or else of the world, `TEXT_POSITIONS` long."""
+    """CLIP's tokenizer class over the words of some texts, or else of the world."""
     texts = corpus() if texts is None else texts
     vocab, merges = _train_bpe(texts, ["<|startoftext|>", "<|endoftext|>"], vocab_size, "</w>")
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_POSITIONS)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=positions)
 
 
 def make_florence_tokenizer() -> BartTokenizer:
@@ -154,14 +154,14 @@ def make_vae(seed: int) -> AutoencoderKL:
 
 
 def make_text_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
-    """CLIP's text transformer of width 128, four layers."""
+    """CLIP's text transformer of width 128, four layers, as long as its tokenizer's texts."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
         intermediate_size=4 * TEXT_WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
-        max_position_embeddings=TEXT_POSITIONS,
+        max_position_embeddings=tokenizer.model_max_length,
         projection_dim=TEXT_WIDTH,
         hidden_act="gelu",
         bos_token_id=tokenizer.bos_token_id,

@@ -297,7 +297,8 @@ def _unet(source: Source) -> Prepared:
 
 def padded_tokens(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
     """Token ids (N, V, L) with as many positions as the tower has, which is how it is used."""
-    return F.pad(ids, (0, components.TEXT_POSITIONS - ids.shape[-1]), value=tokenizer.pad_token_id)
+    missing = tokenizer.model_max_length - ids.shape[-1]
+    return F.pad(ids, (0, missing), value=tokenizer.pad_token_id)
 
 
 def posteriors(decoder: DiffusionDecoder, pixels: Tensor) -> tuple[Tensor, Tensor]:

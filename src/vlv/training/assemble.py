@@ -39,6 +39,7 @@ from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.draws import RowGenerator
+from vlv.models.gguf_files import unpacked
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
 from vlv.models.lora import add_low_rank
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
@@ -204,6 +205,7 @@ def load_caption_decoder(config: RunConfig, decoder: DiffusionDecoder) -> Captio
         return caption_decoder
     if source is None:
         raise ConfigError("stage2 needs model.llm or model.caption_decoder; set one of them")
+    source = unpacked(source)
     return CaptionDecoder.from_llm(
         load_pretrained(AutoModelForCausalLM, source, "llm"),
         load_pretrained(AutoTokenizer, source, "tokenizer of the llm"),
