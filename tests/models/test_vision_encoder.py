@@ -27,6 +27,7 @@ from tests import tiny
 from vlv.config import load_config
 from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.bottleneck import BottleneckSettings
+from vlv.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from vlv.models.pipeline import VLVPipeline
 from vlv.models.vision_encoder import VisionEncoder, read_image_statistics
 from vlv.training.assemble import load_stage1, train
@@ -55,8 +56,21 @@ BUILD: dict[str, Any] = {
     "convnext": lambda: ConvNextModel(
         ConvNextConfig(hidden_sizes=[8, 8, 16, 32], depths=[1, 1, 1, 1], patch_size=2)
     ),
+    "efficientnet_lite": lambda: EfficientNetLite(
+        EfficientNetLiteConfig(
+            stem_channels=8, stages=[[1, 3, 2, 1, 8], [2, 5, 2, 2, 32]], hidden_size=16
+        )
+    ),
 }
-NUM_PATCHES = {"clip": 17, "siglip": 16, "siglip2": 16, "dinov2": 17, "dinov3": 19, "convnext": 4}
+NUM_PATCHES = {
+    "clip": 17,
+    "siglip": 16,
+    "siglip2": 16,
+    "dinov2": 17,
+    "dinov3": 19,
+    "convnext": 4,
+    "efficientnet_lite": 16,
+}
 FAMILIES = list(BUILD)
 PROCESSOR = {
     "size": {"height": 32, "width": 32},
@@ -130,7 +144,7 @@ def test_patches_are_cut_as_the_image_processor_cuts_them(pixels: torch.Tensor) 
     assert options["spatial_shapes"].tolist() == [[4, 4]] * len(pixels)
 
 
-@pytest.mark.parametrize("family", ["clip", "siglip", "siglip2", "dinov2", "dinov3", "convnext"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_it_reads_other_sizes_than_it_was_trained_on(family: str, pixels: torch.Tensor) -> None:
     encoder = make(family, image_size=64)
     assert encoder(pixels).isfinite().all()
