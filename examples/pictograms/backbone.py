@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-
 from examples.pictograms.fetch import members, package
+
 from vlv.errors import DataError, VLVError
 from vlv.models.efficientnet_lite import from_released
 from vlv.progress import say

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from examples.pictograms.fetch import Package, member, members, package
+
 from vlv.errors import DataError
 
 Seen = Literal["seen", "val", "test"]
@@ -62,7 +63,7 @@ def slug(text: str) -> str:
     >>> slug("face with tears of joy")
     'face-with-tears-of-joy'
     """
-    return re.sub(r"[^a-z0-9]+", "-", re.sub("[’“”'.]", "", text.lower())).strip("-")
+    return re.sub(r"[^a-z0-9]+", "-", re.sub("[\u2019\u201c\u201d'.]", "", text.lower())).strip("-")
 
 
 def read_concepts(folder: Path) -> list[Concept]:
@@ -114,9 +115,7 @@ def drawings(package: Package, folder: Path, concepts: Sequence[Concept]) -> dic
     if package.name.startswith("@iconify-json/"):
         return dict(_icons(package, folder, concepts))
     codes = {concept.code for concept in concepts}
-    files = {
-        plain_code(Path(name).stem): data for name, data in members(package, folder, ".webp")
-    }
+    files = {plain_code(Path(name).stem): data for name, data in members(package, folder, ".webp")}
     return {code: data for code, data in files.items() if code in codes}
 
 

@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from examples.pictograms.drawing import colour_grids
+from examples.pictograms.words import say_any
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from examples.pictograms.drawing import colour_grids
-from examples.pictograms.words import say_any
 from vlv.data.loader import LoaderSettings, epoch_batches
 from vlv.data.records import Record
 from vlv.data.source import find_records
@@ -31,14 +31,17 @@ from vlv.models.folder import find_folder
 from vlv.progress import say
 from vlv.toyworld import components
 from vlv.toyworld.objectives import TeacherObjective, VaeObjective
-from vlv.toyworld.pretrain import Recipe, latent_std, padded_tokens, posteriors, save_parts
+from vlv.toyworld.pretrain import Recipe, latent_std, padded_tokens, save_parts
 from vlv.toyworld.table import TableLoader, token_column
+from vlv.training.caches import fill_cache, latents_cache
 from vlv.training.interrupt import Interrupted
 from vlv.training.loop import fit
 
 START = "vlv-tiny"
 VOCABULARY = 2600
 """Tokens of the text tower: the 45 colour words and the more frequent words of labels and tags are whole."""
+LATENTS = "latents"
+"""Folder beside the parts with the cache of `vlv data cache-latents`."""
 POSITIONS = 24
 """Tokens of a text: the colours of 16 cells and a name; the length of z, on which the time of both stages depends."""
 VARIANTS = 4
@@ -100,7 +103,7 @@ def train_unet(
     vae: AutoencoderKL = AutoencoderKL.from_pretrained(parts / "vae")
     scheduler = components.make_scheduler()
     decoder = DiffusionDecoder(tower, tokenizer, unet.float(), vae, scheduler)
-    mean, std = posteriors(decoder, pixels)
+    mean, std = _latents(decoder, records, parts.parent / LATENTS)
     ids = token_column(tokenizer, texts, VARIANTS, max_length=POSITIONS)
     columns = {
         "latents_mean": mean,
@@ -113,6 +116,19 @@ def train_unet(
     save_parts(parts / "text_encoder", tower)
     save_parts(parts / "tokenizer", tokenizer)
     save_parts(parts / "scheduler", scheduler)
+
+
+def _latents(
+    decoder: DiffusionDecoder, records: Sequence[Record], folder: Path
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the VAE's posteriors, from the cache that both stages read as well."""
+    settings = LoaderSettings(batch_size=64, image_size=components.IMAGE_SIZE, num_workers=1)
+    rows = fill_cache(latents_cache(decoder), records, folder, settings)
+    mean, std = (
+        torch.from_numpy(np.stack([rows[name][i] for i in range(len(records))]))
+        for name in ("latents_mean", "latents_std")
+    )
+    return mean, std
 
 
 def _tower(tokenizer: CLIPTokenizer, start: Path, seed: int) -> CLIPTextModel:
@@ -154,7 +170,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("part", choices=sorted(RECIPES))
-    parser.add_argument("--data", required=True, help="shards of `python -m examples.pictograms.render`")
+    parser.add_argument(
+        "--data", required=True, help="shards of `python -m examples.pictograms.render`"
+    )
     parser.add_argument("--parts", type=Path, required=True, help="folder of the decoder's parts")
     parser.add_argument("--run-dir", type=Path, required=True)
     parser.add_argument("--start", default=START, help="model whose parts learn on; vlv-tiny")

@@ -74,7 +74,9 @@ _NAMES = list(COLOURS)
 def _perceived(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     """RGB of 0 to 255, (..., 3), on axes where distances are closer to what eyes see: CIE Lab."""
     linear = np.where(rgb <= 10.3, rgb / 255 / 12.92, ((rgb / 255 + 0.055) / 1.055) ** 2.4)
-    matrix = np.array([[0.4339, 0.3762, 0.1899], [0.2127, 0.7152, 0.0722], [0.0178, 0.1095, 0.8727]])
+    matrix = np.array(
+        [[0.4339, 0.3762, 0.1899], [0.2127, 0.7152, 0.0722], [0.0178, 0.1095, 0.8727]]
+    )
     xyz = linear @ matrix.T
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     x, y, z = (f[..., i] for i in range(3))

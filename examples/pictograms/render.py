@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from examples.pictograms.concepts import Concept, drawings, read_concepts
 from examples.pictograms.drawing import compose, draw, place
 from examples.pictograms.fetch import Package, packages
+from PIL import Image
+
 from vlv.data.shards import TarShardWriter, shard_path
 from vlv.errors import DataError, OutputError, VLVError
 from vlv.progress import Progress, say
@@ -186,9 +186,13 @@ def write_shard(
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("packages", type=Path, help="folder of `python -m examples.pictograms.fetch`")
+    parser.add_argument(
+        "packages", type=Path, help="folder of `python -m examples.pictograms.fetch`"
+    )
     parser.add_argument("out", type=Path, help="folder of the shards")
-    parser.add_argument("--copies", type=int, default=Layout().copies, help="of each training picture")
+    parser.add_argument(
+        "--copies", type=int, default=Layout().copies, help="of each training picture"
+    )
     given = parser.parse_args(argv)
     try:
         counts = render(given.packages, given.out, Layout(given.copies))

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from examples.pictograms.concepts import Concept, read_concepts
+
 from vlv.errors import VLVError
 from vlv.progress import say
 from vlv.toyworld import components

@@ -55,7 +55,9 @@ def test_released_weights_give_the_same_model(lite0: EfficientNetLite) -> None:
 def test_weights_of_another_network_are_refused_in_a_sentence(lite0: EfficientNetLite) -> None:
     state = released(lite0)
     del state["_conv_head.weight"]
-    with pytest.raises(ModelFolderError, match=r"1 tensors are missing.* such as conv_head\.weight"):
+    with pytest.raises(
+        ModelFolderError, match=r"1 tensors are missing.* such as conv_head\.weight"
+    ):
         from_released(state)
     narrow = released(lite0) | {"_bn1.bias": torch.zeros(3)}
     with pytest.raises(ModelFolderError, match=r"such as bn1\.bias"):

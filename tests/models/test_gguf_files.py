@@ -133,6 +133,6 @@ def test_a_damaged_file_is_said_in_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "damaged.gguf"
     write_llama(file)
     file.write_bytes(file.read_bytes()[:200])
-    with pytest.raises(ModelFolderError, match="the part llm in .* cannot be loaded"):
+    with pytest.raises(ModelFolderError, match=r"the part llm in .* cannot be loaded"):
         converted(file, tmp_path / "cache")
     assert not any((tmp_path / "cache").glob("*"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -96,9 +97,7 @@ class EfficientNetLite(PreTrainedModel):
 class _Block(nn.Module):
     """A mobile inverted bottleneck: widen, look around in each channel, narrow; beside it a shortcut."""
 
-    def __init__(
-        self, channels: int, width: int, kernel: int, stride: int, expansion: int
-    ) -> None:
+    def __init__(self, channels: int, width: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = channels * expansion
         self.expand_conv = _convolution(channels, wide, 1) if expansion > 1 else None
@@ -115,8 +114,8 @@ class _Block(nn.Module):
         if self.expand_conv is not None and self.bn0 is not None:
             y = F.relu6(self.bn0(self.expand_conv(y)))
         y = F.relu6(self.bn1(self.depthwise_conv(y)))
-        y = self.bn2(self.project_conv(y))
-        return x + y if self.has_shortcut else y
+        narrow: Tensor = self.bn2(self.project_conv(y))
+        return x + narrow if self.has_shortcut else narrow
 
 
 class _SameConvolution(nn.Conv2d):
@@ -154,7 +153,7 @@ def from_released(state: Mapping[str, Tensor]) -> EfficientNetLite:
     renamed = {re.sub(r"(^|\.)_", r"\1", name): value for name, value in state.items()}
     kept = {name: value for name, value in renamed.items() if not name.startswith("fc.")}
     with torch.random.fork_rng(devices=[]):
-        model = EfficientNetLite(EfficientNetLiteConfig())
+        model: Any = EfficientNetLite(EfficientNetLiteConfig())
     own = model.state_dict()
     wrong = sorted(own.keys() ^ kept.keys()) or [
         name for name in own if own[name].shape != kept[name].shape
@@ -165,7 +164,8 @@ def from_released(state: Mapping[str, Tensor]) -> EfficientNetLite:
             f"such as {wrong[0]}"
         )
     model.load_state_dict(kept)
-    return model.eval()
+    trained: EfficientNetLite = model.eval()
+    return trained
 
 
 AutoConfig.register(MODEL_TYPE, EfficientNetLiteConfig)

@@ -127,9 +127,7 @@ def make_florence_tokenizer() -> BartTokenizer:
     return tokenizer
 
 
-def make_llm_tokenizer(
-    texts: Iterable[str] | None = None, vocab_size: int = 700
-) -> Qwen2Tokenizer:
+def make_llm_tokenizer(texts: Iterable[str] | None = None, vocab_size: int = 700) -> Qwen2Tokenizer:
     """Qwen2's tokenizer class over some texts, or else the world's; the pad token is the end token, as in Qwen2.5."""
     texts = corpus() if texts is None else texts
     vocab, merges = _train_bpe(texts, ["<|endoftext|>"], vocab_size)

@@ -282,7 +282,7 @@ def _unet(source: Source) -> Prepared:
     scheduler = components.make_scheduler()
     decoder = DiffusionDecoder(tower, tokenizer, unet, vae, scheduler)
     columns = source.images("pixels", "boxes")
-    mean, std = posteriors(decoder.to(source.device), columns.pop("pixels"))
+    mean, std = _latents(decoder.to(source.device), columns.pop("pixels"))
     write = partial(write_mixed, shares=TeacherObjective.shares)
     texts = source.texts(tokenizer, write, 8, components.TEXT_POSITIONS)
 
@@ -301,7 +301,7 @@ def padded_tokens(ids: Tensor, tokenizer: CLIPTokenizer) -> Tensor:
     return F.pad(ids, (0, missing), value=tokenizer.pad_token_id)
 
 
-def posteriors(decoder: DiffusionDecoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def _latents(decoder: DiffusionDecoder, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of the VAE's posteriors of images (N, 3, S, S), half precision."""
     parts = [
         decoder.posterior(batch.to(decoder.text_encoder.device))

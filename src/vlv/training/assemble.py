@@ -39,8 +39,8 @@ from vlv.models.bottleneck import DEFAULT_TEMPERATURE, BottleneckSettings
 from vlv.models.captioner import CaptionDecoder
 from vlv.models.diffusion import DiffusionDecoder
 from vlv.models.draws import RowGenerator
-from vlv.models.gguf_files import unpacked
 from vlv.models.encoder import DEFAULT_PROMPT, VLVEncoder
+from vlv.models.gguf_files import unpacked
 from vlv.models.lora import add_low_rank
 from vlv.models.vision_encoder import VisionEncoder, VisionEncoderConfig, read_image_statistics
 from vlv.training.caption_meter import CaptionMeter

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# From nothing to the page; run it in the repository's root. Every step goes on where it was interrupted: run it again.
+# pip install -e ".[train,data]" "resvg-py==0.5.0"; npm and pip fetch the packages from the registries they are set up for.
+# SAMPLES is the part of the training shards that the decoder and both stages see: all of them take twice the time.
+set -euo pipefail
+OUT=out/pictograms
+SAMPLES=${SAMPLES:-"$OUT/pictures/train/train-0000[0-5].tar"}
+here=examples.pictograms
+
+python -m $here.fetch $OUT/packages
+python -m $here.render $OUT/packages $OUT/pictures
+python -m $here.backbone $OUT/packages $OUT/backbone
+
+python -m $here.decoder vae --data $OUT/pictures/train --parts $OUT/parts --run-dir $OUT/runs/vae
+python -m $here.decoder unet --data "$SAMPLES" --parts $OUT/parts --run-dir $OUT/runs/unet
+python -m $here.writer $OUT/packages $OUT/llm --run-dir $OUT/runs/llm
+
+stages=examples/pictograms
+vlv data cache-latents "$SAMPLES" --config $stages/stage1.yaml --output $OUT/latents
+vlv data cache-features "$SAMPLES" --config $stages/stage1.yaml --output $OUT/features --batch-size 64
+vlv train $stages/stage1.yaml --run-dir $OUT/runs/stage1 --set "data.inputs=['$SAMPLES']"
+vlv train $stages/stage2.yaml --run-dir $OUT/runs/stage2 --set "data.inputs=['$SAMPLES']"
+
+python -m $here.measure $OUT/runs/stage2/model --root $OUT --json $OUT/figures.json --sheets $OUT/sheets
+python -m $here.page $OUT/figures.json $OUT/sheets
