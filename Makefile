@@ -68,7 +68,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.torch pyproject.toml
-	$(PIP) --editable ".[train,data,eval,quant,scale,serve,mcp,search,json,lora,dev]"
+	$(PIP) --editable ".[train,data,eval,quant,scale,serve,mcp,search,json,lora,gguf,pictograms,dev]"
 	@touch $@ $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.dev

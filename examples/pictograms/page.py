@@ -88,7 +88,9 @@ def write_sheet(sheets: Path, rows: Sequence[str], columns: int, out: Path = SHE
         strip = Image.open(path).convert("RGB")
         strips.append(strip.crop((0, 0, min(strip.width, columns * strip.height), strip.height)))
     gap = 4
-    page = Image.new("RGB", (max(s.width for s in strips), sum(s.height + gap for s in strips)), "white")
+    page = Image.new(
+        "RGB", (max(s.width for s in strips), sum(s.height + gap for s in strips)), "white"
+    )
     top = 0
     for strip in strips:
         page.paste(strip, (0, top))
