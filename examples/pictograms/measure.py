@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from examples.pictograms.concepts import read_concepts
+from examples.pictograms.fetch import packages
 from examples.pictograms.judges import Features, PictureJudge, TextJudge
 from numpy.typing import NDArray
 from PIL import Image
@@ -35,6 +36,11 @@ SEED = 3000
 BEAMS = 5
 NEAREST = 10
 """Of a blend: its parents are looked for among so many of the gallery."""
+
+PERMISSIVE = {
+    str(style.style) for style in packages("pictures") if style.licence in ("Apache-2.0", "MIT")
+}
+"""Hands whose pictures a contact sheet may show."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +64,14 @@ class Pictures:
     images: list[Image.Image]
     labels: list[str]
     features: Features
+    styles: list[str]
 
     def head(self, count: int) -> Pictures:
         """The first of them."""
-        return Pictures(self.images[:count], self.labels[:count], self.features[:count])
+        first = slice(count)
+        return Pictures(
+            self.images[first], self.labels[first], self.features[first], self.styles[first]
+        )
 
 
 class Bench:
@@ -91,11 +101,19 @@ class Bench:
             found = self._pictures(upright)
             np.savez(cache, features=found.features.astype(np.float16))
         features = np.load(cache)["features"].astype(np.float32)
-        return Pictures([], [str(record.caption) for record in upright], features)
+labels = [str(record.caption) for record in upright]
+        return Pictures([], labels, features, [])
 
     def _pictures(self, records: Sequence[Record]) -> Pictures:
         images = [record.load() for record in records]
-        return Pictures(images, [str(record.caption) for record in records], self.judge(images))
+        labels = [str(record.caption) for record in records]
+        styles = [str((record.meta or {})["style"]) for record in records]
+        return Pictures(images, labels, self.judge(images), styles)
+
+    def show(self, name: str, images: Sequence[Image.Image], styles: Sequence[set[str]]) -> None:
+        """Keep the pictures that may be shown anywhere: made from hands of permissive licences alone."""
+        pairs = zip(images, styles, strict=True)
+        self.shown[name] = [image for image, hands in pairs if hands <= PERMISSIVE]
 
     def note(self, name: str, values: object, unit: str = "share") -> None:
         """Keep the mean of values, one for each picture or pair, with its interval."""
@@ -192,8 +210,10 @@ class Bench:
         self.note(
             f"{name}: picture from the caption finds the original", self._finds(generated, gallery)
         )
-        self.shown |= {f"{name}-original": found.images, f"{name}-rebuilt": drawn}
-        self.shown[f"{name}-generated"] = generated
+        styles = [{style} for style in found.styles]
+        self.show(f"{name}-original", found.images, styles)
+        self.show(f"{name}-rebuilt", drawn, styles)
+        self.show(f"{name}-generated", generated, styles)
 
     def _finds(self, drawn: Sequence[Image.Image], gallery: Pictures) -> NDArray[np.bool_]:
         nearest = (self.judge(drawn) @ gallery.features.T).argmax(1)
@@ -222,9 +242,10 @@ class Bench:
         one = [bool({a, b} & set(row)) for (a, b), row in zip(pairs, order.tolist(), strict=True)]
         self.note(f"{name}: blend has both parents among the ten nearest", both)
         self.note(f"{name}: blend has one parent at least among them", one)
-        self.shown[f"{name}-first"] = [found.images[a] for a, _ in pairs]
-        self.shown[f"{name}-second"] = [found.images[b] for _, b in pairs]
-        self.shown[f"{name}-blend"] = drawn
+        styles = [{found.styles[a], found.styles[b]} for a, b in pairs]
+        self.show(f"{name}-first", [found.images[a] for a, _ in pairs], styles)
+        self.show(f"{name}-second", [found.images[b] for _, b in pairs], styles)
+        self.show(f"{name}-blend", drawn, styles)
 
 
 def _some(records: Sequence[Record], count: int, seed: int) -> list[Record]:
@@ -282,7 +303,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.sheets is not None:
             given.sheets.mkdir(parents=True, exist_ok=True)
             for name, images in bench.shown.items():
-                _strip(images).save(given.sheets / f"{name}.png")
+                if images:
+                    _strip(images).save(given.sheets / f"{name}.png")
     except VLVError as error:
         say(f"measure: {error}")
         return 1

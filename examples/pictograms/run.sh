@@ -18,8 +18,9 @@ python -m $here.writer $OUT/packages $OUT/llm --run-dir $OUT/runs/llm
 stages=examples/pictograms
 vlv data cache-latents "$SAMPLES" --config $stages/stage1.yaml --output $OUT/latents
 vlv data cache-features "$SAMPLES" --config $stages/stage1.yaml --output $OUT/features --batch-size 64
-vlv train $stages/stage1.yaml --run-dir $OUT/runs/stage1 --set "data.inputs=['$SAMPLES']"
-vlv train $stages/stage2.yaml --run-dir $OUT/runs/stage2 --set "data.inputs=['$SAMPLES']"
+for stage in stage1 stage2 stage2-drawn; do
+  vlv train $stages/$stage.yaml --run-dir $OUT/runs/$stage --set "data.inputs=['$SAMPLES']"
+done
 
-python -m $here.measure $OUT/runs/stage2/model --root $OUT --json $OUT/figures.json --sheets $OUT/sheets
+python -m $here.measure $OUT/runs/stage2-drawn/model --root $OUT --json $OUT/figures.json --sheets $OUT/sheets
 python -m $here.page $OUT/figures.json $OUT/sheets
