@@ -96,13 +96,19 @@ class Bench:
         """The upright copies of what training has seen; their features are computed once."""
         records = find_records([str(self.root / "pictures" / "train")])
         upright = [record for record in records if record.id.endswith("-0")]
-        cache = self.root / "train-features.npz"
-        if not cache.is_file():
-            found = self._pictures(upright)
-            np.savez(cache, features=found.features.astype(np.float16))
-        features = np.load(cache)["features"].astype(np.float32)
-labels = [str(record.caption) for record in upright]
-        return Pictures([], labels, features, [])
+        features = self._kept(self.root / "train-features.npz", upright)
+        return Pictures([], [str(record.caption) for record in upright], features, [])
+
+    def _kept(self, cache: Path, records: Sequence[Record]) -> Features:
+        """The features of records from a file, or computed anew where it is that of other records."""
+        ids = np.array([record.id for record in records])
+        if cache.is_file():
+            found = np.load(cache)
+            if np.array_equal(found["ids"], ids):
+                return np.asarray(found["features"], np.float32)
+        features = self._pictures(records).features
+        np.savez(cache, ids=ids, features=features)
+        return features
 
     def _pictures(self, records: Sequence[Record]) -> Pictures:
         images = [record.load() for record in records]
