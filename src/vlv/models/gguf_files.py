@@ -90,6 +90,6 @@ def _convert(file: Path, folder: Path) -> None:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.hf_quantizer, model.is_quantized = None, False
-    with replacing_folder(folder) as temporary:
+    with replacing_folder(folder) as temporary, quiet_loading():
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
