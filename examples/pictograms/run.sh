@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # From nothing to the page; run it in the repository's root. Every step goes on where it was interrupted: run it again.
 # pip install -e ".[train,data]" "resvg-py==0.5.0"; npm and pip fetch the packages from the registries they are set up for.
-# SAMPLES is the part of the training shards that the decoder and both stages see: all of them take twice the time.
+# SAMPLES is the part of the training shards that both stages see, the decoder sees one more: all take twice the time.
 set -euo pipefail
 OUT=out/pictograms
-SAMPLES=${SAMPLES:-"$OUT/pictures/train/train-0000[0-5].tar"}
+SAMPLES=${SAMPLES:-"$OUT/pictures/train/train-0000[0-4].tar"}
 here=examples.pictograms
 
 python -m $here.fetch $OUT/packages
@@ -12,7 +12,7 @@ python -m $here.render $OUT/packages $OUT/pictures
 python -m $here.backbone $OUT/packages $OUT/backbone
 
 python -m $here.decoder vae --data $OUT/pictures/train --parts $OUT/parts --run-dir $OUT/runs/vae
-python -m $here.decoder unet --data "$SAMPLES" --parts $OUT/parts --run-dir $OUT/runs/unet
+python -m $here.decoder unet --data "$OUT/pictures/train/train-0000[0-5].tar" --parts $OUT/parts --run-dir $OUT/runs/unet
 python -m $here.writer $OUT/packages $OUT/llm --run-dir $OUT/runs/llm
 
 stages=examples/pictograms
