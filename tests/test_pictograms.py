@@ -280,7 +280,15 @@ def test_from_packages_to_the_page(
 
     monkeypatch.setattr(measure, "TextJudge", Letters)
     figures, sheets = tmp_path / "figures.json", tmp_path / "sheets"
-    given = [str(root / "runs/stage2/model"), "--root", str(root), "--json", str(figures)]
+    given = [
+        str(root / "runs/stage2/model"),
+        "--root",
+        str(root),
+        "--samples",
+        data,
+        "--json",
+        str(figures),
+    ]
     few = ["--names", "4", "--drawn", "2", "--blends", "2", "--steps", "2"]
     assert measure.main([*given, "--sheets", str(sheets), *few]) == 0
     found = json.loads(figures.read_text())["figures"]

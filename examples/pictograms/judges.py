@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load
 from tokenizers import Tokenizer
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoModel, BertConfig, BertModel
 
@@ -47,6 +49,16 @@ class PictureJudge:
         for batch in levels.permute(0, 3, 1, 2).split(batch_size):
             pixels = resize(batch.contiguous(), SIDE, SIDE).float() / 255
             found.append(self.model((pixels - self.mean) / self.std).pooler_output)
+        unit: Features = F.normalize(torch.cat(found), dim=-1).numpy()
+        return unit
+
+    @torch.no_grad()
+    def of_tokens(self, tokens: Tensor) -> Features:
+        """The same of the tokens (N, h w, C) that an encoder with this backbone reads of square pictures."""
+        count, cells, _ = tokens.shape
+        side = math.isqrt(cells)
+        maps = tokens.float().transpose(1, 2).reshape(count, -1, side, side)
+        found = [self.model.pooled(part) for part in maps.split(1024)]
         unit: Features = F.normalize(torch.cat(found), dim=-1).numpy()
         return unit
 

@@ -12,7 +12,7 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,17 @@ from examples.pictograms.fetch import packages
 from examples.pictograms.judges import Features, PictureJudge, TextJudge
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vlv import VLVPipeline
+from vlv.data.loader import LoaderSettings
 from vlv.data.records import Record
 from vlv.data.source import find_records
 from vlv.errors import VLVError
 from vlv.evaluation.statistics import estimate, mean
 from vlv.progress import say
 from vlv.storage import Json, write_json
+from vlv.training.caches import features_cache, fill_cache
 
 SEED = 3000
 """Of the draw of pictures, of pairs, of the sampler and of the bootstrap; never used in tuning."""
@@ -64,57 +67,52 @@ class Pictures:
     images: list[Image.Image]
     labels: list[str]
     features: Features
+    """The judge's."""
     styles: list[str]
+    z: Tensor
+    """The model's, (N, Q, D)."""
 
     def head(self, count: int) -> Pictures:
         """The first of them."""
         first = slice(count)
-        return Pictures(
-            self.images[first], self.labels[first], self.features[first], self.styles[first]
-        )
+        return Pictures(*(getattr(self, field.name)[first] for field in fields(self)))
 
 
 class Bench:
     """A model, its judges, and the figures so far."""
 
-    def __init__(self, model: Path, root: Path, split: str, settings: Settings) -> None:
+    def __init__(self, model: Path, root: Path, samples: str, settings: Settings) -> None:
         self.pipe = VLVPipeline.from_pretrained(str(model))
-        self.root, self.split, self.settings = root, split, settings
+        self.root, self.settings = root, settings
         self.judge, self.texts = PictureJudge(root / "backbone"), TextJudge(root / "packages")
         self.all_labels = [concept.label for concept in read_concepts(root / "packages")]
         self.figures: dict[str, Json] = {}
         self.shown: dict[str, list[Image.Image]] = {}
         self.captions: dict[str, list[list[str]]] = {}
-        self.known = self._training_pictures()
+        self.known = self._training_pictures(samples)
 
     def read(self, name: str) -> Pictures:
         """Pictures of a set, drawn by the seed where it has more than are wanted."""
         records = find_records([str(self.root / "pictures" / name)])
         return self._pictures(_some(records, self.settings.names, self.settings.seed))
 
-    def _training_pictures(self) -> Pictures:
-        """The upright copies of what training has seen; their features are computed once."""
-        records = find_records([str(self.root / "pictures" / "train")])
-        upright = [record for record in records if record.id.endswith("-0")]
-        features = self._kept(self.root / "train-features.npz", upright)
-        return Pictures([], [str(record.caption) for record in upright], features, [])
-
-    def _kept(self, cache: Path, records: Sequence[Record]) -> Features:
-        """The features of records from a file, or computed anew where it is that of other records."""
-        ids = np.array([record.id for record in records])
-        if cache.is_file():
-            found = np.load(cache)
-            if np.array_equal(found["ids"], ids):
-                return np.asarray(found["features"], np.float32)
-        features = self._pictures(records).features
-        np.savez(cache, ids=ids, features=features)
-        return features
+    def _training_pictures(self, samples: str) -> Pictures:
+        """What both stages have seen, with the judge's features by way of the cache that they read."""
+        records = find_records([samples])
+        encoder = self.pipe.encoder
+        assert encoder is not None
+        settings = LoaderSettings(batch_size=64, image_size=self.pipe.image_size, num_workers=1)
+        rows = fill_cache(features_cache(encoder), records, self.root / "features", settings)
+        (tokens,) = rows.values()
+        stacked = torch.from_numpy(np.stack([tokens[i] for i in range(len(records))]))
+        labels = [str(record.caption) for record in records]
+        return Pictures([], labels, self.judge.of_tokens(stacked), [], torch.empty(0))
 
     def _pictures(self, records: Sequence[Record]) -> Pictures:
         images = [record.load() for record in records]
         labels = [str(record.caption) for record in records]
         styles = [str((record.meta or {})["style"]) for record in records]
-        return Pictures(images, labels, self.judge(images), styles)
+        return Pictures(images, labels, self.judge(images), styles, self.pipe.embed(images))
 
     def show(self, name: str, images: Sequence[Image.Image], styles: Sequence[set[str]]) -> None:
         """Keep the pictures that may be shown anywhere: made from hands of permissive licences alone."""
@@ -131,9 +129,9 @@ class Bench:
 
     def names(self, name: str, found: Pictures) -> None:
         """Captions against labels, beside the nearest training picture and chance."""
-        written = self.pipe.describe(found.images, max_new_tokens=24)
+        written = self.pipe.describe(z=found.z, max_new_tokens=24)
         captions = [caption.text.strip() for caption in written]
-        guesses = self._guesses(found.images)
+        guesses = self._guesses(found.z)
         near = self.nearest(found.features)
         labels = found.labels
         self.note(f"{name}: name right at 1", _equal(captions, labels))
@@ -169,17 +167,16 @@ class Bench:
         self.note(f"{name}: caption above nearest name", own - (truth * nearest).sum(1), "cosine")
 
     @torch.no_grad()
-    def _guesses(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[list[str]]:
+    def _guesses(self, z: Tensor, batch_size: int = 32) -> list[list[str]]:
         """The likeliest captions of each picture, by beam search."""
         decoder = self.pipe.caption_decoder
         assert decoder is not None
         end = decoder.tokenizer.eos_token_id
         guesses: list[list[str]] = []
-        for start in range(0, len(images), batch_size):
-            z = self.pipe.embed(list(images[start : start + batch_size]))
+        for part in z.split(batch_size):
             ids = decoder.llm.generate(
-                inputs_embeds=decoder.prefix(self.pipe.context(z).sequence),
-                attention_mask=torch.ones(z.shape[:2], dtype=torch.long),
+                inputs_embeds=decoder.prefix(self.pipe.context(part).sequence),
+                attention_mask=torch.ones(part.shape[:2], dtype=torch.long),
                 num_beams=2 * BEAMS,
                 num_return_sequences=BEAMS,
                 max_new_tokens=24,
@@ -204,7 +201,7 @@ class Bench:
         pipe, settings = self.pipe, self.settings
         gallery, found = found, found.head(settings.drawn)
         how: Json = {"steps": settings.steps, "guidance": settings.guidance, "seed": settings.seed}
-        drawn = pipe.reconstruct(found.images, **how)
+        drawn = pipe.reconstruct(z=found.z, **how)
         self.note(f"{name}: reconstruction finds its original", self._finds(drawn, gallery))
         self.note(
             f"{name}: reconstruction finds its concept in training pictures",
@@ -238,8 +235,8 @@ class Bench:
         """Whether both parents of a blend are among the nearest pictures of the set."""
         settings, rng = self.settings, random.Random(self.settings.seed)
         pairs = [rng.sample(range(len(found.images)), 2) for _ in range(settings.blends)]
-        z = self.pipe.embed(found.images)
-        mixed = torch.stack([self.pipe.mix([z[a], z[b]], mode="average") for a, b in pairs])
+        zs = [self.pipe.mix(list(found.z[[a, b]]), mode="average") for a, b in pairs]
+        mixed = torch.stack(zs)
         drawn = self.pipe.reconstruct(
             z=mixed, steps=settings.steps, guidance=settings.guidance, seed=settings.seed
         )
@@ -272,9 +269,9 @@ def _psnr(drawn: Sequence[Image.Image], originals: Sequence[Image.Image]) -> lis
     return [float(-10 * np.log10(max(error, 1e-10))) for error in errors]
 
 
-def measure(model: Path, root: Path, split: str, settings: Settings) -> Bench:
+def measure(model: Path, root: Path, samples: str, split: str, settings: Settings) -> Bench:
     """All figures of a split, `val` for tuning or `test`."""
-    bench = Bench(model, root, split, settings)
+    bench = Bench(model, root, samples, settings)
     sets = ["style", "concepts", *(["both"] if split == "test" else [])]
     found = {name: bench.read(f"{split}-{name}") for name in sets}
     for name in sets:
@@ -294,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--root", type=Path, required=True, help="folder of packages, pictures and backbone"
     )
+    parser.add_argument("--samples", required=True, help="the pictures that both stages have seen")
     parser.add_argument("--split", choices=["val", "test"], default="test")
     parser.add_argument("--json", type=Path, required=True, help="where the figures go")
     parser.add_argument("--sheets", type=Path, help="folder for the pictures that were drawn")
@@ -302,7 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     settings = Settings(**{name: getattr(given, name) for name in asdict(Settings())})
     try:
-        bench = measure(given.model, given.root, given.split, settings)
+        bench = measure(given.model, given.root, given.samples, given.split, settings)
         about = {"split": given.split, **asdict(settings)}
         figures = {"settings": about, "figures": bench.figures, "captions": bench.captions}
         write_json(given.json, figures)

@@ -4,7 +4,7 @@
 # SAMPLES is the part of the training shards that both stages see, the decoder sees one more: all take twice the time.
 set -euo pipefail
 OUT=out/pictograms
-SAMPLES=${SAMPLES:-"$OUT/pictures/train/train-0000[0-4].tar"}
+SAMPLES=${SAMPLES:-"$OUT/pictures/train/train-0000[0-3].tar"}
 here=examples.pictograms
 
 python -m $here.fetch $OUT/packages
@@ -22,5 +22,6 @@ for stage in stage1 stage2 stage2-drawn; do
   vlv train $stages/$stage.yaml --run-dir $OUT/runs/$stage --set "data.inputs=['$SAMPLES']"
 done
 
-python -m $here.measure $OUT/runs/stage2-drawn/model --root $OUT --json $OUT/figures.json --sheets $OUT/sheets
+python -m $here.measure $OUT/runs/stage2-drawn/model --root $OUT --samples "$SAMPLES" \
+  --json $OUT/figures.json --sheets $OUT/sheets
 python -m $here.page $OUT/figures.json $OUT/sheets

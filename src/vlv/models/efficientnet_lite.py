@@ -89,9 +89,11 @@ class EfficientNetLite(PreTrainedModel):
         x = F.relu6(self.bn0(self.conv_stem(pixel_values)))
         for block in self.blocks:
             x = block(x)
-        features = F.relu6(self.bn1(self.conv_head(x)))
-        pooled = features.mean((2, 3))
-        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=pooled)
+        return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pooled(x))
+
+    def pooled(self, feature_map: Tensor) -> Tensor:
+        """The head's features of a map (B, C, h, w), averaged: (B, F)."""
+        return F.relu6(self.bn1(self.conv_head(feature_map))).mean((2, 3))
 
 
 class _Block(nn.Module):
