@@ -9,6 +9,7 @@ Shapes: N pictures, G gallery, F features.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -284,6 +285,18 @@ def measure(model: Path, root: Path, samples: str, split: str, settings: Setting
     return bench
 
 
+def trainings(folder: Path) -> dict[str, Json]:
+    """Steps and minutes of every run in a folder, from its log; a run that went on after an interruption counts all of it."""
+    found: dict[str, Json] = {}
+    for log in sorted(folder.glob("*/metrics.jsonl")):
+        rows = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+        last = next((row for row in reversed(rows) if row.get("kind") == "train"), None)
+        if last is not None:
+            minutes = round(last["elapsed_seconds"] / 60, 1)
+            found[log.parent.name] = {"steps": last["step"], "minutes": minutes}
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -303,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = measure(given.model, given.root, given.samples, given.split, settings)
         about = {"split": given.split, **asdict(settings)}
         figures = {"settings": about, "figures": bench.figures, "captions": bench.captions}
-        write_json(given.json, figures)
+        write_json(given.json, figures | {"runs": trainings(given.root / "runs")})
         if given.sheets is not None:
             given.sheets.mkdir(parents=True, exist_ok=True)
             for name, images in bench.shown.items():

@@ -55,6 +55,13 @@ def captions(found: Mapping[str, Sequence[Sequence[str]]], count: int = 12) -> s
     return "\n".join(rows)
 
 
+def runs(found: Mapping[str, Json]) -> str:
+    """What was trained, and how long it took."""
+    rows = ["| run | steps | minutes |", "|---|---|---|"]
+    rows += [f"| {name} | {run['steps']} | {run['minutes']:g} |" for name, run in found.items()]
+    return "\n".join(rows)
+
+
 def write_page(figures: Path, readme: Path = README) -> None:
     """Put figures and captions between the markers.
 
@@ -69,7 +76,8 @@ def write_page(figures: Path, readme: Path = README) -> None:
     if START not in text or END not in text:
         raise DataError(f"{readme} has lost the markers of its figures; put them back")
     settings = ", ".join(f"{name} {value}" for name, value in found["settings"].items())
-    parts = [f"Settings: {settings}.", table(found["figures"]), captions(found["captions"])]
+    parts = [f"Settings: {settings}.", table(found["figures"])]
+    parts += [captions(found["captions"]), runs(found["runs"])]
     before, after = text.split(START)[0], text.split(END)[1]
     write_text(readme, before + START + "\n" + "\n\n".join(parts) + "\n" + END + after)
 
