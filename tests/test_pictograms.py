@@ -269,14 +269,17 @@ def test_from_packages_to_the_page(
     assert writer.main([*given, "--steps", "2"]) == 0
 
     config = ["loop.steps=2", "loop.batch_size=4", "optim.warmup_steps=1", f"data.inputs=[{data}]"]
-    config += [f"data.latents={root}/latents", f"data.features={root}/features"]
-    config += [f"model.decoder={root}/parts"]
-    first = [*config, f"model.backbone={root}/backbone", "model.input_size=32"]
-    second = [*config, f"model.encoder={root}/runs/stage1/model", f"model.llm={root}/llm"]
-    for stage, changes in (("stage1", first), ("stage2", second)):
-        sets = [word for change in changes for word in ("--set", change)]
+    config += [f"data.features={root}/features", f"model.decoder={root}/parts"]
+    latents, runs = f"data.latents={root}/latents", root / "runs"
+    changes = {
+        "stage1": [latents, f"model.backbone={root}/backbone", "model.input_size=32"],
+        "stage2": [f"model.encoder={runs}/stage1/model", f"model.llm={root}/llm"],
+        "stage2-drawn": [latents, *(f"model.{x}={runs}/stage2/model" for x in ("encoder", "caption_decoder"))],
+    }  # fmt: skip
+    for stage, own in changes.items():
+        sets = [word for change in [*config, *own] for word in ("--set", change)]
         preset = str(ROOT / f"examples/pictograms/{stage}.yaml")
-        run("train", preset, "--run-dir", str(root / "runs" / stage), *sets)
+        run("train", preset, "--run-dir", str(runs / stage), *sets)
 
     monkeypatch.setattr(measure, "TextJudge", Letters)
     figures, sheets = tmp_path / "figures.json", tmp_path / "sheets"

@@ -51,11 +51,11 @@ PERMISSIVE = {
 class Settings:
     """How much is measured."""
 
-    names: int = 400
+    names: int = 300
     """Most pictures of a set whose names are asked for."""
-    drawn: int = 200
+    drawn: int = 100
     """Most pictures of a set that are reconstructed; as many are drawn from captions."""
-    blends: int = 100
+    blends: int = 60
     steps: int = 12
     guidance: float = 2.0
     seed: int = SEED
