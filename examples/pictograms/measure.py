@@ -35,7 +35,7 @@ from vlv.progress import say
 from vlv.storage import Json, write_json
 from vlv.training.caches import features_cache, fill_cache
 
-SEED = 3000
+SEED = 3001
 """Of the draw of pictures, of pairs, of the sampler and of the bootstrap; never used in tuning."""
 BEAMS = 5
 NEAREST = 10
@@ -201,8 +201,7 @@ class Bench:
         """Whether the reconstruction's nearest picture of the set is its original, and how close the pixels are."""
         pipe, settings = self.pipe, self.settings
         gallery, found = found, found.head(settings.drawn)
-        how: Json = {"steps": settings.steps, "guidance": settings.guidance, "seed": settings.seed}
-        drawn = pipe.reconstruct(z=found.z, **how)
+        drawn = pipe.reconstruct(z=found.z, **self.drawing(len(found.z)))
         self.note(f"{name}: reconstruction finds its original", self._finds(drawn, gallery))
         self.note(
             f"{name}: reconstruction finds its concept in training pictures",
@@ -210,7 +209,7 @@ class Bench:
         )
         self.note(f"{name}: PSNR of reconstructions", _psnr(drawn, found.images), "dB")
         captions = [row[1] for row in self.captions[name][: settings.drawn]]
-        generated = pipe.generate(captions, **how)
+        generated = pipe.generate(captions, **self.drawing(len(captions)))
         self.note(
             f"{name}: picture from the caption finds the original", self._finds(generated, gallery)
         )
@@ -218,6 +217,11 @@ class Bench:
         self.show(f"{name}-original", found.images, styles)
         self.show(f"{name}-rebuilt", drawn, styles)
         self.show(f"{name}-generated", generated, styles)
+
+    def drawing(self, count: int) -> Json:
+        """How pictures are sampled: each from noise of its own."""
+        steps, guidance, first = self.settings.steps, self.settings.guidance, self.settings.seed
+        return {"steps": steps, "guidance": guidance, "seed": list(range(first, first + count))}
 
     def _finds(self, drawn: Sequence[Image.Image], gallery: Pictures) -> NDArray[np.bool_]:
         nearest = (self.judge(drawn) @ gallery.features.T).argmax(1)
@@ -238,9 +242,7 @@ class Bench:
         pairs = [rng.sample(range(len(found.images)), 2) for _ in range(settings.blends)]
         zs = [self.pipe.mix(list(found.z[[a, b]]), mode="average") for a, b in pairs]
         mixed = torch.stack(zs)
-        drawn = self.pipe.reconstruct(
-            z=mixed, steps=settings.steps, guidance=settings.guidance, seed=settings.seed
-        )
+        drawn = self.pipe.reconstruct(z=mixed, **self.drawing(len(mixed)))
         order = np.argsort(-(self.judge(drawn) @ found.features.T), axis=1)[:, :NEAREST]
         both = [{a, b} <= set(row) for (a, b), row in zip(pairs, order.tolist(), strict=True)]
         one = [bool({a, b} & set(row)) for (a, b), row in zip(pairs, order.tolist(), strict=True)]
