@@ -292,7 +292,7 @@ def test_from_packages_to_the_page(
         "--json",
         str(figures),
     ]
-    few = ["--names", "4", "--drawn", "2", "--blends", "2", "--steps", "2"]
+    few = ["--names", "8", "--drawn", "8", "--blends", "2", "--steps", "2"]
     assert measure.main([*given, "--sheets", str(sheets), *few]) == 0
     found = json.loads(figures.read_text())["figures"]
     assert set(page.FLOORS) <= set(found)
