@@ -83,6 +83,8 @@ class Stage2Config(Settings):
     """Share of the drawn captions that are told what is known."""
     texts_per_image: Annotated[int, Field(gt=0, le=1024)] = 1
     """Texts drawn for each image in each step, which share its encoding."""
+    loss_mean: Literal["tokens", "texts"] = "tokens"
+    """Over all tokens of a step (the paper); or over each text's first, so that an answer counts as much as a caption."""
     denoising_weight: float = Field(0.0, ge=0)
     """Our addition: weight of stage 1's loss, which keeps z readable for the diffusion decoder; 0 is the paper."""
     draws_per_image: Annotated[int, Field(gt=0, le=1024)] = 1

@@ -15,6 +15,7 @@ import torch
 
 from tests.cli.conftest import Vlv, start, write_image
 from vlv.data.source import find_records
+from vlv.data.texts import questions_of
 from vlv.jobs.caption_settings import CHECK_COLUMNS, COLUMNS
 from vlv.jobs.formats import Row, read_rows
 from vlv.models import placement
@@ -383,6 +384,7 @@ def test_a_csv_table_is_read_back_by_the_standard_library(
 
 def test_webdataset(vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: Path) -> None:
     (photos / "2.png").write_bytes(b"broken")
+    (photos / "1.json").write_text('{"question": "red?", "answer": "yes", "caption": "old"}')
     folder = tmp_path / "out"
     result = vlv(*args, "-o", folder, "--format", "webdataset")
     assert (result.code, "done 4, skipped 0, failed 1" in result.err) == (2, True)
@@ -394,6 +396,8 @@ def test_webdataset(vlv: Vlv, args: tuple[object, ...], photos: Path, tmp_path: 
         assert record.open() == (photos / name).read_bytes()
         assert record.meta is not None
         assert record.meta["file_name"] == str(photos / name)
+        asked = [(text.instruction, text.answer) for text in questions_of(name, record.meta)]
+        assert asked == ([("red?", "yes")] if name == "1.png" else []), "what is known stays"
     before = (folder / "shard-00000.tar").stat().st_mtime_ns
     write_image(photos / "2.png", 2)
     assert vlv(*args, "-o", folder, "--format", "webdataset").code == 0

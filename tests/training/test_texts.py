@@ -108,6 +108,23 @@ def test_the_loss_is_that_of_each_text_alone() -> None:
     assert sum(objective.num_targets(prepared)) == count
 
 
+def test_a_mean_over_texts_lets_an_answer_count_as_much_as_a_caption() -> None:
+    objective, batch = stage2(**MIXED, loss_mean="texts"), make_batch(meta=META)
+    prepared = objective.prepare(batch, RowGenerator(0, 0, range(2)))
+    decoder = objective.caption_decoder
+    c = objective.decoder.context(objective.encoder(batch["pixels"])).sequence
+    own = [
+        decoder.loss_of_tokens(c[row : row + 1], [text.answer], instructions=[text.instruction])
+        for row, texts in enumerate(prepared["texts"])
+        for text in texts
+    ]
+    lengths = {len(text.answer) for texts in prepared["texts"] for text in texts}
+    assert len(lengths) > 1
+    found = objective.loss(prepared, generator()).total
+    torch.testing.assert_close(found, torch.stack(own).mean())
+    assert objective.num_targets(prepared) == [3, 3]
+
+
 def test_a_plain_mix_is_the_caption_as_ever() -> None:
     objective, batch = stage2(), make_batch(meta=META)
     prepared = objective.prepare(batch, RowGenerator(0, 0, range(2)))

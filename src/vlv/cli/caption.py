@@ -263,7 +263,8 @@ def caption(given: CaptionOptions) -> int:
         return _share(given, settings, placement)
     output = given.to.checked()
     column = settings.context_column
-    records = given.source.find(detail="images" if column is None else "texts")
+    reads = column is not None or given.to.format == "webdataset"  # which keeps metadata
+    records = given.source.find(detail="texts" if reads else "images")
     check_known(records, column)
     job = CaptionJob(records, settings, output)
     if given.to.dry_run:

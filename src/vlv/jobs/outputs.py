@@ -137,7 +137,10 @@ class ParquetShards(Shards):
 
 
 class TarShards(Shards):
-    """Tar files in the naming of webdataset: the image as it is, its caption as .txt, its row as .json."""
+    """Tar files in the naming of webdataset: the image as it is, its caption as .txt, its row as .json.
+
+    The .json also keeps what the image's metadata held, such as captions in styles and questions.
+    """
 
     def path(self, number: int) -> Path:
         """File of a shard."""
@@ -149,7 +152,8 @@ class TarShards(Shards):
             for record, row in pairs:
                 image = read_unchanged(record, row)
                 key = _tar_key(record, taken)
-                parts = {_suffix(image): image, "txt": row["caption"], "json": row}
+                fields = {**(record.meta or {}), **row}
+                parts = {_suffix(image): image, "txt": row["caption"], "json": fields}
                 writer.write(key, parts)
 
 

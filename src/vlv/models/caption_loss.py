@@ -149,6 +149,7 @@ def near_lengths(lengths: Sequence[int], *, max_padding: float = 0.04) -> list[l
 
 
 Batching = Literal["auto", "packed", "bucketed", "padded"]
+LossMean = Literal["tokens", "texts"]
 
 logger = logging.getLogger(__name__)
 
@@ -161,8 +162,9 @@ def caption_loss(
     instructions: Sequence[Sequence[int]] = (),
     batching: Batching = "auto",
     head: nn.Linear | None = None,
+    mean: LossMean = "tokens",
 ) -> Tensor:
-    """Mean cross-entropy over all tokens of the captions.
+    """Mean cross-entropy of the captions.
 
     Args:
         llm: Any causal language model of transformers.
@@ -173,6 +175,7 @@ def caption_loss(
             "padded" pads all to the longest. "auto" packs where the model can.
         head: What makes logits of the last states where that is all that happens, see `plain_head`; with None the
             logits of all captions exist at once.
+        mean: Over all tokens; or over those of each caption first, so that a short one counts as much as a long one.
 
     Returns:
         A float32 scalar.
@@ -180,6 +183,11 @@ def caption_loss(
     Raises:
         ConfigError: Captions shall be packed, but the model's attention cannot be exchanged.
     """
+    if mean == "texts":
+        found = caption_log_probs(
+            llm, prefix, rows, instructions=instructions, batching=batching, head=head
+        )
+        return -(found / _on(found.device, [len(row) for row in rows])).mean()
     total = torch.stack([
         _cross_entropy(part, head) for part in _read(llm, prefix, rows, instructions, batching, head)
     ]).sum()  # fmt: skip

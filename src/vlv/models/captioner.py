@@ -29,6 +29,7 @@ from vlv.errors import ConfigError, ModelFolderError
 from vlv.models.arguments import named, whole_number
 from vlv.models.caption_loss import (
     Batching,
+    LossMean,
     caption_log_probs,
     caption_loss,
     has_numbers,
@@ -248,8 +249,12 @@ class CaptionDecoder(PreTrainedModel):
         *,
         instructions: Sequence[Sequence[int]] = (),
         batching: Batching = "auto",
+        mean: LossMean = "tokens",
     ) -> Tensor:
-        """`loss` of captions that are tokens already, M rows for each c; `instructions` has as many, or none."""
+        """`loss` of captions that are tokens already, M rows for each c; `instructions` has as many, or none.
+
+        `mean` is that of `caption_loss`.
+        """
         self._check_texts(c, rows, instructions)
         head = self.find_head()
         return caption_loss(
@@ -259,6 +264,7 @@ class CaptionDecoder(PreTrainedModel):
             instructions=instructions,
             batching=batching,
             head=head,
+            mean=mean,
         )
 
     def log_probs_of_tokens(

@@ -144,7 +144,7 @@ class Stage2:
         before = [text.instruction for text in texts]
         how = self.config.batching
         caption = self.caption_decoder.loss_of_tokens(
-            c.sequence, cut, instructions=before, batching=how
+            c.sequence, cut, instructions=before, batching=how, mean=self.config.loss_mean
         )
         total = caption = caption * batch.get("target_weight", 1.0)
         read = [[*i, *row] for i, row in zip(before, cut, strict=True)]
@@ -166,7 +166,9 @@ class Stage2:
         return batch | {"texts": self._texts(batch, generator.row_seeds)}
 
     def num_targets(self, batch: Batch) -> list[int]:
-        """Supervised tokens of each image: the cross-entropy is a mean over all of a step, not of each pass."""
+        """Supervised tokens or texts of each image: the cross-entropy is a mean over all of a step, not of each pass."""
+        if self.config.loss_mean == "texts":
+            return [len(row) for row in self._texts(batch)]
         return [sum(len(self._cut(text.answer)) for text in row) for row in self._texts(batch)]
 
     def _texts(self, batch: Batch, row_seeds: Sequence[int] = ()) -> list[list[TextTokens]]:

@@ -6,11 +6,11 @@ words that its caption lacks: one that is true of the scene, one that is false.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -25,8 +25,13 @@ from vlv.toyworld.render import render
 from vlv.toyworld.words import NAME_FACTS, OBJECT_FACTS, WORDS
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vlv.evaluation.experiments.scene_plan import ScenePlan
+    from vlv.models.decoding import Caption
     from vlv.models.pipeline import VLVPipeline
+
+Wanted = TypeVar("Wanted", bound=Hashable)
 
 EXCLUDED, INCLUDED = Target(0.99, 1.0), Target(0.95, 0.99)
 
@@ -50,21 +55,34 @@ def collect(
 def _written(pipe: VLVPipeline, plan: ScenePlan, indices: Sequence[int]) -> Iterator[Row]:
     images = [render(plan.scene(index), pipe.image_size).image for index in indices]
     z = pipe.embed(images, batch_size=len(images))
-    plain = pipe.describe(z=z, batch_size=len(images))
-    for row, index in enumerate(indices):
-        own, text = z[row : row + 1], plain[row].text
-        excluded = fact_to_exclude(plan, index, text)
-        (without,) = pipe.describe(z=own, exclude=words_for(*excluded))
-        found: Row = {
-            "index": index,
-            "plain": text,
-            "excluded": {"fact": excluded, "text": without.text},
-        }
-        for kind in ("true", "false"):
-            word = word_to_include(plan, index, text, is_true=kind == "true")
-            (one,) = pipe.describe(z=own, include=word)
-            found[kind] = {"word": word, "text": one.text, "bias": one.include_bias}
-        yield found
+    plain = [x.text for x in pipe.describe(z=z, batch_size=len(images))]
+    facts = [fact_to_exclude(plan, *pair) for pair in zip(indices, plain, strict=True)]
+    without = _describe(pipe, z, facts, lambda fact: {"exclude": words_for(*fact)})
+    rows: list[Row] = [
+        {"index": index, "plain": text, "excluded": {"fact": fact, "text": caption.text}}
+        for index, text, fact, caption in zip(indices, plain, facts, without, strict=True)
+    ]
+    for kind in ("true", "false"):
+        words = [
+            word_to_include(plan, *pair, is_true=kind == "true")
+            for pair in zip(indices, plain, strict=True)
+        ]
+        found = _describe(pipe, z, words, lambda word: {"include": word})
+        for row, word, caption in zip(rows, words, found, strict=True):
+            row[kind] = {"word": word, "text": caption.text, "bias": caption.include_bias}
+    yield from rows
+
+
+def _describe(
+    pipe: VLVPipeline, z: Tensor, wanted: Sequence[Wanted], how: Callable[[Wanted], Row]
+) -> list[Caption]:
+    """A caption of each image; those of which the same is wanted are written together, each as it would be alone."""
+    found: dict[int, Caption] = {}
+    for one in dict.fromkeys(wanted):
+        rows = [row for row, other in enumerate(wanted) if other == one]
+        captions = pipe.describe(z=z[rows], batch_size=len(rows), **how(one))
+        found |= zip(rows, captions, strict=True)
+    return [found[row] for row in range(len(wanted))]
 
 
 def words_for(fact: str, value: str) -> tuple[str, ...]:
