@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from transformers import AutoConfig
 from typer.main import get_command
@@ -20,6 +21,7 @@ from vlv import VLVPipeline
 from vlv.cli import app
 from vlv.toyworld.render import render
 from vlv.toyworld.scene import sample_scene
+from vlv.toyworld.styles import STYLES, is_written_as
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -152,6 +154,23 @@ def test_committed_weights_are_small() -> None:
     files = [file for folder in folders for file in folder.rglob("*.safetensors")]
     assert len(files) > 8
     assert sum(file.stat().st_size for file in files) < 60e6
+
+
+def test_the_model_that_takes_instructions_follows_them_and_its_card_has_its_figures() -> None:
+    folder = ROOT / "src" / "vlv" / "weights" / "tiny-instruct"
+    results = json.loads((ROOT / "docs" / "results" / "instruct.json").read_text())
+    figures = results["sections"]["instruct"]["figures"]
+    for key in ("instruct.answers", "instruct.plain.f1"):
+        shown = f"{100 * figures[key]['value']:.1f} %"
+        for page in (folder / "README.md", ROOT / "docs" / "instructions.md"):
+            assert shown in page.read_text(), f"{page} has other figures than docs/results"
+    pipe = VLVPipeline.from_pretrained("vlv-tiny-instruct", parts=["caption"])
+    image = render(sample_scene(7, 0, "test")).image
+    for style in STYLES:
+        assert is_written_as(style, pipe.caption(image, style=style))
+    assert pipe.ask(image, "what kind of picture is it?").text == sample_scene(7, 0, "test").style
+    base = VLVPipeline.from_pretrained("vlv-tiny", parts=["embed"])
+    assert torch.equal(pipe.embed(image), base.embed(image)), "z is that of vlv-tiny"
 
 
 def test_the_model_from_images_alone_captions_and_can_be_trained_further() -> None:
