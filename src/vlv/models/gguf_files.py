@@ -83,7 +83,7 @@ def _convert(file: Path, folder: Path) -> None:
     where: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True}
     with naming("llm", file), quiet_loading():
         model: Any = AutoModelForCausalLM.from_pretrained(
-            file.parent, dtype=torch.float16, trust_remote_code=False, **where
+            file.parent, dtype=torch.float16, use_safetensors=True, trust_remote_code=False, **where
         )
         tokenizer = AutoTokenizer.from_pretrained(file.parent, trust_remote_code=False, **where)
         # Its weights are plain by now; transformers would refuse to save a model that calls itself quantised.
