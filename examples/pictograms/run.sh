@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to the page; run it in the repository's root. Every step goes on where it was interrupted: run it again.
-# pip install -e ".[train,data]" "resvg-py==0.5.0"; npm and pip fetch the packages from the registries they are set up for.
+# pip install -e ".[train,data,pictograms]"; npm and pip fetch the packages from the registries they are set up for.
 # SAMPLES is the part of the training shards that both stages see, the decoder sees one more: all take twice the time.
 set -euo pipefail
 OUT=out/pictograms
