@@ -15,7 +15,6 @@ from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausa
 from tests import tiny
 from tests.models.test_llm_families import FAMILIES, make
 from vlv.errors import ConfigError
-from vlv.models import packing
 from vlv.models.caption_loss import (
     caption_loss,
     chunked_cross_entropy,
@@ -232,11 +231,7 @@ def test_log_probs_are_the_loss_of_each_caption(
         torch.testing.assert_close(gradient, of_loss[name], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("sharing", [("cpu",), ()])
-def test_several_captions_of_a_context_share_its_row(
-    sharing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(packing, "SHARING", sharing)
+def test_several_captions_of_a_context_share_its_row() -> None:
     decoder = tiny.make_caption_decoder()
     rows = decoder.token_rows(CAPTIONS)
     decoder.find_head()
@@ -284,24 +279,21 @@ def test_padding_is_small_at_realistic_lengths(count: int) -> None:
 def test_packed_places() -> None:
     packed = Packed.of(1, [[1], [2]], torch.device("cpu"))
     assert packed.positions.tolist() == [[0, 1, 0, 1, 2]]
-    assert [part.queries.tolist() for part in packed.parts] == [[[0, 1, 1], [2, 3, 4]]]
-    assert packed.parts[0].keys is packed.parts[0].queries
+    assert packed.spread.tolist() == [0, 1, 1, 2, 3, 4]
     assert packed.collect.tolist() == [0, 1, 3, 4, 5]
+    assert packed.shape == (2, 3)
 
 
-def test_texts_of_a_prefix_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_a_prefix_share_it() -> None:
     packed = Packed.of(2, [[1, 0], [2, 1]], torch.device("cpu"))
     assert packed.positions.tolist() == [[0, 1, 2, 0, 1, 2, 3, 2]]
-    prefixes, texts = packed.parts
-    assert prefixes.queries.tolist() == prefixes.keys.tolist() == [[0, 1], [3, 4]]
-    assert texts.keys.tolist() == [[0, 1, 2, 2], [0, 1, 1, 1], [3, 4, 5, 6], [3, 4, 7, 7]]
-    assert texts.queries.tolist() == [[2, 2], [1, 1], [5, 6], [7, 7]]
-    standing = [*prefixes.queries.flatten().tolist(), *texts.queries.flatten().tolist()]
-    assert [standing[place] for place in packed.collect.tolist()] == list(range(8))
-    assert packed.collect.tolist() == [0, 1, 4, 2, 3, 8, 9, 10]
-    monkeypatch.setattr(packing, "SHARING", ())
-    (whole,) = Packed.of(2, [[1, 0], [2, 1]], torch.device("cpu")).parts
-    assert whole.queries.tolist() == whole.keys.tolist() == texts.keys.tolist()
+    assert packed.spread.view(packed.shape).tolist() == [
+        [0, 1, 2, 2],
+        [0, 1, 1, 1],
+        [3, 4, 5, 6],
+        [3, 4, 7, 7],
+    ]
+    assert packed.collect.tolist() == [0, 1, 2, 8, 9, 10, 11, 14]
 
 
 def test_packed_attention_in_bf16_is_near_that_in_float32() -> None:
